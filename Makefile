@@ -1,0 +1,31 @@
+# Every target sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: reproduce test lint clean
+
+# He et al. 2015, Figure 3: He initialisation trains a 30-layer network, Xavier stalls.
+reproduce: .venv/installed
+	$(BIN)/python -m experiments.convergence_30 --scale=laptop --workdir=runs/convergence_30
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+.venv/installed-test: setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@ .venv/installed

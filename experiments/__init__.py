@@ -1,0 +1,1 @@
+"""One module per result of the papers; each ends in claims."""

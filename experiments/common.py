@@ -1,0 +1,112 @@
+"""What every experiment shares: its flags, its scales, its runs and its exit status."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from experiments.results import Claim
+from prelu_jax import names
+from prelu_jax.training import loop
+from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.parallel import Parallel
+
+SCALES = ("laptop", "cifar10", "imagenet")
+
+Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
+
+
+def main(name: str, configs: Mapping[str, Callable[[], Any]], run: Run) -> None:
+    """Runs an experiment from the command line; the exit status is 1 if a claim fails.
+
+    Args:
+        name: of the experiment, for the default work folder.
+        configs: scale -> its configuration, a dataclass whose fields are flags, --config.FIELD.
+        run: takes the configuration, the work folder and the number of seeds.
+    """
+    scale = flags.DEFINE_string("scale", "laptop", f"One of {', '.join(configs)}.")
+    workdir = flags.DEFINE_string("workdir", "", "Where runs go; default runs/<name>_<scale>.")
+    seeds = flags.DEFINE_integer("seeds", 3, "How many, from --config.seed on.", lower_bound=1)
+    try:
+        # The scale decides the configuration whose fields are the other flags: read it first.
+        flags.FLAGS(_only(sys.argv, "scale"))
+        names.check("scale", scale.value, configs)
+        config = configs[scale.value]()
+        _check_fields(sys.argv, config)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    flags.FLAGS.unparse_flags()
+    holder = config_flags.DEFINE_config_dataclass("config", config, "Fields of the configuration.")
+
+    def start(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+        folder = Path(workdir.value or f"runs/{name}_{scale.value}")
+        try:
+            claims = run(holder.value, folder, seeds.value)
+        except (ValueError, ImportError) as error:
+            raise SystemExit(f"error: {error}") from error
+        print("\nClaims:")
+        for claim in claims:
+            print(claim)
+        sys.exit(0 if all(claim.passed for claim in claims) else 1)
+
+    app.run(start)
+
+
+def _only(argv: Sequence[str], flag: str) -> list[str]:
+    """The program's name and the arguments that set one flag."""
+    kept = [argv[0]]
+    for i, argument in enumerate(argv[1:], start=1):
+        if argument.lstrip("-").startswith(f"{flag}="):
+            kept.append(argument)
+        elif argument in (f"--{flag}", f"-{flag}"):
+            kept.extend(argv[i : i + 2])
+    return kept
+
+
+def _check_fields(argv: Sequence[str], config: Any) -> None:
+    fields = [field.name for field in dataclasses.fields(config)]
+    for argument in argv[1:]:
+        flag = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and flag.startswith("config."):
+            names.check("config field", flag.removeprefix("config."), fields)
+
+
+def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:
+    """Trains every run that its folder does not hold finished, one after another.
+
+    Args:
+        runs: folder -> (label, configuration).
+    """
+    _cache_compilations()
+    parallel = Parallel()
+    for _, config in runs.values():
+        loop.check(config, parallel)  # all of them before the first trains
+    for folder, (label, config) in runs.items():
+        with tqdm(
+            total=config.num_steps, desc=label, unit="step", smoothing=0.1, mininterval=1
+        ) as bar:
+
+            def progress(step: int, error: float | None, bar: tqdm = bar) -> None:
+                bar.set_postfix_str(f"error {error:.1%}" if error is not None else "", False)
+                bar.update(step - bar.n)
+
+            status = loop.train(config, folder, progress, parallel)
+            bar.set_postfix_str(f"{status['status']} at step {status['step']}")
+
+
+def _cache_compilations() -> None:
+    """Compiled programs are kept between commands, unless the user has chosen a place."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "prelu_jax" / "xla"))

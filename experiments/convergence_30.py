@@ -1,0 +1,104 @@
+"""He et al. 2015, Figure 3: a 30-layer rectifier network converges with He, stalls with Xavier.
+
+    python -m experiments.convergence_30 --scale=laptop
+
+27 convolutional and 3 fully connected layers, ReLU, Gaussian weights of variance 2 / fan_out
+(Eq. 14) against 1 / fan_out, the variance in the figure's legend; everything else equal.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import common, convergence, results
+from experiments.results import Claim, Curve
+
+
+@dataclasses.dataclass
+class Config(convergence.ConvergenceConfig):
+    """The comparison and what its claims ask for."""
+
+    converged: float = 0.10  # He's final error is at most this
+    stalled: float = 0.80  # Xavier's error is never below this
+
+
+def laptop() -> Config:
+    """Digits at 32 pixels: about half a minute a run on two cores."""
+    return Config(
+        dataset="digits",
+        flip=False,  # a mirrored digit is another sign
+        pixel_rms=convergence.PIXEL_RMS,
+        arch="small_30_reduced",
+        batch_size=64,
+        num_steps=500,
+        plateau_patience=convergence.NEVER,
+        log_every=25,
+        eval_every=25,
+        checkpoint_every=100,
+    )
+
+
+def cifar10() -> Config:
+    """CIFAR-10 photos, the same network."""
+    return Config(
+        converged=0.60,
+        stalled=0.85,
+        dataset="cifar10",
+        pixel_rms=convergence.PIXEL_RMS,
+        arch="small_30_reduced",
+        batch_size=64,
+        num_steps=4000,
+        plateau_patience=convergence.NEVER,
+        test_examples=3000,
+        log_every=50,
+        eval_every=100,
+        checkpoint_every=500,
+    )
+
+
+def imagenet() -> Config:
+    """The paper's own setting: 224-pixel crops, batch 128, 3,000 random validation images."""
+    return Config(
+        converged=0.90,  # read off the figure: 80 % at epoch 10
+        stalled=0.99,
+        dataset="imagenet2012",
+        test_split="validation",
+        test_examples=3000,
+        min_side=256,  # Table 2: the small model is trained at one scale
+        max_side=256,
+        arch="small_30",
+        batch_size=128,
+        num_steps=100_000,  # 10 epochs, the figure's range
+        plateau_patience=50,
+        log_every=100,
+        eval_every=1000,
+        checkpoint_every=5000,
+    )
+
+
+def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
+    """Runs the comparison and judges it."""
+
+    def judge(he: Sequence[Curve], xavier: Sequence[Curve]) -> list[Claim]:
+        he_errors = [curve.final_error() for curve in he]
+        xavier_errors = [curve.lowest_error() for curve in xavier]
+        return [
+            Claim(
+                f"He converges: final error at most {config.converged:.0%} in every seed",
+                max(he_errors) <= config.converged,
+                results.summary(he_errors, " %", 100),
+            ),
+            Claim(
+                f"Xavier stalls: error never below {config.stalled:.0%} in any seed",
+                min(xavier_errors) >= config.stalled,
+                f"lowest error of each run: {results.summary(xavier_errors, ' %', 100)}",
+            ),
+        ]
+
+    title = "30 layers, ReLU: He converges, Xavier stalls"
+    return convergence.run(config, workdir, seeds, title, judge)
+
+
+if __name__ == "__main__":
+    configs = {"laptop": laptop, "cifar10": cifar10, "imagenet": imagenet}
+    common.main("convergence_30", configs, run)

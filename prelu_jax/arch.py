@@ -1,0 +1,232 @@
+"""Networks as data: a tuple of layer records, read by `models` (and by nothing framework-bound).
+
+The networks of He et al. 2015 (arXiv:1502.01852) stand here exactly as their Tables 1 and 3 print
+them, each beside a reduction to 32-pixel images. Two things the paper leaves open:
+
+* Padding. The 2×2 convolutions of Table 1 keep the size of their maps, so one row and one column
+  is added on one side. It is added before and after **in turn**: padded on one side only, a stack
+  of even kernels shifts its signal off the map (docs/findings.md).
+* Where the sixteen extra layers of the 30-layer network stand (§2.2). They have 256 filters of
+  2×2, which only stage conv3 has.
+"""
+
+import dataclasses
+import math
+
+from prelu_jax import names
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A convolution with bias, then a rectifier.
+
+    Attributes:
+        name: the parameters' path.
+        features: output channels, ``d`` in the paper.
+        kernel_size: side of the square kernel, ``k``.
+        stride: step of the kernel in both directions.
+        padding: rows and columns added before and after, the same for both axes.
+        circular: the padding continues the map around instead of adding zeros.
+    """
+
+    name: str
+    features: int
+    kernel_size: int
+    stride: int = 1
+    padding: tuple[int, int] = (0, 0)
+    circular: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool:
+    """Maximum over ``window × window`` tiles; the stride is the window in all these networks."""
+
+    name: str
+    window: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SpatialPyramid:
+    """Maximum over ``n × n`` bins for every level n, concatenated (SPP-net)."""
+
+    name: str
+    levels: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """A fully connected layer with bias, a rectifier and dropout; weights N(0, stddev²)."""
+
+    name: str
+    features: int
+    stddev: float
+    dropout_rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """The last layer: one output per class, no rectifier; weights N(0, stddev²)."""
+
+    name: str
+    stddev: float
+
+
+Layer = Conv | MaxPool | SpatialPyramid | Dense | Logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """A network: its layers in order, and the side in pixels of the square images it is for."""
+
+    name: str
+    image_size: int
+    layers: tuple[Layer, ...]
+
+
+PADDINGS = ("alternating", "same", "circular")
+
+
+def with_padding(arch: Arch, scheme: str) -> Arch:
+    """The same network with its size-keeping convolutions padded by another scheme.
+
+    Args:
+        arch: any network of this module.
+        scheme: 'alternating', kernels of even size are padded before and after in turn;
+            'same', always after, as XLA's ``SAME`` does; 'circular', with the map itself.
+
+    Raises:
+        ValueError: the scheme is unknown.
+    """
+    names.check("padding", scheme, PADDINGS)
+    layers, turn = [], 0
+    for layer in arch.layers:
+        if isinstance(layer, Conv) and sum(layer.padding) == layer.kernel_size - 1:
+            sides = _padding(layer.kernel_size, 0 if scheme == "same" else turn)
+            layer = dataclasses.replace(layer, padding=sides, circular=scheme == "circular")
+            turn += 1
+        else:
+            turn = 0
+        layers.append(layer)
+    return dataclasses.replace(arch, layers=tuple(layers))
+
+
+def _padding(kernel_size: int, turn: int) -> tuple[int, int]:
+    """Padding that keeps the size; an even kernel's odd row goes after, then before, in turn."""
+    less, more = (kernel_size - 1) // 2, kernel_size // 2
+    return (less, more) if turn % 2 == 0 else (more, less)
+
+
+def _stage(name: str, count: int, features: int, kernel_size: int) -> tuple[Conv, ...]:
+    return tuple(
+        Conv(f"{name}_{i + 1}", features, kernel_size, padding=_padding(kernel_size, i))
+        for i in range(count)
+    )
+
+
+def _fully_connected(features: int, stddev: float, stddev_last: float) -> tuple[Layer, ...]:
+    hidden = (Dense("fc1", features, stddev), Dense("fc2", features, stddev))
+    return (*hidden, Logits("fc3", stddev_last))
+
+
+def _small(name: str, convs_in_stage_3: int) -> Arch:
+    """Table 1 of He et al. 2015 (model E of He & Sun 2015), with more or fewer layers in conv3."""
+    return Arch(
+        name,
+        224,
+        (
+            Conv("conv1", 64, 7, stride=2),
+            MaxPool("pool1", 3),
+            *_stage("conv2", 4, 128, 2),
+            MaxPool("pool2", 2),
+            *_stage("conv3", convs_in_stage_3, 256, 2),
+            SpatialPyramid("spp", (6, 3, 2, 1)),
+            *_fully_connected(4096, stddev=0.01, stddev_last=0.001),
+        ),
+    )
+
+
+SMALL_14 = _small("small_14", 6)
+SMALL_30 = _small("small_30", 6 + 16)
+
+
+def _large(name: str, convs: int, features: tuple[int, int, int]) -> Arch:
+    """Table 3 of He et al. 2015: three stages of ``convs`` layers each."""
+    return Arch(
+        name,
+        224,
+        (
+            Conv("conv1", 96, 7, stride=2, padding=(3, 3)),
+            MaxPool("pool1", 2),
+            *_stage("conv2", convs, features[0], 3),
+            MaxPool("pool2", 2),
+            *_stage("conv3", convs, features[1], 3),
+            MaxPool("pool3", 2),
+            *_stage("conv4", convs, features[2], 3),
+            SpatialPyramid("spp", (7, 3, 2, 1)),
+            *_fully_connected(4096, stddev=0.01, stddev_last=0.001),
+        ),
+    )
+
+
+MODEL_A = _large("model_a", 5, (256, 512, 512))
+MODEL_B = _large("model_b", 6, (256, 512, 512))
+MODEL_C = _large("model_c", 6, (384, 768, 896))
+
+
+# Reductions to 32-pixel images. Kept: the depth, the order of the layers, the size of every kernel
+# but that of the small nets' first, the padding, the dropout. Reduced: the widths, the pyramid
+# ({4, 2, 1}), and the down-sampling before stage 2, so that the maps stay larger than the pyramid.
+# The hidden fully connected layers take Eq. 14: the paper's std of 0.01 answers inputs in
+# [-128, 128] (§2.2), and these nets are fed smaller ones. The last keeps the paper's 0.001: with
+# a larger one the first steps unlearn the scores' common offset by shrinking every layer, and
+# deep nets die of it (docs/findings.md).
+_REDUCED_FULLY_CONNECTED = _fully_connected(256, stddev=math.sqrt(2 / 256), stddev_last=0.001)
+
+
+def _small_reduced(name: str, convs_in_stage_3: int) -> Arch:
+    return Arch(
+        name,
+        32,
+        (
+            Conv("conv1", 16, 3, padding=(1, 1)),
+            MaxPool("pool1", 2),
+            *_stage("conv2", 4, 16, 2),
+            MaxPool("pool2", 2),
+            *_stage("conv3", convs_in_stage_3, 32, 2),
+            SpatialPyramid("spp", (4, 2, 1)),
+            *_REDUCED_FULLY_CONNECTED,
+        ),
+    )
+
+
+SMALL_14_REDUCED = _small_reduced("small_14_reduced", 6)
+SMALL_30_REDUCED = _small_reduced("small_30_reduced", 6 + 16)
+
+MODEL_B_REDUCED = Arch(
+    "model_b_reduced",
+    32,
+    (
+        Conv("conv1", 8, 7, stride=2, padding=(3, 3)),
+        *_stage("conv2", 6, 16, 3),
+        MaxPool("pool2", 2),
+        *_stage("conv3", 6, 32, 3),
+        MaxPool("pool3", 2),
+        *_stage("conv4", 6, 32, 3),
+        SpatialPyramid("spp", (4, 2, 1)),
+        *_REDUCED_FULLY_CONNECTED,
+    ),
+)
+
+REGISTRY: dict[str, Arch] = {
+    arch.name: arch
+    for arch in (
+        *(SMALL_14, SMALL_30, MODEL_A, MODEL_B, MODEL_C),
+        *(SMALL_14_REDUCED, SMALL_30_REDUCED, MODEL_B_REDUCED),
+    )
+}
+
+
+def get(name: str) -> Arch:
+    """The network of a registered name, e.g. 'small_30'; an unknown name lists the known ones."""
+    names.check("arch", name, REGISTRY)
+    return REGISTRY[name]

@@ -1,0 +1,163 @@
+"""Where labelled images come from: the embedded digits, or any prepared TFDS dataset.
+
+A split is a random-access sequence of records ``{'image', 'label', 'key'}``. The image is either
+encoded (JPEG, PNG, …) or already an array; `decode` turns both into RGB. TensorFlow is not needed:
+TFDS reads the array_record format without it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import cv2
+import numpy as np
+
+from prelu_jax import names
+
+DIGITS = "digits"
+_DIGITS_TRAIN = 1500  # of 1,797; the other 297 are the test split
+_DIGITS_SIDE = 32
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a dataset; ``split[i]`` is its i-th record.
+
+    Attributes:
+        name: dataset and split, for messages: 'digits/train'.
+        records: a random-access sequence of records.
+        class_names: the name of each label, in the order of the labels.
+    """
+
+    name: str
+    records: Sequence[Record]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        return self.records[int(index)]
+
+
+def load(dataset: str, split: str, data_dir: str = "") -> Split:
+    """The split of a dataset.
+
+    Args:
+        dataset: 'digits', or the name of a TFDS dataset prepared under ``data_dir``.
+        split: a name in TFDS's syntax: 'train', 'validation', 'train[:50%]'.
+        data_dir: TFDS's folder; empty for ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+
+    Raises:
+        ValueError: no such dataset is prepared (the error says what is, and how to prepare one),
+            or it has no such split, or no labelled images.
+    """
+    if dataset == DIGITS:
+        names.check("split of digits", split, ("train", "test"))
+        return _digits(split)
+    return _tfds(dataset, split, tfds_folder(data_dir))
+
+
+def decode(record: Record) -> np.ndarray:
+    """The record's image as RGB uint8 ``[h, w, 3]``, upright, whatever it was stored as.
+
+    Raises:
+        ValueError: the bytes are no image; the error names the record.
+    """
+    image = record["image"]
+    if isinstance(image, bytes):
+        # The colour flag turns grey, CMYK and palette files into three channels and applies EXIF
+        # orientation; TFDS's own decoder does neither.
+        rgb = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if rgb is None:
+            raise ValueError(
+                f"Record {record['key']!r} holds {len(image)} bytes that do not decode."
+            )
+        return rgb
+    return image
+
+
+def _digits(split: str) -> Split:
+    from sklearn.datasets import load_digits  # heavy, and only the default dataset needs it
+
+    digits = load_digits()
+    chosen = np.random.default_rng(0).permutation(len(digits.images))
+    chosen = chosen[:_DIGITS_TRAIN] if split == "train" else chosen[_DIGITS_TRAIN:]
+    records = [
+        {
+            "image": _enlarge(digits.images[i]),
+            "label": int(digits.target[i]),
+            "key": f"load_digits()[{i}]",
+        }
+        for i in chosen
+    ]
+    return Split(f"{DIGITS}/{split}", records, tuple(str(n) for n in digits.target_names))
+
+
+def _enlarge(digit: np.ndarray) -> np.ndarray:
+    """An 8×8 digit with values 0..16 as RGB uint8 ``[32, 32, 3]``."""
+    side = (_DIGITS_SIDE, _DIGITS_SIDE)
+    grey = cv2.resize((digit * (255 / 16)).astype(np.float32), side, interpolation=cv2.INTER_CUBIC)
+    grey = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TfdsRecords(Sequence[Record]):
+    """A TFDS data source with every record's image left encoded and its key added."""
+
+    name: str
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Any:
+        record = self.source[index]
+        file_name = record.get("file_name", b"")
+        return {
+            "image": record["image"],
+            "label": int(record["label"]),
+            "key": file_name.decode() or f"{self.name}[{int(index)}]",
+        }
+
+
+def tfds_folder(data_dir: str) -> Path:
+    """The folder that holds prepared datasets; see `load`."""
+    return Path(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    ).expanduser()
+
+
+def _tfds(dataset: str, split: str, folder: Path) -> Split:
+    prepared = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    if dataset not in prepared:
+        try:
+            names.check("dataset", dataset, (DIGITS, *prepared))
+        except ValueError as error:
+            raise ValueError(
+                f"{error} TFDS datasets are looked for in {folder}. To prepare one: `python -m "
+                "prelu_jax.data.folder --images=DIR --name=NAME` for a folder of images, or, with "
+                f"TensorFlow installed, `tfds build {dataset} --file_format=array_record`."
+            ) from None
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            f"Dataset {dataset!r} needs TensorFlow Datasets ({error}). Install it with "
+            "`pip install 'prelu_jax[data]'`; TensorFlow itself is not needed."
+        ) from error
+    builder = tfds.builder(dataset, data_dir=folder)
+    features = dict(builder.info.features.items())
+    if "image" not in features or not hasattr(features.get("label"), "names"):
+        raise ValueError(
+            f"Dataset {dataset!r} has features {list(features)}, expected 'image', 'label'."
+        )
+    names.check(f"split of {dataset}", split.partition("[")[0], builder.info.splits)
+    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    name = f"{dataset}/{split}"
+    return Split(name, _TfdsRecords(name, source), tuple(features["label"].names))

@@ -1,0 +1,58 @@
+"""Exact evaluation: every example of a split counts once."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prelu_jax.data import augment
+
+Sums = dict[str, jax.Array]
+
+
+def eval_step(state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None) -> Sums:
+    """Sums over the batch's real examples, the same on every device.
+
+    Args:
+        state: a `training.state.TrainState`; its model, parameters and pixel statistics are read.
+        batch: ``image``, ``label`` and ``mask`` (1 for an example, 0 for padding).
+        axis_name: the mapped axis that other devices' parts lie along; None for one device.
+
+    Returns:
+        'loss' (float32), 'errors' and 'count' (int32).
+    """
+    x = augment.normalize(batch["image"], state.pixels)
+    scores = state.model.apply({"params": state.params}, x, train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
+    real = batch["mask"] > 0
+    wrong = real & (scores.argmax(axis=-1) != batch["label"])
+    sums = {
+        "loss": jnp.sum(jnp.where(real, losses, 0.0)),
+        "errors": jnp.sum(wrong, dtype=jnp.int32),
+        "count": jnp.sum(real, dtype=jnp.int32),
+    }
+    return jax.lax.psum(sums, axis_name) if axis_name else sums
+
+
+def evaluate(
+    step: Callable[[dict[str, np.ndarray]], Sums], batches: Iterable[dict[str, np.ndarray]]
+) -> dict[str, float]:
+    """Mean loss and error over all real examples of the batches.
+
+    Args:
+        step: sums of one batch, as `eval_step` returns them.
+        batches: padded, masked batches (`data.pipeline.eval_batches`).
+
+    Returns:
+        'test_loss', 'test_error' (a fraction) and 'test_examples'.
+    """
+    sums = jax.device_get([step(batch) for batch in batches])
+    count = sum(int(s["count"]) for s in sums)
+    return {
+        "test_loss": sum(float(s["loss"]) for s in sums) / count,
+        "test_error": sum(int(s["errors"]) for s in sums) / count,
+        "test_examples": count,
+    }

@@ -1,0 +1,149 @@
+"""From an `arch.Arch` to a Flax Linen module."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from prelu_jax import initializers, names, pooling, rectifiers
+from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
+from prelu_jax.modules import Dropout, PReLU, SpatialPyramidPooling
+
+LEAKY_SLOPE = 0.25  # LReLU "a = 0.25": PReLU's initial slope, kept fixed
+
+# name -> (its initial slope, Linen layer of a given name -> activation)
+RECTIFIERS: dict[str, tuple[float, Callable[[str], Callable[[jax.Array], jax.Array]]]] = {
+    "relu": (0.0, lambda name: rectifiers.relu),
+    "leaky_relu": (LEAKY_SLOPE, lambda name: lambda x: rectifiers.leaky_relu(x, LEAKY_SLOPE)),
+    "prelu": (0.25, lambda name: PReLU(name=name)),
+    "prelu_shared": (0.25, lambda name: PReLU(channel_shared=True, name=name)),
+}
+
+
+class RectifierNet(nn.Module):
+    """The network that an arch describes; build it with `build`.
+
+    Parameters are named after the layer records: ``conv2_1/kernel``, ``conv2_1/bias``,
+    ``conv2_1_prelu/negative_slope``.
+    """
+
+    arch: Arch
+    num_classes: int
+    rectifier: str
+    initializer: initializers.Initializer
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, first_example: jax.typing.ArrayLike = 0
+    ) -> jax.Array:
+        """Images to scores.
+
+        Args:
+            x: images ``[b, h, w, channels]``; any h and w that the pyramid can bin.
+            train: dropout is active; it needs a key, ``rngs={'dropout': key}``.
+            first_example: where in the global batch ``x[0]`` stands, when devices share one.
+
+        Returns:
+            Scores before the softmax, float32 ``[b, num_classes]``.
+        """
+        x = x.astype(self.dtype)
+        for layer in self.arch.layers:
+            match layer:
+                case Conv():
+                    x = self._conv(layer, x)
+                    x = self._rectify(layer.name, x)
+                case MaxPool():
+                    x = pooling.max_pool(x, layer.window)
+                case SpatialPyramid():
+                    x = SpatialPyramidPooling(layer.levels, name=layer.name)(x)
+                case Dense():
+                    x = self._dense(layer, layer.features, x)
+                    x = self._rectify(layer.name, x)
+                    dropout = Dropout(layer.dropout_rate, name=f"{layer.name}_dropout")
+                    x = dropout(x, train=train, first_example=first_example)
+                case Logits():
+                    x = self._dense(layer, self.num_classes, x)
+        return x.astype(jnp.float32)
+
+    def uninitialized(self) -> "RectifierNet":
+        """The same network with its initialiser forgotten, to be applied to given parameters.
+
+        Networks that differ in nothing but their initialiser then compile once.
+        """
+        return self.clone(initializer=initializers.gaussian(0.0))
+
+    def _conv(self, layer: Conv, x: jax.Array) -> jax.Array:
+        sides = (layer.padding, layer.padding)
+        if layer.circular:
+            x = jnp.pad(x, ((0, 0), *sides, (0, 0)), mode="wrap")
+            sides = ((0, 0), (0, 0))
+        return nn.Conv(
+            layer.features,
+            (layer.kernel_size, layer.kernel_size),
+            strides=layer.stride,
+            padding=sides,
+            kernel_init=self._kernel_init(layer),
+            dtype=self.dtype,
+            name=layer.name,
+        )(x)
+
+    def _dense(self, layer: Dense | Logits, features: int, x: jax.Array) -> jax.Array:
+        kernel_init = self._kernel_init(layer)
+        return nn.Dense(features, kernel_init=kernel_init, dtype=self.dtype, name=layer.name)(x)
+
+    def _kernel_init(self, layer: Conv | Dense | Logits) -> initializers.Initializer:
+        return self.initializer if isinstance(layer, Conv) else initializers.gaussian(layer.stddev)
+
+    def _rectify(self, layer_name: str, x: jax.Array) -> jax.Array:
+        _, make = RECTIFIERS[self.rectifier]
+        return make(f"{layer_name}_prelu")(x)
+
+    def rule(self, parameter: str) -> str:
+        """How a parameter is initialised, in words.
+
+        Args:
+            parameter: its path, e.g. 'conv2_1/kernel'.
+        """
+        layer_name, kind = parameter.split("/")
+        if kind == "negative_slope":
+            return f"constant {RECTIFIERS[self.rectifier][0]:g}"
+        if kind == "bias":
+            return "zeros"
+        kernels = {k.name: k for k in self.arch.layers if isinstance(k, Conv | Dense | Logits)}
+        return self._kernel_init(kernels[layer_name]).describe()
+
+
+def build(
+    arch: Arch,
+    num_classes: int = 1000,
+    rectifier: str = "prelu",
+    initializer: str | initializers.Initializer = "he_normal",
+    mode: str = "fan_out",
+    dtype: Any = jnp.float32,
+) -> RectifierNet:
+    """The Linen module of a network.
+
+    Args:
+        arch: the layers, e.g. ``pj.arch.MODEL_B``.
+        num_classes: outputs of the last layer.
+        rectifier: 'relu', 'leaky_relu' (fixed slope 0.25), 'prelu' or 'prelu_shared'.
+        initializer: of the convolutions; fully connected layers have their own std, as in the
+            paper (§2.2). A name is completed with ``mode`` and with the rectifier's initial slope
+            (Eq. 15); an initialiser is taken as it is.
+        mode: the fan of a named initialiser; 'fan_out', Eq. 14, is what the paper trains with.
+        dtype: type of the computation; parameters are float32.
+
+    Raises:
+        ValueError: an unknown rectifier, initialiser or mode, or no class at all.
+    """
+    names.check("rectifier", rectifier, RECTIFIERS)
+    if num_classes < 1:
+        raise ValueError(f"build: num_classes is {num_classes}, expected at least 1.")
+    if isinstance(initializer, str):
+        options = {"mode": mode, "negative_slope": RECTIFIERS[rectifier][0]}
+        accepted = {k: v for k, v in options.items() if initializers.accepts(initializer, k)}
+        initializer = initializers.get(initializer, **accepted)
+    return RectifierNet(arch, num_classes, rectifier, initializer, dtype)

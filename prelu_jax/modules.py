@@ -1,0 +1,76 @@
+"""Flax Linen modules: the parametric rectifier, the spatial pyramid, dropout by example."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from prelu_jax import pooling, rectifiers
+
+
+class PReLU(nn.Module):
+    """Parametric rectifier with a learned slope (He et al. 2015, §2.1).
+
+    Put it where ``nn.relu`` stood: ``x = pj.PReLU()(x)``. Its parameter is called
+    'negative_slope'; it must not decay, which would pull the network towards ReLU.
+
+    Attributes:
+        channel_shared: one slope for the layer instead of one per channel.
+        negative_slope_init: the slopes' initial value, 0.25 throughout the paper.
+        param_dtype: type of the slopes; float32 keeps their gradient's sum in float32.
+    """
+
+    channel_shared: bool = False
+    negative_slope_init: float = 0.25
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Rectifies ``[..., channels]``; shape and type are kept."""
+        negative_slope = self.param(
+            "negative_slope",
+            nn.initializers.constant(self.negative_slope_init),
+            () if self.channel_shared else x.shape[-1:],
+            self.param_dtype,
+        )
+        return rectifiers.prelu(x, negative_slope)
+
+
+class SpatialPyramidPooling(nn.Module):
+    """Max-pools maps of any size into ``Σn²`` bins: ``[b, h, w, c] -> [b, Σn² · c]``.
+
+    Attributes:
+        levels: bins per side at each level, e.g. (7, 3, 2, 1) for 63 bins (He et al. 2015).
+    """
+
+    levels: tuple[int, ...]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return pooling.spatial_pyramid(x, self.levels).reshape(x.shape[0], -1)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask for an example depends on its place in the global batch alone.
+
+    However many devices share a batch, each example meets the same mask, so that one device and
+    many compute the same step. `flax.linen.Dropout` draws one mask for the array it is given.
+
+    Attributes:
+        rate: the probability that a unit is dropped; the others are divided by ``1 - rate``.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool, first_example: jax.typing.ArrayLike = 0
+    ) -> jax.Array:
+        """Drops units of ``[b, features]``; ``first_example`` is row 0's place in the batch."""
+        if not train or self.rate == 0.0:
+            return x
+        key = self.make_rng("dropout")
+        examples = jnp.arange(x.shape[0]) + first_example
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, examples)
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))

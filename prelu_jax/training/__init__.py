@@ -1,0 +1,1 @@
+"""Training: a pure step, pmapped; exact resume; a folder a run."""

@@ -1,0 +1,70 @@
+"""Checkpoints of a train state: its arrays and nothing else, written whole or not at all."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from flax import serialization
+
+from prelu_jax.training.state import TrainState
+
+_KEEP = 2  # if the newest turns out to be cut short, the one before is still there
+
+
+class Checkpoints:
+    """The checkpoints of one run, oldest first, in a folder that Orbax manages."""
+
+    def __init__(self, folder: Path) -> None:
+        # The few files of one process need no thread: a save is whole when `save` returns.
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, enable_async_checkpointing=False)
+        self._folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState) -> None:
+        """Writes the state under its step, unless it is there already."""
+        step = int(state.step)
+        if step not in self.steps():
+            arrays = jax.device_get(serialization.to_state_dict(state))
+            self._manager.save(step, args=ocp.args.StandardSave(arrays))
+
+    def restore(self, template: TrainState) -> TrainState | None:
+        """The newest checkpoint that can be read, or None if there is none.
+
+        One that cannot be read is reported, removed, and passed over for the one before.
+
+        Args:
+            template: a state of the same run, for the structure and what is not an array.
+
+        Raises:
+            OSError: there are checkpoints, and none can be read.
+        """
+        arrays = jax.tree.map(np.zeros_like, jax.device_get(serialization.to_state_dict(template)))
+        found = self.steps()
+        for step in reversed(found):
+            try:
+                restored = self._manager.restore(step, args=ocp.args.StandardRestore(arrays))
+            except Exception as error:  # Orbax and TensorStore raise whatever the damage leads to
+                reason = str(error).strip().splitlines()[:1]
+                logging.warning(
+                    "The checkpoint of step %d in %s cannot be read and is removed: %s (%s). "
+                    "Falling back to the one before.",
+                    *(step, self._folder, type(error).__name__, *reason),
+                )
+                self._manager.delete(step)
+            else:
+                return serialization.from_state_dict(template, restored)
+        if found:
+            raise OSError(
+                f"None of the checkpoints {found} in {self._folder} can be read. Remove the run "
+                "folder to start again."
+            )
+        return None
+
+    def close(self) -> None:
+        self._manager.close()

@@ -1,0 +1,72 @@
+"""What one run is, as a typed record; it stops at `loop.train`."""
+
+import dataclasses
+
+from prelu_jax import arch, initializers, models, names
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """One run. The defaults are the recipe of He et al. 2015, §3, where it gives a number."""
+
+    dataset: str = "digits"  # or the name of a prepared TFDS dataset
+    data_dir: str = ""  # TFDS's folder; empty for its default
+    train_split: str = "train"
+    test_split: str = "test"
+    test_examples: int = 0  # evaluate on so many random test examples; 0 for all
+    min_side: int = 32  # training images are resized to a shorter side drawn from
+    max_side: int = 32  # [min_side, max_side], then cropped to the network's size
+    flip: bool = True  # mirror half of the training images
+    pixel_rms: float = 0.0  # scale pixels to this after subtracting the mean; 0: leave in 0..255
+
+    arch: str = "small_14"
+    padding: str = "alternating"
+    rectifier: str = "relu"
+    initializer: str = "he_normal"  # of the convolutions
+    mode: str = "fan_out"  # Eq. 14
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+    batch_size: int = 128  # over all devices
+    num_steps: int = 1000
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # kernels only
+    plateau_factor: float = 0.1  # the learning rate's, when the error plateaus
+    plateau_patience: int = 10  # evaluations without a lower error that make a plateau
+    min_learning_rate: float = 1e-4
+
+    log_every: int = 10  # steps
+    eval_every: int = 100  # steps; the error on the test split, and the plateau's count
+    checkpoint_every: int = 100  # steps
+    seed: int = 0
+
+
+def validate(config: TrainConfig) -> None:
+    """Raises a ValueError that names the first field that cannot be, before anything compiles."""
+    names.check("arch", config.arch, arch.REGISTRY)
+    names.check("padding", config.padding, arch.PADDINGS)
+    names.check("rectifier", config.rectifier, models.RECTIFIERS)
+    names.check("initializer", config.initializer, initializers.REGISTRY)
+    names.check("mode", config.mode, initializers.MODES)
+    names.check("dtype", config.dtype, DTYPES)
+    for field in ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every"):
+        _require(config, field, getattr(config, field) >= 1, "at least 1")
+    for field in ("test_examples", "pixel_rms", "weight_decay", "plateau_patience", "seed"):
+        _require(config, field, getattr(config, field) >= 0, "at least 0")
+    _require(config, "learning_rate", config.learning_rate > 0, "above 0")
+    _require(config, "momentum", 0 <= config.momentum < 1, "in [0, 1)")
+    _require(config, "plateau_factor", 0 < config.plateau_factor < 1, "in (0, 1)")
+    size = arch.get(config.arch).image_size
+    _require(config, "min_side", config.min_side >= size, f"at least the {size} pixels of the arch")
+    _require(config, "max_side", config.max_side >= config.min_side, "at least min_side")
+    for field in ("eval_every", "checkpoint_every"):
+        # Then a resumed run logs the same intervals as one that was never interrupted.
+        value = getattr(config, field)
+        _require(config, field, value % config.log_every == 0, f"a multiple of {config.log_every}")
+
+
+def _require(config: TrainConfig, field: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"config.{field} is {getattr(config, field)}, expected {expected}.")

@@ -1,0 +1,236 @@
+"""One run from its configuration to its last step."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from prelu_jax import arch, evaluation, models
+from prelu_jax.data import augment, pipeline, sources
+from prelu_jax.training import config as config_lib
+from prelu_jax.training import optimizer as optimizer_lib
+from prelu_jax.training import state as state_lib
+from prelu_jax.training.checkpoint import Checkpoints
+from prelu_jax.training.parallel import Parallel
+from prelu_jax.training.run_folder import DIVERGED, DONE, RUNNING, RunFolder
+
+_STATISTICS_EXAMPLES = 10_000  # the mean image of more is the same to a grey level
+
+Progress = Callable[[int, float | None], None]  # (step, latest test error or None)
+
+
+def train(
+    config: config_lib.TrainConfig,
+    folder: Path,
+    progress: Progress = lambda step, error: None,
+    parallel: Parallel | None = None,
+) -> dict[str, Any]:
+    """Trains a run to its last step, from its newest checkpoint if the folder holds one.
+
+    Args:
+        config: the run.
+        folder: the run's own folder; made if it is not there.
+        progress: told the step, and the latest test error, after every logging interval.
+        parallel: the devices; all of this process by default.
+
+    Returns:
+        The final status: 'done', or 'diverged' if the loss stopped being finite.
+
+    Raises:
+        ValueError: the configuration cannot be, or the folder holds another's run.
+    """
+    parallel = parallel or Parallel()
+    check(config, parallel)
+    run = RunFolder(folder)
+    run.claim(config)
+    if run.status()["status"] in (DONE, DIVERGED):
+        return run.status()
+
+    data = _Data(config)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        state, error = _start(config, data, run, checkpoints)
+        return _Run(config, data, run, checkpoints, parallel, progress, error).finish(state)
+    finally:
+        checkpoints.close()
+        run.close()
+
+
+def check(config: config_lib.TrainConfig, parallel: Parallel) -> None:
+    """Raises a ValueError if the configuration cannot be, here, before anything compiles."""
+    config_lib.validate(config)
+    parallel.check_batch_size(config.batch_size)
+    for split in (config.train_split, config.test_split):
+        sources.load(config.dataset, split, config.data_dir)
+
+
+class _Data:
+    """The splits of a run and the batches that it reads from them."""
+
+    def __init__(self, config: config_lib.TrainConfig) -> None:
+        self._config = config
+        self._train = sources.load(config.dataset, config.train_split, config.data_dir)
+        self._test = sources.load(config.dataset, config.test_split, config.data_dir)
+        size = arch.get(config.arch).image_size
+        self._crop = pipeline.Crop(size, config.min_side, config.max_side)
+        self.num_classes = len(self._train.class_names)
+        self.steps_per_epoch = len(self._train) / config.batch_size
+
+    def train_batches(self, first: int) -> Any:
+        c = self._config
+        return pipeline.train_batches(
+            self._train, self._crop, c.batch_size, c.seed, first, c.num_steps
+        )
+
+    def eval_batches(self) -> Any:
+        c = self._config
+        return pipeline.eval_batches(self._test, self._crop, c.batch_size, c.test_examples)
+
+    def pixel_statistics(self) -> augment.PixelStatistics:
+        batches = pipeline.eval_batches(self._train, self._crop, 100, _STATISTICS_EXAMPLES)
+        return augment.pixel_statistics(batches, self._config.pixel_rms)
+
+
+def _start(
+    config: config_lib.TrainConfig, data: _Data, run: RunFolder, checkpoints: Checkpoints
+) -> tuple[state_lib.TrainState, float | None]:
+    """The newest checkpoint's state and test error, or the state of step 0 and None."""
+    model = models.build(
+        arch.with_padding(arch.get(config.arch), config.padding),
+        data.num_classes,
+        config.rectifier,
+        config.initializer,
+        config.mode,
+        config.dtype,
+    )
+    optimizer = optimizer_lib.sgd(
+        config.learning_rate,
+        config.momentum,
+        config.weight_decay,
+        config.plateau_factor,
+        config.plateau_patience,
+        config.min_learning_rate,
+    )
+    fresh = state_lib.create(model, optimizer, data.pixel_statistics(), config.seed, config.flip)
+    report = _init_report(fresh)
+    fresh = fresh.replace(model=model.uninitialized())
+    restored = checkpoints.restore(fresh)
+    if restored is not None:
+        return restored, run.rewind(int(restored.step))["test_error"]
+    run.rewind(-1)
+    run.write_init_report(report)
+    return fresh, None
+
+
+def _init_report(state: state_lib.TrainState) -> list[dict[str, Any]]:
+    """Every parameter of a fresh state: its path, shape, std and whether it decays."""
+    decays = traverse_util.flatten_dict(optimizer_lib.decays(state.params), sep="/")
+    return [
+        {
+            "parameter": path,
+            "shape": list(value.shape),
+            "rule": state.model.rule(path),
+            "mean": float(value.mean()),
+            "std": float(value.std()),
+            "decays": decays[path],
+        }
+        for path, value in traverse_util.flatten_dict(state.params, sep="/").items()
+    ]
+
+
+class _Run:
+    """The loop over the steps and what it does between them."""
+
+    def __init__(
+        self,
+        config: config_lib.TrainConfig,
+        data: _Data,
+        run: RunFolder,
+        checkpoints: Checkpoints,
+        parallel: Parallel,
+        progress: Progress,
+        error: float | None,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.run = run
+        self.checkpoints = checkpoints
+        self.parallel = parallel
+        self.progress = progress
+        self.error = error  # the latest on the test split
+
+    def finish(self, state: state_lib.TrainState) -> dict[str, Any]:
+        """Takes the remaining steps and returns the final status."""
+        config = self.config
+        state = self.parallel.replicate(state)
+        first = int(state.step)
+        if first == 0:
+            state = self._evaluate(state, 0)
+        self.run.write_status(RUNNING, first)
+        interval: list[dict[str, Any]] = []
+        started = time.monotonic()
+        batches = self.data.train_batches(first)
+        for step, batch in zip(range(first + 1, config.num_steps + 1), batches, strict=True):
+            state, metrics = self.parallel.train_step(state, batch)
+            interval.append(metrics)
+            last = step == config.num_steps
+            if step % config.log_every and not last:
+                continue
+            diverged_at = self._log(step, interval, started)
+            if diverged_at is not None:
+                return self._diverged(diverged_at)
+            interval, started = [], time.monotonic()
+            if step % config.eval_every == 0 or last:
+                state = self._evaluate(state, step)
+            if step % config.checkpoint_every == 0 or last:
+                self.checkpoints.save(state)
+                self.run.write_status(RUNNING, step)
+            self.progress(step, self.error)
+        return self.run.write_status(DONE, config.num_steps, test_error=self.error)
+
+    def _log(self, step: int, interval: list[dict[str, Any]], started: float) -> int | None:
+        """Writes the interval's metrics; returns the first step whose loss is not finite."""
+        losses = jax.device_get([metrics["loss"] for metrics in interval])
+        first = step - len(interval) + 1
+        for offset, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                return first + offset
+        errors = jax.device_get([metrics["error"] for metrics in interval])
+        by_layer = jax.device_get(
+            {k: interval[-1][k] for k in ("grad_rms", "param_rms", "slope_mean")}
+        )
+        record = {
+            "step": step,
+            "train_loss": float(np.mean(losses, dtype=np.float64)),
+            "train_error": float(np.mean(errors, dtype=np.float64)),
+            **{k: _flat_floats(v) for k, v in by_layer.items()},
+        }
+        self.run.log(record, steps_per_second=len(interval) / (time.monotonic() - started))
+        return None
+
+    def _evaluate(self, state: state_lib.TrainState, step: int) -> state_lib.TrainState:
+        results = evaluation.evaluate(
+            lambda batch: self.parallel.eval_step(state, batch), self.data.eval_batches()
+        )
+        self.error = results["test_error"]
+        state = state_lib.observe_error(state, self.error)
+        rate = self.config.learning_rate * float(state.plateau.scale)
+        epoch = step / self.data.steps_per_epoch
+        self.run.log({"step": step, "epoch": epoch, **results, "learning_rate": rate})
+        return state
+
+    def _diverged(self, step: int) -> dict[str, Any]:
+        """The loss of this step is not finite: nothing after the last checkpoint is kept."""
+        kept = self.checkpoints.steps()
+        return self.run.write_status(
+            DIVERGED, step, last_good_checkpoint=kept[-1] if kept else None
+        )
+
+
+def _flat_floats(tree: dict[str, Any]) -> dict[str, float]:
+    return {path: float(v) for path, v in traverse_util.flatten_dict(tree, sep="/").items()}

@@ -1,0 +1,69 @@
+"""SGD as the paper trains: decay on kernels only, a learning rate that drops on a plateau."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+
+class Optimizer(NamedTuple):
+    """The two halves of the recipe; `state.TrainState` keeps the state of each.
+
+    Attributes:
+        descent: gradients to updates; its ``update`` takes ``rate_scale``, the plateau's factor.
+        plateau: counts evaluations without a lower error and holds the factor.
+    """
+
+    descent: optax.GradientTransformationExtraArgs
+    plateau: optax.GradientTransformationExtraArgs
+
+
+@functools.cache  # equal recipes are one object: states that differ in values compile once
+def sgd(
+    learning_rate: float,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    plateau_factor: float = 0.1,
+    plateau_patience: int = 10,
+    min_learning_rate: float = 1e-4,
+) -> Optimizer:
+    """SGD with momentum, as Caffe and He et al. 2015 (Eq. 4) write it.
+
+    The velocity is ``v := momentum · v + rate · gradient``: the rate stands inside, so that after
+    a drop the old velocity keeps the old rate.
+
+    Args:
+        learning_rate: the first rate.
+        momentum: of the velocity.
+        weight_decay: of kernels (`decays`).
+        plateau_factor: what the rate is multiplied with when the error plateaus.
+        plateau_patience: evaluations without a lower error that make a plateau.
+        min_learning_rate: the rate drops no further.
+    """
+    descent = optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=decays),
+        _scale_by_rate(learning_rate),
+        optax.trace(decay=momentum),
+        optax.scale(-1.0),
+    )
+    plateau = optax.contrib.reduce_on_plateau(
+        factor=plateau_factor,
+        patience=plateau_patience,
+        min_scale=min(1.0, min_learning_rate / learning_rate),
+    )
+    return Optimizer(descent, plateau)
+
+
+def decays(params: Any) -> Any:
+    """Which parameters decay: those called 'kernel'. Biases and PReLU slopes never do (§2.1)."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def _scale_by_rate(learning_rate: float) -> optax.GradientTransformationExtraArgs:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, rate_scale: jax.Array, **_: Any
+    ) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u: learning_rate * rate_scale * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,56 @@
+"""Spreading a step over devices: the only file that says pmap.
+
+The state is unmapped on both sides (``in_axes=(None, 0)``, ``out_axes=None``): it has its natural
+shapes everywhere, in a checkpoint too. JAX does not check that replicas agree; a test does.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from prelu_jax import evaluation
+from prelu_jax.training import step
+
+AXIS = "devices"
+
+
+class Parallel:
+    """The train and the evaluation step over some devices of this process."""
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
+        self.devices = list(devices or jax.local_devices())
+        self._train = self._pmap(step.train_step)
+        self._eval = self._pmap(evaluation.eval_step)
+
+    def _pmap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def mapped(state: Any, batch: Any) -> Any:
+            return function(state, batch, axis_name=AXIS)
+
+        return jax.pmap(mapped, AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices)
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raises a ValueError if the devices cannot share a batch of this size equally."""
+        if batch_size % len(self.devices):
+            raise ValueError(
+                f"config.batch_size is {batch_size}, expected a multiple of the "
+                f"{len(self.devices)} devices that share it."
+            )
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts a copy of every array on every device, where the steps expect it."""
+        mesh = jax.sharding.Mesh(np.array(self.devices), (AXIS,))
+        return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+    def train_step(self, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, step.Metrics]:
+        """`step.train_step` on the whole batch, split over the devices."""
+        return self._train(state, self._split(batch))
+
+    def eval_step(self, state: Any, batch: dict[str, np.ndarray]) -> evaluation.Sums:
+        """`evaluation.eval_step` on the whole batch, split over the devices."""
+        return self._eval(state, self._split(batch))
+
+    def _split(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        n = len(self.devices)
+        return {k: v.reshape(n, v.shape[0] // n, *v.shape[1:]) for k, v in batch.items()}

@@ -1,0 +1,112 @@
+"""A run is a folder: what it was asked, what it measured, how it ended.
+
+config.json        the `TrainConfig`
+init_report.json   every parameter: shape, rule, std by the rule and as drawn, whether it decays
+metrics.jsonl      a line per logging interval and evaluation; no clock in it, so that an
+                   interrupted run and an undisturbed one write the same bytes
+events.*           the same for TensorBoard, with steps per second
+status.json        'running', 'done' or 'diverged', and the step
+checkpoints/       see `checkpoint`
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from prelu_jax.training.config import TrainConfig
+
+RUNNING, DONE, DIVERGED = "running", "done", "diverged"
+
+
+class RunFolder:
+    """Reads and writes the files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._events: SummaryWriter | None = None
+
+    def claim(self, config: TrainConfig) -> None:
+        """Makes the folder this configuration's.
+
+        Raises:
+            ValueError: it was written by another configuration; the error lists the fields.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        asked = dataclasses.asdict(config)
+        file = self.path / "config.json"
+        if not file.exists():
+            _write_json(file, asked)
+            return
+        written = json.loads(file.read_text())
+        differing = [
+            f"{key}: {written.get(key)!r} there, {asked.get(key)!r} asked"
+            for key in sorted({*written, *asked})
+            if written.get(key) != asked.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.path} holds a run of another configuration ({'; '.join(differing)}). "
+                "Choose another --workdir, or remove the folder."
+            )
+
+    def status(self) -> dict[str, Any]:
+        """The last status written; ``{'status': 'running', 'step': 0}`` for a new run."""
+        file = self.path / "status.json"
+        return json.loads(file.read_text()) if file.exists() else {"status": RUNNING, "step": 0}
+
+    def write_status(self, status: str, step: int, **details: Any) -> dict[str, Any]:
+        record = {"status": status, "step": step, **details}
+        _write_json(self.path / "status.json", record)
+        return record
+
+    def write_init_report(self, report: list[dict[str, Any]]) -> None:
+        _write_json(self.path / "init_report.json", report)
+
+    def rewind(self, step: int) -> dict[str, Any]:
+        """Forgets the metrics after a step, which a resumed run will write again.
+
+        Returns:
+            The latest value of every metric that is left.
+        """
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        # A line that a crash cut short lacks its newline; it lies after the last checkpoint.
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        kept = [record for record in records if record["step"] <= step]
+        _write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
+        return {name: value for record in kept for name, value in record.items()}
+
+    def log(self, record: dict[str, Any], **clock: float) -> None:
+        """Appends a line to metrics.jsonl and the scalars to TensorBoard.
+
+        Args:
+            record: 'step' and what was measured there; by-layer values nest one level.
+            **clock: what the machine's speed decides, for TensorBoard alone.
+        """
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._events is None:
+            self._events = SummaryWriter(str(self.path))
+        for name, value in {**record, **clock}.items():
+            values = value if isinstance(value, dict) else {"": value}
+            for suffix, scalar in values.items():
+                tag = f"{name}/{suffix}" if suffix else name
+                self._events.add_scalar(tag, scalar, record["step"])
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def _write_json(file: Path, content: Any) -> None:
+    _write_atomically(file, json.dumps(content, indent=2) + "\n")
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_suffix(file.suffix + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)

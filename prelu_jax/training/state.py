@@ -1,0 +1,79 @@
+"""Everything a run is at one step, and the random streams it draws from."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from prelu_jax.data.augment import PixelStatistics
+from prelu_jax.training.optimizer import Optimizer
+
+
+class TrainState(struct.PyTreeNode):
+    """A run between two steps. Its arrays are what a checkpoint holds.
+
+    Attributes:
+        step: how many steps were taken, int32 scalar.
+        seed: names every random stream of the run, uint32 scalar; no key is stored.
+        params: the model's parameters, float32.
+        velocity: state of ``optimizer.descent``.
+        plateau: state of ``optimizer.plateau``: the best error, the count, the rate's factor.
+        pixels: what is subtracted from images and what they are divided by.
+        model: the Linen module (static).
+        optimizer: the two halves of the recipe (static).
+        flip: whether training images are mirrored (static).
+    """
+
+    step: jax.Array
+    seed: jax.Array
+    params: Any
+    velocity: Any
+    plateau: Any
+    pixels: PixelStatistics
+    model: nn.Module = struct.field(pytree_node=False)
+    optimizer: Optimizer = struct.field(pytree_node=False)
+    flip: bool = struct.field(pytree_node=False, default=False)
+
+
+def stream(seed: jax.typing.ArrayLike, name: str, step: jax.typing.ArrayLike = 0) -> jax.Array:
+    """The key of a named random stream at a step, the same however the run came there."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(key, step)
+
+
+def create(
+    model: nn.Module, optimizer: Optimizer, pixels: PixelStatistics, seed: int, flip: bool = False
+) -> TrainState:
+    """The state at step 0: parameters drawn from the seed, velocity zero.
+
+    The parameters are those of one image of the shape of ``pixels.mean``.
+    """
+
+    @jax.jit
+    def init() -> TrainState:
+        image = jnp.zeros((1, *pixels.mean.shape))
+        params = model.init(stream(seed, "params"), image)["params"]
+        return TrainState(
+            step=jnp.int32(0),
+            seed=jnp.uint32(seed),
+            params=params,
+            velocity=optimizer.descent.init(params),
+            plateau=optimizer.plateau.init(params),
+            pixels=pixels,
+            model=model,
+            optimizer=optimizer,
+            flip=flip,
+        )
+
+    return init()
+
+
+@jax.jit
+def observe_error(state: TrainState, error: jax.typing.ArrayLike) -> TrainState:
+    """The state after an evaluation: the learning rate's factor drops if the error plateaus."""
+    _, plateau = state.optimizer.plateau.update(optax.EmptyState(), state.plateau, value=error)
+    return state.replace(plateau=plateau)

@@ -1,0 +1,65 @@
+"""Packaging of prelu_jax. Tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "prelu_jax/__init__.py").read_text())[1]
+
+# jax 0.11 needs Python 3.12; on Python 3.11 pip resolves to jax 0.10.
+JAX = ">=0.10,<0.12"
+
+DATA = [
+    "tensorflow-datasets>=4.9.10,<5",
+    "importlib_resources",  # TFDS uses it without declaring it
+    "pillow",  # likewise, when TensorFlow is absent
+    "array_record>=0.8; sys_platform == 'linux'",
+]
+BENCH = ["torch>=2.8"]
+NOTEBOOK = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
+LAUNCH = ["submitit>=1.5"]
+TEST = [
+    *DATA,
+    "hypothesis>=6",
+    "mypy>=1.15",
+    "pytest>=8",
+    "ruff>=0.12",
+]
+
+setup(
+    name="prelu_jax",
+    version=VERSION,
+    description="Training very deep rectifier networks from scratch, in JAX and Flax",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["prelu_jax", "prelu_jax.*"]),
+    package_data={"prelu_jax": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        f"jax{JAX}",
+        "absl-py>=2.1",
+        "flax>=0.12,<0.13",
+        "grain>=0.2.18,<0.3",
+        "matplotlib>=3.9",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "opencv-python-headless>=4.10",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11.30,<0.13",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
+        "tensorboardX>=2.6",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": [f"jax[cuda13]{JAX}"],
+        "tpu": [f"jax[tpu]{JAX}"],
+        "data": DATA,
+        "bench": BENCH,
+        "notebook": NOTEBOOK,
+        "launch": LAUNCH,
+        "test": TEST,
+    },
+)

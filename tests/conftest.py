@@ -1,0 +1,51 @@
+"""Four CPU devices, strict promotion, and what tests share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from pathlib import Path
+
+import cv2
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The first call of a shape compiles; the same examples every time.
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("project")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def check_golden():
+    """Compares text with a file of tests/golden; UPDATE_GOLDEN=1 rewrites the file."""
+
+    def check(name: str, text: str) -> None:
+        file = GOLDEN / name
+        if os.environ.get("UPDATE_GOLDEN"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        assert text == file.read_text(), f"differs from {file}; UPDATE_GOLDEN=1 rewrites it"
+
+    return check
+
+
+def write_images(root: Path, counts: dict[str, dict[str, int]], side: int = 40) -> Path:
+    """A folder ``root/<split>/<class>/<i>.jpg`` of smooth random images, ``side`` or larger."""
+    rng = np.random.default_rng(0)
+    for split, classes in counts.items():
+        for label, count in classes.items():
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                height, width = side + 3 * i, side + 7
+                coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+                image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+                cv2.imwrite(str(folder / f"{i}.jpg"), image)
+    return root

@@ -1,0 +1,81 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from prelu_jax.data import folder, sources
+from tests.conftest import write_images
+
+COUNTS = {"train": {"cat": 3, "dog": 2}, "test": {"dog": 1}}
+
+
+@pytest.fixture
+def images(tmp_path):
+    return write_images(tmp_path / "images", COUNTS)
+
+
+def test_a_folder_becomes_a_dataset_with_its_files_bytes(images, tmp_path):
+    folder.prepare(images, "pets", str(tmp_path / "tfds"))
+    train = sources.load("pets", "train", str(tmp_path / "tfds"))
+    test = sources.load("pets", "test", str(tmp_path / "tfds"))
+    assert train.class_names == test.class_names == ("cat", "dog")
+    files = {f"{p.parent.name}/{p.name}": p.read_bytes() for p in images.glob("train/*/*.jpg")}
+    assert {record["key"]: record["image"] for record in map(train.__getitem__, range(5))} == files
+    assert (len(test), test[0]["label"], test[0]["key"]) == (1, 1, "dog/0.jpg")
+    with pytest.raises(ValueError, match="Unknown split of pets 'tset'. Did you mean 'test'"):
+        sources.load("pets", "tset", str(tmp_path / "tfds"))
+    assert len(sources.load("pets", "train[:2]", str(tmp_path / "tfds"))) == 2
+
+
+def command(images, tmp_path, *more):
+    arguments = [f"--images={images}", "--name=pets", f"--data_dir={tmp_path / 'tfds'}", *more]
+    return subprocess.run(
+        [sys.executable, "-m", "prelu_jax.data.folder", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+
+
+def test_a_file_that_does_not_decode_is_named_or_counted(images, tmp_path):
+    (images / "train/cat/broken.jpg").write_bytes(b"no image")
+    (images / "train/dog/empty.png").write_bytes(b"")
+    failed = command(images, tmp_path)
+    assert failed.returncode == 1
+    assert "broken.jpg does not decode" in failed.stderr
+    assert "--on_bad_image=skip" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    skipped = command(images, tmp_path, "--on_bad_image=skip")
+    assert skipped.returncode == 0, skipped.stderr
+    assert "pets/train: 5 images" in skipped.stdout
+    assert "left out, not decodable: 2" in skipped.stdout
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "holds nothing, expected a folder train"),
+        ({"train": {"cat": 0}}, "train holds no image"),
+        ({"test": {"cat": 1}}, "holds test, expected a folder train"),
+        ({"train": {"cat": 1}, "test": {"cow": 1}}, r"'test' has classes that 'train' lacks.*cow"),
+    ],
+)
+def test_a_folder_that_is_no_dataset_is_refused(counts, message, tmp_path):
+    root = write_images(tmp_path, counts)
+    with pytest.raises(ValueError, match=message):
+        folder.prepare(root, "pets", str(tmp_path / "tfds"))
+
+
+def test_a_missing_folder_and_a_bad_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        folder.find_images(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="Dataset name 'My Pets'"):
+        folder.prepare(tmp_path, "My Pets")
+
+
+def test_images_of_the_folder_decode(images):
+    file = next(images.glob("train/*/*.jpg"))
+    image = sources.decode({"image": file.read_bytes(), "key": "k"})
+    assert image.dtype == np.uint8

@@ -1,0 +1,62 @@
+import pytest
+
+from prelu_jax import arch
+from prelu_jax.arch import Conv, Dense, Logits
+
+WEIGHTED = (Conv, Dense, Logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("small_14", 14),
+        ("small_30", 30),
+        ("model_a", 19),
+        ("model_b", 22),
+        ("model_c", 22),
+        ("small_14_reduced", 14),
+        ("small_30_reduced", 30),
+        ("model_b_reduced", 22),
+    ],
+)
+def test_depth(name, depth):
+    layers = arch.get(name).layers
+    assert sum(isinstance(layer, WEIGHTED) for layer in layers) == depth
+    assert len({layer.name for layer in layers}) == len(layers)
+
+
+def test_every_network_has_its_depth_checked():
+    parameters = test_depth.pytestmark[0].args[1]
+    assert {name for name, _ in parameters} == set(arch.REGISTRY)
+
+
+def test_every_network_as_text(check_golden):
+    text = "".join(
+        f"{net.name}, {net.image_size} px\n" + "".join(f"  {layer}\n" for layer in net.layers)
+        for net in arch.REGISTRY.values()
+    )
+    check_golden("arch.txt", text)
+
+
+def test_even_kernels_are_padded_in_turn_and_odd_ones_on_both_sides():
+    pads = [layer.padding for layer in arch.SMALL_30.layers if isinstance(layer, Conv)]
+    assert pads[:6] == [(0, 0), (0, 1), (1, 0), (0, 1), (1, 0), (0, 1)]
+    assert {layer.padding for layer in arch.MODEL_B.layers[2:8]} == {(1, 1)}
+
+
+def test_with_padding_changes_what_keeps_its_size_and_nothing_else():
+    same = arch.with_padding(arch.SMALL_30, "same")
+    convs = [layer for layer in same.layers if isinstance(layer, Conv)]
+    assert convs[0] == arch.SMALL_30.layers[0]
+    assert {layer.padding for layer in convs[1:]} == {(0, 1)}
+    circular = arch.with_padding(arch.SMALL_30, "circular")
+    assert [c.circular for c in circular.layers if isinstance(c, Conv)] == [False] + [True] * 26
+    for net in arch.REGISTRY.values():
+        assert arch.with_padding(net, "alternating") == net
+
+
+def test_unknown_names_are_told_the_nearest():
+    with pytest.raises(ValueError, match="Unknown arch 'small_31'.*'small_30'"):
+        arch.get("small_31")
+    with pytest.raises(ValueError, match="Unknown padding 'SAME'"):
+        arch.with_padding(arch.SMALL_14, "SAME")

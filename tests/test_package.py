@@ -1,0 +1,84 @@
+"""What the package promises as a whole: who imports whom, and what importing it costs."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {  # package or module -> what of the project it may import, besides itself
+    "prelu_jax.names": set(),
+    "prelu_jax.rectifiers": set(),
+    "prelu_jax.pooling": set(),
+    "prelu_jax.initializers": {"names", "rectifiers"},
+    "prelu_jax.arch": {"names"},
+    "prelu_jax.modules": {"pooling", "rectifiers"},
+    "prelu_jax.models": {"arch", "initializers", "modules", "names", "pooling", "rectifiers"},
+    "prelu_jax.data": {"names"},
+    "prelu_jax.evaluation": {"data"},
+    "prelu_jax.training": {"arch", "data", "evaluation", "initializers", "models", "names"},
+    "prelu_jax": {"arch", "initializers", "models", "modules", "pooling", "rectifiers"},
+}
+FLAX_FREE = ("names", "rectifiers", "initializers", "arch", "pooling")
+
+
+def modules():
+    for file in sorted([*(ROOT / "prelu_jax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]):
+        path = file.relative_to(ROOT).with_suffix("")
+        yield ".".join(path.parts).removesuffix(".__init__"), file
+
+
+def imports(file):
+    """Absolute dotted names that a file imports; ``from a import b`` counts as ``a.b``."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_follow_the_layers():
+    for module, file in modules():
+        for name in imports(file):
+            if module.startswith("prelu_jax"):
+                assert not name.startswith("experiments"), (module, name)
+                owner = ".".join(module.split(".")[:2])
+                if name.startswith("prelu_jax."):
+                    part = name.split(".")[1]
+                    own = owner.removeprefix("prelu_jax.")
+                    assert part == own or part in ALLOWED[owner], (module, name)
+            if module.removeprefix("prelu_jax.") in FLAX_FREE:
+                assert not name.startswith("flax"), (module, name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "homes"),
+    [
+        (r"\bpmap\(", {"prelu_jax.training.parallel"}),
+        (r"matplotlib", {"experiments.figures"}),
+        (r"absl import .*\bflags\b", {"prelu_jax.data.folder", "experiments.common"}),
+    ],
+)
+def test_some_things_have_one_home(pattern, homes):
+    assert {m for m, file in modules() if re.search(pattern, file.read_text())} == homes
+
+
+def test_importing_the_library_brings_in_nothing_heavy():
+    code = "import sys, prelu_jax; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "jax" in loaded
+    heavy = {"tensorflow", "tensorflow_datasets", "grain", "matplotlib", "orbax", "sklearn", "cv2"}
+    assert not heavy.intersection(loaded)
+
+
+def test_figures_are_drawn_without_jax():
+    code = "import sys, experiments.figures, experiments.results; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"jax", "prelu_jax", "flax"}.intersection(loaded)

@@ -1,0 +1,59 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from prelu_jax import pooling
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_max_pool_is_reduce_window(window):
+    x = jax.random.normal(jax.random.key(0), (2, 11, 8, 3)) - 5  # every value is negative
+    sizes = (1, window, window, 1)
+    expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, sizes, sizes, "VALID")
+    np.testing.assert_array_equal(pooling.max_pool(x, window), expected)
+
+
+@pytest.mark.parametrize("size", range(1, 41))
+def test_pyramid_bins_are_those_of_spp_nets_appendix(size):
+    for level in (1, 2, 3, 4, 6, 7):
+        bins = pooling.pyramid_bins(size, level)
+        assert bins == [
+            (math.floor(i * size / level), math.ceil((i + 1) * size / level)) for i in range(level)
+        ]
+        covered = set().union(*(range(*b) for b in bins))
+        assert covered == set(range(size))
+
+
+def test_the_bins_where_spp_nets_two_rules_differ():
+    assert pooling.pyramid_bins(14, 3) == [(0, 5), (4, 10), (9, 14)]
+
+
+@pytest.mark.parametrize(("h", "w"), [(14, 14), (13, 18), (6, 40), (2, 3)])
+def test_spatial_pyramid_is_the_maximum_of_every_bin(h, w):
+    x = np.random.default_rng(h).normal(size=(2, h, w, 3)).astype(np.float32) - 5
+    pooled = pooling.spatial_pyramid(jnp.asarray(x), (7, 3, 2, 1))
+    expected = [
+        x[:, top:bottom, left:right].max(axis=(1, 2))
+        for n in (7, 3, 2, 1)
+        for top, bottom in pooling.pyramid_bins(h, n)
+        for left, right in pooling.pyramid_bins(w, n)
+    ]
+    assert pooled.shape == (2, 63, 3)
+    np.testing.assert_array_equal(pooled, np.stack(expected, axis=1))
+
+
+def test_gradients_pass_negative_activations():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 7, 2)) - 5
+    check_grads(lambda x: pooling.spatial_pyramid(x, (3, 2, 1)), (x,), order=1, eps=1e-2, rtol=1e-2)
+    check_grads(lambda x: pooling.max_pool(x, 2), (x,), order=1, eps=1e-2, rtol=1e-2)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="1×4 map is smaller than one 2×2"):
+        pooling.max_pool(jnp.ones((1, 1, 4, 1)), 2)
+    with pytest.raises(ValueError, match=r"levels are \(0,\)"):
+        pooling.spatial_pyramid(jnp.ones((1, 4, 4, 1)), (0,))

@@ -1,0 +1,71 @@
+import logging
+import shutil
+
+import pytest
+
+from prelu_jax.training.checkpoint import Checkpoints
+from tests.training.conftest import assert_trees_equal, make_state
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints of steps 1, 2 and 3, of which the newest two are kept."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    state = make_state()
+    for step in (1, 2, 3):
+        state = state.replace(
+            step=state.step + 1, params={k: v for k, v in make_state(seed=step).params.items()}
+        )
+        checkpoints.save(state)
+    return checkpoints, tmp_path / "checkpoints", state
+
+
+def test_a_state_comes_back_bit_for_bit(saved):
+    checkpoints, folder, state = saved
+    assert checkpoints.steps() == [2, 3]
+    restored = Checkpoints(folder).restore(make_state())
+    assert_trees_equal(restored, state)
+
+
+def test_saving_a_step_twice_is_harmless(saved):
+    checkpoints, _, state = saved
+    checkpoints.save(state)
+    assert checkpoints.steps() == [2, 3]
+
+
+def cut_short(folder, step):
+    files = [p for p in (folder / str(step)).rglob("*") if p.is_file() and p.stat().st_size > 1000]
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_checkpoint_cut_short_is_passed_over_for_the_one_before(saved, caplog):
+    _, folder, _ = saved
+    cut_short(folder, 3)
+    with caplog.at_level(logging.WARNING):
+        restored = Checkpoints(folder).restore(make_state())
+    assert int(restored.step) == 2
+    assert_trees_equal(restored.params, make_state(seed=2).params)
+    assert "checkpoint of step 3" in caplog.text
+    assert Checkpoints(folder).steps() == [2]
+
+
+def test_an_empty_checkpoint_folder_is_passed_over_too(saved, caplog):
+    _, folder, _ = saved
+    shutil.rmtree(folder / "3")
+    (folder / "3").mkdir()
+    restored = Checkpoints(folder).restore(make_state())
+    assert int(restored.step) == 2
+
+
+def test_when_none_can_be_read_the_error_says_so(saved):
+    _, folder, _ = saved
+    cut_short(folder, 2)
+    cut_short(folder, 3)
+    with pytest.raises(OSError, match=r"None of the checkpoints \[2, 3\]"):
+        Checkpoints(folder).restore(make_state())
+
+
+def test_a_new_folder_has_nothing_to_restore(tmp_path):
+    assert Checkpoints(tmp_path / "new").restore(make_state()) is None

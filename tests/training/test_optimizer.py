@@ -1,0 +1,46 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prelu_jax.training import optimizer, state
+from tests.training.conftest import make_state
+
+
+def test_velocity_follows_eq_4_with_decay_on_kernels_alone():
+    rate, momentum, decay = 0.1, 0.9, 0.01
+    sgd = optimizer.sgd(rate, momentum, decay).descent
+    params = {"conv": {"kernel": jnp.float32(2.0), "bias": jnp.float32(2.0)}}
+    grads = {"conv": {"kernel": jnp.float32(0.5), "bias": jnp.float32(0.5)}}
+    opt_state = sgd.init(params)
+    kernel = bias = 2.0
+    v_kernel = v_bias = 0.0
+    for scale in (1.0, 1.0, 0.1, 0.1):  # the velocity keeps the rate it was made with
+        updates, opt_state = sgd.update(grads, opt_state, params, rate_scale=jnp.float32(scale))
+        params = optax.apply_updates(params, updates)
+        v_kernel = momentum * v_kernel + rate * scale * (0.5 + decay * kernel)
+        v_bias = momentum * v_bias + rate * scale * 0.5
+        kernel, bias = kernel - v_kernel, bias - v_bias
+    np.testing.assert_allclose(params["conv"]["kernel"], kernel, rtol=1e-6)
+    np.testing.assert_allclose(params["conv"]["bias"], bias, rtol=1e-6)
+
+
+def test_slopes_and_biases_do_not_decay():
+    params = make_state("prelu").params
+    decays = optimizer.decays(params)
+    assert decays["conv1"] == {"kernel": True, "bias": False}
+    assert decays["conv1_prelu"] == {"negative_slope": False}
+
+
+def test_the_rate_drops_tenfold_on_a_plateau_and_no_further_than_its_minimum():
+    run = make_state(learning_rate=0.01, plateau_patience=2, min_learning_rate=1e-4)
+    scales = []
+    for error in (0.9, 0.5, 0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4):
+        run = state.observe_error(run, error)
+        scales.append(float(run.plateau.scale))
+    assert scales == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01])
+
+
+def test_equal_recipes_are_one_object():
+    assert optimizer.sgd(0.01) is optimizer.sgd(0.01)
+    assert optimizer.sgd(0.01) is not optimizer.sgd(0.02)

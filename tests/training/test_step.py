@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prelu_jax.data import augment
+from prelu_jax.training import step
+from prelu_jax.training.parallel import AXIS, Parallel
+from tests.training.conftest import assert_trees_equal, make_batch, make_state
+
+one = Parallel(jax.local_devices()[:1])
+four = Parallel(jax.local_devices()[:4])
+
+
+def test_a_step_is_sgd_on_the_mean_cross_entropy():
+    state = make_state("prelu", flip=False, weight_decay=0.0)
+    batch = make_batch()
+
+    def loss_fn(params):  # the same once more, without the step's machinery
+        x = augment.normalize(jnp.asarray(batch["image"]), state.pixels)
+        keys = {"dropout": step.stream(0, "dropout", 0)}
+        scores = state.model.apply({"params": params}, x, train=True, rngs=keys)
+        return -jax.nn.log_softmax(scores)[jnp.arange(16), batch["label"]].mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    new_state, metrics = step.train_step(state, batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    expected = optax.apply_updates(state.params, jax.tree.map(lambda g: -0.05 * g, grads))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        new_state.params,
+        expected,
+    )
+    rms = np.sqrt(np.mean(np.square(grads["conv1"]["kernel"])))
+    np.testing.assert_allclose(metrics["grad_rms"]["conv1"]["kernel"], rms, rtol=1e-4)
+    assert metrics["slope_mean"]["conv1_prelu"] == 0.25
+    assert int(new_state.step) == 1
+
+
+def take(parallel, steps, seed=0):
+    state = parallel.replicate(make_state(seed=seed))
+    losses = []
+    for s in range(steps):
+        state, metrics = parallel.train_step(state, make_batch(seed=s))
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses
+
+
+def test_four_devices_compute_what_one_does():
+    alone, losses_alone = take(one, 20)
+    shared, losses_shared = take(four, 20)
+    np.testing.assert_allclose(losses_shared, losses_alone, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        shared.params,
+        alone.params,
+    )
+
+
+def test_replicas_stay_identical():
+    def mapped(state, batch):
+        return step.train_step(state, batch, axis_name=AXIS)[0]
+
+    state = jax.tree.map(lambda a: jnp.stack([a] * 4), make_state())
+    each = jax.pmap(mapped, AXIS)  # out_axes=0: every device shows what it holds
+    for s in range(5):
+        batch = {k: v.reshape(4, 4, *v.shape[1:]) for k, v in make_batch(seed=s).items()}
+        state = each(state, batch)
+    first = jax.tree.map(lambda a: a[0], state)
+    for replica in range(1, 4):
+        assert_trees_equal(jax.tree.map(lambda a, r=replica: a[r], state), first)
+
+
+@pytest.mark.parametrize("parallel", [one, four], ids=["one device", "four devices"])
+def test_the_step_compiles_once_for_runs_that_differ_in_seed_alone(parallel):
+    take(parallel, 1)
+    compiled = []
+    listener = lambda event, *_, **__: compiled.append(event)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        take(parallel, 3)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not [event for event in compiled if "backend_compile" in event]
+
+
+def test_flipping_and_dropout_are_drawn_anew_each_step():
+    state = make_state("relu", learning_rate=1e-9)
+    losses = []
+    for _ in range(3):
+        state, metrics = jax.jit(step.train_step)(state, make_batch())
+        losses.append(float(metrics["loss"]))
+    assert len(set(losses)) == 3
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    four.check_batch_size(16)
+    with pytest.raises(ValueError, match="batch_size is 18, expected a multiple of the 4 devices"):
+        four.check_batch_size(18)
