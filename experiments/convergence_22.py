@@ -8,6 +8,7 @@ threshold of the test error.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,29 +78,30 @@ def imagenet() -> Config:
     )
 
 
+def judge(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> list[Claim]:
+    """What the figure claims, checked on the curves of each arm."""
+    final = [[curve.final_error() for curve in arm] for arm in (he, xavier)]
+    steps = [[curve.steps_to(config.threshold) for curve in arm] for arm in (he, xavier)]
+    return [
+        Claim(
+            f"Both converge: final error at most {config.converged:.0%} in every seed",
+            max(final[0] + final[1]) <= config.converged,
+            f"He: {results.summary(final[0], ' %', 100)}; "
+            f"Xavier: {results.summary(final[1], ' %', 100)}",
+        ),
+        Claim(
+            f"He starts earlier: {config.threshold:.0%} error in fewer steps in every seed",
+            all(mine < other for mine, other in zip(*steps, strict=True)),
+            f"He: {results.summary(steps[0], ' steps')}; "
+            f"Xavier: {results.summary(steps[1], ' steps')}",
+        ),
+    ]
+
+
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Runs the comparison and judges it."""
-
-    def judge(he: Sequence[Curve], xavier: Sequence[Curve]) -> list[Claim]:
-        final = [[curve.final_error() for curve in arm] for arm in (he, xavier)]
-        steps = [[curve.steps_to(config.threshold) for curve in arm] for arm in (he, xavier)]
-        return [
-            Claim(
-                f"Both converge: final error at most {config.converged:.0%} in every seed",
-                max(final[0] + final[1]) <= config.converged,
-                f"He: {results.summary(final[0], ' %', 100)}; "
-                f"Xavier: {results.summary(final[1], ' %', 100)}",
-            ),
-            Claim(
-                f"He starts earlier: {config.threshold:.0%} error in fewer steps in every seed",
-                all(mine < other for mine, other in zip(*steps, strict=True)),
-                f"He: {results.summary(steps[0], ' steps')}; "
-                f"Xavier: {results.summary(steps[1], ' steps')}",
-            ),
-        ]
-
     title = "22 layers (model B), ReLU: both converge, He earlier"
-    return convergence.run(config, workdir, seeds, title, judge)
+    return convergence.run(config, workdir, seeds, title, functools.partial(judge, config))
 
 
 if __name__ == "__main__":

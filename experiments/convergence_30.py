@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,27 +77,28 @@ def imagenet() -> Config:
     )
 
 
+def judge(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> list[Claim]:
+    """What the figure claims, checked on the curves of each arm."""
+    he_errors = [curve.final_error() for curve in he]
+    xavier_errors = [curve.lowest_error() for curve in xavier]
+    return [
+        Claim(
+            f"He converges: final error at most {config.converged:.0%} in every seed",
+            max(he_errors) <= config.converged,
+            results.summary(he_errors, " %", 100),
+        ),
+        Claim(
+            f"Xavier stalls: error never below {config.stalled:.0%} in any seed",
+            min(xavier_errors) >= config.stalled,
+            f"lowest error of each run: {results.summary(xavier_errors, ' %', 100)}",
+        ),
+    ]
+
+
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Runs the comparison and judges it."""
-
-    def judge(he: Sequence[Curve], xavier: Sequence[Curve]) -> list[Claim]:
-        he_errors = [curve.final_error() for curve in he]
-        xavier_errors = [curve.lowest_error() for curve in xavier]
-        return [
-            Claim(
-                f"He converges: final error at most {config.converged:.0%} in every seed",
-                max(he_errors) <= config.converged,
-                results.summary(he_errors, " %", 100),
-            ),
-            Claim(
-                f"Xavier stalls: error never below {config.stalled:.0%} in any seed",
-                min(xavier_errors) >= config.stalled,
-                f"lowest error of each run: {results.summary(xavier_errors, ' %', 100)}",
-            ),
-        ]
-
     title = "30 layers, ReLU: He converges, Xavier stalls"
-    return convergence.run(config, workdir, seeds, title, judge)
+    return convergence.run(config, workdir, seeds, title, functools.partial(judge, config))
 
 
 if __name__ == "__main__":

@@ -194,21 +194,25 @@ class _Run:
         return self.run.write_status(DONE, config.num_steps, test_error=self.error)
 
     def _log(self, step: int, interval: list[dict[str, Any]], started: float) -> int | None:
-        """Writes the interval's metrics; returns the first step whose loss is not finite."""
-        losses = jax.device_get([metrics["loss"] for metrics in interval])
-        first = step - len(interval) + 1
-        for offset, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                return first + offset
-        errors = jax.device_get([metrics["error"] for metrics in interval])
-        by_layer = jax.device_get(
-            {k: interval[-1][k] for k in ("grad_rms", "param_rms", "slope_mean")}
+        """Writes the interval's metrics, or returns the first step that is not finite."""
+        losses, errors = (
+            jax.device_get([metrics[name] for metrics in interval]) for name in ("loss", "error")
         )
+        by_layer = {
+            name: _flat_floats(jax.device_get(interval[-1][name]))
+            for name in ("grad_rms", "param_rms", "slope_mean")
+        }
+        finite = [math.isfinite(loss) for loss in losses]
+        # The loss is that before the step: only its gradient tells whether the state after it,
+        # which may be saved, is sound.
+        finite[-1] &= all(map(math.isfinite, by_layer["grad_rms"].values()))
+        if not all(finite):
+            return step - len(finite) + 1 + finite.index(False)
         record = {
             "step": step,
             "train_loss": float(np.mean(losses, dtype=np.float64)),
             "train_error": float(np.mean(errors, dtype=np.float64)),
-            **{k: _flat_floats(v) for k, v in by_layer.items()},
+            **by_layer,
         }
         self.run.log(record, steps_per_second=len(interval) / (time.monotonic() - started))
         return None

@@ -1,5 +1,6 @@
 """Everything a run is at one step, and the random streams it draws from."""
 
+import functools
 import zlib
 from typing import Any
 
@@ -45,31 +46,31 @@ def stream(seed: jax.typing.ArrayLike, name: str, step: jax.typing.ArrayLike = 0
     return jax.random.fold_in(key, step)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "flip"))
 def create(
-    model: nn.Module, optimizer: Optimizer, pixels: PixelStatistics, seed: int, flip: bool = False
+    model: nn.Module,
+    optimizer: Optimizer,
+    pixels: PixelStatistics,
+    seed: jax.typing.ArrayLike,
+    flip: bool = False,
 ) -> TrainState:
     """The state at step 0: parameters drawn from the seed, velocity zero.
 
     The parameters are those of one image of the shape of ``pixels.mean``.
     """
-
-    @jax.jit
-    def init() -> TrainState:
-        image = jnp.zeros((1, *pixels.mean.shape))
-        params = model.init(stream(seed, "params"), image)["params"]
-        return TrainState(
-            step=jnp.int32(0),
-            seed=jnp.uint32(seed),
-            params=params,
-            velocity=optimizer.descent.init(params),
-            plateau=optimizer.plateau.init(params),
-            pixels=pixels,
-            model=model,
-            optimizer=optimizer,
-            flip=flip,
-        )
-
-    return init()
+    image = jnp.zeros((1, *pixels.mean.shape))
+    params = model.init(stream(seed, "params"), image)["params"]
+    return TrainState(
+        step=jnp.int32(0),
+        seed=jnp.uint32(seed),
+        params=params,
+        velocity=optimizer.descent.init(params),
+        plateau=optimizer.plateau.init(params),
+        pixels=pixels,
+        model=model,
+        optimizer=optimizer,
+        flip=flip,
+    )
 
 
 @jax.jit

@@ -13,9 +13,7 @@ def saved(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     state = make_state()
     for step in (1, 2, 3):
-        state = state.replace(
-            step=state.step + 1, params={k: v for k, v in make_state(seed=step).params.items()}
-        )
+        state = state.replace(step=state.step + 1, params=make_state(seed=step).params)
         checkpoints.save(state)
     return checkpoints, tmp_path / "checkpoints", state
 

@@ -1,0 +1,41 @@
+"""Running experiments as a user does, from a shell."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# Fourteen layers compile in a few seconds; nothing is learned in so few steps.
+SHORT = (
+    "--seeds=1",
+    "--config.arch=small_14_reduced",
+    "--config.num_steps=8",
+    "--config.batch_size=8",
+    "--config.log_every=2",
+    "--config.eval_every=4",
+    "--config.checkpoint_every=4",
+    "--config.test_examples=20",
+)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    # One device, as on a user's machine: the suite itself runs with four.
+    return {**os.environ, "XLA_FLAGS": "", "PYTHONWARNINGS": "ignore", **variables}
+
+
+def start(experiment: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{experiment}", *arguments],
+        cwd=ROOT,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(experiment: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    process = start(experiment, *arguments, **variables)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -1,0 +1,123 @@
+import json
+import signal
+import time
+
+import pytest
+
+from experiments import convergence, convergence_30
+from prelu_jax.data import folder
+from tests.conftest import write_images
+from tests.experiments.conftest import SHORT, run, start
+
+
+@pytest.mark.parametrize("experiment", ["convergence_30", "convergence_22"])
+def test_from_a_flag_to_a_picture(experiment, tmp_path):
+    done = run(experiment, "--scale=laptop", f"--workdir={tmp_path}", *SHORT)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1  # eight steps teach nothing: the claims fail
+    for text in ("Claims:", "FAIL  ", "n = 1", "figure.png", "figure.pdf", "curves.csv"):
+        assert text in done.stdout
+    assert "step/s" in done.stderr
+    for name in ("figure.png", "figure.pdf", "curves.csv", "claims.json"):
+        assert (tmp_path / name).stat().st_size > 100
+    for arm, rule in (("he", "variance 2 / fan_out"), ("xavier", "variance 1 / fan_out")):
+        report = json.loads((tmp_path / arm / "seed_0/init_report.json").read_text())
+        rules = {row["parameter"]: row["rule"] for row in report}
+        assert rules["conv3_1/kernel"] == f"normal, {rule}"
+        status = json.loads((tmp_path / arm / "seed_0/status.json").read_text())
+        assert status["status"] == "done"
+    # Again, of another configuration: refused, with the field, and nothing is lost.
+    other = run(experiment, f"--workdir={tmp_path}", *SHORT, "--config.momentum=0.8")
+    assert other.returncode == 1
+    assert "momentum: 0.9 there, 0.8 asked" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scale=labtop"], "Unknown scale 'labtop'. Did you mean 'laptop'?"),
+        (["--config.learning_rat=1"], "Unknown config field 'learning_rat'. Did you mean 'learn"),
+        (["--config.dataset=digit"], "Unknown dataset 'digit'. Did you mean 'digits'?"),
+        (["--config.he_initializer=he_norml"], "Unknown initializer 'he_norml'. Did you mean 'he"),
+        (["--config.arch=small_31"], "Unknown arch 'small_31'. Did you mean 'small_30'?"),
+        (["--config.initializer=he_normal"], "Set config.he_initializer"),
+        (["--config.batch_size=large"], "batch_size"),
+        (["--config.batch_size=2.5"], "batch_size"),
+        (["--seeds=0"], "seeds"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_runs(arguments, message, tmp_path):
+    failed = run("convergence_30", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert failed.returncode == 1
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
+    four = "--xla_force_host_platform_device_count=4"
+    arguments = [f"--workdir={tmp_path / 'run'}", "--config.batch_size=30"]
+    failed = run("convergence_30", *arguments, XLA_FLAGS=four)
+    assert failed.returncode == 1
+    assert "batch_size is 30, expected a multiple of the 4 devices" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_help_fits_a_screen():
+    shown = run("convergence_30", "--help")
+    assert len(shown.stdout.splitlines()) <= 60
+    for text in ("--scale", "--workdir", "--seeds", "--config.learning_rate"):
+        assert text in shown.stdout.replace("[no]", "")
+
+
+def test_the_arms_differ_in_their_initialiser_alone():
+    config = convergence_30.laptop()
+    he, xavier = (convergence._of_arm(config, name, 0) for name in ("he_normal", "xavier_normal"))
+    differing = [k for k in vars(he) if getattr(he, k) != getattr(xavier, k)]
+    assert differing == ["initializer"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_bytes_of_an_uninterrupted_one(tmp_path):
+    longer = [*SHORT, "--config.num_steps=60"]
+    whole = run("convergence_30", f"--workdir={tmp_path / 'whole'}", *longer)
+    assert "Claims:" in whole.stdout, whole.stderr
+    metrics = tmp_path / "killed/he/seed_0/metrics.jsonl"
+    process = start("convergence_30", f"--workdir={tmp_path / 'killed'}", *longer)
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"step": 22,' in metrics.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    status = json.loads((tmp_path / "killed/he/seed_0/status.json").read_text())
+    assert status["status"] == "running"
+    resumed = run("convergence_30", f"--workdir={tmp_path / 'killed'}", *longer)
+    assert "Claims:" in resumed.stdout, resumed.stderr
+    for name in ("he/seed_0/metrics.jsonl", "xavier/seed_0/metrics.jsonl", "curves.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["convergence_30", "convergence_22"])
+def test_the_papers_own_setting_runs_on_prepared_photos(experiment, tmp_path):
+    counts = {"train": {"a": 3, "b": 3}, "validation": {"a": 2, "b": 1}}
+    images = write_images(tmp_path / "images", counts, side=260)
+    folder.prepare(images, "photos", str(tmp_path / "tfds"))
+    arguments = {"dataset": "photos", "data_dir": tmp_path / "tfds", "batch_size": 2}
+    steps = dict.fromkeys(("num_steps", "log_every", "eval_every", "checkpoint_every"), 1)
+    done = run(
+        experiment,
+        "--scale=imagenet",
+        "--seeds=1",
+        f"--workdir={tmp_path / 'run'}",
+        *(f"--config.{field}={value}" for field, value in {**arguments, **steps}.items()),
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "Claims:" in done.stdout
+    for arm in ("he", "xavier"):
+        lines = (tmp_path / "run" / arm / "seed_0/metrics.jsonl").read_text().splitlines()
+        final = json.loads(lines[-1])
+        assert (final["step"], final["test_examples"]) == (1, 3)
