@@ -20,6 +20,8 @@ from prelu_jax.training.parallel import Parallel
 
 SCALES = ("laptop", "cifar10", "imagenet")
 
+_EXAMPLES_A_CORE = 16  # of a batch, at least
+
 Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
 
 
@@ -89,6 +91,7 @@ def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:
         runs: folder -> (label, configuration).
     """
     _cache_compilations()
+    _use_every_core(min(config.batch_size for _, config in runs.values()))
     parallel = Parallel()
     for _, config in runs.values():
         loop.check(config, parallel)  # all of them before the first trains
@@ -103,6 +106,22 @@ def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:
 
             status = loop.train(config, folder, progress, parallel)
             bar.set_postfix_str(f"{status['status']} at step {status['step']}")
+
+
+def _use_every_core(batch_size: int) -> None:
+    """On a CPU, makes a device of every core, unless the user has chosen their number.
+
+    Convolutions of a few channels gain little from threads: the 30-layer laptop net takes 1.7
+    times as many steps a second on two devices as on one of two threads. Accelerators are not
+    touched.
+    """
+    chosen = os.environ.get("XLA_FLAGS", "") + " ".join(os.environ)
+    if "host_platform_device_count" in chosen or "JAX_NUM_CPU_DEVICES" in chosen:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    fitting = range(1, min(cores or 1, batch_size // _EXAMPLES_A_CORE) + 1)
+    devices = max((n for n in fitting if batch_size % n == 0), default=1)
+    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def _cache_compilations() -> None:

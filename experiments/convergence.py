@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,10 +11,6 @@ from prelu_jax.training.config import TrainConfig
 
 HE, XAVIER = "He", "Xavier"
 
-# Inputs of the reduced nets. Eq. 14 keeps the gradient; forward it multiplies the second moment by
-# 2 · 3/16 at their first layer and by 1/2 where 16 channels become 32 (§2.2: the ratio c_2 / d_L),
-# 3/16 together, which inputs of this root mean square undo: √(16/3).
-PIXEL_RMS = 2.309
 NEVER = 1_000_000  # evaluations that no run has: the learning rate stays
 
 Judge = Callable[[Sequence[Curve], Sequence[Curve]], list[Claim]]  # (He's, Xavier's)
@@ -78,5 +73,5 @@ def _caption(config: ConvergenceConfig, seeds: int) -> str:
         f"{config.arch}, {config.rectifier}, {config.dataset}; SGD {config.learning_rate:g}, "
         f"momentum {config.momentum:g}, batch {config.batch_size}; {config.he_initializer} against "
         f"{config.xavier_initializer}, {config.mode};\npadding {config.padding}; seeds "
-        f"{config.seed} to {last}; thin: each seed, bold: median; {platform.machine()}"
+        f"{config.seed} to {last}; thin: each seed, bold: median"
     )

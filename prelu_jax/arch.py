@@ -123,8 +123,10 @@ def _stage(name: str, count: int, features: int, kernel_size: int) -> tuple[Conv
     )
 
 
-def _fully_connected(features: int, stddev: float, stddev_last: float) -> tuple[Layer, ...]:
-    hidden = (Dense("fc1", features, stddev), Dense("fc2", features, stddev))
+def _fully_connected(
+    features: int, stddev: float, stddev_last: float, dropout_rate: float = 0.5
+) -> tuple[Layer, ...]:
+    hidden = (Dense(name, features, stddev, dropout_rate) for name in ("fc1", "fc2"))
     return (*hidden, Logits("fc3", stddev_last))
 
 
@@ -174,13 +176,17 @@ MODEL_C = _large("model_c", 6, (384, 768, 896))
 
 
 # Reductions to 32-pixel images. Kept: the depth, the order of the layers, the size of every kernel
-# but that of the small nets' first, the padding, the dropout. Reduced: the widths, the pyramid
-# ({4, 2, 1}), and the down-sampling before stage 2, so that the maps stay larger than the pyramid.
-# The hidden fully connected layers take Eq. 14: the paper's std of 0.01 answers inputs in
-# [-128, 128] (§2.2), and these nets are fed smaller ones. The last keeps the paper's 0.001: with
-# a larger one the first steps unlearn the scores' common offset by shrinking every layer, and
-# deep nets die of it (docs/findings.md).
-_REDUCED_FULLY_CONNECTED = _fully_connected(256, stddev=math.sqrt(2 / 256), stddev_last=0.001)
+# but that of the small nets' first, the padding. Reduced: the widths, the pyramid ({4, 2, 1}), and
+# the down-sampling before stage 2, so that the maps stay larger than the pyramid. What followed:
+#
+# * The hidden fully connected layers take Eq. 14: the paper's std of 0.01 answers inputs in
+#   [-128, 128] (§2.2), and these nets are fed inputs of unit rms. The last has 0.01.
+# * Dropout disturbs a sum over n units by √(rate / ((1 - rate) n)) of itself. At 256 units a rate
+#   of 1/17 disturbs it as much as the paper's 1/2 does at 4096.
+_REDUCED_WIDTH = 256
+_REDUCED_FULLY_CONNECTED = _fully_connected(
+    _REDUCED_WIDTH, stddev=math.sqrt(2 / _REDUCED_WIDTH), stddev_last=0.01, dropout_rate=1 / 17
+)
 
 
 def _small_reduced(name: str, convs_in_stage_3: int) -> Arch:

@@ -7,6 +7,7 @@ TFDS reads the array_record format without it.
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -133,17 +134,29 @@ def tfds_folder(data_dir: str) -> Path:
     ).expanduser()
 
 
+def _prepared(folder: Path) -> dict[str, Path]:
+    """Every prepared dataset under TFDS's folder: 'name' or 'name/config' -> newest version."""
+    found: dict[str, tuple[tuple[int, ...], Path]] = {}
+    for depth in ("*/*", "*/*/*"):
+        for file in folder.glob(f"{depth}/dataset_info.json"):
+            path = file.parent
+            if re.fullmatch(r"\d+\.\d+\.\d+", path.name):  # else TFDS is still writing it
+                name = path.parent.relative_to(folder).as_posix()
+                version = tuple(map(int, path.name.split(".")))
+                found[name] = max(found.get(name, ((), path)), (version, path))
+    return {name: path for name, (_, path) in sorted(found.items())}
+
+
 def _tfds(dataset: str, split: str, folder: Path) -> Split:
-    prepared = sorted(path.name for path in folder.glob("*") if path.is_dir())
-    if dataset not in prepared:
-        try:
-            names.check("dataset", dataset, (DIGITS, *prepared))
-        except ValueError as error:
-            raise ValueError(
-                f"{error} TFDS datasets are looked for in {folder}. To prepare one: `python -m "
-                "prelu_jax.data.folder --images=DIR --name=NAME` for a folder of images, or, with "
-                f"TensorFlow installed, `tfds build {dataset} --file_format=array_record`."
-            ) from None
+    prepared = _prepared(folder)
+    try:
+        names.check("dataset", dataset, (DIGITS, *prepared))
+    except ValueError as error:
+        raise ValueError(
+            f"{error} TFDS datasets are looked for in {folder}. To prepare one: `python -m "
+            "prelu_jax.data.folder --images=DIR --name=NAME` for a folder of images, or, with "
+            f"TensorFlow installed, `tfds build {dataset} --file_format=array_record`."
+        ) from None
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -151,7 +164,8 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
             f"Dataset {dataset!r} needs TensorFlow Datasets ({error}). Install it with "
             "`pip install 'prelu_jax[data]'`; TensorFlow itself is not needed."
         ) from error
-    builder = tfds.builder(dataset, data_dir=folder)
+    # From its files, not by its name: TFDS may know another dataset of that name.
+    builder = tfds.builder_from_directory(prepared[dataset])
     features = dict(builder.info.features.items())
     if "image" not in features or not hasattr(features.get("label"), "names"):
         raise ValueError(

@@ -128,7 +128,7 @@ def _start(
 
 
 def _init_report(state: state_lib.TrainState) -> list[dict[str, Any]]:
-    """Every parameter of a fresh state: its path, shape, std and whether it decays."""
+    """Every parameter of a fresh state; see `run_folder`."""
     decays = traverse_util.flatten_dict(optimizer_lib.decays(state.params), sep="/")
     return [
         {

@@ -1,7 +1,7 @@
 """A run is a folder: what it was asked, what it measured, how it ended.
 
 config.json        the `TrainConfig`
-init_report.json   every parameter: shape, rule, std by the rule and as drawn, whether it decays
+init_report.json   every parameter: shape, rule, mean and std as drawn, whether it decays
 metrics.jsonl      a line per logging interval and evaluation; no clock in it, so that an
                    interrupted run and an undisturbed one write the same bytes
 events.*           the same for TensorBoard, with steps per second
@@ -90,7 +90,7 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         if self._events is None:
-            self._events = SummaryWriter(str(self.path))
+            self._events = SummaryWriter(str(self.path), purge_step=record["step"])
         for name, value in {**record, **clock}.items():
             values = value if isinstance(value, dict) else {"": value}
             for suffix, scalar in values.items():

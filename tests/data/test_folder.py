@@ -29,6 +29,11 @@ def test_a_folder_becomes_a_dataset_with_its_files_bytes(images, tmp_path):
     assert len(sources.load("pets", "train[:2]", str(tmp_path / "tfds"))) == 2
 
 
+def test_a_folder_may_have_the_name_of_a_dataset_that_tfds_knows(images, tmp_path):
+    folder.prepare(images, "cifar10", str(tmp_path / "tfds"))
+    assert sources.load("cifar10", "train", str(tmp_path / "tfds")).class_names == ("cat", "dog")
+
+
 def command(images, tmp_path, *more):
     arguments = [f"--images={images}", "--name=pets", f"--data_dir={tmp_path / 'tfds'}", *more]
     return subprocess.run(

@@ -36,7 +36,10 @@ def test_bytes_that_do_not_decode_are_named_by_their_key():
 
 
 def test_an_unprepared_dataset_is_told_the_nearest_and_how_to_prepare_it(tmp_path):
-    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10/1.0.0").mkdir(parents=True)
+    (tmp_path / "cifar10/1.0.0/dataset_info.json").touch()
+    (tmp_path / "cifar01/incomplete.X_1.0.0").mkdir(parents=True)  # TFDS was interrupted
+    (tmp_path / "cifar01/incomplete.X_1.0.0/dataset_info.json").touch()
     with pytest.raises(ValueError, match=r"'cifar01'. Did you mean 'cifar10'.*data.folder.*tfds"):
         sources.load("cifar01", "train", str(tmp_path))
     with pytest.raises(ValueError, match="Unknown split of digits 'validation'"):

@@ -1,0 +1,79 @@
+"""Every command and every block of Python in the README is run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_images
+from tests.experiments.conftest import SHORT, environment
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+SHELL = [
+    line.partition("#")[0].strip()
+    for language, text in BLOCKS
+    if language == "bash"
+    for line in text.replace("\\\n", " ").splitlines()
+    if line.partition("#")[0].strip()
+]
+# What a command cannot have in a test: its data set, its hours.
+DATA = ("--config.dataset=digits", "--config.test_split=test")
+
+
+def commands(start):
+    return [line for line in SHELL if line.startswith(start)]
+
+
+def test_the_two_commands_come_first():
+    assert [line.split()[:2] for line in SHELL[:2]] == [["make", "reproduce"], ["make", "test"]]
+
+
+def test_every_command_is_of_a_kind_that_is_run_here():
+    known = ("make ", "python -m experiments.", "python -m prelu_jax.data.folder ", "pip install ")
+    assert [line for line in SHELL if not line.startswith(known)] == []
+
+
+@pytest.mark.parametrize("line", commands("make "))
+def test_make_knows_the_target(line):
+    subprocess.run(["make", "-n", *shlex.split(line)[1:]], cwd=ROOT, check=True)
+
+
+def test_make_reproduce_is_the_laptop_comparison():
+    dry = subprocess.run(["make", "-n", "reproduce"], cwd=ROOT, capture_output=True, text=True)
+    assert "-m experiments.convergence_30 --scale=laptop" in dry.stdout
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python_blocks_run(block):
+    exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", commands("python -m experiments."))
+def test_experiments_run(line, tmp_path):
+    arguments = [*shlex.split(line)[1:], *SHORT, f"--workdir={tmp_path}"]
+    if "--scale=laptop" not in line:
+        arguments += DATA
+    if "--scale=imagenet" in line:
+        arguments += ["--config.min_side=32", "--config.max_side=32"]
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert "Claims:" in done.stdout, done.stderr
+    assert (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.parametrize("line", commands("python -m prelu_jax.data.folder "))
+def test_folders_are_imported(line, tmp_path):
+    images = write_images(tmp_path / "images", {"train": {"a": 2}, "test": {"a": 1}})
+    arguments = [*shlex.split(line)[1:], f"--images={images}", f"--data_dir={tmp_path / 'tfds'}"]
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train: 2 images" in done.stdout
