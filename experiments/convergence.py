@@ -11,6 +11,10 @@ from prelu_jax.training.config import TrainConfig
 
 HE, XAVIER = "He", "Xavier"
 
+# Inputs of the reduced nets. Eq. 14 keeps the gradient; forward it multiplies the second moment by
+# 3/16 in all where their channels grow (§2.2: the ratio c_2 / d_L), which inputs of this root mean
+# square, √(16/3), undo.
+PIXEL_RMS = 2.309
 NEVER = 1_000_000  # evaluations that no run has: the learning rate stays
 
 Judge = Callable[[Sequence[Curve], Sequence[Curve]], list[Claim]]  # (He's, Xavier's)

@@ -3,7 +3,7 @@
 After He, Zhang, Ren & Sun 2015, "Delving Deep into Rectifiers" (arXiv:1502.01852).
 """
 
-from prelu_jax import arch, initializers, models
+from prelu_jax import arch, initializers, models, nnx
 from prelu_jax.modules import PReLU, SpatialPyramidPooling
 from prelu_jax.pooling import spatial_pyramid
 from prelu_jax.rectifiers import leaky_relu, prelu, relu
@@ -17,6 +17,7 @@ __all__ = [
     "initializers",
     "leaky_relu",
     "models",
+    "nnx",
     "prelu",
     "relu",
     "spatial_pyramid",

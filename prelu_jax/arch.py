@@ -180,7 +180,7 @@ MODEL_C = _large("model_c", 6, (384, 768, 896))
 # the down-sampling before stage 2, so that the maps stay larger than the pyramid. What followed:
 #
 # * The hidden fully connected layers take Eq. 14: the paper's std of 0.01 answers inputs in
-#   [-128, 128] (§2.2), and these nets are fed inputs of unit rms. The last has 0.01.
+#   [-128, 128] (§2.2), and these nets are fed smaller ones. The last has 0.01.
 # * Dropout disturbs a sum over n units by √(rate / ((1 - rate) n)) of itself. At 256 units a rate
 #   of 1/17 disturbs it as much as the paper's 1/2 does at 4096.
 _REDUCED_WIDTH = 256

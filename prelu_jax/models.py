@@ -101,20 +101,6 @@ class RectifierNet(nn.Module):
         _, make = RECTIFIERS[self.rectifier]
         return make(f"{layer_name}_prelu")(x)
 
-    def rule(self, parameter: str) -> str:
-        """How a parameter is initialised, in words.
-
-        Args:
-            parameter: its path, e.g. 'conv2_1/kernel'.
-        """
-        layer_name, kind = parameter.split("/")
-        if kind == "negative_slope":
-            return f"constant {RECTIFIERS[self.rectifier][0]:g}"
-        if kind == "bias":
-            return "zeros"
-        kernels = {k.name: k for k in self.arch.layers if isinstance(k, Conv | Dense | Logits)}
-        return self._kernel_init(kernels[layer_name]).describe()
-
 
 def build(
     arch: Arch,
@@ -143,7 +129,7 @@ def build(
     if num_classes < 1:
         raise ValueError(f"build: num_classes is {num_classes}, expected at least 1.")
     if isinstance(initializer, str):
-        options = {"mode": mode, "negative_slope": RECTIFIERS[rectifier][0]}
-        accepted = {k: v for k, v in options.items() if initializers.accepts(initializer, k)}
-        initializer = initializers.get(initializer, **accepted)
+        options: dict[str, Any] = {"mode": mode, "negative_slope": RECTIFIERS[rectifier][0]}
+        accepted = set(initializers.options(initializer)) & set(options)
+        initializer = initializers.get(initializer, **{k: options[k] for k in accepted})
     return RectifierNet(arch, num_classes, rectifier, initializer, dtype)

@@ -1,5 +1,6 @@
 """Flax Linen modules: the parametric rectifier, the spatial pyramid, dropout by example."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,28 +14,37 @@ class PReLU(nn.Module):
     """Parametric rectifier with a learned slope (He et al. 2015, §2.1).
 
     Put it where ``nn.relu`` stood: ``x = pj.PReLU()(x)``. Its parameter is called
-    'negative_slope'; it must not decay, which would pull the network towards ReLU.
+    'negative_slope'; it must not decay, which would pull the network towards ReLU
+    (`training.optimizer.decays` lets kernels alone decay).
 
     Attributes:
         channel_shared: one slope for the layer instead of one per channel.
         negative_slope_init: the slopes' initial value, 0.25 throughout the paper.
-        param_dtype: type of the slopes; float32 keeps their gradient's sum in float32.
+        param_dtype: type of the slopes; the sum that is their gradient is never narrower than
+            float32.
+        channel_axis: the axis of the input that holds the channels.
+        constraint: applied to the slopes before they are used, e.g.
+            ``lambda a: jnp.clip(a, 0, 1)``; none in the paper.
     """
 
     channel_shared: bool = False
     negative_slope_init: float = 0.25
     param_dtype: Any = jnp.float32
+    channel_axis: int = -1
+    constraint: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Rectifies ``[..., channels]``; shape and type are kept."""
-        negative_slope = self.param(
+        """Rectifies an array of any rank; shape and type are kept."""
+        slope = self.param(
             "negative_slope",
             nn.initializers.constant(self.negative_slope_init),
-            () if self.channel_shared else x.shape[-1:],
+            () if self.channel_shared else (x.shape[self.channel_axis],),
             self.param_dtype,
         )
-        return rectifiers.prelu(x, negative_slope)
+        if self.constraint is not None:
+            slope = self.constraint(slope)
+        return rectifiers.prelu(x, slope, channel_axis=self.channel_axis)
 
 
 class SpatialPyramidPooling(nn.Module):

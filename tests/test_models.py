@@ -7,6 +7,7 @@ import pytest
 from flax import traverse_util
 
 from prelu_jax import arch, initializers, models
+from prelu_jax.training import optimizer
 
 
 def parameter_shapes(model, size, channels=3):
@@ -54,9 +55,13 @@ def test_channel_shared_slopes_are_thirteen_in_the_14_layer_network():
 def test_every_parameter_and_its_rule_as_text(name, rectifier, check_golden):
     net = arch.get(name)
     model = models.build(net, 1000, rectifier)
+    image = jax.ShapeDtypeStruct((1, net.image_size, net.image_size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    decays = traverse_util.flatten_dict(optimizer.decays(variables["params"]), sep="/")
     text = "".join(
-        f"{path} {list(shape.shape)}: {model.rule(path)}\n"
-        for path, shape in parameter_shapes(model, net.image_size).items()
+        f"{row.parameter} {list(row.shape)}: {row.rule}, std {row.std:.4g}, "
+        f"{'decays' if decays[row.parameter] else 'no decay'}\n"
+        for row in initializers.table(model, variables, image)
     )
     check_golden(f"{name}_{rectifier}.txt", text)
 

@@ -17,6 +17,20 @@ def test_prelu_has_float32_slopes_of_a_quarter(shared, shape):
     np.testing.assert_array_equal(y, jnp.full_like(x, -1.0))
 
 
+def test_a_constraint_holds_for_what_is_used_and_not_for_what_is_stored():
+    module = pj.PReLU(negative_slope_init=-0.5, constraint=lambda a: jnp.clip(a, 0, 1))
+    y, variables = module.init_with_output(jax.random.key(0), -jnp.ones((1, 2)))
+    np.testing.assert_array_equal(y, jnp.zeros((1, 2)))
+    np.testing.assert_array_equal(variables["params"]["negative_slope"], [-0.5, -0.5])
+
+
+def test_channels_may_lie_on_another_axis():
+    x = -jnp.ones((2, 3, 4, 4))
+    variables = {"params": {"negative_slope": jnp.array([0.1, 0.2, 0.3])}}
+    y = pj.PReLU(channel_axis=1).apply(variables, x)
+    np.testing.assert_array_equal(y[1, :, 2, 2], -variables["params"]["negative_slope"])
+
+
 def test_spatial_pyramid_pooling_gives_as_many_features_for_any_image():
     module = pj.SpatialPyramidPooling((3, 2, 1))
     for size in (3, 10):

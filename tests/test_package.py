@@ -16,13 +16,20 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.initializers": {"names", "rectifiers"},
     "prelu_jax.arch": {"names"},
     "prelu_jax.modules": {"pooling", "rectifiers"},
+    "prelu_jax.nnx": {"pooling", "rectifiers"},
     "prelu_jax.models": {"arch", "initializers", "modules", "names", "pooling", "rectifiers"},
     "prelu_jax.data": {"names"},
     "prelu_jax.evaluation": {"data"},
     "prelu_jax.training": {"arch", "data", "evaluation", "initializers", "models", "names"},
-    "prelu_jax": {"arch", "initializers", "models", "modules", "pooling", "rectifiers"},
+    "prelu_jax": {
+        *("arch", "initializers", "models", "modules", "nnx", "pooling", "rectifiers"),
+    },
 }
-FLAX_FREE = ("names", "rectifiers", "initializers", "arch", "pooling")
+# `initializers.layers` alone knows Flax's layers; the rules and the fans do not.
+FLAX_FREE = (
+    *("names", "rectifiers", "arch", "pooling"),
+    *("initializers.fans", "initializers.rules", "initializers.factories"),
+)
 
 
 def modules():

@@ -1,13 +1,18 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from jax.test_util import check_grads
 
 from prelu_jax import rectifiers
 from prelu_jax.rectifiers import prelu
+from tests.conftest import GOLDEN
 
 FINITE = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)  # XLA flushes those to 0
 ACTIVATIONS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=4), elements=FINITE)
@@ -26,12 +31,6 @@ def test_slope_0_is_relu_and_slope_1_the_identity(x):
     np.testing.assert_array_equal(prelu(x, 1.0), x)
 
 
-def test_channel_slopes_meet_the_last_axis():
-    x = -jnp.ones((2, 3, 3, 3))
-    y = prelu(x, jnp.array([0.1, 0.2, 0.3]))
-    np.testing.assert_allclose(y[1, 2, 0], [-0.1, -0.2, -0.3], rtol=1e-6)
-
-
 def test_derivatives_are_eq_2_and_3_with_zero_on_the_negative_branch():
     x, slope = jnp.array([[-2.0, 3.0], [0.0, -5.0]]), jnp.array([0.25, 0.5])
     cotangent = jnp.array([[1.0, 10.0], [100.0, 1000.0]])
@@ -43,11 +42,105 @@ def test_derivatives_are_eq_2_and_3_with_zero_on_the_negative_branch():
     np.testing.assert_array_equal(vjp(cotangent)[0], -5002.0)
 
 
-def test_the_slope_gradient_of_bfloat16_activations_is_summed_in_float32():
-    x = -jnp.ones((64, 64, 64, 1), jnp.bfloat16)  # a bfloat16 sum of ones stops at 256
-    grad = jax.grad(lambda a: prelu(x, a).astype(jnp.float32).sum())(jnp.array([0.25]))
-    assert prelu(x, jnp.array([0.25])).dtype == jnp.bfloat16
-    np.testing.assert_allclose(grad, [-(64.0**3)], rtol=1e-6)
+SLOPES = st.floats(-2, 2, width=32, allow_subnormal=False)
+
+
+@given(x=ACTIVATIONS, slope=SLOPES, power=st.integers(-8, 8))
+def test_prelu_is_positively_homogeneous(x, slope, power):
+    scale = np.float32(2.0**power)  # exact, so that the equality is
+    np.testing.assert_array_equal(prelu(scale * x, slope), scale * prelu(x, slope))
+
+
+AWAY_FROM_ZERO = st.floats(0.125, 4, width=32).flatmap(lambda m: st.sampled_from([m, -m]))
+
+
+@given(data=st.data(), shape=hnp.array_shapes(min_dims=1, max_dims=4, max_side=4))
+def test_every_derivative_is_that_of_finite_differences_away_from_zero(data, shape):
+    x = jnp.asarray(data.draw(hnp.arrays(np.float32, shape, elements=AWAY_FROM_ZERO)))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    slope_shape = data.draw(st.sampled_from([(), (shape[axis],)]))
+    slope = jnp.asarray(data.draw(hnp.arrays(np.float32, slope_shape, elements=SLOPES)))
+    # Linear in x and in the slope, but for their product: second differences are exact too.
+    check_grads(
+        lambda x, a: prelu(x, a, channel_axis=axis),
+        (x, slope),
+        order=2,
+        eps=1e-2,
+        rtol=2e-2,
+        atol=2e-2,
+    )
+
+
+def test_hessian_vector_products_are_the_mixed_derivative():
+    x, slope = jnp.array([[-2.0, 3.0], [4.0, -5.0]]), jnp.array([0.25, 0.5])
+    loss = lambda x, a: jnp.sum(prelu(x, a) ** 2)  # noqa: E731
+    of_slope = jax.grad(loss, argnums=1)
+    _, hvp = jax.jvp(lambda a: of_slope(x, a), (slope,), (jnp.ones(2),))
+    np.testing.assert_allclose(hvp, [2 * 4.0, 2 * 25.0])  # Σ 2 y² over y <= 0
+
+
+def test_vmap_over_examples_and_over_slopes():
+    x = jax.random.normal(jax.random.key(0), (4, 5, 3))
+    slopes = jnp.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    np.testing.assert_array_equal(jax.vmap(prelu, (0, None))(x, slopes[0]), prelu(x, slopes[0]))
+    both = jax.jit(jax.vmap(prelu, (None, 0)))(x, slopes)
+    np.testing.assert_array_equal(both, jnp.stack([prelu(x, slope) for slope in slopes]))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
+def test_channel_slopes_lie_along_the_axis_asked(axis):
+    x = -jnp.ones((3, 3, 3))  # any axis would broadcast
+    slope = jnp.array([0.1, 0.2, 0.3])
+    moved = jnp.moveaxis(prelu(x, slope, channel_axis=axis), axis, -1)
+    np.testing.assert_array_equal(moved, jnp.broadcast_to(-slope, (3, 3, 3)))
+
+
+@pytest.mark.parametrize("case", json.loads((GOLDEN / "torch.json").read_text())["prelu"])
+def test_torch_computes_the_same_forward_and_backward(case):
+    case = {name: jnp.asarray(value, jnp.float32) for name, value in case.items()}
+    slope = case["slope"] if len(case["slope"]) > 1 else case["slope"][0]
+    y, vjp = jax.vjp(lambda x, a: prelu(x, a, channel_axis=1), case["x"], slope)
+    dx, dslope = vjp(case["cotangent"])
+    np.testing.assert_array_equal(y, case["y"])
+    # At zero torch, as Eq. 3, takes the negative branch.
+    np.testing.assert_array_equal(dx, case["dx"])
+    np.testing.assert_allclose(jnp.ravel(dslope), case["dslope"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("x_type", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("slope_type", ["bfloat16", "float32"])
+def test_the_slope_gradient_is_summed_in_float32_whatever_the_types(x_type, slope_type):
+    x = -jnp.ones((64, 64, 64, 1), x_type)  # a bfloat16 sum of ones stops at 256
+    slope = jnp.array([0.25], slope_type)
+    y, vjp = jax.vjp(prelu, x, slope)
+    _, dslope = vjp(jnp.ones_like(y))
+    assert (y.dtype, dslope.dtype) == (x.dtype, slope.dtype)
+    np.testing.assert_array_equal(dslope, [-(64.0**3)])
+
+
+def slope_gradient_errors(shape):
+    """Relative errors of the slope's gradient for bfloat16 activations: ours, Flax's."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape, np.float32), jnp.bfloat16)
+    g = jnp.asarray(rng.standard_normal(shape, np.float32) + 0.5, jnp.bfloat16)
+    x64, g64 = np.asarray(x, np.float64), np.asarray(g, np.float64)
+    by_channel = np.sum(np.where(x64 > 0, 0, x64 * g64), axis=(0, 1, 2))
+    ours = jax.jit(lambda a: jax.vjp(lambda a: prelu(x, a), a)[1](g)[0])(jnp.full(shape[-1:], 0.25))
+    module = nn.PReLU(negative_slope_init=0.25)
+    params = module.init(jax.random.key(0), x)
+    theirs = jax.jit(lambda p: jax.vjp(lambda p: module.apply(p, x), p)[1](g)[0])(params)
+    theirs = theirs["params"]["negative_slope"]
+    return (
+        np.max(np.abs(np.asarray(ours, np.float64) / by_channel - 1)),
+        abs(float(theirs) / by_channel.sum() - 1),
+    )
+
+
+@pytest.mark.slow
+def test_the_slope_gradient_of_a_large_bfloat16_layer_is_that_of_float64():
+    ours, flax_linen = slope_gradient_errors((256, 56, 56, 64))
+    print(f"ours {ours:.2e}, flax.linen.PReLU {flax_linen:.2e}")
+    assert ours < 1e-3
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.25, 1.0, np.array([0.0, 0.5, -0.5])])
@@ -63,12 +156,21 @@ def test_second_moment_gain_is_what_gaussians_keep(slope):
     [
         (jnp.arange(3), 0.25, TypeError, "x has type int32"),
         (jnp.ones(3), 1, TypeError, "negative_slope has type int32"),
-        (jnp.ones((2, 3)), jnp.ones(2), ValueError, r"shape \(2,\).*per channel.*\(2, 3\)"),
+        (jnp.ones((2, 3)), jnp.ones(2), ValueError, r"shape \(2,\).*\(3,\).*\(2, 3\).*axis -1"),
         (jnp.ones((2, 3)), jnp.ones(1), ValueError, r"shape \(1,\)"),
         (jnp.ones((2, 3)), jnp.ones((2, 3)), ValueError, r"shape \(2, 3\)"),
         (jnp.ones(()), jnp.ones(1), ValueError, r"shape \(1,\)"),
+        (jnp.ones(3), jnp.complex64(1j), TypeError, "negative_slope has type complex64"),
     ],
 )
 def test_bad_input_is_named(x, slope, error, message):
     with pytest.raises(error, match=message):
         prelu(x, slope)
+
+
+def test_slopes_for_an_axis_that_is_not_there_or_of_another_length_are_refused():
+    x = jnp.ones((2, 3, 4, 3))  # the last axis would fit
+    with pytest.raises(ValueError, match=r"shape \(3,\), expected \(\) or \(4,\).*on axis 2"):
+        prelu(x, jnp.ones(3), channel_axis=2)
+    with pytest.raises(ValueError, match=r"channel_axis is 4, but x has shape \(2, 3, 4, 3\)"):
+        prelu(x, jnp.ones(3), channel_axis=4)

@@ -1,5 +1,6 @@
 """One run from its configuration to its last step."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from prelu_jax import arch, evaluation, models
+from prelu_jax import arch, evaluation, initializers, models
 from prelu_jax.data import augment, pipeline, sources
 from prelu_jax.training import config as config_lib
 from prelu_jax.training import optimizer as optimizer_lib
@@ -130,17 +131,9 @@ def _start(
 def _init_report(state: state_lib.TrainState) -> list[dict[str, Any]]:
     """Every parameter of a fresh state; see `run_folder`."""
     decays = traverse_util.flatten_dict(optimizer_lib.decays(state.params), sep="/")
-    return [
-        {
-            "parameter": path,
-            "shape": list(value.shape),
-            "rule": state.model.rule(path),
-            "mean": float(value.mean()),
-            "std": float(value.std()),
-            "decays": decays[path],
-        }
-        for path, value in traverse_util.flatten_dict(state.params, sep="/").items()
-    ]
+    image = jax.ShapeDtypeStruct((1, *state.pixels.mean.shape), np.float32)
+    table = initializers.table(state.model, {"params": state.params}, image)
+    return [{**dataclasses.asdict(row), "decays": decays[row.parameter]} for row in table]
 
 
 class _Run:

@@ -56,8 +56,20 @@ def sgd(
 
 
 def decays(params: Any) -> Any:
-    """Which parameters decay: those called 'kernel'. Biases and PReLU slopes never do (§2.1)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """Which parameters decay: those called 'kernel'. Biases and PReLU slopes never do (§2.1).
+
+    Args:
+        params: of a Linen model, or the state of an NNX one (``nnx.state(model, nnx.Param)``).
+
+    Returns:
+        The same tree with a bool for every parameter, a mask for optax.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) == "kernel", params)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The name of a parameter, the last of the path's keys that is a name."""
+    return [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
 
 
 def _scale_by_rate(learning_rate: float) -> optax.GradientTransformationExtraArgs:

@@ -1,7 +1,7 @@
 """A run is a folder: what it was asked, what it measured, how it ended.
 
 config.json        the `TrainConfig`
-init_report.json   every parameter: shape, rule, mean and std as drawn, whether it decays
+init_report.json   every parameter: shape, rule, fans, std by the rule and as drawn, decay
 metrics.jsonl      a line per logging interval and evaluation; no clock in it, so that an
                    interrupted run and an undisturbed one write the same bytes
 events.*           the same for TensorBoard, with steps per second

@@ -1,0 +1,102 @@
+"""Weight initialisers with the papers' own definitions.
+
+Every factory returns a callable ``(key, shape, dtype) -> array`` that Flax, Haiku and plain JAX
+accept. Names say exactly what is drawn: ``normal`` is a true Gaussian (JAX's own ``he_normal`` and
+``glorot_normal`` are truncated at two standard deviations), in half precision too (JAX draws
+bfloat16 weights from 7 bits of uniform noise; here they are drawn in float32 and rounded).
+
+Three initialisers are called Xavier in the literature, and a fourth in JAX:
+
+============================  =========================================  ======================
+where                         here                                       variance
+============================  =========================================  ======================
+Glorot & Bengio 2010, Eq. 16  ``xavier_uniform()``, uniform              2 / (fan_in + fan_out)
+Caffe's ``xavier`` filler     ``caffe_xavier()``, uniform                1 / fan_in
+He et al. 2015, Fig. 2 and 3  ``he2015_xavier()``, Gaussian              1 / fan_out
+`jax.nn.initializers`         ``xavier('fan_avg', 'truncated_normal')``  2 / (fan_in + fan_out)
+============================  =========================================  ======================
+
+Kaiming, He and Caffe's ``msra`` are the same rule: ``he_normal()`` is ``caffe_msra()`` but for
+groups. `torch.nn.init` agrees in variance with ``he_*`` and ``xavier_*`` for dense and plain
+convolutional kernels; it departs for groups (fan_out counts all of them) and for transposed
+convolutions (its fans are swapped).
+"""
+
+from prelu_jax.initializers.factories import (
+    REGISTRY,
+    caffe_msra,
+    caffe_xavier,
+    constant,
+    delta_orthogonal,
+    gaussian,
+    get,
+    glorot,
+    glorot_normal,
+    glorot_uniform,
+    he,
+    he2015_xavier,
+    he_normal,
+    he_uniform,
+    lecun,
+    lecun_normal,
+    lecun_uniform,
+    options,
+    orthogonal,
+    xavier,
+    xavier_normal,
+    xavier_uniform,
+    zeros,
+)
+from prelu_jax.initializers.fans import MODES, Layout, Mode, fans
+from prelu_jax.initializers.layers import Row, Table, describe, for_layer, table
+from prelu_jax.initializers.rules import (
+    DISTRIBUTIONS,
+    Constant,
+    Distribution,
+    Gaussian,
+    Initializer,
+    Orthogonal,
+    VarianceScaling,
+)
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "MODES",
+    "REGISTRY",
+    "Constant",
+    "Distribution",
+    "Gaussian",
+    "Initializer",
+    "Layout",
+    "Mode",
+    "Orthogonal",
+    "Row",
+    "Table",
+    "VarianceScaling",
+    "caffe_msra",
+    "caffe_xavier",
+    "constant",
+    "delta_orthogonal",
+    "describe",
+    "fans",
+    "for_layer",
+    "gaussian",
+    "get",
+    "glorot",
+    "glorot_normal",
+    "glorot_uniform",
+    "he",
+    "he2015_xavier",
+    "he_normal",
+    "he_uniform",
+    "lecun",
+    "lecun_normal",
+    "lecun_uniform",
+    "options",
+    "orthogonal",
+    "table",
+    "xavier",
+    "xavier_normal",
+    "xavier_uniform",
+    "zeros",
+]

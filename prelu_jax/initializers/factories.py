@@ -1,0 +1,220 @@
+"""Initialisers by the names of the literature, each with its own definition."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from prelu_jax import names, rectifiers
+from prelu_jax.initializers.fans import PLAIN, Layout, Mode
+from prelu_jax.initializers.rules import (
+    Constant,
+    Distribution,
+    Gaussian,
+    Initializer,
+    Orthogonal,
+    VarianceScaling,
+)
+
+
+def he(
+    mode: Mode = "fan_in",
+    negative_slope: jax.typing.ArrayLike = 0.0,
+    distribution: Distribution = "normal",
+    *,
+    input_scale: float = 1.0,
+    num_layers: int = 1,
+    layout: Layout = PLAIN,
+) -> VarianceScaling:
+    """Weights of variance ``2 / ((1 + a²) n)`` (He et al. 2015, Eq. 10, 14 and 15).
+
+    Args:
+        mode: 'fan_in' keeps the forward signal (Eq. 10), 'fan_out' the gradient (Eq. 14).
+        negative_slope: the rectifier's initial slope ``a``: 0 for ReLU, 0.25 for PReLU; an
+            array of channel slopes counts by the mean of its squares.
+        distribution: 'normal' (the paper's), 'truncated_normal' or 'uniform'.
+        input_scale: of inputs that are not normalised, e.g. 128 for pixels in [-128, 128]. The
+            weights of all layers shrink so that it is undone after the last (§2.2): each layer's
+            standard deviation by ``(1 / input_scale)^(1 / num_layers)``.
+        num_layers: how many layers share that.
+        layout: what the axes of the kernel are; `for_layer` reads it from a Flax layer.
+    """
+    if input_scale <= 0 or num_layers < 1:
+        raise ValueError(
+            f"he: input_scale is {input_scale} and num_layers {num_layers}; expected a positive "
+            "scale and at least one layer."
+        )
+    shrink = input_scale ** (-2 / num_layers)  # of the variance
+    gain = shrink / rectifiers.second_moment_gain(negative_slope)
+    return VarianceScaling(gain, mode, distribution, layout)
+
+
+def he_normal(
+    mode: Mode = "fan_in",
+    negative_slope: jax.typing.ArrayLike = 0.0,
+    *,
+    input_scale: float = 1.0,
+    num_layers: int = 1,
+    layout: Layout = PLAIN,
+) -> VarianceScaling:
+    """`he` with Gaussian weights, the paper's own."""
+    return he(
+        mode,
+        negative_slope,
+        "normal",
+        input_scale=input_scale,
+        num_layers=num_layers,
+        layout=layout,
+    )
+
+
+def he_uniform(
+    mode: Mode = "fan_in",
+    negative_slope: jax.typing.ArrayLike = 0.0,
+    *,
+    input_scale: float = 1.0,
+    num_layers: int = 1,
+    layout: Layout = PLAIN,
+) -> VarianceScaling:
+    """`he` with uniform weights of the same variance."""
+    return he(
+        mode,
+        negative_slope,
+        "uniform",
+        input_scale=input_scale,
+        num_layers=num_layers,
+        layout=layout,
+    )
+
+
+def xavier(
+    mode: Mode = "fan_avg", distribution: Distribution = "uniform", *, layout: Layout = PLAIN
+) -> VarianceScaling:
+    """Weights of variance ``1 / n`` (Glorot & Bengio 2010, Eq. 10 to 12): `he` with slope 1.
+
+    Args:
+        mode: 'fan_avg' is Glorot & Bengio's ``2 / (fan_in + fan_out)``.
+        distribution: 'uniform' (the paper's, Eq. 16), 'normal' or 'truncated_normal'.
+        layout: what the axes of the kernel are.
+    """
+    return VarianceScaling(1.0, mode, distribution, layout)
+
+
+def xavier_normal(mode: Mode = "fan_avg", *, layout: Layout = PLAIN) -> VarianceScaling:
+    """`xavier` with Gaussian weights."""
+    return xavier(mode, "normal", layout=layout)
+
+
+def xavier_uniform(mode: Mode = "fan_avg", *, layout: Layout = PLAIN) -> VarianceScaling:
+    """`xavier` with uniform weights (Glorot & Bengio 2010, Eq. 16)."""
+    return xavier(mode, "uniform", layout=layout)
+
+
+def he2015_xavier(layout: Layout = PLAIN) -> VarianceScaling:
+    """The "Xavier" of He et al. 2015, Figures 2 and 3: Gaussian of variance ``1 / fan_out``."""
+    return xavier("fan_out", "normal", layout=layout)
+
+
+def caffe_xavier(mode: Mode = "fan_in", *, layout: Layout = PLAIN) -> VarianceScaling:
+    """Caffe's ``xavier`` filler: uniform of variance ``1 / fan_in`` by default."""
+    return xavier(mode, "uniform", layout=_as_caffe(layout))
+
+
+def caffe_msra(mode: Mode = "fan_in", *, layout: Layout = PLAIN) -> VarianceScaling:
+    """Caffe's ``msra`` filler: Gaussian of variance ``2 / fan_in`` by default, for ReLU alone."""
+    return he(mode, 0.0, "normal", layout=_as_caffe(layout))
+
+
+def _as_caffe(layout: Layout) -> Layout:
+    """Caffe counts the outputs of all groups as those of one input."""
+    return dataclasses.replace(layout, feature_group_count=1, strides=1)
+
+
+def lecun(
+    mode: Mode = "fan_in", distribution: Distribution = "normal", *, layout: Layout = PLAIN
+) -> VarianceScaling:
+    """Weights of variance ``1 / fan_in`` (LeCun et al. 1998, *Efficient BackProp*, §4.6)."""
+    return VarianceScaling(1.0, mode, distribution, layout)
+
+
+def lecun_normal(layout: Layout = PLAIN) -> VarianceScaling:
+    """`lecun` with Gaussian weights."""
+    return lecun("fan_in", "normal", layout=layout)
+
+
+def lecun_uniform(layout: Layout = PLAIN) -> VarianceScaling:
+    """`lecun` with uniform weights."""
+    return lecun("fan_in", "uniform", layout=layout)
+
+
+def gaussian(stddev: float = 0.01) -> Gaussian:
+    """Gaussian of a fixed standard deviation, the practice that He et al. 2015 compare with."""
+    return Gaussian(stddev)
+
+
+def orthogonal(negative_slope: jax.typing.ArrayLike = 1.0, *, layout: Layout = PLAIN) -> Orthogonal:
+    """Orthogonal filters (Saxe et al. 2014), orthonormal by default.
+
+    Args:
+        negative_slope: of the rectifier before the layer, whose loss the gain
+            ``2 / (1 + a²)`` makes up for: 1, the default, for none, 0 for ReLU.
+        layout: what the axes of the kernel are.
+    """
+    return Orthogonal(1 / rectifiers.second_moment_gain(negative_slope), layout)
+
+
+def delta_orthogonal(
+    negative_slope: jax.typing.ArrayLike = 1.0, *, layout: Layout = PLAIN
+) -> Orthogonal:
+    """`orthogonal` in the middle of a convolution's window, zeros elsewhere (Xiao et al. 2018)."""
+    gain = 1 / rectifiers.second_moment_gain(negative_slope)
+    return Orthogonal(gain, layout, only_centre=True)
+
+
+def zeros() -> Constant:
+    """Zeros, for biases (He et al. 2015: ``b = 0``)."""
+    return Constant(0.0)
+
+
+def constant(value: float) -> Constant:
+    """The same number everywhere."""
+    return Constant(value)
+
+
+glorot, glorot_normal, glorot_uniform = xavier, xavier_normal, xavier_uniform
+
+_FACTORIES: tuple[Callable[..., Initializer], ...] = (
+    *(he, he_normal, he_uniform, caffe_msra),
+    *(xavier, xavier_normal, xavier_uniform, caffe_xavier, he2015_xavier),
+    *(lecun, lecun_normal, lecun_uniform, gaussian, orthogonal, delta_orthogonal, zeros),
+)
+REGISTRY: dict[str, Callable[..., Initializer]] = {
+    **{factory.__name__: factory for factory in _FACTORIES},
+    "glorot": glorot,
+    "glorot_normal": glorot_normal,
+    "glorot_uniform": glorot_uniform,
+}
+
+
+def options(name: str) -> tuple[str, ...]:
+    """The options of the factory of a registered name."""
+    names.check("initializer", name, REGISTRY)
+    return tuple(inspect.signature(REGISTRY[name]).parameters)
+
+
+def get(name: str, **given: Any) -> Initializer:
+    """The initialiser of a registered name: ``get('he_normal', mode='fan_out')``.
+
+    Raises:
+        ValueError: the name is not registered; the error lists those that are.
+        TypeError: the factory has no such option; the error lists those it has.
+    """
+    valid = options(name)
+    for option in given:
+        if option not in valid:
+            raise TypeError(
+                f"initializer {name!r} has no option {option!r}; it has {', '.join(valid)}."
+            )
+    return REGISTRY[name](**given)

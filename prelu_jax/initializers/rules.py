@@ -1,0 +1,189 @@
+"""The rules: what a weight's distribution is, as values that can be compared, read and called."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, get_args
+
+import jax
+import jax.numpy as jnp
+
+from prelu_jax import names
+from prelu_jax.initializers.fans import MODES, PLAIN, Layout, Mode
+
+Distribution = Literal["normal", "truncated_normal", "uniform"]
+DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+
+
+class Initializer(Protocol):
+    """What every factory returns: hashable, equal by value, and able to say its rule."""
+
+    def __call__(
+        self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
+    ) -> jax.Array: ...
+
+    def variance(self, shape: Sequence[int]) -> float:
+        """The variance of the weights of a kernel of this shape."""
+
+    def describe(self) -> str:
+        """The rule in words, with its variance as a function of the fans."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VarianceScaling:
+    """Zero-mean weights of variance ``gain / fan``; drawn by `jax.nn.initializers`.
+
+    Attributes:
+        gain: the variance, not the standard deviation, times the fan.
+        mode: which fan divides: 'fan_in', 'fan_out' or their average 'fan_avg'.
+        distribution: 'normal' (a true Gaussian), 'truncated_normal' (at two standard deviations
+            of the Gaussian before truncation; the variance is still that of the rule), 'uniform'.
+        layout: what the axes of the kernel are.
+    """
+
+    gain: float
+    mode: Mode = "fan_in"
+    distribution: Distribution = "normal"
+    layout: Layout = PLAIN
+
+    def __post_init__(self) -> None:
+        names.check("mode", self.mode, MODES)
+        names.check("distribution", self.distribution, DISTRIBUTIONS)
+        _check_positive("gain", self.gain)
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        layout, shape = self.layout, tuple(shape)
+        # JAX's fans know no groups and no strides; the ratio is exactly 1 without them.
+        jax_layout = dataclasses.replace(layout, feature_group_count=1, strides=1)
+        gain = self.gain * (jax_layout.fan(self.mode, shape) / layout.fan(self.mode, shape))
+        draw = jax.nn.initializers.variance_scaling(
+            gain, self.mode, self.distribution, layout.in_axis, layout.out_axis, layout.batch_axis
+        )
+        return draw(key, shape, _draw_dtype(dtype)).astype(dtype)
+
+    def variance(self, shape: Sequence[int]) -> float:
+        return self.gain / self.layout.fan(self.mode, shape)
+
+    def describe(self) -> str:
+        return f"{self.distribution.replace('_', ' ')}, variance {self.gain:.6g} / {self.mode}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Zero-mean Gaussian weights of a fixed standard deviation, whatever the fans."""
+
+    stddev: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.stddev) and self.stddev >= 0):
+            raise ValueError(f"gaussian: stddev is {self.stddev}, expected a number >= 0.")
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        weights = jax.random.normal(key, tuple(shape), _draw_dtype(dtype))
+        return (self.stddev * weights).astype(dtype)
+
+    def variance(self, shape: Sequence[int]) -> float:
+        del shape
+        return self.stddev**2
+
+    def describe(self) -> str:
+        return f"normal, std {self.stddev:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """The same number everywhere: zeros for biases, 0.25 for slopes."""
+
+    value: float
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        del key
+        return jnp.full(tuple(shape), self.value, dtype)
+
+    def variance(self, shape: Sequence[int]) -> float:
+        del shape
+        return 0.0
+
+    def describe(self) -> str:
+        return "zeros" if self.value == 0 else f"constant {self.value:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Orthogonal:
+    """Uniformly distributed kernels whose filters, or inputs, are orthonormal times ``√gain``.
+
+    As a matrix of ``fan_in`` rows and one column a filter, a kernel has orthogonal columns if
+    there are no more filters than inputs, else orthogonal rows (Saxe et al. 2014). Groups and
+    stacked layers are orthogonal each for itself.
+
+    Attributes:
+        gain: the square of the columns' (or rows') norm.
+        layout: what the axes of the kernel are.
+        only_centre: delta-orthogonal (Xiao et al. 2018): the matrix of a convolution's features
+            stands in the middle of the window, zeros elsewhere.
+    """
+
+    gain: float = 1.0
+    layout: Layout = PLAIN
+    only_centre: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive("gain", self.gain)
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        shape = tuple(shape)
+        stack, rows, columns = self._sizes(shape)
+        matrices = jax.random.orthogonal(key, rows, stack, _draw_dtype(dtype), columns)
+        matrices = (math.sqrt(self.gain) * matrices).astype(dtype)
+        batch, inputs, outputs, window = self.layout.axes(shape)
+        # From [*batch, group, rows, filters of a group] to the order of the kernel's own axes;
+        # the filters of a convolution with groups lie group by group.
+        matrices = jnp.moveaxis(matrices, len(batch), -2)
+        spread = [] if self.only_centre else sorted(window)
+        row_axes = sorted(inputs + spread)
+        order = [*batch, *row_axes, *outputs]
+        kernel = matrices.reshape([shape[i] for i in order])
+        if self.only_centre:
+            centre = tuple(slice((shape[i] - 1) // 2, (shape[i] - 1) // 2 + 1) for i in window)
+            whole = [shape[i] for i in (*window, *order)]
+            kernel = jnp.zeros(whole, dtype).at[centre].set(kernel)
+            order = [*window, *order]
+        return jnp.transpose(kernel, [order.index(i) for i in range(len(shape))])
+
+    def variance(self, shape: Sequence[int]) -> float:
+        _, rows, columns = self._sizes(shape)
+        window = self.layout.axes(shape)[3]
+        centre = math.prod(shape[i] for i in window) if self.only_centre else 1
+        return self.gain / max(rows, columns) / centre
+
+    def describe(self) -> str:
+        if self.only_centre:
+            return f"delta-orthogonal, variance {self.gain:.6g} / fan_out"
+        return f"orthogonal, variance {self.gain:.6g} / max(fan_in, filters)"
+
+    def _sizes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:
+        """The stack of matrices, and the rows and columns of each."""
+        batch, inputs, outputs, window = self.layout.axes(shape)
+        groups = self.layout.feature_group_count
+        columns = math.prod(shape[i] for i in outputs) // groups
+        rows = math.prod(shape[i] for i in inputs)
+        if not self.only_centre:
+            rows *= math.prod(shape[i] for i in window)
+        elif rows > columns:
+            raise ValueError(
+                f"delta_orthogonal: a kernel of shape {tuple(shape)} has {rows} input features "
+                f"and {columns} output features; expected at least as many outputs as inputs."
+            )
+        return (*(shape[i] for i in batch), groups), rows, columns
+
+
+def _draw_dtype(dtype: Any) -> Any:
+    """The type to draw in: half-precision uniforms are too coarse for a Gaussian's tails."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"Weights of type {jnp.dtype(dtype).name}: expected a floating-point type.")
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value}, expected a number > 0.")
