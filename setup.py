@@ -21,6 +21,7 @@ BENCH = ["torch>=2.8"]
 NOTEBOOK = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
 LAUNCH = ["submitit>=1.5"]
 TEST = [
+    *NOTEBOOK,
     *DATA,
     "hypothesis>=6",
     "mypy>=1.15",
