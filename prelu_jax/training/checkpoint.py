@@ -20,7 +20,10 @@ class Checkpoints:
         # The few files of one process need no thread: a save is whole when `save` returns.
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, enable_async_checkpointing=False)
         self._folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        # With a handler named, Orbax does not guess from the newest folder, which may be damaged.
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint."""
@@ -36,7 +39,7 @@ class Checkpoints:
     def restore(self, template: TrainState) -> TrainState | None:
         """The newest checkpoint that can be read, or None if there is none.
 
-        One that cannot be read is reported, removed, and passed over for the one before.
+        One that cannot be read is reported, set aside, and passed over for the one before.
 
         Args:
             template: a state of the same run, for the structure and what is not an array.
@@ -50,21 +53,32 @@ class Checkpoints:
             try:
                 restored = self._manager.restore(step, args=ocp.args.StandardRestore(arrays))
             except Exception as error:  # Orbax and TensorStore raise whatever the damage leads to
-                reason = str(error).strip().splitlines()[:1]
+                reason = (str(error).strip().splitlines() or ["no message"])[0]
                 logging.warning(
-                    "The checkpoint of step %d in %s cannot be read and is removed: %s (%s). "
+                    "The checkpoint of step %d in %s cannot be read: %s (%s). It is moved to %s. "
                     "Falling back to the one before.",
-                    *(step, self._folder, type(error).__name__, *reason),
+                    *(step, self._folder, type(error).__name__, reason, self._set_aside(step)),
                 )
-                self._manager.delete(step)
             else:
                 return serialization.from_state_dict(template, restored)
         if found:
             raise OSError(
-                f"None of the checkpoints {found} in {self._folder} can be read. Remove the run "
-                "folder to start again."
+                f"None of the checkpoints {found} of {self._folder} can be read; they are in "
+                f"{self._unreadable}. Remove the run folder to start again."
             )
         return None
+
+    @property
+    def _unreadable(self) -> Path:
+        return self._folder.with_name("unreadable_checkpoints")
+
+    def _set_aside(self, step: int) -> Path:
+        """Moves a checkpoint where no run looks for one; nothing is ever deleted unread."""
+        self._unreadable.mkdir(exist_ok=True)
+        target = self._unreadable / f"{step}_{len(list(self._unreadable.iterdir()))}"
+        (self._folder / str(step)).rename(target)
+        self._manager.reload()
+        return target
 
     def close(self) -> None:
         self._manager.close()

@@ -76,5 +76,6 @@ def create(
 @jax.jit
 def observe_error(state: TrainState, error: jax.typing.ArrayLike) -> TrainState:
     """The state after an evaluation: the learning rate's factor drops if the error plateaus."""
-    _, plateau = state.optimizer.plateau.update(optax.EmptyState(), state.plateau, value=error)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies an integer with a float here
+        _, plateau = state.optimizer.plateau.update(optax.EmptyState(), state.plateau, value=error)
     return state.replace(plateau=plateau)

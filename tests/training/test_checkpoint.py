@@ -49,6 +49,23 @@ def test_a_checkpoint_cut_short_is_passed_over_for_the_one_before(saved, caplog)
     assert Checkpoints(folder).steps() == [2]
 
 
+def test_whichever_file_is_cut_short_the_state_is_right_or_the_one_before(saved):
+    _, folder, state = saved
+    whole = folder.with_name("whole")
+    shutil.copytree(folder, whole)
+    seen = []
+    for file in sorted(p.relative_to(whole) for p in (whole / "3").rglob("*") if p.is_file()):
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+        content = (folder / file).read_bytes()
+        (folder / file).write_bytes(content[: len(content) // 2])
+        restored = Checkpoints(folder).restore(make_state())
+        seen.append(int(restored.step))
+        expected = state.params if seen[-1] == 3 else make_state(seed=2).params
+        assert_trees_equal(restored.params, expected)
+    assert seen.count(2) >= 2
+
+
 def test_an_empty_checkpoint_folder_is_passed_over_too(saved, caplog):
     _, folder, _ = saved
     shutil.rmtree(folder / "3")
@@ -61,8 +78,10 @@ def test_when_none_can_be_read_the_error_says_so(saved):
     _, folder, _ = saved
     cut_short(folder, 2)
     cut_short(folder, 3)
-    with pytest.raises(OSError, match=r"None of the checkpoints \[2, 3\]"):
+    with pytest.raises(OSError, match=r"None of the checkpoints \[2, 3\].*unreadable_checkpoints"):
         Checkpoints(folder).restore(make_state())
+    aside = folder.with_name("unreadable_checkpoints")
+    assert sorted(path.name for path in aside.iterdir()) == ["2_1", "3_0"]
 
 
 def test_a_new_folder_has_nothing_to_restore(tmp_path):
