@@ -45,7 +45,10 @@ def main(name: str, configs: Mapping[str, Callable[[], Any]], run: Run) -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     flags.FLAGS.unparse_flags()
-    holder = config_flags.DEFINE_config_dataclass("config", config, "Fields of the configuration.")
+    about = "The configuration of this scale; --config.FIELD=VALUE sets a field."
+    holder = config_flags.DEFINE_config_dataclass("config", config, about)
+    for flag in ("scale", "workdir", "seeds", "config"):  # what --help shows
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
 
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
