@@ -102,7 +102,7 @@ def judge(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> list[
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Runs the comparison and judges it."""
-    title = "22 layers (model B), ReLU: both converge, He earlier"
+    title = "22 layers (model B), after He et al. 2015, Figure 2"
     return convergence.run(config, workdir, seeds, title, functools.partial(judge, config))
 
 

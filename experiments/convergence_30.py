@@ -99,7 +99,7 @@ def judge(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> list[
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Runs the comparison and judges it."""
-    title = "30 layers, ReLU: He converges, Xavier stalls"
+    title = "30 layers, after He et al. 2015, Figure 3"
     return convergence.run(config, workdir, seeds, title, functools.partial(judge, config))
 
 

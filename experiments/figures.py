@@ -47,8 +47,8 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) 
     axes.set_xlim(left=0)
     axes.tick_params(labelsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=12, framealpha=0.9)
     axes.set_title(title, fontsize=13)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=12, frameon=False)
     figure.supxlabel(caption, fontsize=8, color="0.35")
     files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for file in files:
