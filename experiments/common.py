@@ -18,8 +18,6 @@ from prelu_jax.training import loop
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
 
-SCALES = ("laptop", "cifar10", "imagenet")
-
 _EXAMPLES_A_CORE = 16  # of a batch, at least
 
 Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
@@ -42,8 +40,9 @@ def main(name: str, configs: Mapping[str, Callable[[], Any]], run: Run) -> None:
         names.check("scale", scale.value, configs)
         config = configs[scale.value]()
         _check_fields(sys.argv, config)
-    except ValueError as error:
+    except (ValueError, flags.Error) as error:
         raise SystemExit(f"error: {error}") from error
+    config_scale = scale.value
     flags.FLAGS.unparse_flags()
     about = "The configuration of this scale; --config.FIELD=VALUE sets a field."
     holder = config_flags.DEFINE_config_dataclass("config", config, about)
@@ -55,11 +54,15 @@ def main(name: str, configs: Mapping[str, Callable[[], Any]], run: Run) -> None:
             raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+        if scale.value != config_scale:
+            raise SystemExit("error: give --scale on the command line, not in a flag file.")
         folder = Path(workdir.value or f"runs/{name}_{scale.value}")
         try:
             claims = run(holder.value, folder, seeds.value)
-        except (ValueError, ImportError) as error:
-            raise SystemExit(f"error: {error}") from error
+        except (ValueError, ImportError, OSError) as error:
+            if logging.get_verbosity() > 0:
+                raise
+            raise SystemExit(f"error: {error} (--verbosity=1 shows where.)") from error
         print("\nClaims:")
         for claim in claims:
             print(claim)
@@ -82,7 +85,7 @@ def _only(argv: Sequence[str], flag: str) -> list[str]:
 def _check_fields(argv: Sequence[str], config: Any) -> None:
     fields = [field.name for field in dataclasses.fields(config)]
     for argument in argv[1:]:
-        flag = argument.lstrip("-").partition("=")[0]
+        flag = argument.lstrip("-").partition("=")[0].removeprefix("no")
         if argument.startswith("-") and flag.startswith("config."):
             names.check("config field", flag.removeprefix("config."), fields)
 
@@ -112,11 +115,11 @@ def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:
 
 
 def _use_every_core(batch_size: int) -> None:
-    """On a CPU, makes a device of every core, unless the user has chosen their number.
+    """On a CPU, makes a device of every core that a batch can feed.
 
     Convolutions of a few channels gain little from threads: the 30-layer laptop net takes 1.7
-    times as many steps a second on two devices as on one of two threads. Accelerators are not
-    touched.
+    times as many steps a second on two devices as on one of two threads. Accelerators, and a number
+    of devices that the user has chosen, are left alone.
     """
     chosen = os.environ.get("XLA_FLAGS", "") + " ".join(os.environ)
     if "host_platform_device_count" in chosen or "JAX_NUM_CPU_DEVICES" in chosen:

@@ -11,9 +11,9 @@ from prelu_jax.training.config import TrainConfig
 
 HE, XAVIER = "He", "Xavier"
 
-# Inputs of the reduced nets. Eq. 14 keeps the gradient; forward it multiplies the second moment by
-# 3/16 in all where their channels grow (§2.2: the ratio c_2 / d_L), which inputs of this root mean
-# square, √(16/3), undo.
+# Inputs of the reduced nets. Eq. 14 keeps the gradient; forward it leaves 2 c_1 / d_L of the second
+# moment (by Eq. 9; layer 1 has no rectifier before it): 2 · 3 / 32 in both nets, which inputs of
+# this root mean square, √(16/3), undo.
 PIXEL_RMS = 2.309
 NEVER = 1_000_000  # evaluations that no run has: the learning rate stays
 

@@ -176,8 +176,9 @@ MODEL_C = _large("model_c", 6, (384, 768, 896))
 
 
 # Reductions to 32-pixel images. Kept: the depth, the order of the layers, the size of every kernel
-# but that of the small nets' first, the padding. Reduced: the widths, the pyramid ({4, 2, 1}), and
-# the down-sampling before stage 2, so that the maps stay larger than the pyramid. What followed:
+# but that of the small nets' first, the padding of all after it. Reduced: the widths, the pyramid
+# ({4, 2, 1}), and the down-sampling before stage 2, so that no map is smaller than the pyramid.
+# What followed:
 #
 # * The hidden fully connected layers take Eq. 14: the paper's std of 0.01 answers inputs in
 #   [-128, 128] (§2.2), and these nets are fed smaller ones. The last has 0.01.

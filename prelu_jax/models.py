@@ -126,6 +126,7 @@ def build(
         ValueError: an unknown rectifier, initialiser or mode, or no class at all.
     """
     names.check("rectifier", rectifier, RECTIFIERS)
+    names.check("mode", mode, initializers.MODES)
     if num_classes < 1:
         raise ValueError(f"build: num_classes is {num_classes}, expected at least 1.")
     if isinstance(initializer, str):

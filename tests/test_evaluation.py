@@ -14,7 +14,7 @@ def made_split(n):
         {"image": rng.integers(0, 256, (32, 32, 3)).astype(np.uint8), "label": i % 10, "key": ""}
         for i in range(n)
     ]
-    return sources.Split("made/test", records, tuple("0123456789"))
+    return sources.Split(records, tuple("0123456789"))
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (1, 16), (4, 4), (4, 12), (4, 40)])

@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
-from absl import app, flags, logging
+from absl import app, flags
 
 from prelu_jax.data import sources
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError as error:
+    raise SystemExit(f"error: {sources.NEEDS_TFDS} ({error})") from error
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -24,17 +28,19 @@ Files = dict[str, dict[str, list[Path]]]  # split -> class -> files
 def find_images(folder: Path) -> Files:
     """The image files of every split and class.
 
+    Hidden folders and files, those whose names begin with a dot, are left out.
+
     Raises:
-        ValueError: the folder is missing, has no train split or no images, or another split has
-            a class that train lacks.
+        ValueError: the folder is missing, has no train split or no images; a class of train has
+            no images; another split has a class that train lacks.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
     files: Files = {}
-    for split in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for split in _visible(folder):
         classes = {
-            label.name: sorted(p for p in label.iterdir() if p.suffix.lower() in _SUFFIXES)
-            for label in sorted(path for path in split.iterdir() if path.is_dir())
+            label.name: [p for p in _visible(label, False) if p.suffix.lower() in _SUFFIXES]
+            for label in _visible(split)
         }
         files[split.name] = classes
         if not any(classes.values()):
@@ -44,11 +50,23 @@ def find_images(folder: Path) -> Files:
     if "train" not in files:
         found = ", ".join(files) or "nothing"
         raise ValueError(f"{folder} holds {found}, expected a folder train/<class>/*.jpg.")
+    empty = [name for name, images in files["train"].items() if not images]
+    if empty:
+        raise ValueError(
+            f"Classes of 'train' hold no image of their own: {empty}. Images lie in the class's "
+            "folder itself, not in folders within; remove a folder that is no class."
+        )
     for split_name, classes in files.items():
         unknown = sorted(set(classes) - set(files["train"]))
         if unknown:
             raise ValueError(f"Split {split_name!r} has classes that 'train' lacks: {unknown}.")
     return files
+
+
+def _visible(folder: Path, folders: bool = True) -> list[Path]:
+    """What a folder holds, by name: its folders, or its files."""
+    entries = (path for path in folder.iterdir() if path.is_dir() == folders)
+    return sorted(path for path in entries if not path.name.startswith("."))
 
 
 class FolderOfImages(
@@ -105,11 +123,13 @@ def prepare(
     """Writes the folder as dataset ``name`` under TFDS's folder and returns its builder.
 
     Raises:
-        ValueError: see `find_images`; an image that does not decode; a name that TFDS refuses.
+        ValueError: see `find_images`; an image that does not decode; a name that TFDS refuses or
+            that is taken.
     """
-    if not (name.isidentifier() and name == name.lower()):
+    if not (name.isidentifier() and name == name.lower()) or name == sources.DIGITS:
         raise ValueError(
-            f"Dataset name {name!r}: expected lower-case letters, digits, underscores."
+            f"Dataset name {name!r}: expected lower-case letters, digits, underscores, and not "
+            f"{sources.DIGITS!r}, which is the embedded set."
         )
     files = find_images(images)
     # TFDS takes a dataset's name from its class.
@@ -119,6 +139,11 @@ def prepare(
     builder = builder_class(
         files=files, data_dir=sources.tfds_folder(data_dir), skip_bad_images=skip_bad_images
     )
+    if builder.data_path.exists():  # TFDS would keep what is there, and say nothing
+        raise ValueError(
+            f"{builder.data_path} holds a dataset of that name already. Remove it, or choose "
+            "another --name."
+        )
     builder.download_and_prepare()
     return builder
 
@@ -147,7 +172,7 @@ def main(argv: list[str]) -> None:
         print(f"{_NAME.value}/{split}: {info.num_examples} images")
     print(f"left out, not decodable: {len(builder.bad_images)}")
     for path in builder.bad_images:
-        logging.info("left out: %s", path)
+        print(f"  {path}")
     print(f"written to {builder.data_path}")
 
 

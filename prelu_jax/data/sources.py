@@ -6,6 +6,7 @@ TFDS reads the array_record format without it.
 """
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ import numpy as np
 from prelu_jax import names
 
 DIGITS = "digits"
+NEEDS_TFDS = (
+    "Datasets other than digits need TensorFlow Datasets; install it with `pip install "
+    "'prelu_jax[data]'`, or `pip install -e '.[data]'` in a clone. TensorFlow itself is not needed."
+)
 _DIGITS_TRAIN = 1500  # of 1,797; the other 297 are the test split
 _DIGITS_SIDE = 32
 
@@ -29,12 +34,10 @@ class Split:
     """One split of a dataset; ``split[i]`` is its i-th record.
 
     Attributes:
-        name: dataset and split, for messages: 'digits/train'.
         records: a random-access sequence of records.
         class_names: the name of each label, in the order of the labels.
     """
 
-    name: str
     records: Sequence[Record]
     class_names: tuple[str, ...]
 
@@ -45,17 +48,19 @@ class Split:
         return self.records[int(index)]
 
 
+@functools.lru_cache(maxsize=8)
 def load(dataset: str, split: str, data_dir: str = "") -> Split:
     """The split of a dataset.
 
     Args:
         dataset: 'digits', or the name of a TFDS dataset prepared under ``data_dir``.
-        split: a name in TFDS's syntax: 'train', 'validation', 'train[:50%]'.
+        split: in TFDS's syntax: 'train', 'validation', 'train[:50%]', 'train+test'.
         data_dir: TFDS's folder; empty for ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
 
     Raises:
         ValueError: no such dataset is prepared (the error says what is, and how to prepare one),
-            or it has no such split, or no labelled images.
+            or it has no such split, no labelled images, or none in the split.
+        ImportError: TensorFlow Datasets is not installed.
     """
     if dataset == DIGITS:
         names.check("split of digits", split, ("train", "test"))
@@ -96,7 +101,7 @@ def _digits(split: str) -> Split:
         }
         for i in chosen
     ]
-    return Split(f"{DIGITS}/{split}", records, tuple(str(n) for n in digits.target_names))
+    return Split(records, tuple(str(n) for n in digits.target_names))
 
 
 def _enlarge(digit: np.ndarray) -> np.ndarray:
@@ -160,10 +165,7 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ImportError(
-            f"Dataset {dataset!r} needs TensorFlow Datasets ({error}). Install it with "
-            "`pip install 'prelu_jax[data]'`; TensorFlow itself is not needed."
-        ) from error
+        raise ImportError(f"{NEEDS_TFDS} ({error})") from error
     # From its files, not by its name: TFDS may know another dataset of that name.
     builder = tfds.builder_from_directory(prepared[dataset])
     features = dict(builder.info.features.items())
@@ -171,7 +173,19 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
         raise ValueError(
             f"Dataset {dataset!r} has features {list(features)}, expected 'image', 'label'."
         )
-    names.check(f"split of {dataset}", split.partition("[")[0], builder.info.splits)
-    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    name = f"{dataset}/{split}"
-    return Split(name, _TfdsRecords(name, source), tuple(features["label"].names))
+    for part in split.split("+"):
+        names.check(f"split of {dataset}", part.partition("[")[0], (*builder.info.splits, "all"))
+    try:
+        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:  # another file format
+        raise ValueError(
+            f"Dataset {dataset!r} in {prepared[dataset]} is not stored as array_record, the format "
+            f"that needs no TensorFlow. Prepare it again: `tfds build {dataset} "
+            "--file_format=array_record`."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"Split {split!r} of dataset {dataset!r}: {error}") from error
+    if not len(source):
+        raise ValueError(f"Split {split!r} of dataset {dataset!r} holds no image.")
+    records = _TfdsRecords(f"{dataset}/{split}", source)
+    return Split(records, tuple(features["label"].names))

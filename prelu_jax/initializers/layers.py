@@ -34,8 +34,9 @@ def for_layer(layer: Any, *, count_strides: bool = False) -> Layout:
     Raises:
         TypeError: another kind of layer.
 
-    Flax flattens the kernel of a `DenseGeneral` before it calls ``kernel_init``: an initialiser
-    with the default layout is right there, and this layout is for the parameter itself.
+    Flax flattens the kernel of a `DenseGeneral` before it calls ``kernel_init``: there an
+    initialiser needs the default layout, which is right unless the layer has batch axes
+    (docs/findings.md). This layout is for a kernel drawn in the parameter's own shape.
     """
     if isinstance(layer, _DENSE):
         return Layout()

@@ -39,43 +39,43 @@ class Checkpoints:
     def restore(self, template: TrainState) -> TrainState | None:
         """The newest checkpoint that can be read, or None if there is none.
 
-        One that cannot be read is reported, set aside, and passed over for the one before.
+        One that cannot be read is reported and passed over for the one before; where that can be
+        read, it is set aside, so that its step can be saved anew. Nothing is deleted.
 
         Args:
             template: a state of the same run, for the structure and what is not an array.
 
         Raises:
-            OSError: there are checkpoints, and none can be read.
+            OSError: there are checkpoints, and none can be read as a state like the template.
         """
         arrays = jax.tree.map(np.zeros_like, jax.device_get(serialization.to_state_dict(template)))
-        found = self.steps()
-        for step in reversed(found):
+        unreadable: dict[int, str] = {}
+        for step in reversed(self.steps()):
             try:
                 restored = self._manager.restore(step, args=ocp.args.StandardRestore(arrays))
             except Exception as error:  # Orbax and TensorStore raise whatever the damage leads to
                 reason = (str(error).strip().splitlines() or ["no message"])[0]
-                logging.warning(
-                    "The checkpoint of step %d in %s cannot be read: %s (%s). It is moved to %s. "
-                    "Falling back to the one before.",
-                    *(step, self._folder, type(error).__name__, reason, self._set_aside(step)),
-                )
+                unreadable[step] = f"{type(error).__name__}: {reason}"
             else:
+                for damaged, reason in unreadable.items():
+                    logging.warning(
+                        "The checkpoint of step %d in %s cannot be read (%s). Falling back to the "
+                        "one before, of step %d; the damaged one is moved to %s.",
+                        *(damaged, self._folder, reason, step, self._set_aside(damaged)),
+                    )
                 return serialization.from_state_dict(template, restored)
-        if found:
+        if unreadable:
             raise OSError(
-                f"None of the checkpoints {found} of {self._folder} can be read; they are in "
-                f"{self._unreadable}. Remove the run folder to start again."
+                f"None of the checkpoints in {self._folder} can be read: {unreadable}. If they are "
+                "damaged, remove the run folder to start again."
             )
         return None
 
-    @property
-    def _unreadable(self) -> Path:
-        return self._folder.with_name("unreadable_checkpoints")
-
     def _set_aside(self, step: int) -> Path:
-        """Moves a checkpoint where no run looks for one; nothing is ever deleted unread."""
-        self._unreadable.mkdir(exist_ok=True)
-        target = self._unreadable / f"{step}_{len(list(self._unreadable.iterdir()))}"
+        """Moves a checkpoint where no run looks for one."""
+        aside = self._folder.with_name("unreadable_checkpoints")
+        aside.mkdir(exist_ok=True)
+        target = aside / f"{step}_{len(list(aside.iterdir()))}"
         (self._folder / str(step)).rename(target)
         self._manager.reload()
         return target

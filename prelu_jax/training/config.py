@@ -51,10 +51,12 @@ def validate(config: TrainConfig) -> None:
     names.check("initializer", config.initializer, initializers.REGISTRY)
     names.check("mode", config.mode, initializers.MODES)
     names.check("dtype", config.dtype, DTYPES)
-    for field in ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every"):
+    counts = ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every")
+    for field in (*counts, "plateau_patience"):
         _require(config, field, getattr(config, field) >= 1, "at least 1")
-    for field in ("test_examples", "pixel_rms", "weight_decay", "plateau_patience", "seed"):
+    for field in ("test_examples", "pixel_rms", "weight_decay"):
         _require(config, field, getattr(config, field) >= 0, "at least 0")
+    _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2³¹)")
     _require(config, "learning_rate", config.learning_rate > 0, "above 0")
     _require(config, "momentum", 0 <= config.momentum < 1, "in [0, 1)")
     _require(config, "plateau_factor", 0 < config.plateau_factor < 1, "in (0, 1)")

@@ -162,9 +162,11 @@ class _Run:
         config = self.config
         state = self.parallel.replicate(state)
         first = int(state.step)
-        if first == 0:
-            state = self._evaluate(state, 0)
         self.run.write_status(RUNNING, first)
+        if first == 0:
+            state, finite = self._evaluate(state, 0)
+            if not finite:
+                return self._diverged(0)
         interval: list[dict[str, Any]] = []
         started = time.monotonic()
         batches = self.data.train_batches(first)
@@ -179,7 +181,9 @@ class _Run:
                 return self._diverged(diverged_at)
             interval, started = [], time.monotonic()
             if step % config.eval_every == 0 or last:
-                state = self._evaluate(state, step)
+                state, finite = self._evaluate(state, step)
+                if not finite:
+                    return self._diverged(step)
             if step % config.checkpoint_every == 0 or last:
                 self.checkpoints.save(state)
                 self.run.write_status(RUNNING, step)
@@ -196,8 +200,7 @@ class _Run:
             for name in ("grad_rms", "param_rms", "slope_mean")
         }
         finite = [math.isfinite(loss) for loss in losses]
-        # The loss is that before the step: only its gradient tells whether the state after it,
-        # which may be saved, is sound.
+        # The loss is that before the step; the state after it may be saved, so its gradient counts.
         finite[-1] &= all(map(math.isfinite, by_layer["grad_rms"].values()))
         if not all(finite):
             return step - len(finite) + 1 + finite.index(False)
@@ -210,19 +213,24 @@ class _Run:
         self.run.log(record, steps_per_second=len(interval) / (time.monotonic() - started))
         return None
 
-    def _evaluate(self, state: state_lib.TrainState, step: int) -> state_lib.TrainState:
+    def _evaluate(
+        self, state: state_lib.TrainState, step: int
+    ) -> tuple[state_lib.TrainState, bool]:
+        """Writes the test error and tells the plateau; False if the test loss is not finite."""
         results = evaluation.evaluate(
             lambda batch: self.parallel.eval_step(state, batch), self.data.eval_batches()
         )
+        if not math.isfinite(results["test_loss"]):
+            return state, False
         self.error = results["test_error"]
         state = state_lib.observe_error(state, self.error)
         rate = self.config.learning_rate * float(state.plateau.scale)
         epoch = step / self.data.steps_per_epoch
         self.run.log({"step": step, "epoch": epoch, **results, "learning_rate": rate})
-        return state
+        return state, True
 
     def _diverged(self, step: int) -> dict[str, Any]:
-        """The loss of this step is not finite: nothing after the last checkpoint is kept."""
+        """Something at this step is not finite: nothing after the last checkpoint is kept."""
         kept = self.checkpoints.steps()
         return self.run.write_status(
             DIVERGED, step, last_good_checkpoint=kept[-1] if kept else None

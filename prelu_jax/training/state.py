@@ -23,7 +23,7 @@ class TrainState(struct.PyTreeNode):
         params: the model's parameters, float32.
         velocity: state of ``optimizer.descent``.
         plateau: state of ``optimizer.plateau``: the best error, the count, the rate's factor.
-        pixels: what is subtracted from images and what they are divided by.
+        pixels: what is subtracted from images and what they are multiplied with.
         model: the Linen module (static).
         optimizer: the two halves of the recipe (static).
         flip: whether training images are mirrored (static).

@@ -24,9 +24,15 @@ def test_a_folder_becomes_a_dataset_with_its_files_bytes(images, tmp_path):
     files = {f"{p.parent.name}/{p.name}": p.read_bytes() for p in images.glob("train/*/*.jpg")}
     assert {record["key"]: record["image"] for record in map(train.__getitem__, range(5))} == files
     assert (len(test), test[0]["label"], test[0]["key"]) == (1, 1, "dog/0.jpg")
-    with pytest.raises(ValueError, match="Unknown split of pets 'tset'. Did you mean 'test'"):
-        sources.load("pets", "tset", str(tmp_path / "tfds"))
-    assert len(sources.load("pets", "train[:2]", str(tmp_path / "tfds"))) == 2
+    for split, length in (("train[:2]", 2), ("train+test", 6), ("all", 6)):
+        assert len(sources.load("pets", split, str(tmp_path / "tfds"))) == length
+    for split, message in (
+        ("tset", "Unknown split of pets 'tset'. Did you mean 'test'"),
+        ("train[:0]", r"Split 'train\[:0\]' of dataset 'pets'"),
+        ("train[oops]", r"Split 'train\[oops\]' of dataset 'pets'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sources.load("pets", split, str(tmp_path / "tfds"))
 
 
 def test_a_folder_may_have_the_name_of_a_dataset_that_tfds_knows(images, tmp_path):
@@ -56,6 +62,7 @@ def test_a_file_that_does_not_decode_is_named_or_counted(images, tmp_path):
     assert skipped.returncode == 0, skipped.stderr
     assert "pets/train: 5 images" in skipped.stdout
     assert "left out, not decodable: 2" in skipped.stdout
+    assert "broken.jpg" in skipped.stdout
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,7 @@ def test_a_file_that_does_not_decode_is_named_or_counted(images, tmp_path):
     [
         ({}, "holds nothing, expected a folder train"),
         ({"train": {"cat": 0}}, "train holds no image"),
+        ({"train": {"cat": 1, "dog": 0}}, r"Classes of 'train' hold no image of their own.*dog"),
         ({"test": {"cat": 1}}, "holds test, expected a folder train"),
         ({"train": {"cat": 1}, "test": {"cow": 1}}, r"'test' has classes that 'train' lacks.*cow"),
     ],
@@ -76,8 +84,23 @@ def test_a_folder_that_is_no_dataset_is_refused(counts, message, tmp_path):
 def test_a_missing_folder_and_a_bad_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
         folder.find_images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="Dataset name 'My Pets'"):
-        folder.prepare(tmp_path, "My Pets")
+    for name in ("My Pets", "digits"):
+        with pytest.raises(ValueError, match=f"Dataset name '{name}'"):
+            folder.prepare(tmp_path, name)
+
+
+def test_a_name_that_is_taken_is_refused_and_what_was_there_stays(images, tmp_path):
+    folder.prepare(images, "pets", str(tmp_path / "tfds"))
+    other = write_images(tmp_path / "other", {"train": {"cow": 1}})
+    with pytest.raises(ValueError, match="holds a dataset of that name already"):
+        folder.prepare(other, "pets", str(tmp_path / "tfds"))
+    assert sources.load("pets", "train", str(tmp_path / "tfds")).class_names == ("cat", "dog")
+
+
+def test_hidden_folders_are_no_classes(images):
+    (images / "train/.ipynb_checkpoints").mkdir()
+    (images / ".cache").mkdir()
+    assert list(folder.find_images(images)["train"]) == ["cat", "dog"]
 
 
 def test_images_of_the_folder_decode(images):

@@ -11,7 +11,7 @@ def split_of(n, height=40, width=60):
         {"image": np.stack([np.full_like(rows, i), rows, columns], -1), "label": i, "key": str(i)}
         for i in range(n)
     ]
-    return sources.Split("made/train", records, tuple(map(str, range(n))))
+    return sources.Split(records, tuple(map(str, range(n))))
 
 
 CROP = pipeline.Crop(size=32, min_side=40, max_side=40)

@@ -45,6 +45,9 @@ def test_from_a_flag_to_a_picture(experiment, tmp_path):
         (["--config.batch_size=large"], "batch_size"),
         (["--config.batch_size=2.5"], "batch_size"),
         (["--seeds=0"], "seeds"),
+        (["--config.seed=3000000000"], "config.seed is 3000000000, expected in"),
+        (["--noconfig.flipp"], "Unknown config field 'flipp'. Did you mean 'flip'?"),
+        (["--scale"], "scale"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_runs(arguments, message, tmp_path):
@@ -62,6 +65,21 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
     assert failed.returncode == 1
     assert "batch_size is 30, expected a multiple of the 4 devices" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_work_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    failed = run("convergence_30", f"--workdir={tmp_path / 'file' / 'run'}", *SHORT)
+    assert failed.returncode == 1
+    assert "Not a directory" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_scale_in_a_flag_file_is_refused(tmp_path):
+    (tmp_path / "flags").write_text("--scale=cifar10\n")
+    failed = run("convergence_30", f"--flagfile={tmp_path / 'flags'}", f"--workdir={tmp_path}")
+    assert failed.returncode == 1
+    assert "give --scale on the command line" in failed.stderr
 
 
 def test_help_fits_a_screen():

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import jax
@@ -101,26 +100,16 @@ def test_filters_are_orthogonal_in_every_group_and_stacked_layer(case, slope):
         np.testing.assert_allclose(np.mean(np.square(kernel)), variance, rtol=1e-5)
 
 
-DELTA = {k: CASES[k] for k in ("conv1d", "conv2d", "transposed, transpose_kernel", "depthwise")}
-
-
-@pytest.mark.parametrize("case", DELTA.values(), ids=DELTA)
-def test_delta_orthogonal_kernels_keep_every_map(case):
-    if case.kernel_shape()[-1] < case.kernel_shape()[-2] and case.layout.in_axis == -2:
-        pytest.skip("more inputs than outputs")
-    shape = case.kernel_shape()
-    layout = case.layout
-    if case.layout.in_axis == -1:  # 6 outputs of 8 inputs: turn it round
-        layout = dataclasses.replace(layout, in_axis=-2, out_axis=-1)
+@pytest.mark.parametrize("name", ["conv1d", "conv2d", "depthwise"])
+def test_delta_orthogonal_kernels_keep_every_map(name):
+    layout, shape = CASES[name].layout, CASES[name].kernel_shape()
     initializer = initializers.delta_orthogonal(layout=layout)
     for kernel in draw(initializer, shape, jnp.float32)[:3]:
-        window = kernel.shape[:-2]
-        centre = tuple((k - 1) // 2 for k in window)
+        centre = tuple((k - 1) // 2 for k in shape[:-2])
         assert np.count_nonzero(kernel) == np.count_nonzero(kernel[centre])
         for matrix in matrices(kernel[centre], layout):
             np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-5)
-        variance = initializer.variance(kernel.shape)
-        np.testing.assert_allclose(np.mean(np.square(kernel)), variance, rtol=1e-5)
+        np.testing.assert_allclose(np.mean(kernel**2), initializer.variance(shape), rtol=1e-5)
 
 
 def test_rules_are_values():
