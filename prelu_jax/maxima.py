@@ -1,11 +1,9 @@
 """Second moments of maxima: max pooling of rectified Gaussians, forward and backward.
 
-The values under a window count as zero-mean Gaussians, of their own variances and of **one
-correlation** for every pair of positions. Gaussian they are in the wide limit. One correlation is
-what a net makes of pixels that are correlated alike, such as white noise, where no border is near:
-a convolution leaves the correlation as it is, since its outputs at p and q share their weights tap
-by tap, and a rectifier maps it by the arc-cosine kernel (Cho & Saul 2009). Near borders the true
-correlations are lower; for images they fall with distance.
+The values under a window count as zero-mean Gaussians of their own variances, which they are in
+the wide limit, and of **one correlation**, a mean over the pairs of positions. That alone is
+approximate. It is exact where all pairs are correlated alike, as a net makes of pixels that are,
+such as white noise, away from borders.
 """
 
 import dataclasses
@@ -14,13 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from jax.typing import ArrayLike
-from numpy.typing import NDArray
 from scipy import special
 
-from prelu_jax import pooling, rectifiers
+from prelu_jax import pooling
 from prelu_jax.arch import MaxPool, SpatialPyramid
+from prelu_jax.moment_maps import Map
 
-Map = NDArray[np.float64]
 Region = tuple[slice, slice]
 
 
@@ -50,17 +47,24 @@ def regions(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> list[Reg
     return [(slice(*i), slice(*j)) for rows, columns in grids for i in rows for j in columns]
 
 
-def rectified_correlation(correlation: float, negative_slope: ArrayLike = 0.0) -> float:
-    """``E[f(u)f(v)] / E[f(u)²]`` of Gaussians of equal variance and this correlation.
+def within(correlation: Map, y_hw: Map, region: Region) -> float:
+    """The one correlation that stands for those of all pairs of positions of a region.
 
-    The arc-cosine kernel of degree 1 (Cho & Saul 2009) for ``f(u) = a u + (1 - a) max(0, u)``;
-    for one slope per channel, the mean over channels.
+    ``√(1 - ρ)`` is the mean of the pairs', weighted by the positions' standard deviations: what a
+    maximum gains over one value is proportional to it. Correlations are ``[h, w, h, w]``, or
+    ``[]`` for the same everywhere; y_hw is E[y²].
     """
-    slope = np.asarray(negative_slope, np.float64)
-    angle = math.acos(min(max(correlation, -1.0), 1.0))
-    of_relu = (math.sin(angle) + (math.pi - angle) * math.cos(angle)) / (2 * math.pi)
-    product = np.mean(slope) * correlation + np.mean((1 - slope) ** 2) * of_relu
-    return float(product / rectifiers.second_moment_gain(slope))
+    if correlation.ndim == 0:
+        return float(correlation)
+    sigma = np.sqrt(y_hw[region]).ravel()
+    weight = np.outer(sigma, sigma)
+    np.fill_diagonal(weight, 0.0)
+    pairs = correlation[region + region].reshape(weight.shape)
+    total = weight.sum()
+    if not total:
+        return 1.0
+    distance = np.sqrt(np.clip(1 - pairs, 0.0, 1.0))
+    return 1 - float(np.sum(weight * distance) / total) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Pooled:
 
 
 def max_pool(
-    y_hw: Map, regions: Sequence[Region], negative_slope: ArrayLike, correlation: float
+    y_hw: Map, regions: Sequence[Region], negative_slope: ArrayLike, correlation: ArrayLike
 ) -> Pooled:
     """Rectifies, then takes the maximum of every region: the approximation of the module.
 
@@ -143,26 +147,27 @@ def max_pool(
         y_hw: E[y²] before the rectifier, ``[h, w]``.
         regions: the rows and columns of every region.
         negative_slope: the rectifier's, a scalar or one per channel; 1 for none.
-        correlation: of two values of y, from 0 to 1.
+        correlation: of values of y, from 0 to 1: ``[h, w, h, w]``, or ``[]`` for the same of all.
     """
     slope = np.asarray(negative_slope, np.float64)
     weight = np.array([1.0, np.mean(slope**2)])  # where M > 0 and where M ≤ 0
     cross = np.array([[1.0, np.mean(slope)], [np.mean(slope), np.mean(slope**2)]])
-    known: dict[tuple[tuple[int, ...], bytes], Maximum] = {}
+    known: dict[tuple[float, bytes], Maximum] = {}
     forward, shares, product = [], [], 0.0
     for region in regions:
         tile = y_hw[region]
         scale = float(tile.max()) or 1.0
-        pattern = np.round(tile / scale, 6)
-        key = (pattern.shape, pattern.tobytes())  # away from borders all tiles are alike
+        pattern = np.round(tile / scale, 4)
+        common = round(within(np.asarray(correlation), y_hw, region), 4)
+        key = (common, pattern.tobytes())  # away from borders all tiles are alike
         if key not in known:
-            known[key] = gaussian_maximum(np.maximum(pattern.ravel(), 1e-9), correlation)
+            known[key] = gaussian_maximum(np.maximum(pattern.ravel(), 1e-9), common)
         maximum = known[key]
         forward.append(tile.max() * (weight @ maximum.moments))
         shares.append((weight @ maximum.shares).reshape(tile.shape))
         product += tile.max() * np.sum(cross * maximum.products)
     total = sum(forward)
-    return Pooled(np.array(forward), shares, float(product / total) if total else correlation)
+    return Pooled(np.array(forward), shares, float(product / total) if total else 1.0)
 
 
 def max_pool_backward(

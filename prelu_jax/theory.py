@@ -26,11 +26,14 @@ from typing import Protocol
 import numpy as np
 from jax.typing import ArrayLike
 
-from prelu_jax import maxima, names, rectifiers
+from prelu_jax import maxima, moment_maps, names, rectifiers
 from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
-from prelu_jax.maxima import Map
+from prelu_jax.moment_maps import Map
 
 Slopes = ArrayLike | Mapping[str, ArrayLike]
+
+
+CORRELATED_POSITIONS = 400  # on larger maps one correlation stands for that of all pairs
 
 
 class Rule(Protocol):
@@ -57,51 +60,6 @@ class LayerMoments:
     backward: float
     forward_exact: bool
     backward_exact: bool
-
-
-def taps(size: int, conv: Conv) -> Map:
-    """How often output i of a convolution reads input j, along one axis: ``[outputs, size]``.
-
-    Raises:
-        ValueError: the padded input is smaller than the kernel.
-    """
-    before, after = conv.padding
-    outputs = (size + before + after - conv.kernel_size) // conv.stride + 1
-    if outputs < 1:
-        raise ValueError(
-            f"{conv.name}: {size} positions, padded by {conv.padding}, are fewer than the "
-            f"{conv.kernel_size} of its kernel; give a larger input."
-        )
-    reads = np.zeros((outputs, size))
-    for tap in range(conv.kernel_size):
-        i = np.arange(outputs)
-        j = i * conv.stride - before + tap
-        if conv.circular:
-            j %= size
-        there = (j >= 0) & (j < size)  # the padding's zeros add nothing
-        np.add.at(reads, (i[there], j[there]), 1.0)
-    return reads
-
-
-def conv_forward(x_hw: Map, conv: Conv, weight_variance: float, in_features: int) -> Map:
-    """E[y²] of a convolution from E[x²] of its input, position by position (Eq. 7 with borders).
-
-    ``E[y²](p) = Var[w] c Σ_taps E[x²](p + tap)``, ``[h, w] -> [h', w']``; in a convolution with
-    groups c counts the inputs of one group. Exact at any width.
-    """
-    rows, columns = (taps(size, conv) for size in x_hw.shape)
-    return weight_variance * in_features * (rows @ x_hw @ columns.T)
-
-
-def conv_backward(
-    dy_hw: Map, conv: Conv, weight_variance: float, input_shape: tuple[int, int]
-) -> Map:
-    """E[Δx²] from E[Δy²]: the transpose of `conv_forward` with ``conv.features`` for c (Eq. 12).
-
-    ``[h', w'] -> [h, w]``. Exact in the wide limit.
-    """
-    rows, columns = (taps(size, conv) for size in input_shape)
-    return weight_variance * conv.features * (rows.T @ dy_hw @ columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +104,7 @@ def _steps(
             size, outputs = layer.kernel_size**2, layer.features
             kernel = (layer.kernel_size, layer.kernel_size, features, outputs)
             variance = initializer.variance(kernel)
-            shape = tuple(len(taps(side, layer)) for side in shape)
+            shape = tuple(len(moment_maps.taps(side, layer)) for side in shape)
             fans = size * features, size * outputs
         else:
             outputs = num_classes if isinstance(layer, Logits) else layer.features
@@ -249,7 +207,7 @@ def predict(
     if not 0 <= input_correlation <= 1:
         raise ValueError(f"predict: input_correlation is {input_correlation}, expected 0 to 1.")
     steps = list(_steps(arch, shape, initializer, in_channels, num_classes, negative_slope))
-    signal, correlation = np.broadcast_to(moments, shape), input_correlation
+    signal, correlation = np.broadcast_to(moments, shape), np.asarray(input_correlation)
     forward, transposes = [], []
     for step in steps:
         signal, correlation, transpose = _advance(step, signal, correlation)
@@ -274,9 +232,7 @@ def _records(
     )
 
 
-def _advance(
-    step: _Step, signal: Map, correlation: float
-) -> tuple[Map, float, Callable[[Map], Map]]:
+def _advance(step: _Step, signal: Map, correlation: Map) -> tuple[Map, Map, Callable[[Map], Map]]:
     """Through the rectifier before a layer and the layer; and the way back, for gradients."""
     layer, shape = step.layer, signal.shape
     if isinstance(layer, MaxPool | SpatialPyramid):
@@ -284,16 +240,21 @@ def _advance(
         pooled = maxima.max_pool(signal, regions, step.slope_before, correlation)
         return (
             pooled.forward.reshape(step.output_shape),
-            pooled.correlation,
+            np.asarray(pooled.correlation),
             lambda dx: maxima.max_pool_backward(dx.ravel(), pooled, regions, shape),
         )
     gain, variance = rectifiers.second_moment_gain(step.slope_before), step.variance
-    correlation = maxima.rectified_correlation(correlation, step.slope_before)
+    correlation = moment_maps.rectified_correlation(correlation, step.slope_before)
     if isinstance(layer, Conv):
+        if not correlation.ndim and signal.size <= CORRELATED_POSITIONS:
+            correlation = np.full((*shape, *shape), float(correlation))
+            np.einsum("ijij->ij", correlation)[...] = 1.0
+        if correlation.ndim:
+            correlation = moment_maps.conv_correlation(correlation, signal, layer)
         return (
-            conv_forward(gain * signal, layer, variance, step.in_features),
+            moment_maps.conv_forward(gain * signal, layer, variance, step.in_features),
             correlation,
-            lambda dy: gain * conv_backward(dy, layer, variance, shape),
+            lambda dy: gain * moment_maps.conv_backward(dy, layer, variance, shape),
         )
     return (  # fully connected: every position has weights of its own (Eq. 7 and 12)
         variance * step.in_features * gain * signal.sum(keepdims=False),

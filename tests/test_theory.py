@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from prelu_jax import arch, initializers, models, theory
+from prelu_jax import arch, initializers, models, moment_maps, theory
 from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
 from prelu_jax.rectifiers import second_moment_gain
 
@@ -47,8 +47,8 @@ def test_maps_are_those_of_a_convolution_with_ones_and_of_its_gradient(options, 
 
     y, back = jax.vjp(with_ones, jnp.asarray(x, jnp.float32))
     dy = np.random.default_rng(1).uniform(0.5, 2, y.shape)
-    forward = theory.conv_forward(x, conv, 0.3, 4)
-    backward = theory.conv_backward(dy, conv, 0.3, x.shape)
+    forward = moment_maps.conv_forward(x, conv, 0.3, 4)
+    backward = moment_maps.conv_backward(dy, conv, 0.3, x.shape)
     np.testing.assert_allclose(forward, 0.3 * 4 * np.asarray(y), rtol=1e-5)
     (dx,) = back(jnp.asarray(dy, jnp.float32))
     np.testing.assert_allclose(backward, 0.3 * 5 * np.asarray(dx), rtol=1e-5)
@@ -244,8 +244,8 @@ def test_every_convolution_makes_of_the_measured_map_what_is_predicted(padding, 
     ahead, back = [], []
     for before, conv, variance in pairs_of_convs(net):
         x, dy = forward[before.name], backward[conv.name]
-        y = [theory.conv_forward(gain * m, conv, variance, before.features).mean() for m in x]
-        dx = [gain * theory.conv_backward(m, conv, variance, m.shape).mean() for m in dy]
+        y = [moment_maps.conv_forward(gain * m, conv, variance, before.features).mean() for m in x]
+        dx = [gain * moment_maps.conv_backward(m, conv, variance, m.shape).mean() for m in dy]
         ahead.append(forward[conv.name].mean(axis=(1, 2)) / y)
         back.append(backward[before.name].mean(axis=(1, 2)) / dx)
     assert len(ahead) == 3 + 21
