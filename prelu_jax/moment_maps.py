@@ -71,7 +71,7 @@ def conv_correlation(correlation: Map, x_hw: Map, conv: Conv) -> Map:
     ``[h, w, h, w] -> [h', w', h', w']``, from those of its inputs and E[x²]. Outputs at p and q
     share their weights tap by tap, so that their products add up over taps, exactly at any width.
     """
-    deviation = np.sqrt(x_hw)
+    deviation = np.sqrt(np.asarray(x_hw, np.float64))
     products = correlation * np.multiply.outer(deviation, deviation)
     products = np.pad(products, (conv.padding,) * 4, mode="wrap" if conv.circular else "constant")
     total: Map | float = 0.0

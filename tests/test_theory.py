@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 import time
@@ -52,6 +53,34 @@ def test_maps_are_those_of_a_convolution_with_ones_and_of_its_gradient(options, 
     np.testing.assert_allclose(forward, 0.3 * 4 * np.asarray(y), rtol=1e-5)
     (dx,) = back(jnp.asarray(dy, jnp.float32))
     np.testing.assert_allclose(backward, 0.3 * 5 * np.asarray(dx), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", PADDINGS, ids=str)
+def test_correlations_are_those_of_weights_shared_tap_by_tap(options):
+    """Against the outputs' products for many draws of the weights."""
+    conv = Conv("conv", 20_000, 2, **options)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 4, 3)).astype(np.float32)  # one image: its products are the moments
+    moments = np.mean(np.square(x), axis=2)
+    scale = np.sqrt(moments)
+    correlation = np.einsum("abc,dec->abde", x / 3, x)
+    correlation /= np.multiply.outer(scale, scale)
+    image = jnp.asarray(x)[None]
+    if conv.circular:
+        sides = ((0, 0), conv.padding, conv.padding, (0, 0))
+        image = jnp.pad(image, sides, mode="wrap")
+    y = jax.lax.conv_general_dilated(
+        image,
+        jnp.asarray(rng.normal(size=(2, 2, 3, conv.features)), jnp.float32),
+        (conv.stride, conv.stride),
+        ((0, 0), (0, 0)) if conv.circular else (conv.padding, conv.padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )[0]
+    products = np.einsum("abc,dec->abde", y, y)
+    deviation = np.sqrt(np.einsum("abab->ab", products))
+    expected = products / np.maximum(np.multiply.outer(deviation, deviation), 1e-30)
+    found = moment_maps.conv_correlation(correlation, moments, conv)
+    np.testing.assert_allclose(found, expected, atol=5 / math.sqrt(conv.features))
 
 
 def test_two_layers_by_hand():
@@ -144,9 +173,16 @@ def test_bad_input_is_named():
 
 
 @functools.cache
-def compiled(padding):
+def compiled(padding, widened):
     """(params, x, cotangent of the scores) -> E[y²] and E[Δy²] of every layer, [h, w] each."""
     net = arch.with_padding(arch.SMALL_30_REDUCED, padding)
+    layers = tuple(
+        dataclasses.replace(layer, features=widened * layer.features)
+        if isinstance(layer, Conv)
+        else layer
+        for layer in net.layers
+    )
+    net = dataclasses.replace(net, layers=layers)
     model = models.build(net, 10, "prelu")
 
     def run(params, x, shifts):
@@ -177,13 +213,13 @@ def compiled(padding):
     return net, params, measure
 
 
-def measured(padding, slope, rule, keys=KEYS):
+def measured(padding, slope, rule, keys=KEYS, widened=1):
     """The net, and two dicts of [keys, h, w], forward and backward; new weights for every key.
 
     The weights are drawn by NumPy, with the variances of the rule: initialisers have their own
     tests, and a jitted draw of sixty parameters compiles longer than the net does.
     """
-    net, params, measure = compiled(padding)
+    net, params, measure = compiled(padding, widened)
     stds = {layer.name: layer.stddev for layer in net.layers if hasattr(layer, "stddev")}
 
     def draw(rng, name, shape):
@@ -261,31 +297,42 @@ def test_every_convolution_makes_of_the_measured_map_what_is_predicted(padding, 
         assert ratios.mean() == pytest.approx(1, abs=0.03)
 
 
-@every_net
-@every_slope
-def test_pooling_is_predicted_within_its_stated_error(padding, slope):
-    """Over a pool, forward and backward; each key divided by its own moments on the other side."""
-    net, forward, backward = measured_with_he(padding, slope)
+def over_pools(net, slope, forward, backward):
+    """Measured over predicted, of the factor of a pool with the layer behind it, key by key."""
     predicted = by_name(theory.predict(net, initializer=HE, negative_slope=slope))
-    for before, behind, error in POOLING_ERRORS:
+    for before, behind in (("conv1", "conv2_1"), ("conv2_4", "conv3_1"), ("conv3_22", "fc1")):
         y, dy = (
-            {n: moments[n].reshape(KEYS, -1).mean(1) for n in (before, behind)}
-            for moments in (forward, backward)
+            {n: m[n].reshape(len(m[n]), -1).mean(axis=1) for n in (before, behind)}
+            for m in (forward, backward)
         )
         p, q = predicted[before], predicted[behind]
         ahead = y[behind] / y[before] / (q.forward / p.forward)
         back = dy[before] / dy[behind] / (p.backward / q.backward)
-        for name, ratios in (("forward", ahead), ("backward", back)):
-            mean, spread = ratios.mean(), ratios.std(ddof=1) / math.sqrt(KEYS)
-            print(
-                f"{padding}, slope {slope}, {before} to {behind}, {name}: {mean:.3f}±{spread:.3f}"
-            )
-            assert abs(mean - 1) < error + 4 * spread
-            assert spread < 0.15
+        for side, ratios in (("forward", ahead), ("backward", back)):
+            mean, spread = ratios.mean(), ratios.std(ddof=1) / math.sqrt(len(ratios))
+            print(f"slope {slope}, {before} to {behind}, {side}: {mean:.3f}±{spread:.3f}")
+            yield (behind, side), mean, spread
 
 
-POOLING = 0.35  # what three poolings together may add
-POOLING_ERRORS = (("conv1", "conv2_1", 0.1), ("conv2_4", "conv3_1", 0.1), ("conv3_22", "fc1", 0.5))
+@every_net
+@every_slope
+def test_pooling_is_predicted_within_its_stated_error_in_a_narrow_net(padding, slope):
+    """At 16 and 32 channels correlations vary from draw to draw, and pooled moments lie higher."""
+    errors = {("fc1", "forward"): 0.35, ("fc1", "backward"): 0.15}
+    net, *moments = measured_with_he(padding, slope)
+    for place, mean, spread in over_pools(net, slope, *moments):
+        assert abs(mean - 1) < errors.get(place, 0.1) + 3 * spread, place
+        assert spread < 0.15
+
+
+@pytest.mark.slow
+@every_net
+def test_pooling_is_predicted_closely_in_a_wide_net(padding):
+    net, *moments = measured(padding, 0.0, HE, keys=16, widened=4)
+    errors = {("fc1", "forward"): 0.15}
+    for place, mean, spread in over_pools(net, 0.0, *moments):
+        assert abs(mean - 1) < errors.get(place, 0.03) + 4 * spread, place
+        assert spread < 0.1
 
 
 @every_net
@@ -317,7 +364,7 @@ def test_every_layer_is_predicted_end_to_end(padding, slope, rule):
             variance = logs.var(ddof=1)
             log_of_mean = logs.mean() + variance / 2
             spread = math.sqrt(variance / KEYS + variance**2 / (2 * (KEYS - 1)))
-            assert abs(log_of_mean) < 5 * spread + POOLING, (p, log_of_mean, spread)
+            assert abs(log_of_mean) < 5 * spread + 0.35, (p, log_of_mean, spread)
             assert spread < 0.6
 
 
