@@ -15,7 +15,7 @@ What is exact, for independent zero-mean weights of a symmetric distribution and
 * **Max pooling and the pyramid**: approximate (`maxima`), from correlations between positions
   that are carried along, exactly in the wide limit on maps of at most `CORRELATED_POSITIONS`, and
   as one for all pairs on larger maps and behind a pool. Measured on the reduced 30-layer net at
-  four and eight times its width: a pool and the layer behind it come out within 3 %, but for the
+  four and eight times its width: a pool and the layer behind it come out within 5 %, but for the
   pyramid's forward moment, predicted up to 15 % too high. At its own width, 16 and 32 channels,
   correlations differ from draw to draw, and the measured moment lies up to 40 % above the
   predicted one behind the pyramid and 20 % behind a pool; backward up to 15 % and 6 %.
