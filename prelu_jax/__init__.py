@@ -3,7 +3,7 @@
 After He, Zhang, Ren & Sun 2015, "Delving Deep into Rectifiers" (arXiv:1502.01852).
 """
 
-from prelu_jax import arch, initializers, models, nnx
+from prelu_jax import arch, initializers, models, nnx, theory
 from prelu_jax.modules import PReLU, SpatialPyramidPooling
 from prelu_jax.pooling import spatial_pyramid
 from prelu_jax.rectifiers import leaky_relu, prelu, relu
@@ -21,4 +21,5 @@ __all__ = [
     "prelu",
     "relu",
     "spatial_pyramid",
+    "theory",
 ]

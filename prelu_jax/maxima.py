@@ -1,0 +1,184 @@
+"""Second moments of maxima: max pooling of rectified Gaussians, forward and backward.
+
+The values under a window count as zero-mean Gaussians of their own variances, which they are in
+the wide limit, and of **one correlation**, a mean over the pairs of positions. That alone is
+approximate. It is exact where all pairs are correlated alike, as a net makes of pixels that are,
+such as white noise, away from borders.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jax.typing import ArrayLike
+from scipy import special
+
+from prelu_jax import pooling
+from prelu_jax.arch import MaxPool, SpatialPyramid
+from prelu_jax.moment_maps import Map
+
+Region = tuple[slice, slice]
+
+
+def pooled_shape(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a pooled map: ``[h', w']``, or ``[Σn²]`` behind a pyramid.
+
+    Raises:
+        ValueError: the map is smaller than one window.
+    """
+    if isinstance(layer, SpatialPyramid):
+        return (sum(n * n for n in layer.levels),)
+    if min(shape) < layer.window:
+        raise ValueError(
+            f"{layer.name}: a map of shape {shape} is smaller than one window of {layer.window}; "
+            "give a larger input."
+        )
+    return tuple(side // layer.window for side in shape)
+
+
+def regions(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> list[Region]:
+    """The windows of `pooling.max_pool` or the bins of `pooling.spatial_pyramid`, in order."""
+    if isinstance(layer, SpatialPyramid):
+        grids = [[pooling.pyramid_bins(side, n) for side in shape] for n in layer.levels]
+    else:
+        w = layer.window
+        grids = [[[(i * w, i * w + w) for i in range(side // w)] for side in shape]]
+    return [(slice(*i), slice(*j)) for rows, columns in grids for i in rows for j in columns]
+
+
+def within(correlation: Map, y_hw: Map, region: Region) -> float:
+    """The one correlation that stands for those of all pairs of positions of a region.
+
+    ``√(1 - ρ)`` is the mean of the pairs', weighted by the positions' standard deviations: what a
+    maximum gains over one value is proportional to it. Correlations are ``[h, w, h, w]``, or
+    ``[]`` for the same everywhere; y_hw is E[y²].
+    """
+    if correlation.ndim == 0:
+        return float(correlation)
+    sigma = np.sqrt(y_hw[region]).ravel()
+    weight = np.outer(sigma, sigma)
+    np.fill_diagonal(weight, 0.0)
+    pairs = correlation[region + region].reshape(weight.shape)
+    total = weight.sum()
+    if not total:
+        return 1.0
+    distance = np.sqrt(np.clip(1 - pairs, 0.0, 1.0))
+    return 1 - float(np.sum(weight * distance) / total) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Maximum:
+    """The maximum M of n Gaussians, each quantity in two parts: where M > 0 and where M ≤ 0.
+
+    Attributes:
+        moments: E[M²] in two parts, ``[2]``.
+        shares: the probability that variable i is the maximum, ``[2, n]``.
+        products: E[M_s M'_t] by sign, where M' is the maximum of other variables of the same
+            variances, correlated with those of M as these are among themselves; ``[2, 2]``.
+    """
+
+    moments: Map
+    shares: Map
+    products: Map
+
+
+def gaussian_maximum(variances: Map, correlation: float) -> Maximum:
+    """`Maximum` of Gaussians ``σ_i (√ρ z + √(1-ρ) ε_i)``, by quadrature over z and M.
+
+    Given z they are independent, so that M's distribution is a product. Good to about 1 %.
+
+    Args:
+        variances: σ_i², ``[n]``.
+        correlation: ρ, from 0 to 1.
+    """
+    sigma = np.sqrt(np.maximum(variances, 1e-8 * np.max(variances)))
+    own = math.sqrt(max(1 - correlation, 1e-6))
+    # Both grids are even in arcsinh: signs and the share of small σ_i are decided close to 0.
+    u = np.linspace(-math.asinh(5 / own), math.asinh(5 / own), 41)
+    z = own * np.sinh(u)
+    weight = np.exp(-(z**2) / 2) * np.cosh(u)
+    weight /= weight.sum()
+    shared = math.sqrt(correlation) * z[:, None]
+    low, high = (np.max(sigma * (shared + side * own), axis=1) for side in (-6.0, 6.0))
+    unit = sigma.min()
+    edges = np.linspace(np.arcsinh(low / unit), np.arcsinh(high / unit), 65, axis=1)
+    edges = unit * np.sinh(edges)  # [z, m]
+    t = (edges[..., None] / sigma - shared[..., None]) / own  # [z, m, n]
+    below = np.maximum(special.ndtr(t), 1e-300)
+    hazard = np.exp(-(t**2) / 2) / (below * sigma) + 1e-300
+    share = hazard / hazard.sum(axis=2, keepdims=True)
+    mass = weight[:, None] * np.diff(below.prod(axis=2), axis=1)  # of every cell of M
+    middle = (edges[:, 1:] + edges[:, :-1]) / 2
+    sign = np.stack([middle > 0, middle <= 0]).astype(np.float64)  # [2, z, m]
+    means = np.einsum("szm,zm,zm->sz", sign, mass, middle) / weight
+    return Maximum(
+        moments=np.einsum("szm,zm,zm->s", sign, mass, middle**2),
+        shares=np.einsum("szm,zm,zmn->sn", sign, mass, (share[:, 1:] + share[:, :-1]) / 2),
+        products=np.einsum("sz,tz,z->st", means, means, weight),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """What `max_pool` returns; R regions.
+
+    Attributes:
+        forward: E[x²] of the pooled values, ``[R]``.
+        shares: for every region, E[Δy²] at its positions per E[Δx²] of its pooled value.
+        correlation: between two pooled values, ``E[x x'] / E[x²]``.
+    """
+
+    forward: Map
+    shares: list[Map]
+    correlation: float
+
+
+def max_pool(
+    y_hw: Map, regions: Sequence[Region], negative_slope: ArrayLike, correlation: ArrayLike
+) -> Pooled:
+    """Rectifies, then takes the maximum of every region: the approximation of the module.
+
+    The maximum commutes with a rectifier of slope ≥ 0. It is positive more often than half of
+    the time, so it keeps more than (1 + a²)/2 of a second moment in both directions; the gradient
+    goes to the one position where it was found. Slopes below 0 count as if they commuted, too.
+
+    Args:
+        y_hw: E[y²] before the rectifier, ``[h, w]``.
+        regions: the rows and columns of every region.
+        negative_slope: the rectifier's, a scalar or one per channel; 1 for none.
+        correlation: of values of y, from 0 to 1: ``[h, w, h, w]``, or ``[]`` for the same of all.
+    """
+    slope = np.asarray(negative_slope, np.float64)
+    weight = np.array([1.0, np.mean(slope**2)])  # where M > 0 and where M ≤ 0
+    cross = np.array([[1.0, np.mean(slope)], [np.mean(slope), np.mean(slope**2)]])
+    known: dict[tuple[float, bytes], Maximum] = {}
+    forward, shares, product = [], [], 0.0
+    for region in regions:
+        tile = y_hw[region]
+        scale = float(tile.max()) or 1.0
+        pattern = np.round(tile / scale, 4)
+        common = round(within(np.asarray(correlation), y_hw, region), 4)
+        key = (common, pattern.tobytes())  # away from borders all tiles are alike
+        if key not in known:
+            known[key] = gaussian_maximum(np.maximum(pattern.ravel(), 1e-9), common)
+        maximum = known[key]
+        forward.append(tile.max() * (weight @ maximum.moments))
+        shares.append((weight @ maximum.shares).reshape(tile.shape))
+        product += tile.max() * np.sum(cross * maximum.products)
+    total = sum(forward)
+    return Pooled(np.array(forward), shares, float(product / total) if total else 1.0)
+
+
+def max_pool_backward(
+    dx: Map, pooled: Pooled, regions: Sequence[Region], input_shape: tuple[int, int]
+) -> Map:
+    """E[Δy²] before the rectifier, ``[h, w]``, from E[Δx²] of the pooled values, ``[R]``.
+
+    Where regions overlap their gradients add, and so do second moments if the gradients are
+    uncorrelated, as behind fresh weights.
+    """
+    dy_hw = np.zeros(input_shape)
+    for moment, share, region in zip(dx, pooled.shares, regions, strict=True):
+        dy_hw[region] += moment * share
+    return dy_hw
