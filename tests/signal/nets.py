@@ -7,12 +7,35 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
 import prelu_jax as pj
+
+
+def drawn(model, *inputs):
+    """Linen variables with normal parameters, biases too; drawn by NumPy: nothing to compile."""
+    rng = np.random.default_rng(0)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    shapes = jax.eval_shape(model.init, keys, *inputs)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    variables["params"] = jax.tree.map(
+        lambda leaf: 0.4 * rng.standard_normal(leaf.shape, np.float32), shapes["params"]
+    )
+    return variables
+
+
+def flat(variables):
+    return flax.traverse_util.flatten_dict(variables["params"], sep="/")
+
+
+def images(*shape):
+    return jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
+
 
 # --- A small CNN with PReLU ----------------------------------------------------------------------
 

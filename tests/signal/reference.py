@@ -6,31 +6,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-FIELDS = (
-    *("mean", "var", "second_moment", "input_second_moment", "gradient_second_moment"),
-    *("kernel_rms", "kernel_gradient_rms", "change_rate", "dead_fraction", "cosine"),
-)
-
 
 def by_hand(forward, params, x, objective):
-    """Every call's (name, x, y, Δy) in execution order, the kernels' gradients, the objective."""
-    shapes = []
-    forward(params, x, lambda name, x, y: shapes.append(y.shape) or y)
+    """Every call's (name, x, y, Δy) in execution order, the parameters' gradient, the objective."""
+    names, shapes = [], []
+
+    def meet(name, x, y):
+        names.append(name)
+        shapes.append(y.shape)
+        return y
+
+    jax.eval_shape(lambda params: forward(params, x, meet), params)
 
     def run(perturbations, params):
         calls = []
 
         def at(name, x, y):
             y = y + perturbations[len(calls)]
-            calls.append((name, x, y))
+            calls.append((x, y))
             return y
 
         return objective(forward(params, x, at)), calls
 
-    zeros = [jnp.zeros(shape) for shape in shapes]
-    value, vjp, calls = jax.vjp(run, zeros, params, has_aux=True)
-    gradients, params_gradient = vjp(jnp.ones(()))
-    return [(*call, g) for call, g in zip(calls, gradients, strict=True)], params_gradient, value
+    @jax.jit
+    def run_and_pull_back(params):
+        zeros = [jnp.zeros(shape) for shape in shapes]
+        value, vjp, calls = jax.vjp(run, zeros, params, has_aux=True)
+        return value, calls, *vjp(jnp.ones(()))
+
+    value, calls, gradients, params_gradient = run_and_pull_back(params)
+    rows = [(name, *c, g) for name, c, g in zip(names, calls, gradients, strict=True)]
+    return rows, params_gradient, value
 
 
 def expected(name, x, y, gradient, params, params_gradient, feature_axes):
@@ -45,7 +51,7 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
     ]
     channels = y.reshape(-1, int(np.prod(y.shape[-feature_axes:]))).T
     rms = np.sqrt(np.mean(kernel**2)), np.sqrt(np.mean(kernel_gradient**2))
-    return {
+    numbers = {
         "mean": y.mean(),
         "var": y.var(),
         "second_moment": np.mean(y**2),
@@ -57,3 +63,5 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         "dead_fraction": np.mean([all(value <= 0 for value in channel) for channel in channels]),
         "cosine": np.mean(cosines),
     }
+    known = {"path": name, "shape": y.shape, "kernel_shape": kernel.shape}
+    return known | {field: float(value) for field, value in numbers.items()}

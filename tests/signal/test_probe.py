@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import flax
@@ -11,31 +12,19 @@ from flax import nnx
 
 from prelu_jax import signal
 from tests.signal import reference
-from tests.signal.nets import NETS, LinenCnn, NnxCnn
+from tests.signal.nets import NETS, LinenCnn, NnxCnn, drawn, flat, images
 
 KEY = jax.random.key(0)
 
 
-def flat(variables):
-    return flax.traverse_util.flatten_dict(variables["params"], sep="/")
-
-
-def initialised(net):
-    """Linen variables with all parameters, biases too, drawn at random, and a batch."""
-    x = jax.random.normal(jax.random.key(1), net.shape)
-    leaves, tree = jax.tree.flatten(net.linen.init(KEY, x))
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    drawn = [0.4 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, drawn), x
-
-
 def twin(net, variables):
     """The NNX model with the same parameters."""
-    model = net.nnx(nnx.Rngs(0))
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        variable[...] = flat(variables)["/".join(map(str, path))]
-    nnx.update(model, nnx.state(model))
-    return model
+    graph, state = nnx.split(nnx.eval_shape(lambda: net.nnx(nnx.Rngs(0))))
+    exchanged = [
+        (path, variable.copy(flat(variables)["/".join(map(str, path))]))
+        for path, variable in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(exchanged))
 
 
 def loss(y):
@@ -45,44 +34,60 @@ def loss(y):
 def noise(outputs):
     """The documented draw: by output, then by example."""
     key = jax.random.fold_in(KEY, 0)
-    rows = [jax.random.normal(jax.random.fold_in(key, i), y.shape) for i, y in enumerate(outputs)]
-    return jnp.sum(jnp.stack(rows) * outputs)
+    keys = jnp.stack([jax.random.fold_in(key, i) for i in range(len(outputs))])
+    draw = lambda key: jax.random.normal(key, outputs.shape[1:])  # noqa: E731
+    return jnp.sum(jax.vmap(draw)(keys) * outputs)
 
 
-def check(found, net, params, x, objective):
+@functools.cache
+def expected(name, objective):
+    """The rows, the variables and batch they are for, and the objective's value."""
+    net = NETS[name]
+    x = images(*net.shape)
+    variables = drawn(net.linen, x)
+    params = flat(variables)
     calls, gradients, value = reference.by_hand(net.by_hand, params, x, objective)
-    assert [row.path for row in found.layers] == [name for name, *_ in calls]
-    for row, (name, *arrays) in zip(found.layers, calls, strict=True):
-        axes = net.feature_axes.get(name, 1)
-        want = reference.expected(name, *arrays, params, gradients, axes)
-        assert row.shape == arrays[1].shape
-        assert row.kernel_shape == params[f"{name}/kernel"].shape
-        for field in reference.FIELDS:
-            got = getattr(row, field)
+    rows = [
+        reference.expected(path, *arrays, params, gradients, net.feature_axes.get(path, 1))
+        for path, *arrays in calls
+    ]
+    return rows, variables, x, float(value)
+
+
+def check(found, rows):
+    assert len(found.layers) == len(rows)
+    for got, want in zip(found.layers, rows, strict=True):
+        for field, value in want.items():
             small = 1e-6 if field in ("mean", "cosine") else 0  # sums that cancel
-            assert got == pytest.approx(want[field], rel=1e-5, abs=small), (name, field)
+            if isinstance(value, float):
+                value = pytest.approx(value, rel=1e-5, abs=small)
+            assert getattr(got, field) == value, (got.path, field)
     assert found.unseen == ()
     assert found.first_nonfinite is None
-    return value
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_number_is_that_of_a_pass_written_by_hand(name):
+    rows, variables, x, _ = expected(name, noise)
+    check(signal.measure(NETS[name].linen, variables, x), rows)
 
 
 @pytest.mark.parametrize("library", ["linen", "nnx"])
-@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
-def test_every_number_is_that_of_a_pass_written_by_hand(net, library):
-    variables, x = initialised(net)
+@pytest.mark.parametrize("name", NETS)
+def test_every_number_is_that_of_a_pass_written_by_hand_with_a_loss(name, library):
+    rows, variables, x, value = expected(name, loss)
+    net = NETS[name]
     model = (net.linen, variables) if library == "linen" else (twin(net, variables), None)
-    check(signal.measure(*model, x), net, flat(variables), x, noise)
     found = signal.measure(*model, x, loss=loss, weight_decay=0.01)
-    value = check(found, net, flat(variables), x, loss)
-    assert found.loss == pytest.approx(float(value), rel=1e-5)
+    check(found, rows)
+    assert found.loss == pytest.approx(value, rel=1e-5)
     for row in found.layers:
         assert row.gradient_to_decay == pytest.approx(row.change_rate / 0.01, rel=1e-12)
 
 
 def test_a_shared_module_has_a_row_for_each_call():
-    net = NETS["shared"]
-    variables, x = initialised(net)
-    rows = signal.measure(net.linen, variables, x).layers
+    net, x = NETS["shared"], images(4, 7)
+    rows = signal.measure(net.linen, drawn(net.linen, x), x).layers
     assert [row.name for row in rows] == ["shared", "shared[1]", "shared[2]", "head"]
     assert [row.call for row in rows] == [0, 1, 2, 0]
     assert len({row.gradient_second_moment for row in rows}) == 4
@@ -91,12 +96,13 @@ def test_a_shared_module_has_a_row_for_each_call():
 
 def test_the_noise_is_standard_normal_and_follows_the_key():
     x = jnp.ones((400, 3))
-    variables = nn.Dense(50).init(KEY, x)
-    found = [signal.measure(nn.Dense(50), variables, x, key=key) for key in (None, KEY, 1)[:2]]
-    assert found[0] == found[1]
-    other = signal.measure(nn.Dense(50), variables, x, key=jax.random.key(1))
-    assert other != found[0]
-    for row in (*found[0].layers, *other.layers):
+    variables = drawn(nn.Dense(50), x)
+    default, same, other = (
+        signal.measure(nn.Dense(50), variables, x, key=key)
+        for key in (None, KEY, jax.random.key(1))
+    )
+    assert default == same != other
+    for row in (*default.layers, *other.layers):
         assert abs(row.gradient_second_moment - 1) < 5 * math.sqrt(2 / (400 * 50))
         # Σ_i η_i x over equal inputs: variance 400, were the examples' draws independent.
         assert abs(row.kernel_gradient_rms**2 / 400 - 1) < 5 * math.sqrt(2 / 50)
@@ -104,27 +110,26 @@ def test_the_noise_is_standard_normal_and_follows_the_key():
 
 class Stochastic(nn.Module):
     @nn.compact
-    def __call__(self, x, *, train):
+    def __call__(self, x, *, train=False):
         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(16)(x))
         x = nn.Dropout(0.5, deterministic=not train)(x)
         return nn.Dense(2)(x)
 
 
-def test_dropout_and_batch_norm_work_in_both_modes():
-    x = jax.random.normal(KEY, (8, 3))
+@pytest.mark.parametrize("train", [True, False])
+def test_dropout_and_batch_norm_work_in_both_modes(train):
+    x = images(8, 3)
     model = Stochastic()
-    variables = model.init(KEY, x, train=False)
-    run = lambda train, key: signal.measure(  # noqa: E731
-        model, variables, x, rngs={"dropout": key}, call_kwargs={"train": train}
-    ).layers[1]
-    assert run(True, KEY) == run(True, KEY)
-    assert run(True, KEY).second_moment != run(True, jax.random.key(1)).second_moment
-    # Half of the inputs are dropped and the others doubled: E[x²] doubles from the norm's 1.
-    assert run(True, KEY).input_second_moment == pytest.approx(2, rel=0.3)
-    still = run(False, KEY)
-    assert still == run(False, jax.random.key(1))
-    y = model.apply(variables, x, train=False)
-    assert still.second_moment == pytest.approx(float(np.mean(np.square(y))), rel=1e-5)
+    variables = drawn(model, x)
+    keys = [{"dropout": KEY}, {"dropout": jax.random.key(1)}]
+    probe = signal.prepare(model, variables, x, rngs=keys[0], call_kwargs={"train": train})
+    run = jax.jit(probe.statistics)
+    found = [probe.read(run(variables, x, None, rngs)) for rngs in (keys[0], *keys)]
+    assert found[0] == found[1]
+    assert (found[2] != found[1]) == train
+    y, _ = model.apply(variables, x, train=train, rngs=keys[0], mutable=True)
+    expected = float(np.mean(np.square(y)))
+    assert found[0].layers[1].second_moment == pytest.approx(expected, rel=1e-5)
 
 
 class TwoHeaded(nn.Module):
@@ -136,10 +141,10 @@ class TwoHeaded(nn.Module):
 
 
 def test_many_inputs_and_outputs():
-    x = {"image": jax.random.normal(KEY, (6, 3))}
+    x = {"image": images(6, 3)}
     tokens = jnp.array([0, 1, 2, 3, 8, 8])
     model = TwoHeaded()
-    variables = model.init(KEY, x, tokens)
+    variables = drawn(model, x, tokens)
     found = signal.measure(model, variables, (x, tokens), call_kwargs={"scale": None})
     rows = {row.path: row for row in found.layers}
     assert list(rows) == ["a", "embed", "big", "small"]
@@ -162,37 +167,40 @@ def test_moments_beyond_the_range_of_float32_are_measured(value, factor):
     class Tiny(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(3)(x * value)
+            return nn.Dense(3, use_bias=False)(x * value)
 
-    x = jax.random.normal(KEY, (4, 5))
-    variables = Tiny().init(KEY, x)
+    x = images(4, 5)
+    variables = drawn(Tiny(), x)
     row = signal.measure(Tiny(), variables, x).layers[0]
-    y = np.asarray(x, np.float64) @ np.asarray(flat(variables)["Dense_0/kernel"], np.float64)
-    assert row.second_moment == pytest.approx(np.mean(np.square(y)) * value**2, rel=1e-5)
+    params = flat(variables)
+    y = np.asarray(x, np.float64) @ params["Dense_0/kernel"] * value
+    assert row.second_moment == pytest.approx(np.mean(np.square(y)), rel=1e-5)
     assert (row.kernel_gradient_rms > 0) == bool(factor)
     assert math.isnan(row.cosine) == (not factor)
 
 
 def test_dead_channels_and_collapse_are_seen():
-    variables = {
-        "params": {"kernel": jnp.eye(4) * jnp.array([1.0, -1, 1, -1]), "bias": jnp.zeros(4)}
-    }
-    x = jnp.abs(jax.random.normal(KEY, (5, 3, 4)))
-    row = signal.measure(nn.Dense(4), variables, x).layers[0]
-    assert row.dead_fraction == 0.5
-    same = jnp.broadcast_to(x[:1], x.shape)
-    assert signal.measure(nn.Dense(4), variables, same).layers[0].cosine == pytest.approx(
-        1, abs=1e-5
+    signs = jnp.array([1.0, -1, 1, -1])
+    variables = {"params": {"kernel": jnp.eye(4) * signs, "bias": jnp.zeros(4)}}
+    x = jnp.abs(images(5, 3, 4))
+    probe = signal.prepare(nn.Dense(4), variables, x)
+    run = jax.jit(probe.statistics)
+    row, one_alive, collapsed, zero = (
+        probe.read(run(variables, x)).layers[0]
+        for x in (x, x.at[2, 1, 1].set(-1), jnp.broadcast_to(x[:1], x.shape), 0 * x)
     )
+    assert (row.dead_fraction, one_alive.dead_fraction, zero.dead_fraction) == (0.5, 0.25, 1)
+    assert 0 < row.cosine < 0.99
+    assert collapsed.cosine == pytest.approx(1, abs=1e-5)
+    assert math.isnan(zero.cosine)
     assert signal.measure(nn.Dense(4), variables, x[:1]).layers[0].cosine is None
 
 
-@pytest.mark.parametrize("objective", [None, loss], ids=["noise", "loss"])
-@pytest.mark.parametrize("library", ["linen", "nnx"])
+@pytest.mark.parametrize(("library", "objective"), [("linen", None), ("nnx", loss)])
 def test_devices_together_measure_what_one_does(library, objective):
     net = NETS["cnn"]
-    variables, _ = initialised(net)
-    x = jax.random.normal(jax.random.key(3), (8, 6, 6, 2)) + jnp.arange(8.0)[:, None, None, None]
+    x = images(8, 6, 6, 2) + jnp.arange(8.0)[:, None, None, None]
+    variables = drawn(net.linen, x)
     model = net.linen if library == "linen" else twin(net, variables)
     given = variables if library == "linen" else None
     whole = signal.measure(model, given, x, loss=objective, weight_decay=0.1)
@@ -223,10 +231,10 @@ def test_a_prepared_probe_traces_its_model_once():
         def __call__(self, x):
             nonlocal traces
             traces += 1
-            return nn.Dense(2)(x)
+            return nn.Dense(2, use_bias=False)(x)
 
     x = jnp.ones((3, 2))
-    variables = Counted().init(KEY, x)
+    variables = drawn(Counted(), x)
     shapes = jax.eval_shape(lambda: (variables, x))
     probe = signal.prepare(Counted(), *shapes)
     run = jax.jit(probe.statistics)
@@ -241,14 +249,13 @@ def test_a_prepared_probe_traces_its_model_once():
 @pytest.mark.parametrize("where", ["batch", "kernel", "loss"])
 def test_the_first_layer_with_a_number_that_is_not_finite_is_named(where):
     net = NETS["residual"]
-    variables, x = initialised(net)
+    x = np.array(images(*net.shape))
+    variables = drawn(net.linen, x)
     objective = loss
     if where == "batch":
-        x = x.at[1, 2, 3, 0].set(jnp.nan)
+        x[1, 2, 3, 0] = np.nan
     elif where == "kernel":
-        variables["params"]["b_0"]["kernel"] = (
-            variables["params"]["b_0"]["kernel"].at[0].set(jnp.inf)
-        )
+        variables["params"]["b_0"]["kernel"][0] = np.inf
     else:
         objective = lambda y: jnp.sum(jnp.sqrt(y * 0))  # noqa: E731
     found = signal.measure(net.linen, variables, x, loss=objective)
@@ -317,7 +324,7 @@ def test_bad_input_is_refused_before_anything_is_compiled(
 
 def test_missing_parameters_are_not_drawn_anew():
     x = jnp.ones((2, 4, 4, 2))
-    variables = LinenCnn().init(KEY, x)
+    variables = drawn(LinenCnn(), x)
     del variables["params"]["conv_1"]
     with pytest.raises(flax.errors.ScopeParamNotFoundError):
         signal.measure(LinenCnn(), variables, x, rngs={"params": KEY})

@@ -6,12 +6,13 @@ from flax import linen as nn
 from flax import nnx
 
 from prelu_jax import signal
+from tests.signal.nets import drawn, images
 
 KEY = jax.random.key(0)
 
 
 def measured(model, x, **options):
-    return signal.measure(model, model.init(KEY, x), x, **options)
+    return signal.measure(model, drawn(model, x), x, **options)
 
 
 class Block(nn.Module):
@@ -40,17 +41,12 @@ class Hidden(nn.Module):
                 x = nn.vmap(nn.Dense, {"params": None}, split_rngs={"params": False})(
                     4, name="inside"
                 )(x)
-            case "grad":
-                inside = nn.Dense(4, name="inside")
-                if self.is_initializing():
-                    inside(x)
-                x = jax.grad(lambda x: jnp.sum(inside(x) ** 2))(x)
         return nn.Dense(2, name="after")(x)
 
 
 @pytest.mark.parametrize("how", ["scan", "remat", "jit", "vmap"])
 def test_what_is_inside_a_transformation_is_listed(how):
-    x = jax.random.normal(KEY, (5, 3))
+    x = images(5, 3)
     found = measured(Hidden(how), x)
     assert [row.path for row in found.layers] == ["before", "after"]
     kernel = "inside/kernel" if how == "vmap" else "inside/Dense_0/kernel"
@@ -86,7 +82,7 @@ class Kinds(nn.Module):
 
 
 def test_every_kind_of_affine_layer_is_measured():
-    x = jax.random.normal(KEY, (2, 4, 4, 6))
+    x = images(2, 3, 3, 6)
     found = measured(Kinds(), x)
     assert [(row.path, row.kind) for row in found.layers] == [
         ("embed", "Embed"),
@@ -111,9 +107,9 @@ class Scaled(nn.Dense):
 
 
 def test_a_subclass_is_one_layer_and_its_own_output_is_measured():
-    x = jax.random.normal(KEY, (4, 3))
+    x = images(4, 3)
     model = Scaled(5)
-    variables = model.init(KEY, x)
+    variables = drawn(model, x)
     (row,) = signal.measure(model, variables, x).layers
     assert (row.path, row.name) == ("", "Scaled")
     y = model.apply(variables, x)
@@ -143,7 +139,7 @@ def arrays(model):
 
 def test_the_users_nnx_model_stays_as_it_is():
     model = Stochastic(nnx.Rngs(0))
-    x = jax.random.normal(KEY, (6, 3))
+    x = images(6, 3)
     before, graph, classes = arrays(model), nnx.graphdef(model), (nnx.Linear, nnx.Linear.__call__)
     found = signal.measure(model, None, x)
     assert [row.path for row in found.layers] == ["layers/0", "layers/1"]
@@ -158,11 +154,17 @@ def test_the_users_nnx_model_stays_as_it_is():
 
 def test_nnx_streams_are_reseeded_where_keys_are_given():
     model = Stochastic(nnx.Rngs(params=0, dropout=1))
-    x = jax.random.normal(KEY, (6, 3))
-    keys = [None, {"dropout": KEY}, {"dropout": KEY}, {"dropout": jax.random.key(9)}]
-    own, *given = (signal.measure(model, None, x, rngs=rngs).layers[1] for rngs in keys)
-    assert given[0] == given[1]
-    assert len({row.second_moment for row in (own, given[0], given[2])}) == 3
+    x = images(6, 3)
+    keys = [{"dropout": KEY}, {"dropout": jax.random.key(1)}]
+    probe = signal.prepare(model, None, x, rngs=keys[0])
+    run = jax.jit(probe.statistics)
+    first, again, other = (
+        probe.read(run(nnx.state(model), x, None, rngs)) for rngs in (keys[0], *keys)
+    )
+    assert first == again != other
+    # The model's own stream has the second key.
+    own = signal.measure(model, None, x).layers[1]
+    assert own.second_moment == pytest.approx(other.layers[1].second_moment)
 
 
 class Tied(nnx.Module):
@@ -179,7 +181,7 @@ class Tied(nnx.Module):
 
 def test_tied_kernels_have_one_gradient_and_unused_layers_are_listed():
     model = Tied(nnx.Rngs(0))
-    x = jax.random.normal(KEY, (6, 4))
+    x = images(6, 4)
     found = signal.measure(model, None, x, loss=lambda y: jnp.mean(y**2))
     assert [row.name for row in found.layers] == ["a", "a[1]", "b"]
     gradient = nnx.grad(lambda model: jnp.mean(model(x) ** 2))(model)["a"]["kernel"][...]
