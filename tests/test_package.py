@@ -22,6 +22,7 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.nnx": {"pooling", "rectifiers"},
     "prelu_jax.models": {"arch", "initializers", "modules", "names", "pooling", "rectifiers"},
     "prelu_jax.data": {"names"},
+    "prelu_jax.signal": set(),
     "prelu_jax.evaluation": {"data"},
     "prelu_jax.training": {"arch", "data", "evaluation", "initializers", "models", "names"},
     "prelu_jax": {

@@ -1,0 +1,164 @@
+"""A measurement in Python floats: one row for every call of an affine layer."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from prelu_jax.signal import moments
+from prelu_jax.signal.sites import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStatistics:
+    """One call of one affine layer. None: not defined here; nan: not a finite number.
+
+    Attributes:
+        path: the layer's path in the model, '' for a model that is a layer itself.
+        call: which call of this layer: 0, or more where it is shared.
+        kind: the name of its class.
+        shape: the output's shape, on one device.
+        kernel_shape: the shape of its kernel, or an embedding's table.
+        mean: mean of y over examples, positions and channels.
+        var: variance of y over the same.
+        second_moment: E[y²].
+        input_second_moment: E[x²]; None for an embedding, whose input is a number of a row.
+        gradient_second_moment: E[Δy²], over the same as the mean.
+        kernel_rms: root mean square of the kernel.
+        kernel_gradient_rms: that of the kernel's gradient, summed over all calls of the layer.
+        change_rate: kernel_gradient_rms / kernel_rms: C̃ of Krähenbühl et al. 2015, as their code
+            takes it, from the batch's gradient.
+        dead_fraction: fraction of channels with y <= 0 for every example at every position.
+        cosine: mean cosine between the outputs of different examples, which are taken to be the
+            entries of the first axis; 1 where the signal has collapsed. None where that axis is
+            not as long as the batch, or the batch is one example.
+        gradient_to_decay: kernel_gradient_rms / (weight_decay · kernel_rms). Far below 1, the
+            weights are moved by their decay alone: the stall of He et al. 2015, footnote 2. None
+            without a loss or without decay.
+    """
+
+    path: str
+    call: int
+    kind: str
+    shape: tuple[int, ...]
+    kernel_shape: tuple[int, ...] | None
+    mean: float
+    var: float
+    second_moment: float
+    input_second_moment: float | None
+    gradient_second_moment: float
+    kernel_rms: float | None
+    kernel_gradient_rms: float | None
+    change_rate: float | None
+    dead_fraction: float
+    cosine: float | None
+    gradient_to_decay: float | None
+
+    @property
+    def name(self) -> str:
+        """The path, with the number of the call where it is not the first: 'block/conv[1]'."""
+        path = self.path or self.kind
+        return f"{path}[{self.call}]" if self.call else path
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What `measure` found.
+
+    Attributes:
+        layers: the calls of affine layers, in execution order.
+        unseen: parameters that no row speaks of, though they are kernels or have two axes or more:
+            of layers of other kinds, not called, or inside `scan`, `remat`, `vmap`, `jit`, `cond`.
+        loss: the loss; None where the cotangent was noise.
+    """
+
+    layers: tuple[LayerStatistics, ...]
+    unseen: tuple[str, ...]
+    loss: float | None
+
+    @property
+    def first_nonfinite(self) -> str | None:
+        """The name of the first layer where a number is not finite; None if all are finite.
+
+        First in the order of computation: forward through inputs, kernels and outputs, then
+        backward through the gradients.
+        """
+        for row in self.layers:
+            forward = (row.input_second_moment, row.kernel_rms, row.second_moment)
+            if not all(value is None or math.isfinite(value) for value in forward):
+                return row.name
+        for row in reversed(self.layers):
+            backward = (row.gradient_second_moment, row.kernel_gradient_rms)
+            if not all(value is None or math.isfinite(value) for value in backward):
+                return row.name
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What is known of one call of a layer before it is computed.
+
+    Attributes:
+        site: where it is.
+        number: which call of this layer it is, from 0.
+        shape: the output's shape, on one device.
+        kernel_shape: the kernel's; None where the layer's is not among the model's parameters.
+        has_examples: whether the first axis of the output counts the batch's examples, two or more.
+    """
+
+    site: Site
+    number: int
+    shape: tuple[int, ...]
+    kernel_shape: tuple[int, ...] | None
+    has_examples: bool
+
+
+def row(
+    call: Call,
+    numbers: Mapping[str, Any],
+    kernel: float | None,
+    gradient: float | None,
+    weight_decay: float | None,
+) -> LayerStatistics:
+    """A row in Python floats.
+
+    Args:
+        call: what is known beforehand.
+        numbers: of `moments.of_output`, and 'input' and 'gradient' as `moments.scaled` pairs.
+        kernel: the kernel's root mean square; None if there is none to be found.
+        gradient: that of its gradient.
+        weight_decay: None where a gradient is not to be compared with it.
+    """
+    site = call.site
+    scale, mean, var, dead, cosine = (
+        float(numbers[name]) for name in ("scale", "mean", "var", "dead", "cosine")
+    )
+    second_moment = scale * scale * (var + mean * mean)
+    change_rate = None if kernel is None or gradient is None else _ratio(gradient, kernel)
+    to_decay = None
+    if change_rate is not None and weight_decay is not None:
+        to_decay = change_rate / weight_decay
+    return LayerStatistics(
+        path=site.path,
+        call=call.number,
+        kind=site.kind,
+        shape=call.shape,
+        kernel_shape=call.kernel_shape,
+        mean=scale * mean,
+        var=scale * scale * var,
+        second_moment=second_moment,
+        input_second_moment=None if site.looks_up else moments.second_moment(numbers["input"]),
+        gradient_second_moment=moments.second_moment(numbers["gradient"]),
+        kernel_rms=kernel,
+        kernel_gradient_rms=gradient,
+        change_rate=change_rate,
+        dead_fraction=dead if math.isfinite(second_moment) else math.nan,
+        cosine=cosine if call.has_examples else None,
+        gradient_to_decay=to_decay,
+    )
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    if denominator == 0:
+        return math.nan if numerator == 0 or math.isnan(numerator) else math.inf
+    return numerator / denominator

@@ -1,0 +1,282 @@
+"""What is measured in a model: one forward and one backward pass, reduced on the device.
+
+At every call of an affine layer y = W x + b, in execution order: moments of x, of y and of the
+gradient Δy = ∂objective/∂y (He et al. 2015, §2.2), and the rate at which W would change
+(Krähenbühl et al. 2015). No activation is kept for it beyond what the backward pass keeps anyway.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from prelu_jax.signal import checks, measurement, moments
+from prelu_jax.signal.measurement import Call, Measurement
+from prelu_jax.signal.sites import Site
+from prelu_jax.signal.taps import View, view
+
+Loss = Callable[[Any], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe:
+    """A measurement made ready by `prepare`: `statistics` on the device, `read` on the host.
+
+    To measure again and again, keep the probe and one ``jax.jit(probe.statistics)``.
+
+    Attributes:
+        view: how it sees the model.
+        calls: the calls of affine layers, in execution order.
+        unseen: as `Measurement.unseen`.
+        batch_size: the number of examples on one device.
+        loss, weight_decay, call_kwargs, axis_name: as given to `prepare`.
+    """
+
+    view: View
+    calls: tuple[Call, ...]
+    unseen: tuple[str, ...]
+    batch_size: int
+    loss: Loss | None
+    weight_decay: float
+    call_kwargs: Mapping[str, Any]
+    axis_name: str | None
+
+    def statistics(
+        self,
+        variables: Any,
+        batch: Any,
+        key: jax.Array | None = None,
+        rngs: Mapping[str, jax.Array] | None = None,
+    ) -> Any:
+        """One forward and one backward pass; pure, to be jitted or, with an axis name, pmapped.
+
+        Args:
+            variables: a Linen model's variables; `nnx.state` of an NNX model.
+            batch: in the shapes that `prepare` saw.
+            key: draws the noise; `jax.random.key(0)` by default. The same on every device.
+            rngs: keys of the model's random streams.
+
+        Returns:
+            A pytree of small float32 arrays for `read`, the same on every device.
+
+        Raises:
+            ValueError: another batch size than the one prepared for.
+        """
+        if checks.batch_size_of(batch) != self.batch_size:
+            raise ValueError(
+                f"the batch has {checks.batch_size_of(batch)} examples, but the probe was prepared "
+                f"for {self.batch_size}; prepare another probe for other shapes."
+            )
+        parameters = self.view.parameters(variables)
+        used = {call.site.parameter for call in self.calls if call.kernel_shape is not None}
+        kernels = {name: parameters[name] for name in sorted(used)}
+        sinks = [jnp.zeros(2, jnp.float32) for _ in self.calls]
+        noise_key = jax.random.key(0) if key is None else key
+
+        def objective(kernels: Any, sinks: Any) -> tuple[jax.Array, Any]:
+            forward: list[dict[str, jax.Array]] = []
+
+            def observe(site: Site, x: jax.Array, y: jax.Array) -> jax.Array:
+                forward.append(self._forward(site, *jax.lax.stop_gradient((x, y))))
+                return moments.tap(y, sinks[len(forward) - 1])
+
+            exchanged = self.view.replace(variables, kernels)
+            outputs = self.view.call(
+                exchanged, checks.args_of(batch), self.call_kwargs, rngs, observe
+            )
+            return self._objective(outputs, noise_key), forward
+
+        (value, forward), (gradients, at_outputs) = jax.value_and_grad(
+            objective, argnums=(0, 1), has_aux=True
+        )(kernels, sinks)
+        combine = functools.partial(moments.combine, axis_name=self.axis_name)
+        gradients, value = moments.psum((gradients, value), self.axis_name)
+        return {
+            "rows": jax.tree.map(lambda *values: jnp.stack(values), *forward)
+            | {"gradient": jnp.stack([combine(pair) for pair in at_outputs])},
+            "kernels": jax.tree.map(moments.scaled, kernels),
+            "kernel_gradients": jax.tree.map(moments.scaled, gradients),
+            "objective": value,
+        }
+
+    def _forward(self, site: Site, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        numbers = moments.of_output(y, site.channel_axes, self.batch_size, self.axis_name)
+        if site.looks_up:
+            return {**numbers, "input": jnp.full(2, jnp.nan)}
+        return {**numbers, "input": moments.combine(moments.scaled(x), self.axis_name)}
+
+    def _objective(self, outputs: Any, key: jax.Array) -> jax.Array:
+        """This device's part of what is differentiated: the sum over devices is the whole."""
+        if self.loss is not None:
+            devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+            return self.loss(outputs).astype(jnp.float32) / devices
+        floats = [
+            jnp.asarray(y, jnp.float32) for y in jax.tree.leaves(outputs) if checks.is_float(y)
+        ]
+        noise = moments.gaussian_like(key, floats, self.batch_size, self.axis_name)
+        # ℓ(z) = ηᵀ z: the gradient at the outputs is η itself.
+        return jnp.sum(jnp.stack([jnp.vdot(n, y) for n, y in zip(noise, floats, strict=True)]))
+
+    def read(self, raw: Any) -> Measurement:
+        """The measurement in Python floats, from what `statistics` returned on one device."""
+        raw = jax.device_get(raw)
+        rms = {
+            which: {name: moments.second_moment(pair) ** 0.5 for name, pair in raw[which].items()}
+            for which in ("kernels", "kernel_gradients")
+        }
+        decay = self.weight_decay if self.loss is not None and self.weight_decay > 0 else None
+        layers = []
+        for i, call in enumerate(self.calls):
+            numbers = {name: values[i] for name, values in raw["rows"].items()}
+            kernel, gradient = (rms[which].get(call.site.parameter) for which in rms)
+            layers.append(measurement.row(call, numbers, kernel, gradient, decay))
+        loss = None if self.loss is None else float(raw["objective"])
+        return Measurement(tuple(layers), self.unseen, loss)
+
+
+def prepare(
+    model: Any,
+    variables: Any,
+    batch: Any,
+    *,
+    loss: Loss | None = None,
+    weight_decay: float = 0.0,
+    rngs: Mapping[str, jax.Array] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    axis_name: str | None = None,
+) -> Probe:
+    """Finds the calls of affine layers by one abstract pass; computes and compiles nothing.
+
+    Args:
+        model, variables, batch, loss, weight_decay, rngs, call_kwargs: as `measure`; of arrays
+            only the shapes count, so that `jax.ShapeDtypeStruct` will do, and so will tracers.
+        axis_name: the axis of devices over which `Probe.statistics` is to be pmapped. The batch
+            is then one device's part, the loss a mean over it, and every device has as many
+            examples as the others; the measurement is that of the whole batch.
+
+    Raises:
+        TypeError, ValueError: as `measure`.
+    """
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay is {weight_decay}, expected 0 (none) or more.")
+    seen = view(model)
+    state = variables_of(model, variables)
+    parameters = {k: v for k, v in seen.parameters(state).items() if checks.is_float(v)}
+    batch_size = checks.batch_size_of(batch)
+    kwargs = dict(call_kwargs or {})
+    calls: list[Call] = []
+
+    def observe(site: Site, x: jax.Array, y: jax.Array) -> jax.Array:
+        number = sum(call.site.path == site.path for call in calls)
+        kernel = parameters.get(site.parameter)
+        calls.append(
+            Call(
+                site,
+                number,
+                y.shape,
+                kernel_shape=None if kernel is None else kernel.shape,
+                has_examples=y.ndim > 1 and y.shape[0] == batch_size > 1,
+            )
+        )
+        return y
+
+    def run(state: Any, batch: Any, rngs: Any) -> Any:
+        return seen.call(state, checks.args_of(batch), kwargs, rngs, observe)
+
+    outputs = checks.abstractly(run, axis_name, state, batch, rngs)
+    checks.check_objective(outputs, loss, axis_name)
+    unseen = _unseen(parameters, calls)
+    if not calls:
+        kinds: set[str] = set()
+
+        def collect(state: Any, batch: Any, rngs: Any) -> None:
+            kinds.update(seen.kinds(state, checks.args_of(batch), kwargs, rngs))
+
+        checks.abstractly(collect, axis_name, state, batch, rngs)
+        raise ValueError(_nothing_to_measure(kinds, unseen))
+    return Probe(seen, tuple(calls), unseen, batch_size, loss, weight_decay, kwargs, axis_name)
+
+
+def measure(
+    model: Any,
+    variables: Any,
+    batch: Any,
+    *,
+    loss: Loss | None = None,
+    weight_decay: float = 0.0,
+    key: jax.Array | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> Measurement:
+    """Measures every affine layer of an unmodified Linen or NNX model, forward and backward.
+
+    One jitted pass. Dense, DenseGeneral, Einsum, Conv, ConvLocal, ConvTranspose and Embed are
+    measured, their NNX kin, subclasses, and those inside attention; what else has a kernel, or
+    cannot be seen inside, is in `Measurement.unseen`. The model and its variables stay as they
+    are: updates of BatchNorm, of counters and of NNX's random streams are dropped.
+
+    Args:
+        model: a Linen or NNX model.
+        variables: a Linen model's variables; None for NNX.
+        batch: the model's first argument, or a tuple of its positional arguments: pytrees of
+            arrays, of which the first has the examples along its first axis.
+        loss: from the model's outputs to a scalar. Without it the objective is ⟨η, outputs⟩ with
+            independent standard normal η for every example, so that the cotangent of the outputs,
+            any pytree of float arrays, is η (Krähenbühl et al. 2015: no labels needed).
+        weight_decay: coefficient λ of the term λ W that the optimiser adds to ∂loss/∂W.
+        key: draws η; `jax.random.key(0)` by default.
+        rngs: keys of the model's random streams, e.g. {'dropout': key}. An NNX model's own streams
+            go on where these do not name them.
+        call_kwargs: keywords of the call, e.g. {'train': True}.
+
+    Raises:
+        TypeError: the model is neither Linen nor NNX, or the batch holds what is no array.
+        ValueError: no 'params'; an empty batch or one without a batch axis; integers reach a layer
+            that expects floats; no float output; a loss that is not a scalar; a negative
+            weight_decay; no layer that can be measured. All before anything is compiled.
+    """
+    probe = prepare(
+        model, variables, batch,
+        loss=loss, weight_decay=weight_decay, rngs=rngs, call_kwargs=call_kwargs,
+    )  # fmt: skip
+    state = variables_of(model, variables)
+    return probe.read(jax.jit(probe.statistics)(state, batch, key, rngs))
+
+
+def variables_of(model: Any, variables: Any) -> Any:
+    """What `Probe.statistics` takes: a Linen model's variables, an NNX model's state.
+
+    Raises:
+        ValueError: variables beside an NNX model, which holds its own.
+    """
+    if not isinstance(model, nnx.Module):
+        return variables
+    if variables is not None:
+        raise ValueError("an NNX model holds its own variables; expected variables=None.")
+    return nnx.state(model)
+
+
+def _nothing_to_measure(kinds: set[str], unseen: tuple[str, ...]) -> str:
+    return (
+        f"no layer of the model can be measured. Kinds of module found: "
+        f"{', '.join(sorted(kinds))}; weights not seen: {', '.join(unseen) or 'none'}. "
+        "Expected a Dense, Conv, Einsum or Embed, or their kin, called outside of scan, remat, "
+        "vmap, jit and cond."
+    )
+
+
+def _unseen(parameters: Mapping[str, Any], calls: list[Call]) -> tuple[str, ...]:
+    """The weights that no call speaks of; what lies beside a measured kernel is its bias."""
+    owners = {call.site.parameter.rpartition("/")[0] for call in calls}
+    met = {call.site.parameter for call in calls} | {
+        name for name in parameters if name.endswith("bias") and name.rpartition("/")[0] in owners
+    }
+    return tuple(
+        name
+        for name, value in parameters.items()
+        if name not in met and (name.rpartition("/")[-1] == "kernel" or value.ndim >= 2)
+    )

@@ -1,0 +1,239 @@
+"""Seeing into unmodified Flax models: every call of an affine layer, in Linen and in NNX."""
+
+import contextvars
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import flax
+import jax
+from flax import linen as nn
+from flax import nnx
+from flax.core import tracers
+
+from prelu_jax.signal.sites import Observe, is_affine, observed, site_of
+
+
+class View(Protocol):
+    """What the probe asks of a model, be it Linen or NNX."""
+
+    def parameters(self, variables: Any) -> dict[str, jax.Array]:
+        """Every parameter by its path."""
+
+    def replace(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
+        """The variables with some of the parameters exchanged."""
+
+    def call(
+        self,
+        variables: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        rngs: Any,
+        observe: Observe,
+    ) -> Any:
+        """The model's outputs. ``y = observe(site, x, y)`` is asked of every affine layer's call.
+
+        What the model changes of its variables is dropped. A call inside another transformation
+        (`scan`, `remat`, `vmap`, `jit`, `cond`) is not shown: its arrays may not leave there.
+        """
+
+    def kinds(self, variables: Any, args: tuple[Any, ...], kwargs: Any, rngs: Any) -> set[str]:
+        """The names of the classes of all modules that the model holds or calls."""
+
+
+def view(model: Any) -> View:
+    """The view of a Linen or an NNX model.
+
+    Raises:
+        TypeError: the model is neither.
+    """
+    if isinstance(model, nn.Module):
+        return _LinenView(model)
+    if isinstance(model, nnx.Module):
+        return _NnxView(nnx.graphdef(model))
+    raise TypeError(f"model is a {type(model).__name__}, expected a Linen or NNX module.")
+
+
+# --- Linen -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenView:
+    """Flax offers interception of methods, which is all that is needed here."""
+
+    model: nn.Module
+
+    def parameters(self, variables: Any) -> dict[str, jax.Array]:
+        return {"/".join(path): value for path, value in _flat(_params(variables)).items()}
+
+    def replace(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
+        flat = _flat(_params(variables))
+        params = {path: parameters.get("/".join(path), value) for path, value in flat.items()}
+        return {**variables, "params": flax.traverse_util.unflatten_dict(params)}
+
+    def call(
+        self,
+        variables: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        rngs: Any,
+        observe: Observe,
+    ) -> Any:
+        here = tracers.current_trace()
+        within: list[nn.Module] = []  # a subclass that calls its base's method is one layer
+
+        def meet(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            layer: Any = context.module
+            method = context.method_name
+            methods = ("__call__", "attend") if isinstance(layer, nn.Embed) else ("__call__",)
+            if method not in methods or not is_affine(layer):
+                return call(*args, **kwargs)
+            if tracers.current_trace() != here or any(layer is other for other in within):
+                return call(*args, **kwargs)
+            path = "/".join(layer.path)
+            name = "embedding" if isinstance(layer, nn.Embed) else "kernel"
+            parameter = "/".join((*layer.path, name))
+            site = site_of(layer, method, path, parameter, args, kwargs)
+            within.append(layer)
+            try:
+                return observed(observe, site, call, args, kwargs)
+            finally:
+                within.pop()
+
+        with nn.intercept_methods(meet):
+            return self._apply(variables, args, kwargs, rngs)
+
+    def kinds(self, variables: Any, args: tuple[Any, ...], kwargs: Any, rngs: Any) -> set[str]:
+        found: set[str] = set()
+
+        def meet(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            found.add(type(context.module).__name__)
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(meet):
+            self._apply(variables, args, kwargs, rngs)
+        return found
+
+    def _apply(self, variables: Any, args: Any, kwargs: Any, rngs: Any) -> Any:
+        # With the parameters mutable too, Flax would draw those that are missing.
+        mutable = flax.core.DenyList("params")
+        variables = flax.core.meta.unbox(variables)
+        return self.model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)[0]
+
+
+def _params(variables: Any) -> Any:
+    if not isinstance(variables, Mapping) or not variables.get("params"):
+        found = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
+        raise ValueError(
+            f"the variables hold no 'params', only {found}; expected what model.init returns: "
+            "{'params': ...} and perhaps other collections."
+        )
+    return flax.core.meta.unbox(variables["params"])
+
+
+def _flat(params: Any) -> dict[tuple[str, ...], Any]:
+    return flax.traverse_util.flatten_dict(flax.core.unfreeze(params))
+
+
+# --- NNX ---------------------------------------------------------------------------------------
+
+# Which instance is watched, and by whom, while a copy of a model is traced in this thread.
+_WATCHED: contextvars.ContextVar[Mapping[int, Callable[..., Any]]] = contextvars.ContextVar(
+    "watched", default=types.MappingProxyType({})
+)
+
+
+@functools.cache
+def _watchable(layer_class: type[nnx.Module]) -> type[nnx.Module]:
+    """A subclass whose calls pass by `_WATCHED`; one per class, for NNX registers each class."""
+
+    def watched(name: str) -> Callable[..., Any]:
+        method = getattr(layer_class, name)
+
+        @functools.wraps(method)
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            call = functools.partial(method, self)
+            watch = _WATCHED.get().get(id(self))
+            return call(*args, **kwargs) if watch is None else watch(name, call, args, kwargs)
+
+        return wrapper
+
+    names = ("__call__", "attend") if issubclass(layer_class, nnx.Embed) else ("__call__",)
+    body = {name: watched(name) for name in names}
+    return type(layer_class.__name__, (layer_class,), {"__module__": layer_class.__module__} | body)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NnxView:
+    """NNX offers no interception: Python looks ``__call__`` up on the class, not the instance.
+
+    A model is traced on a copy that `nnx.merge` builds inside the trace, so the copy's layers can
+    be given a subclass with a watched ``__call__``. Neither the user's model nor any class that
+    others use is touched, where patching the classes would be seen by every model and thread.
+    """
+
+    graphdef: Any
+
+    def parameters(self, variables: Any) -> dict[str, jax.Array]:
+        return {
+            "/".join(map(str, path)): leaf.get_raw_value()
+            for path, leaf in nnx.to_flat_state(variables)
+            if isinstance(leaf, nnx.Param)
+        }
+
+    def replace(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
+        def exchange(path: tuple[Any, ...], leaf: Any) -> Any:
+            name = "/".join(map(str, path))
+            return leaf.copy(parameters[name]) if name in parameters else leaf
+
+        flat = nnx.to_flat_state(variables)
+        return nnx.from_flat_state([(path, exchange(path, leaf)) for path, leaf in flat])
+
+    def call(
+        self,
+        variables: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        rngs: Any,
+        observe: Observe,
+    ) -> Any:
+        here = tracers.current_trace()
+        model = self._copy(variables, rngs)
+        # By identity: a variable that two layers share has one path among the parameters.
+        names = {id(v): "/".join(map(str, path)) for path, v in nnx.iter_graph(model)}
+
+        def watch(layer: Any, path: tuple[Any, ...]) -> Callable[..., Any]:
+            def meet(method: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+                if tracers.current_trace() != here:
+                    return call(*args, **kwargs)
+                kernel = layer.embedding if isinstance(layer, nnx.Embed) else layer.kernel
+                parameter = names.get(id(kernel), "")
+                site = site_of(layer, method, "/".join(map(str, path)), parameter, args, kwargs)
+                return observed(observe, site, call, args, kwargs)
+
+            return meet
+
+        watched = {}
+        for path, module in list(nnx.iter_modules(model)):
+            if is_affine(module):
+                object.__setattr__(module, "__class__", _watchable(type(module)))
+                watched[id(module)] = watch(module, path)
+        token = _WATCHED.set(watched)
+        try:
+            return model(*args, **kwargs)
+        finally:
+            _WATCHED.reset(token)
+
+    def kinds(self, variables: Any, args: tuple[Any, ...], kwargs: Any, rngs: Any) -> set[str]:
+        return {
+            type(module).__name__ for _, module in nnx.iter_modules(self._copy(variables, rngs))
+        }
+
+    def _copy(self, variables: Any, rngs: Any) -> Any:
+        # A copy of the variables too, which this trace may change as it likes.
+        model = nnx.merge(self.graphdef, variables, copy=True)
+        if rngs:
+            nnx.reseed(model, **rngs)
+        return model
