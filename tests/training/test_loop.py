@@ -74,6 +74,21 @@ def test_an_interrupted_run_continues_to_the_same_bytes(stop, finished, tmp_path
         assert (tmp_path / name).read_text() == (finished / name).read_text(), name
 
 
+def test_the_rate_drops_on_a_plateau_across_an_interruption_too(tmp_path):
+    # At such a rate nothing is learned: every evaluation after the first is a plateau of one.
+    config = tiny_config(learning_rate=1e-8, min_learning_rate=1e-12, plateau_patience=1)
+
+    def interrupt(step, error):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, tmp_path, interrupt, one)
+    loop.train(config, tmp_path, parallel=one)
+    rates = [r["learning_rate"] for r in records(tmp_path) if "learning_rate" in r]
+    assert rates == pytest.approx([1e-8, 1e-9, 1e-10, 1e-11])
+
+
 def test_a_finished_run_is_not_trained_again(finished):
     def fail(step, error):
         raise AssertionError(step)
