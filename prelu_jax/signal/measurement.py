@@ -17,12 +17,19 @@ class LayerStatistics:
         path: the layer's path in the model, '' for a model that is a layer itself.
         call: which call of this layer: 0, or more where it is shared.
         kind: the name of its class.
-        shape: the output's shape, on one device.
+        input_shape: the shape of the input x, on one device.
+        shape: that of the output y.
+        channels: the number of output channels, over all axes that count them.
         kernel_shape: the shape of its kernel, or an embedding's table.
-        mean: mean of y over examples, positions and channels.
+        mean: mean of y, before any rectifier, over examples, positions and channels.
         var: variance of y over the same.
         second_moment: E[y²].
-        input_second_moment: E[x²]; None for an embedding, whose input is a number of a row.
+        input_mean: mean of x, which is what rectifiers, pools and norms have made of the outputs
+            before: post-activation. None for an embedding, whose input is the number of a row.
+        input_var: variance of x.
+        input_second_moment: E[x²].
+        input_zero_fraction: fraction of x's channels that are 0 for every example and position:
+            units that a rectifier has shut off.
         gradient_second_moment: E[Δy²], over the same as the mean.
         kernel_rms: root mean square of the kernel.
         kernel_gradient_rms: that of the kernel's gradient, summed over all calls of the layer.
@@ -40,12 +47,17 @@ class LayerStatistics:
     path: str
     call: int
     kind: str
+    input_shape: tuple[int, ...]
     shape: tuple[int, ...]
+    channels: int
     kernel_shape: tuple[int, ...] | None
     mean: float
     var: float
     second_moment: float
+    input_mean: float | None
+    input_var: float | None
     input_second_moment: float | None
+    input_zero_fraction: float | None
     gradient_second_moment: float
     kernel_rms: float | None
     kernel_gradient_rms: float | None
@@ -101,13 +113,15 @@ class Call:
     Attributes:
         site: where it is.
         number: which call of this layer it is, from 0.
-        shape: the output's shape, on one device.
+        input_shape: the input's shape, on one device.
+        shape: the output's.
         kernel_shape: the kernel's; None where the layer's is not among the model's parameters.
         has_examples: whether the first axis of the output counts the batch's examples, two or more.
     """
 
     site: Site
     number: int
+    input_shape: tuple[int, ...]
     shape: tuple[int, ...]
     kernel_shape: tuple[int, ...] | None
     has_examples: bool
@@ -124,30 +138,36 @@ def row(
 
     Args:
         call: what is known beforehand.
-        numbers: of `moments.of_output`, and 'input' and 'gradient' as `moments.scaled` pairs.
+        numbers: of `moments.of_output`, those of `moments.of_input` with 'input_' before their
+            names, and 'gradient' as a `moments.scaled` pair.
         kernel: the kernel's root mean square; None if there is none to be found.
         gradient: that of its gradient.
         weight_decay: None where a gradient is not to be compared with it.
     """
     site = call.site
-    scale, mean, var, dead, cosine = (
-        float(numbers[name]) for name in ("scale", "mean", "var", "dead", "cosine")
-    )
-    second_moment = scale * scale * (var + mean * mean)
+    mean, var, second_moment = _moments(numbers)
+    x_mean, x_var, x_second_moment = _moments(numbers, "input_")
+    dead, cosine, zero = (float(numbers[name]) for name in ("dead", "cosine", "input_zero"))
     change_rate = None if kernel is None or gradient is None else _ratio(gradient, kernel)
     to_decay = None
     if change_rate is not None and weight_decay is not None:
         to_decay = change_rate / weight_decay
+    reads = not site.looks_up
     return LayerStatistics(
         path=site.path,
         call=call.number,
         kind=site.kind,
+        input_shape=call.input_shape,
         shape=call.shape,
+        channels=math.prod(call.shape[axis] for axis in site.channel_axes),
         kernel_shape=call.kernel_shape,
-        mean=scale * mean,
-        var=scale * scale * var,
+        mean=mean,
+        var=var,
         second_moment=second_moment,
-        input_second_moment=None if site.looks_up else moments.second_moment(numbers["input"]),
+        input_mean=x_mean if reads else None,
+        input_var=x_var if reads else None,
+        input_second_moment=x_second_moment if reads else None,
+        input_zero_fraction=zero if reads else None,
         gradient_second_moment=moments.second_moment(numbers["gradient"]),
         kernel_rms=kernel,
         kernel_gradient_rms=gradient,
@@ -156,6 +176,12 @@ def row(
         cosine=cosine if call.has_examples else None,
         gradient_to_decay=to_decay,
     )
+
+
+def _moments(numbers: Mapping[str, Any], prefix: str = "") -> tuple[float, float, float]:
+    """Mean, variance and second moment, in double precision: squares may not fit in float32."""
+    scale, mean, var = (float(numbers[prefix + name]) for name in ("scale", "mean", "var"))
+    return scale * mean, scale * scale * var, scale * scale * (var + mean * mean)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

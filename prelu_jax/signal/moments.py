@@ -81,23 +81,45 @@ def of_output(
     has_examples = y.ndim > 1 and y.shape[0] == batch_size
     by_example = y.reshape((batch_size, -1) if has_examples else (1, -1))
     largest = jnp.max(jnp.abs(by_example), axis=1, keepdims=True)
-    scale = _pmax(jnp.max(largest), axis_name)
-    unit = y / _divisor(scale)
-    local_mean = jnp.mean(unit)
-    mean = _pmean(local_mean, axis_name)
-    # Two passes: E[y²] − E[y]² would lose what is left of a variance under a large mean.
-    spread = jnp.mean(jnp.square(unit - local_mean)) + jnp.square(local_mean - mean)
     others = tuple(i for i in range(y.ndim) if i - y.ndim not in channel_axes)
     dead = jnp.mean(_pmax(jnp.max(y, axis=others), axis_name) <= 0, dtype=jnp.float32)
     return {
-        "scale": scale,
-        "mean": mean,
-        "var": _pmean(spread, axis_name),
+        **_spread(y, jnp.max(largest), axis_name),
         "dead": dead,
         "cosine": _mean_cosine(by_example, largest, axis_name)
         if has_examples
         else jnp.float32(jnp.nan),
     }
+
+
+def of_input(x: jax.Array, axis_name: str | None) -> dict[str, jax.Array]:
+    """Moments of a layer's input, and how much of it is no signal at all.
+
+    Args:
+        x: the input, its channels along the last axis.
+        axis_name: the axis of devices under `pmap`.
+
+    Returns:
+        float32 scalars: ``scale``, ``mean`` and ``var`` as `of_output`; ``zero``, the fraction of
+        channels that are 0 for every example and position.
+    """
+    x = x.astype(jnp.float32)
+    largest = _pmax(jnp.max(jnp.abs(x), axis=tuple(range(x.ndim - 1))), axis_name)
+    zero = jnp.mean(largest == 0, dtype=jnp.float32)
+    return {**_spread(x, jnp.max(largest), axis_name), "zero": zero}
+
+
+def _spread(values: jax.Array, largest: jax.Array, axis_name: str | None) -> dict[str, jax.Array]:
+    """``scale``, and ``mean`` and ``var`` of values / scale, given this device's largest |value|.
+
+    In two passes: E[y²] − E[y]² would lose what is left of a variance under a large mean.
+    """
+    scale = _pmax(largest, axis_name)
+    unit = values / _divisor(scale)
+    local_mean = jnp.mean(unit)
+    mean = _pmean(local_mean, axis_name)
+    spread = jnp.mean(jnp.square(unit - local_mean)) + jnp.square(local_mean - mean)
+    return {"scale": scale, "mean": mean, "var": _pmean(spread, axis_name)}
 
 
 def _mean_cosine(by_example: jax.Array, largest: jax.Array, axis_name: str | None) -> jax.Array:

@@ -104,10 +104,11 @@ class Probe:
         }
 
     def _forward(self, site: Site, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-        numbers = moments.of_output(y, site.channel_axes, self.batch_size, self.axis_name)
-        if site.looks_up:
-            return {**numbers, "input": jnp.full(2, jnp.nan)}
-        return {**numbers, "input": moments.combine(moments.scaled(x), self.axis_name)}
+        # An embedding's input is the number of a row: there is nothing to measure in it.
+        x = jnp.full((1, 1), jnp.nan) if site.looks_up else x
+        of_x = moments.of_input(x, self.axis_name)
+        of_y = moments.of_output(y, site.channel_axes, self.batch_size, self.axis_name)
+        return of_y | {f"input_{name}": value for name, value in of_x.items()}
 
     def _objective(self, outputs: Any, key: jax.Array) -> jax.Array:
         """This device's part of what is differentiated: the sum over devices is the whole."""
@@ -173,15 +174,9 @@ def prepare(
     def observe(site: Site, x: jax.Array, y: jax.Array) -> jax.Array:
         number = sum(call.site.path == site.path for call in calls)
         kernel = parameters.get(site.parameter)
-        calls.append(
-            Call(
-                site,
-                number,
-                y.shape,
-                kernel_shape=None if kernel is None else kernel.shape,
-                has_examples=y.ndim > 1 and y.shape[0] == batch_size > 1,
-            )
-        )
+        kernel_shape = None if kernel is None else kernel.shape
+        has_examples = y.ndim > 1 and y.shape[0] == batch_size > 1
+        calls.append(Call(site, number, x.shape, y.shape, kernel_shape, has_examples))
         return y
 
     def run(state: Any, batch: Any, rngs: Any) -> Any:

@@ -55,7 +55,10 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         "mean": y.mean(),
         "var": y.var(),
         "second_moment": np.mean(y**2),
+        "input_mean": x.mean(),
+        "input_var": x.var(),
         "input_second_moment": np.mean(x**2),
+        "input_zero_fraction": np.mean([not c.any() for c in x.reshape(-1, x.shape[-1]).T]),
         "gradient_second_moment": np.mean(gradient**2),
         "kernel_rms": rms[0],
         "kernel_gradient_rms": rms[1],
@@ -63,5 +66,6 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         "dead_fraction": np.mean([all(value <= 0 for value in channel) for channel in channels]),
         "cosine": np.mean(cosines),
     }
-    known = {"path": name, "shape": y.shape, "kernel_shape": kernel.shape}
+    known = {"path": name, "input_shape": x.shape, "shape": y.shape, "kernel_shape": kernel.shape}
+    known["channels"] = len(channels)
     return known | {field: float(value) for field, value in numbers.items()}

@@ -58,7 +58,7 @@ def check(found, rows):
     assert len(found.layers) == len(rows)
     for got, want in zip(found.layers, rows, strict=True):
         for field, value in want.items():
-            small = 1e-6 if field in ("mean", "cosine") else 0  # sums that cancel
+            small = 1e-6 if field in ("mean", "input_mean", "cosine") else 0  # sums that cancel
             if isinstance(value, float):
                 value = pytest.approx(value, rel=1e-5, abs=small)
             assert getattr(got, field) == value, (got.path, field)
@@ -179,6 +179,25 @@ def test_moments_beyond_the_range_of_float32_are_measured(value, factor):
     assert math.isnan(row.cosine) == (not factor)
 
 
+class Rectified(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="head")(nn.relu(nn.Dense(4, name="hidden")(x)))
+
+
+def test_units_that_a_rectifier_has_shut_off_are_seen_by_the_layer_behind():
+    signs = jnp.array([1.0, -1, 1, -1])
+    hidden = {"kernel": jnp.eye(4) * signs, "bias": jnp.zeros(4)}
+    head = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+    variables = {"params": {"hidden": hidden, "head": head}}
+    x = jnp.abs(images(5, 3, 4))
+    first, second = signal.measure(Rectified(), variables, x).layers
+    assert (first.input_zero_fraction, second.input_zero_fraction) == (0, 0.5)
+    assert second.input_second_moment == pytest.approx(first.second_moment / 2, rel=0.5)
+    _, second = signal.measure(Rectified(), variables, x.at[2, 1, 1].set(-1)).layers
+    assert second.input_zero_fraction == 0.25
+
+
 def test_dead_channels_and_collapse_are_seen():
     signs = jnp.array([1.0, -1, 1, -1])
     variables = {"params": {"kernel": jnp.eye(4) * signs, "bias": jnp.zeros(4)}}
@@ -213,7 +232,7 @@ def test_devices_together_measure_what_one_does(library, objective):
     for device in (0, 3):
         found = probe.read(jax.tree.map(lambda leaf, i=device: leaf[i], raw))
         for a, b in zip(found.layers, whole.layers, strict=True):
-            a = dataclasses.replace(a, shape=b.shape)
+            a = dataclasses.replace(a, shape=b.shape, input_shape=b.input_shape)
             for field in dataclasses.fields(a):
                 got, want = getattr(a, field.name), getattr(b, field.name)
                 if isinstance(want, float):
