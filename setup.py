@@ -49,6 +49,7 @@ setup(
         "opencv-python-headless>=4.10",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
+        "rich>=13",
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "tensorboardX>=2.6",

@@ -75,6 +75,14 @@ class RectifierNet(nn.Module):
         """
         return self.clone(initializer=initializers.gaussian(0.0))
 
+    def slopes(self, params: Any) -> dict[str, jax.Array | float]:
+        """The negative slope behind every rectified layer, a scalar or ``[channels]``, by name."""
+        fixed, _ = RECTIFIERS[self.rectifier]
+        rectified = [layer.name for layer in self.arch.layers if isinstance(layer, Conv | Dense)]
+        return {
+            name: params.get(f"{name}_prelu", {}).get("negative_slope", fixed) for name in rectified
+        }
+
     def _conv(self, layer: Conv, x: jax.Array) -> jax.Array:
         sides = (layer.padding, layer.padding)
         if layer.circular:

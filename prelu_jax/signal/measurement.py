@@ -24,13 +24,19 @@ class LayerStatistics:
         mean: mean of y, before any rectifier, over examples, positions and channels.
         var: variance of y over the same.
         second_moment: E[y²].
+        minimum: the least value of y.
+        channel_spread: variance over channels of E[y²], over the square of its mean. Over the
+            number of channels it is the relative variance of E[y²] over fresh weights.
         input_mean: mean of x, which is what rectifiers, pools and norms have made of the outputs
             before: post-activation. None for an embedding, whose input is the number of a row.
         input_var: variance of x.
         input_second_moment: E[x²].
+        input_minimum: the least value of x.
+        input_channel_spread: the same as channel_spread, of x.
         input_zero_fraction: fraction of x's channels that are 0 for every example and position:
             units that a rectifier has shut off.
         gradient_second_moment: E[Δy²], over the same as the mean.
+        gradient_channel_spread: the same as channel_spread, of Δy.
         kernel_rms: root mean square of the kernel.
         kernel_gradient_rms: that of the kernel's gradient, summed over all calls of the layer.
         change_rate: kernel_gradient_rms / kernel_rms: C̃ of Krähenbühl et al. 2015, as their code
@@ -54,11 +60,16 @@ class LayerStatistics:
     mean: float
     var: float
     second_moment: float
+    minimum: float
+    channel_spread: float
     input_mean: float | None
     input_var: float | None
     input_second_moment: float | None
+    input_minimum: float | None
+    input_channel_spread: float | None
     input_zero_fraction: float | None
     gradient_second_moment: float
+    gradient_channel_spread: float
     kernel_rms: float | None
     kernel_gradient_rms: float | None
     change_rate: float | None
@@ -130,6 +141,7 @@ class Call:
 def row(
     call: Call,
     numbers: Mapping[str, Any],
+    of_gradient: Mapping[str, Any],
     kernel: float | None,
     gradient: float | None,
     weight_decay: float | None,
@@ -139,7 +151,8 @@ def row(
     Args:
         call: what is known beforehand.
         numbers: of `moments.of_output`, those of `moments.of_input` with 'input_' before their
-            names, and 'gradient' as a `moments.scaled` pair.
+            names.
+        of_gradient: of `moments.summarised`.
         kernel: the kernel's root mean square; None if there is none to be found.
         gradient: that of its gradient.
         weight_decay: None where a gradient is not to be compared with it.
@@ -147,7 +160,8 @@ def row(
     site = call.site
     mean, var, second_moment = _moments(numbers)
     x_mean, x_var, x_second_moment = _moments(numbers, "input_")
-    dead, cosine, zero = (float(numbers[name]) for name in ("dead", "cosine", "input_zero"))
+    dead, cosine, spread = (float(numbers[name]) for name in ("dead", "cosine", "spread"))
+    x_zero, x_spread = (float(numbers[f"input_{name}"]) for name in ("zero", "spread"))
     change_rate = None if kernel is None or gradient is None else _ratio(gradient, kernel)
     to_decay = None
     if change_rate is not None and weight_decay is not None:
@@ -164,11 +178,16 @@ def row(
         mean=mean,
         var=var,
         second_moment=second_moment,
+        minimum=_product(numbers, "scale", "minimum"),
+        channel_spread=spread,
         input_mean=x_mean if reads else None,
         input_var=x_var if reads else None,
         input_second_moment=x_second_moment if reads else None,
-        input_zero_fraction=zero if reads else None,
-        gradient_second_moment=moments.second_moment(numbers["gradient"]),
+        input_minimum=_product(numbers, "input_scale", "input_minimum") if reads else None,
+        input_channel_spread=x_spread if reads else None,
+        input_zero_fraction=x_zero if reads else None,
+        gradient_second_moment=moments.second_moment(of_gradient["scale"], of_gradient["square"]),
+        gradient_channel_spread=float(of_gradient["spread"]),
         kernel_rms=kernel,
         kernel_gradient_rms=gradient,
         change_rate=change_rate,
@@ -182,6 +201,10 @@ def _moments(numbers: Mapping[str, Any], prefix: str = "") -> tuple[float, float
     """Mean, variance and second moment, in double precision: squares may not fit in float32."""
     scale, mean, var = (float(numbers[prefix + name]) for name in ("scale", "mean", "var"))
     return scale * mean, scale * scale * var, scale * scale * (var + mean * mean)
+
+
+def _product(numbers: Mapping[str, Any], a: str, b: str) -> float:
+    return float(numbers[a]) * float(numbers[b])
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -1,67 +1,98 @@
 """Moments of activations and gradients, reduced on the device to a handful of float32 numbers.
 
-A second moment is kept as ``[scale, mean((values / scale)²)]`` with the scale the largest absolute
-value. Signals that vanish or explode are the subject here, and the square of 1e-25 or 1e25 does
-not fit in float32; the host multiplies in double precision (`second_moment`).
+A second moment is kept as ``[scale, mean((values / scale)²), ...]``, a mean for every channel, with
+the scale the largest absolute value. Signals that vanish or explode are the subject here, and the
+square of 1e-25 or 1e25 does not fit in float32; the host multiplies in double precision
+(`second_moment`).
 
 Under `pmap`, ``axis_name`` names the axis of devices, each with as many examples as the others:
 the numbers are then those of all devices' examples together.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Local = jax.Array  # float32[2]: scale, mean((values / scale)²)
+Local = jax.Array  # float32[1 + channels]: scale, mean((values / scale)²) of every channel
+Axes = tuple[int, ...]  # from the end
 
 
-def scaled(values: jax.Array) -> Local:
-    """One device's second moment of an array of floats, any shape, as float32[2]."""
+def scaled(values: jax.Array, channel_axes: Axes = ()) -> Local:
+    """One device's second moments of an array of floats, float32[1 + channels].
+
+    Without channel axes all values are of one channel.
+    """
     values = values.astype(jnp.float32)
     scale = jnp.max(jnp.abs(values))
-    return jnp.stack([scale, jnp.mean(jnp.square(values / _divisor(scale)))])
+    means = jnp.mean(jnp.square(values / _divisor(scale)), axis=_others(values, channel_axes))
+    return jnp.concatenate([scale[None], means.ravel()])
+
+
+def _others(values: jax.Array, channel_axes: Axes) -> Axes:
+    return tuple(i for i in range(values.ndim) if i - values.ndim not in channel_axes)
 
 
 def combine(local: Local, axis_name: str | None) -> Local:
-    """The second moment over all devices, from each device's `scaled`."""
+    """The second moments over all devices, from each device's `scaled`."""
     if axis_name is None:
         return local
     scale = jax.lax.pmax(local[0], axis_name)
-    mean = jax.lax.pmean(local[1] * jnp.square(local[0] / _divisor(scale)), axis_name)
-    return jnp.stack([scale, mean])
+    means = jax.lax.pmean(local[1:] * jnp.square(local[0] / _divisor(scale)), axis_name)
+    return jnp.concatenate([scale[None], means])
 
 
-def second_moment(pair: Any) -> float:
-    """The number itself, in double precision, from a `scaled` or a `combine` on the host."""
-    scale, mean = (float(part) for part in pair)
-    return scale * scale * mean
+def summarised(channels: Local) -> dict[str, jax.Array]:
+    """``scale``, ``square``: the mean of (values / scale)², and `channel_spread`."""
+    means = channels[1:]
+    return {"scale": channels[0], "square": jnp.mean(means), "spread": channel_spread(means)}
 
 
-@jax.custom_vjp
-def tap(y: jax.Array, sink: jax.Array) -> jax.Array:
-    """``y`` itself; differentiating by ``sink``, float32[2], yields `scaled` of y's gradient.
+def channel_spread(second_moments: jax.Array) -> jax.Array:
+    """Variance over channels of their second moments, over the square of the mean; 0 for zeros.
+
+    Channels of a layer with independent weights are independent given its input, so this over
+    their number is the relative variance of the layer's second moment.
+    """
+    return jnp.var(second_moments) / _divisor(jnp.square(jnp.mean(second_moments)))
+
+
+def second_moment(scale: Any, square: Any) -> float:
+    """The number itself, in double precision on the host."""
+    return float(scale) * float(scale) * float(square)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def tap(y: jax.Array, sink: jax.Array, channel_axes: Axes) -> jax.Array:
+    """``y`` itself; differentiating by ``sink``, of `sink`, yields `scaled` of y's gradient.
 
     The backward pass meets the gradient once and reduces it there; nothing of it is kept.
     """
-    del sink
+    del sink, channel_axes
     return y
 
 
-def _tap_forward(y: jax.Array, sink: jax.Array) -> tuple[jax.Array, None]:
-    del sink
+def sink(shape: tuple[int, ...], channel_axes: Axes) -> Local:
+    """Zeros for a `tap` at an array of this shape."""
+    return jnp.zeros(1 + math.prod(shape[axis] for axis in channel_axes), jnp.float32)
+
+
+def _tap_forward(y: jax.Array, sink: jax.Array, channel_axes: Axes) -> tuple[jax.Array, None]:
+    del sink, channel_axes
     return y, None
 
 
-def _tap_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return gradient, scaled(gradient)
+def _tap_backward(channel_axes: Axes, _: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, scaled(gradient, channel_axes)
 
 
 tap.defvjp(_tap_forward, _tap_backward)
 
 
 def of_output(
-    y: jax.Array, channel_axes: tuple[int, ...], batch_size: int, axis_name: str | None
+    y: jax.Array, channel_axes: Axes, batch_size: int, axis_name: str | None
 ) -> dict[str, jax.Array]:
     """Moments, dead channels and collapse of a layer's output.
 
@@ -73,19 +104,19 @@ def of_output(
 
     Returns:
         float32 scalars: ``scale``, the largest absolute value; ``mean`` of y / scale; ``var`` of
-        y / scale; ``dead``, the fraction of channels with y <= 0 for every example and position;
-        ``cosine``, the mean of cos(y_i, y_j) over the pairs of different examples i ≠ j with
-        outputs other than zero, nan where there is no pair or the first axis counts no examples.
+        y / scale; ``spread``, its `channel_spread`; ``minimum`` of y / scale; ``dead``, the
+        fraction of channels with y <= 0 for every example and position; ``cosine``, the mean of
+        cos(y_i, y_j) over the pairs of different examples i ≠ j with outputs other than zero, nan
+        where there is no pair or the first axis counts no examples.
     """
     y = y.astype(jnp.float32)
     has_examples = y.ndim > 1 and y.shape[0] == batch_size
     by_example = y.reshape((batch_size, -1) if has_examples else (1, -1))
     largest = jnp.max(jnp.abs(by_example), axis=1, keepdims=True)
-    others = tuple(i for i in range(y.ndim) if i - y.ndim not in channel_axes)
-    dead = jnp.mean(_pmax(jnp.max(y, axis=others), axis_name) <= 0, dtype=jnp.float32)
+    highest = _pmax(jnp.max(y, axis=_others(y, channel_axes)), axis_name)
     return {
-        **_spread(y, jnp.max(largest), axis_name),
-        "dead": dead,
+        **_location(y, channel_axes, jnp.max(largest), axis_name),
+        "dead": jnp.mean(highest <= 0, dtype=jnp.float32),
         "cosine": _mean_cosine(by_example, largest, axis_name)
         if has_examples
         else jnp.float32(jnp.nan),
@@ -100,17 +131,19 @@ def of_input(x: jax.Array, axis_name: str | None) -> dict[str, jax.Array]:
         axis_name: the axis of devices under `pmap`.
 
     Returns:
-        float32 scalars: ``scale``, ``mean`` and ``var`` as `of_output`; ``zero``, the fraction of
-        channels that are 0 for every example and position.
+        float32 scalars: ``scale``, ``mean``, ``var``, ``spread`` and ``minimum`` as `of_output`;
+        ``zero``, the fraction of channels that are 0 for every example and position.
     """
     x = x.astype(jnp.float32)
-    largest = _pmax(jnp.max(jnp.abs(x), axis=tuple(range(x.ndim - 1))), axis_name)
+    largest = _pmax(jnp.max(jnp.abs(x), axis=_others(x, (-1,))), axis_name)
     zero = jnp.mean(largest == 0, dtype=jnp.float32)
-    return {**_spread(x, jnp.max(largest), axis_name), "zero": zero}
+    return {**_location(x, (-1,), jnp.max(largest), axis_name), "zero": zero}
 
 
-def _spread(values: jax.Array, largest: jax.Array, axis_name: str | None) -> dict[str, jax.Array]:
-    """``scale``, and ``mean`` and ``var`` of values / scale, given this device's largest |value|.
+def _location(
+    values: jax.Array, channel_axes: Axes, largest: jax.Array, axis_name: str | None
+) -> dict[str, jax.Array]:
+    """Scale, mean, variance, `channel_spread` and minimum, given this device's largest |value|.
 
     In two passes: E[y²] − E[y]² would lose what is left of a variance under a large mean.
     """
@@ -118,8 +151,15 @@ def _spread(values: jax.Array, largest: jax.Array, axis_name: str | None) -> dic
     unit = values / _divisor(scale)
     local_mean = jnp.mean(unit)
     mean = _pmean(local_mean, axis_name)
-    spread = jnp.mean(jnp.square(unit - local_mean)) + jnp.square(local_mean - mean)
-    return {"scale": scale, "mean": mean, "var": _pmean(spread, axis_name)}
+    var = jnp.mean(jnp.square(unit - local_mean)) + jnp.square(local_mean - mean)
+    by_channel = _pmean(jnp.mean(jnp.square(unit), axis=_others(unit, channel_axes)), axis_name)
+    return {
+        "scale": scale,
+        "mean": mean,
+        "var": _pmean(var, axis_name),
+        "spread": channel_spread(by_channel),
+        "minimum": -_pmax(-jnp.min(unit), axis_name),
+    }
 
 
 def _mean_cosine(by_example: jax.Array, largest: jax.Array, axis_name: str | None) -> jax.Array:

@@ -6,7 +6,6 @@ gradient Δy = ∂objective/∂y (He et al. 2015, §2.2), and the rate at which 
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,7 +73,7 @@ class Probe:
         parameters = self.view.parameters(variables)
         used = {call.site.parameter for call in self.calls if call.kernel_shape is not None}
         kernels = {name: parameters[name] for name in sorted(used)}
-        sinks = [jnp.zeros(2, jnp.float32) for _ in self.calls]
+        sinks = [moments.sink(call.shape, call.site.channel_axes) for call in self.calls]
         noise_key = jax.random.key(0) if key is None else key
 
         def objective(kernels: Any, sinks: Any) -> tuple[jax.Array, Any]:
@@ -82,7 +81,7 @@ class Probe:
 
             def observe(site: Site, x: jax.Array, y: jax.Array) -> jax.Array:
                 forward.append(self._forward(site, *jax.lax.stop_gradient((x, y))))
-                return moments.tap(y, sinks[len(forward) - 1])
+                return moments.tap(y, sinks[len(forward) - 1], site.channel_axes)
 
             exchanged = self.view.replace(variables, kernels)
             outputs = self.view.call(
@@ -93,11 +92,11 @@ class Probe:
         (value, forward), (gradients, at_outputs) = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
         )(kernels, sinks)
-        combine = functools.partial(moments.combine, axis_name=self.axis_name)
         gradients, value = moments.psum((gradients, value), self.axis_name)
+        backward = [moments.combine(local, self.axis_name) for local in at_outputs]
         return {
-            "rows": jax.tree.map(lambda *values: jnp.stack(values), *forward)
-            | {"gradient": jnp.stack([combine(pair) for pair in at_outputs])},
+            "rows": _stacked(forward),
+            "gradients": _stacked([moments.summarised(local) for local in backward]),
             "kernels": jax.tree.map(moments.scaled, kernels),
             "kernel_gradients": jax.tree.map(moments.scaled, gradients),
             "objective": value,
@@ -126,17 +125,24 @@ class Probe:
         """The measurement in Python floats, from what `statistics` returned on one device."""
         raw = jax.device_get(raw)
         rms = {
-            which: {name: moments.second_moment(pair) ** 0.5 for name, pair in raw[which].items()}
+            which: {name: moments.second_moment(*pair) ** 0.5 for name, pair in raw[which].items()}
             for which in ("kernels", "kernel_gradients")
         }
         decay = self.weight_decay if self.loss is not None and self.weight_decay > 0 else None
         layers = []
         for i, call in enumerate(self.calls):
-            numbers = {name: values[i] for name, values in raw["rows"].items()}
+            of_row, of_gradient = (
+                {name: values[i] for name, values in raw[which].items()}
+                for which in ("rows", "gradients")
+            )
             kernel, gradient = (rms[which].get(call.site.parameter) for which in rms)
-            layers.append(measurement.row(call, numbers, kernel, gradient, decay))
+            layers.append(measurement.row(call, of_row, of_gradient, kernel, gradient, decay))
         loss = None if self.loss is None else float(raw["objective"])
         return Measurement(tuple(layers), self.unseen, loss)
+
+
+def _stacked(rows: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda *values: jnp.stack(values), *rows)
 
 
 def prepare(

@@ -45,6 +45,11 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         np.asarray(a, np.float64)
         for a in (x, y, gradient, params[f"{name}/kernel"], params_gradient[f"{name}/kernel"])
     )
+
+    def spread(array, axes):
+        moments = np.mean(array.reshape(-1, int(np.prod(array.shape[-axes:]))) ** 2, axis=0)
+        return np.var(moments) / np.mean(moments) ** 2
+
     rows = y.reshape(len(y), -1)
     cosines = [
         a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in itertools.permutations(rows, 2)
@@ -55,11 +60,16 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         "mean": y.mean(),
         "var": y.var(),
         "second_moment": np.mean(y**2),
+        "minimum": y.min(),
+        "channel_spread": spread(y, feature_axes),
         "input_mean": x.mean(),
         "input_var": x.var(),
         "input_second_moment": np.mean(x**2),
+        "input_minimum": x.min(),
+        "input_channel_spread": spread(x, 1),
         "input_zero_fraction": np.mean([not c.any() for c in x.reshape(-1, x.shape[-1]).T]),
         "gradient_second_moment": np.mean(gradient**2),
+        "gradient_channel_spread": spread(gradient, feature_axes),
         "kernel_rms": rms[0],
         "kernel_gradient_rms": rms[1],
         "change_rate": rms[1] / rms[0],

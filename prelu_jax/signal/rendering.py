@@ -1,0 +1,95 @@
+"""A `report.Report` as a table, in a terminal and in a notebook."""
+
+import io
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from prelu_jax.signal.report import Report
+
+_WIDTH = 92  # characters, without the layers' names
+_LONGEST_NAME = 60
+_FAULT = " ◀ "
+_GOOD, _BAD, _NOTE = "bold green", "bold red", "yellow"
+_ABOUT = (
+    "Second moments E[y²] of the layers' outputs and E[Δy²] of the gradients there. ×÷: random "
+    "weights alone multiply or divide by up to this (2 σ). off: channels of the input that are 0 "
+    "for the whole batch. cos: between outputs of different examples. C̃: gradient over kernel."
+)
+_PREDICTED = " predicted: for independent weights of the kernels' variances and slopes."
+
+
+def render(report: "Report") -> Iterator[RenderableType]:
+    """The table, the verdict with its advice, and what could not be seen."""
+    yield _table(report)
+    yield Text(_ABOUT + (_PREDICTED if report.predicted else ""), style="dim")
+    yield Text(report.summary, style=_BAD if report.findings else _GOOD)
+    if report.measurement.unseen:
+        unseen = ", ".join(report.measurement.unseen)
+        yield Text(f"Not measured, inside other layers or not called: {unseen}", style=_NOTE)
+
+
+def to_text(report: "Report") -> str:
+    """Plain text."""
+    return _record(report).export_text()
+
+
+def to_html(report: "Report") -> str:
+    """For a notebook."""
+    form = '<pre style="font-family:monospace;line-height:1.3">{code}</pre>'
+    return _record(report).export_html(inline_styles=True, code_format=form)
+
+
+def _record(report: "Report") -> Console:
+    longest = min(max(len(label) for label in _labels(report)), _LONGEST_NAME)
+    console = Console(width=_WIDTH + longest, file=io.StringIO(), record=True)
+    console.print(report)
+    return console
+
+
+def _table(report: "Report") -> Table:
+    loss = report.measurement.loss
+    objective = "unit noise sent back from its outputs" if loss is None else f"loss {loss:.4g}"
+    table = Table(
+        title=Text(f"{report.model}: {objective}"),  # brackets in a str would be markup
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("layer", overflow="fold")
+    table.add_column("output")
+    predicted = ("predicted",) if report.predicted else ()
+    for name in ("E[y²]", *predicted, "×÷", "E[Δy²]", *predicted, "×÷", "off", "cos", "C̃"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for label, row in zip(_labels(report), report.rows(), strict=True):
+        table.add_row(
+            Text(label, style=_BAD if _FAULT in label else ""),
+            "×".join(map(str, row["shape"][1:])),
+            *_moment(row, "second_moment", "log_noise", report),
+            *_moment(row, "gradient_second_moment", "gradient_log_noise", report),
+            "" if row["input_zero_fraction"] is None else f"{row['input_zero_fraction']:.0%}",
+            "" if row["cosine"] is None else f"{row['cosine']:.4f}",
+            "" if row["change_rate"] is None else f"{row['change_rate']:.1e}",
+        )
+    return table
+
+
+def _labels(report: "Report") -> list[str]:
+    """The layers' names, with a verdict behind those that are first at fault."""
+    at_fault = {finding.layer: finding.verdict for finding in reversed(report.findings)}
+    names = [row.name for row in report.layers]
+    return [f"{name}{_FAULT}{at_fault[name]}" if name in at_fault else name for name in names]
+
+
+def _moment(row: dict[str, Any], moment: str, noise: str, report: "Report") -> Iterator[str]:
+    yield f"{row[moment]:.1e}"
+    if report.predicted:
+        predicted = row[f"predicted_{moment}"]
+        yield "" if predicted is None else f"{predicted:.1e}"
+    yield f"{math.exp(2 * row[noise]):.3g}"

@@ -1,0 +1,127 @@
+"""What a measurement says: a verdict with advice, for people, programs and test suites."""
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+
+from prelu_jax.signal import rendering, verdict
+from prelu_jax.signal.advice import advise
+from prelu_jax.signal.measurement import LayerStatistics, Measurement
+from prelu_jax.signal.verdict import Finding, Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A measured model with a verdict. Printed, or left last in a notebook's cell, it is a table.
+
+    Attributes:
+        model: its name.
+        measurement: what was measured.
+        predicted: by layer name, where the network's architecture is known; else empty.
+    """
+
+    model: str
+    measurement: Measurement
+    predicted: Mapping[str, Prediction] = dataclasses.field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[LayerStatistics, ...]:
+        """The calls of affine layers, in execution order."""
+        return self.measurement.layers
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is wrong, the gravest first; nothing for a healthy signal."""
+        return verdict.judge(self.measurement, self.predicted)
+
+    @property
+    def verdict(self) -> str:
+        """'healthy', or the gravest of 'not finite', 'exploding', 'vanishing', 'dead units',
+        'collapsing' and 'stalled'; `verdict.judge` says what each means.
+        """
+        findings = self.findings
+        return findings[0].verdict if findings else verdict.HEALTHY
+
+    @property
+    def summary(self) -> str:
+        """The verdict in sentences: for every finding the first layer at fault, and what to do."""
+        lines = []
+        for finding in self.findings:
+            direction = f" ({finding.direction})" if finding.direction else ""
+            lines.append(f"{finding.verdict}{direction} from {finding.layer} on: {finding.what}.")
+            lines.append(f"  Advice: {advise(finding, self.layers)}.")
+        return "\n".join(lines) or f"{verdict.HEALTHY}: nothing beyond what random weights do"
+
+    def assert_healthy(self) -> None:
+        """For a test suite: raises an AssertionError with the summary if there are findings.
+
+        What random weights of this width and depth do by chance is none (`verdict`).
+        """
+        if self.findings:
+            raise AssertionError(f"the signal of {self.model} is not healthy.\n{self.summary}")
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The table in dicts: all statistics, predictions (None for none) and noise.
+
+        'log_noise' and 'gradient_log_noise' are the standard deviations of the log of the second
+        moments over random weights, at most; multiply and divide by exp(2 · noise) for 95 %.
+        """
+        forward = verdict.forward_noise(self.layers)
+        backward = verdict.backward_noise(self.layers)
+        for row, of_y, of_gradient in zip(self.layers, forward, backward, strict=True):
+            predicted = self.predicted.get(row.name)
+            yield {
+                "name": row.name,
+                **dataclasses.asdict(row),
+                "predicted_second_moment": predicted.forward if predicted else None,
+                "predicted_gradient_second_moment": predicted.backward if predicted else None,
+                "log_noise": of_y,
+                "gradient_log_noise": of_gradient,
+            }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in dicts, lists, strings and numbers, nan and inf among them."""
+        findings = [
+            {**dataclasses.asdict(finding), "advice": advise(finding, self.layers)}
+            for finding in self.findings
+        ]
+        return {
+            "model": self.model,
+            "verdict": self.verdict,
+            "findings": findings,
+            "loss": self.measurement.loss,
+            "layers": list(self.rows()),
+            "unseen": list(self.measurement.unseen),
+        }
+
+    def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
+        """`rows` as comma-separated values with a header; written to the file, if there is one."""
+        rows = list(self.rows())
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        if file is not None:
+            with open(file, "w", encoding="utf-8") as stream:
+                stream.write(out.getvalue())
+        return out.getvalue()
+
+    def plot(self) -> Any:
+        """Forward and backward second moments over depth, as a matplotlib figure."""
+        from prelu_jax.signal import plot  # matplotlib is slow to import
+
+        return plot.draw(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from rendering.render(self)
+
+    def __str__(self) -> str:
+        return rendering.to_text(self)
+
+    def _repr_html_(self) -> str:
+        return rendering.to_html(self)

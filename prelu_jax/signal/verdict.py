@@ -1,0 +1,249 @@
+"""What a measurement means: whether the signal arrives, forward and backward, and where it dies.
+
+Depth multiplies, so a signal is judged on a logarithmic scale, against what fresh random weights do
+to it by chance. Channels of a layer with independent weights are independent given its input: the
+relative variance of a mean square over d of them is their spread over d (`channel_spread`), and
+layers add. For a rectifier the spread is 5, E[f⁴]/E[f²]² − 1, if all examples and positions are
+alike, and less if they are not (Hanin & Nica 2018); here it is measured. The log of a moment then
+has a variance s² of the sum, and a mean of -s²/2. What lies within `SIGMAS` standard deviations, or
+within `TOLERANCE`, is no finding. A prediction has no noise: what it and the measurement both put
+outside of `TOLERANCE` is one.
+"""
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from prelu_jax.signal.measurement import LayerStatistics, Measurement
+
+HEALTHY = "healthy"
+NOT_FINITE = "not finite"
+EXPLODING = "exploding"
+VANISHING = "vanishing"
+DEAD_UNITS = "dead units"
+COLLAPSING = "collapsing"
+STALLED = "stalled"
+
+TOLERANCE = math.log(100)  # of a second moment from end to end: a factor of 10 in the signal
+SIGMAS = 4.5
+# 1 − cosine. A wide ReLU net comes to 9π² / (2 L²) after L layers, here at 210; narrow ones vary as
+# moments do. Below the second, float32 no longer tells examples apart.
+COLLAPSED, IDENTICAL = 1e-3, 1e-6
+FEW = 8  # entries of a channel, over examples and positions, that may all be 0 by chance
+STALL = 0.1  # of the median gradient over its weight decay
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Predicted second moments of one layer: forward E[y²] and backward E[Δy²]."""
+
+    forward: float
+    backward: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something wrong.
+
+    Attributes:
+        verdict: one of this module's names.
+        direction: 'forward' or 'backward'; None where it is neither.
+        layer: the name of the first layer at fault, in the order of computation.
+        factor: of the second moment per layer, a geometric mean from end to end; None if there is
+            no such thing.
+        what: what was found, a sentence.
+    """
+
+    verdict: str
+    direction: str | None
+    layer: str
+    factor: float | None
+    what: str
+
+
+def judge(
+    measurement: Measurement, predicted: Mapping[str, Prediction] | None = None
+) -> tuple[Finding, ...]:
+    """What is wrong, the gravest first; nothing for a healthy signal.
+
+    * not finite: an input, kernel, output or gradient holds an inf or a nan.
+    * exploding, vanishing: forward, the input's second moment of the last layer over that of the
+      second; backward, the output gradient's of the first layer over that of the last but one.
+      The first layer reads the data's scale and the last often has a small one by design: neither
+      counts. Backward both the moment and its sum over positions have to leave the band: strides
+      and pooling keep the sum, a flattening before a dense layer keeps the moment.
+    * dead units: more channels are shut off for the whole batch than by chance.
+    * collapsing: the outputs of different examples point the same way.
+    * stalled: most kernels move by their decay more than by their gradient (He et al. 2015,
+      footnote 2); it takes a loss and a weight decay.
+    """
+    layers = measurement.layers
+    broken = _not_finite(layers)
+    if broken is not None:
+        return (broken,)
+    found = (
+        _forward(layers, predicted or {}),
+        _backward(layers, predicted or {}),
+        _dead(layers),
+        _collapsed(layers),
+        _stall(layers),
+    )
+    order = (EXPLODING, VANISHING, DEAD_UNITS, COLLAPSING, STALLED)
+    present = [finding for finding in found if finding is not None]
+    return tuple(sorted(present, key=lambda finding: order.index(finding.verdict)))
+
+
+def forward_noise(layers: Sequence[LayerStatistics]) -> list[float]:
+    """The standard deviation over fresh weights of log E[y²] at every layer."""
+    own = (row.channel_spread / row.channels for row in layers)
+    return [math.sqrt(a + b) for a, b in zip(_variances_of_inputs(layers), own, strict=True)]
+
+
+def _variances_of_inputs(layers: Sequence[LayerStatistics]) -> list[float]:
+    """The variance over fresh weights of log E[x²] at every layer; 0 at the first."""
+    steps = [0.0]
+    for before, row in itertools.pairwise(layers):
+        spread = row.input_channel_spread
+        steps.append((before.channel_spread if spread is None else spread) / before.channels)
+    return list(itertools.accumulate(steps))
+
+
+def backward_noise(layers: Sequence[LayerStatistics]) -> list[float]:
+    """The standard deviation over fresh weights of log E[Δy²] at every layer; 0 at the last."""
+    steps = [0.0, *(row.gradient_channel_spread / row.channels for row in layers[-2::-1])]
+    return [math.sqrt(variance) for variance in itertools.accumulate(steps)][::-1]
+
+
+def _not_finite(layers: Sequence[LayerStatistics]) -> Finding | None:
+    """The first number that is not finite, in the order of computation."""
+    what = {
+        "input_second_moment": "what it reads holds an inf or a nan",
+        "kernel_rms": "its kernel holds an inf or a nan",
+        "second_moment": "its output is not finite, though its input and kernel are",
+        "gradient_second_moment": "the gradient that reaches it is not finite",
+        "kernel_gradient_rms": "its kernel's gradient is not finite, though its output's is",
+    }
+    forward, backward = list(what)[:3], list(what)[3:]
+    for direction, rows, fields in (
+        ("forward", layers, forward),
+        ("backward", layers[::-1], backward),
+    ):
+        for row in rows:
+            for field in fields:
+                value = getattr(row, field)
+                if value is not None and not math.isfinite(value):
+                    return Finding(NOT_FINITE, direction, row.name, None, what[field])
+    return None
+
+
+def _forward(
+    layers: Sequence[LayerStatistics], predicted: Mapping[str, Prediction]
+) -> Finding | None:
+    """Judged by what the hidden layers read; what layer i reads, layer i − 1 is named for."""
+    read = [i for i, row in enumerate(layers) if i and row.input_second_moment is not None]
+    logs = _from_first([layers[i].input_second_moment or 0.0 for i in read])
+    variances = _variances_of_inputs(layers)
+    noise = [math.sqrt(variances[i] - variances[read[0]]) for i in read]
+    names = [layers[i - 1].name for i in read]
+    expected = [predicted[name].forward for name in names if name in predicted]
+    return _drift("forward", names, logs, noise, expected)
+
+
+def _backward(
+    layers: Sequence[LayerStatistics], predicted: Mapping[str, Prediction]
+) -> Finding | None:
+    if layers[-1].kernel_rms == 0:  # a head of zeros, by design: the first step will change it
+        return None
+    hidden = layers[-2::-1]
+    each = _from_first([row.gradient_second_moment for row in hidden])
+    summed = _from_first([row.gradient_second_moment * positions(row) for row in hidden])
+    # Whichever is nearer to where it began; neither, if one rose and the other fell.
+    logs = [min(a, b, key=abs) if a * b > 0 else 0.0 for a, b in zip(each, summed, strict=True)]
+    noise = backward_noise(layers)[-2::-1]
+    names = [row.name for row in hidden]
+    expected = [predicted[name].backward for name in names if name in predicted]
+    return _drift("backward", names, logs, noise, expected)
+
+
+def positions(row: LayerStatistics) -> float:
+    """How many times an example meets the kernel: pixels of a map, tokens of a sequence."""
+    return math.prod(row.shape) / (row.shape[0] * row.channels)
+
+
+def _from_first(moments: Sequence[float]) -> list[float]:
+    """log(moment / first moment that is not zero); of zero, minus infinity."""
+    first = next((moment for moment in moments if moment > 0), 1.0)
+    return [math.log(moment / first) if moment > 0 else -math.inf for moment in moments]
+
+
+def _drift(
+    direction: str,
+    names: Sequence[str],
+    logs: Sequence[float],
+    noise: Sequence[float],
+    predicted: Sequence[float],
+) -> Finding | None:
+    """Whether a moment ends outside its band, and from which layer on it stays outside."""
+    sure = _from_first(predicted) if len(predicted) == len(names) else [0.0] * len(names)
+    outside = [
+        log < -max(TOLERANCE, s * s / 2 + SIGMAS * s)
+        or log > max(TOLERANCE, SIGMAS * s)
+        or min(abs(log), abs(expected), log * expected) > TOLERANCE
+        for log, s, expected in zip(logs, noise, sure, strict=True)
+    ]
+    if len(logs) < 2 or not outside[-1]:
+        return None
+    first = len(outside) - len(list(itertools.takewhile(bool, reversed(outside))))
+    end, steps = logs[-1], len(logs) - 1
+    factor = math.exp(end / steps)
+    symbol = "E[x²]" if direction == "forward" else "E[Δy²]"
+    factors = f"by {power_of_ten(end)} over {steps} layers, by {factor:.3g} a layer"
+    what = f"{symbol} is multiplied {factors}"
+    verdict = EXPLODING if end > 0 else VANISHING
+    return Finding(verdict, direction, names[first], factor, what)
+
+
+def power_of_ten(log: float) -> str:
+    """exp(log) for people, however small: '3.2e-412'."""
+    if not math.isfinite(log):
+        return "0" if log < 0 else "inf"
+    exponent = math.floor(log / math.log(10))
+    return f"{math.exp(log - exponent * math.log(10)):.1f}e{exponent:+03d}"
+
+
+def _dead(layers: Sequence[LayerStatistics]) -> Finding | None:
+    """Beyond chance: where examples hardly differ half of d channels are off, ± √d / 2."""
+    for before, row in itertools.pairwise(layers):
+        fraction, channels = row.input_zero_fraction, row.input_shape[-1]
+        if fraction is None or math.prod(row.input_shape[:-1]) < FEW:
+            continue
+        if fraction == 1 or fraction > 0.5 + SIGMAS * 0.5 / math.sqrt(channels):
+            what = f"{fraction:.0%} of the {channels} channels that {row.name} reads are always 0"
+            return Finding(DEAD_UNITS, "forward", before.name, None, what)
+    return None
+
+
+def _collapsed(layers: Sequence[LayerStatistics]) -> Finding | None:
+    alike = []
+    for row, s in zip(layers, forward_noise(layers), strict=True):
+        bound = max(IDENTICAL, COLLAPSED * math.exp(-s * s / 2 - SIGMAS * s))
+        if row.cosine is not None:
+            alike.append((1 - row.cosine < bound, row))
+    behind = list(itertools.takewhile(lambda pair: pair[0], reversed(alike)))
+    if not behind:
+        return None
+    first = behind[-1][1]
+    what = f"the outputs of different examples have a cosine of {first.cosine:.7f}"
+    return Finding(COLLAPSING, "forward", first.name, None, what)
+
+
+def _stall(layers: Sequence[LayerStatistics]) -> Finding | None:
+    ratios = [(r.name, r.gradient_to_decay) for r in layers if r.gradient_to_decay is not None]
+    median = statistics.median(ratio for _, ratio in ratios) if ratios else math.inf
+    if median >= STALL:
+        return None
+    first = next(name for name, ratio in ratios if ratio < STALL)
+    what = f"the gradient of the median kernel is {median:.2g} of its weight decay"
+    return Finding(STALLED, "backward", first, None, what)

@@ -1,0 +1,48 @@
+"""Measurements written by hand: a healthy net of five layers, changed where a test needs it."""
+
+import dataclasses
+
+from prelu_jax.signal import LayerStatistics, Measurement
+
+HEALTHY = LayerStatistics(
+    path="",
+    call=0,
+    kind="Conv",
+    input_shape=(16, 8, 8, 100),
+    shape=(16, 8, 8, 100),
+    channels=100,
+    kernel_shape=(3, 3, 100, 100),
+    mean=0.0,
+    var=2.0,
+    second_moment=2.0,
+    minimum=-5.0,
+    channel_spread=0.1,
+    input_mean=0.5,
+    input_var=0.75,
+    input_second_moment=1.0,
+    input_minimum=0.0,
+    input_channel_spread=0.2,
+    input_zero_fraction=0.0,
+    gradient_second_moment=1e-3,
+    gradient_channel_spread=0.2,
+    kernel_rms=(2 / 900) ** 0.5,
+    kernel_gradient_rms=0.1,
+    change_rate=0.1 / (2 / 900) ** 0.5,
+    dead_fraction=0.0,
+    cosine=0.5,
+    gradient_to_decay=1000.0,
+)
+NAMES = ("a", "b", "c", "d", "e")
+
+
+def measurement(changes=None, unseen=(), loss=None):
+    """Five healthy layers but for what ``changes``, {name: {field: value}}, says."""
+    changes = changes or {}
+    assert not set(changes) - set(NAMES)
+    layers = (dataclasses.replace(HEALTHY, path=n, **changes.get(n, {})) for n in NAMES)
+    return Measurement(tuple(layers), unseen, loss)
+
+
+def each(field, values):
+    """One value of a field for every layer."""
+    return {name: {field: value} for name, value in zip(NAMES, values, strict=True)}

@@ -1,0 +1,134 @@
+"""The advice for each cause, and that following it helps, on real nets."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import prelu_jax as pj
+from prelu_jax import signal
+from prelu_jax.signal import Report, advice, verdict
+from prelu_jax.signal.verdict import Finding
+from tests.signal.rows import HEALTHY, each, measurement
+
+WIDTH = 128
+
+
+class Deep(nn.Module):
+    """Twenty layers of one kind, slopes of 0.25 behind them."""
+
+    slope: float = 0.0
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(19):
+            x = pj.leaky_relu(nn.Dense(WIDTH, use_bias=False, name=f"dense_{i}")(x), self.slope)
+        return nn.Dense(10, use_bias=False, name="head")(x)
+
+
+@functools.cache
+def probe_of(slope):
+    model = Deep(slope)
+    x = np.random.default_rng(0).standard_normal((16, WIDTH), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    probe = signal.prepare(model, shapes, x)
+    return shapes, x, probe, jax.jit(probe.statistics)
+
+
+def report(slope, stddev_of):
+    """Of a net with kernels of standard deviation ``stddev_of(name, shape)``."""
+    shapes, x, probe, run = probe_of(slope)
+    rng = np.random.default_rng(1)
+    params = {
+        name: {
+            "kernel": stddev_of(name, leaf["kernel"].shape)
+            * rng.standard_normal(leaf["kernel"].shape, np.float32)
+        }
+        for name, leaf in shapes["params"].items()
+    }
+    return Report("Deep", probe.read(run({"params": params}, x)))
+
+
+def test_kernels_that_are_too_small_are_told_the_rule_and_the_slope():
+    xavier = pj.initializers.xavier_normal()
+    small = report(0.25, lambda name, shape: xavier.variance(shape) ** 0.5)
+    assert [f.verdict for f in small.findings] == ["vanishing", "vanishing"]
+    assert re.search(r"multiply a second moment by 0\.5\d? a layer", small.summary)
+    advised = re.findall(r"pj\.initializers\.(he_normal\(.*?\))", small.summary)
+    expected = [f"he_normal('{mode}', negative_slope=0.25)" for mode in ("fan_in", "fan_out")]
+    assert advised == expected
+    for line in advised:  # following it helps
+        rule = eval(f"pj.initializers.{line}", {"pj": pj})
+        assert report(0.25, lambda _, shape, r=rule: r.variance(shape) ** 0.5).findings == ()
+
+
+def test_kernels_that_are_too_large_are_told_so():
+    large = report(0.0, lambda name, shape: 0.2)  # 2.5 times He's variance
+    assert [f.verdict for f in large.findings] == ["exploding", "exploding"]
+    assert re.search(r"by 2\.\d+ a layer: .*he_normal\('fan_in'\)", large.summary)
+
+
+def test_one_layer_that_does_it_alone_is_named():
+    he = pj.initializers.he_normal()
+
+    def stddev(name, shape):
+        return 1e-4 if name == "dense_7" else he.variance(shape) ** 0.5
+
+    found = report(0.0, stddev)
+    assert [(f.verdict, f.direction, f.layer) for f in found.findings] == [
+        ("vanishing", "forward", "dense_7"),
+        ("vanishing", "backward", "dense_6"),
+    ]
+    assert found.summary.count("one layer does most of it: dense_7 multiplies") == 2
+
+
+def test_padding_that_loses_the_signal_is_named():
+    net = pj.arch.with_padding(
+        pj.arch.Arch(
+            "stack", 6, tuple(pj.arch.Conv(f"conv_{i}", 64, 2, padding=(0, 1)) for i in range(20))
+        ),
+        "same",
+    )
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for layer in net.layers:
+                x = nn.relu(nn.Conv(layer.features, (2, 2), use_bias=False, name=layer.name)(x))
+            return x.mean(axis=(1, 2))
+
+    x = np.random.default_rng(0).standard_normal((4, 6, 6, 8), np.float32)
+    shapes = jax.eval_shape(Stack().init, jax.random.key(0), x)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(
+        lambda leaf: (2 / (4 * leaf.shape[2])) ** 0.5 * rng.standard_normal(leaf.shape, np.float32),
+        shapes,
+    )
+    found = Report("Stack", signal.measure(Stack(), variables, x))
+    assert found.verdict == "vanishing"
+    pattern = r"padding of 2×2 kernels loses [34]\d% .* maps down to 6×6: pad before and after"
+    assert re.search(pattern, found.summary), found.summary
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        (verdict.NOT_FINITE, "look at the batch"),
+        (verdict.DEAD_UNITS, "start biases at 0 and lower"),
+        (verdict.COLLAPSING, "start biases at 0 and subtract"),
+        (verdict.STALLED, "the weights decay instead"),
+    ],
+)
+def test_other_findings_have_a_line(name, start):
+    assert advice.advise(Finding(name, None, "a", None, ""), (HEALTHY,)).startswith(start)
+
+
+def test_where_nothing_is_known_of_kernels_the_advice_is_general():
+    fall = each("input_second_moment", [1, 1, 1e-2, 1e-4, 1e-6])
+    for row in fall.values():
+        row["kernel_rms"] = None
+    found = Report("Net", measurement(fall))
+    assert "Advice: rescale the kernels one after another" in found.summary

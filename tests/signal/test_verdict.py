@@ -1,0 +1,197 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from prelu_jax import signal
+from prelu_jax.signal import verdict
+from prelu_jax.signal.verdict import Prediction
+from tests.signal.rows import each, measurement
+
+
+def judged(changes, predicted=None):
+    """(verdict, direction, layer) of every finding."""
+    found = verdict.judge(measurement(changes), predicted)
+    return [(f.verdict, f.direction, f.layer) for f in found]
+
+
+def test_nothing_is_wrong_with_a_healthy_signal():
+    assert judged({}) == []
+
+
+@pytest.mark.parametrize(
+    ("moments", "expected"),
+    [
+        ([9, 1, 1, 1e-3, 1e-4], [("vanishing", "forward", "c")]),
+        ([9, 1, 1, 1e-3, 1], []),  # it recovers
+        ([9, 1, 1e4, 1, 1e3], [("exploding", "forward", "d")]),
+        ([1e9, 1, 1, 1, 1], []),  # the data's own scale
+        ([9, 1, 0.1, 0.05, 0.011], []),
+        ([9, 1, 1, 0, 0], [("vanishing", "forward", "c")]),
+    ],
+)
+def test_forward_what_hidden_layers_read_is_compared(moments, expected):
+    assert judged(each("input_second_moment", moments)) == expected
+
+
+@pytest.mark.parametrize(
+    ("moments", "expected"),
+    [
+        ([1e-4, 1e-3, 1, 1, 9], [("vanishing", "backward", "b")]),
+        ([1, 1e-3, 1, 1, 9], []),
+        ([1e3, 1, 1, 1, 9], [("exploding", "backward", "a")]),
+        ([1, 1, 1, 1, 1e9], []),  # the last layer's own
+        ([0, 0, 1, 1, 1], [("vanishing", "backward", "b")]),
+        ([0, 0, 0, 0, 1], [("vanishing", "backward", "d")]),
+    ],
+)
+def test_backward_the_gradients_of_hidden_layers_are_compared(moments, expected):
+    assert judged(each("gradient_second_moment", moments)) == expected
+
+
+def test_a_head_of_zeros_is_by_design():
+    changes = each("gradient_second_moment", [0, 0, 0, 0, 1])
+    changes["e"]["kernel_rms"] = 0.0
+    assert judged(changes) == []
+
+
+def test_a_gradient_spread_over_more_positions_has_not_vanished():
+    changes = each("gradient_second_moment", [1e-3, 1, 1, 1, 1])
+    assert judged(changes) == [("vanishing", "backward", "a")]
+    changes["a"]["shape"] = (16, 128, 128, 100)  # 256 times as many as behind it
+    assert judged(changes) == []
+
+
+def test_the_factor_is_a_geometric_mean_and_the_sentence_tells_it():
+    finding, *_ = verdict.judge(measurement(each("input_second_moment", [1, 8, 1, 0.1, 8e-6])))
+    assert finding.factor == pytest.approx(0.01)
+    assert finding.what == "E[x²] is multiplied by 1.0e-06 over 3 layers, by 0.01 a layer"
+    assert verdict.power_of_ten(-1000 * math.log(10)) == "1.0e-1000"
+    assert verdict.power_of_ten(math.log(2500)) == "2.5e+03"
+
+
+def test_chance_is_no_finding_but_a_prediction_has_none():
+    changes = each("input_second_moment", [1, 1, 0.3, 0.03, 0.005])
+    assert judged(changes) == [("vanishing", "forward", "d")]
+    for row in changes.values():
+        row["input_channel_spread"] = 50.0  # a standard deviation of √1.5 in the log
+    assert judged(changes) == []
+    fall = dict(zip("abcde", [Prediction(m, 1) for m in (1, 0.3, 0.05, 0.003, 1)], strict=True))
+    assert judged(changes, fall) == [("vanishing", "forward", "d")]
+    stays = dict.fromkeys("abcde", Prediction(1, 1))
+    assert judged(changes, stays) == []
+    rises = dict(zip("abcde", [Prediction(m, 1) for m in (1, 3, 30, 300, 1)], strict=True))
+    assert judged(changes, rises) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"input_zero_fraction": 0.72}, []),  # half ± 4.5 standard deviations of 100 channels
+        ({"input_zero_fraction": 0.73}, [("dead units", "forward", "b")]),
+        ({"input_zero_fraction": 0.73, "input_shape": (4, 100)}, []),  # of four examples
+        ({"input_zero_fraction": 0.73, "input_shape": (16, 16)}, []),
+        ({"input_zero_fraction": 1.0, "input_shape": (16, 16)}, [("dead units", "forward", "b")]),
+    ],
+)
+def test_dead_units_are_those_beyond_chance(change, expected):
+    assert judged({"c": change}) == expected
+
+
+@pytest.mark.parametrize(
+    ("cosines", "expected"),
+    [
+        ([0.5, 0.9, 0.9999, 0.9999, 0.9999], [("collapsing", "forward", "c")]),
+        ([0.5, 0.9, 0.9999, 0.9, 0.9], []),
+        ([None, 1.0, math.nan, 0.9999, None], [("collapsing", "forward", "d")]),
+        ([None] * 5, []),
+    ],
+)
+def test_collapse_is_seen_where_it_lasts(cosines, expected):
+    assert judged(each("cosine", cosines)) == expected
+
+
+def test_a_stall_is_one_of_most_kernels():
+    assert judged(each("gradient_to_decay", [9, 0.01, 0.02, 0.03, 9])) == [
+        ("stalled", "backward", "b")
+    ]
+    assert judged(each("gradient_to_decay", [9, 9, 0.02, 0.03, 9])) == []
+    assert judged(each("gradient_to_decay", [None] * 5)) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "field", "direction", "what"),
+    [
+        ("a", "input_second_moment", "forward", "what it reads"),
+        ("c", "kernel_rms", "forward", "its kernel holds"),
+        ("c", "second_moment", "forward", "its output"),
+        ("d", "gradient_second_moment", "backward", "the gradient that reaches it"),
+        ("b", "kernel_gradient_rms", "backward", "its kernel's gradient"),
+    ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_first_number_that_is_not_finite_is_the_one_finding(
+    layer, field, direction, what, value
+):
+    later = {"a": {"gradient_second_moment": value}, "e": {"second_moment": value}}
+    changes = later if direction == "forward" else {"a": {"gradient_second_moment": value}}
+    changes = {**changes, layer: {**changes.get(layer, {}), field: value}}
+    (finding,) = verdict.judge(measurement(changes))
+    assert (finding.verdict, finding.layer, finding.direction) == ("not finite", layer, direction)
+    assert what in finding.what
+
+
+def test_the_gravest_comes_first():
+    changes = each("gradient_to_decay", [0.01] * 5)
+    changes["e"]["input_second_moment"] = 1e-6
+    changes["a"]["gradient_second_moment"] = 1e6
+    assert [v for v, *_ in judged(changes)] == ["exploding", "vanishing", "stalled"]
+
+
+# Against random nets: how often is a verdict wrong?
+
+WIDTH, KEYS, BATCH = 64, 200, 8
+
+
+class Plain(nn.Module):
+    depth: int
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(self.depth - 1):
+            x = nn.relu(nn.Dense(WIDTH, use_bias=False)(x))
+        return nn.Dense(10, use_bias=False)(x)
+
+
+def measured(depth, gain):
+    """The measurements of `KEYS` nets with weights of variance gain / fan_in."""
+    model, rng = Plain(depth), np.random.default_rng(depth)
+    x = rng.standard_normal((KEYS, BATCH, WIDTH), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x[0])
+    draws = jax.tree.map(
+        lambda leaf: math.sqrt(gain / WIDTH) * rng.standard_normal((KEYS, *leaf.shape), np.float32),
+        shapes,
+    )
+    probe = signal.prepare(model, shapes, x[0])
+    keys = jax.random.split(jax.random.key(depth), KEYS)
+    run = jax.jit(lambda *args: jax.lax.map(lambda a: probe.statistics(*a), args))
+    raw = jax.device_get(run(draws, x, keys))
+    return [probe.read(jax.tree.map(lambda leaf, i=i: leaf[i], raw)) for i in range(KEYS)]
+
+
+def test_no_false_alarm_in_200_healthy_nets_of_50_layers_and_the_noise_is_what_is_said():
+    nets = measured(50, 2.0)
+    assert [verdict.judge(net) for net in nets] == [()] * KEYS
+    logs = np.log([[row.second_moment for row in net.layers] for net in nets])
+    said = np.mean([np.square(verdict.forward_noise(net.layers)) for net in nets], axis=0)
+    for at in (10, 25, 48):
+        # The variance over nets of log E[y²] against the mean of what each estimates from itself.
+        ratio = np.var(logs[:, at], ddof=1) / said[at]
+        assert ratio == pytest.approx(1, abs=5 * math.sqrt(2 / KEYS) + 0.1), at
+
+
+def test_xavier_with_relu_is_caught_in_each_of_200_nets_of_12_layers():
+    verdicts = [[f.verdict for f in verdict.judge(net)] for net in measured(12, 1.0)]
+    assert all("vanishing" in of_net for of_net in verdicts)
