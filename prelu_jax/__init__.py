@@ -3,7 +3,8 @@
 After He, Zhang, Ren & Sun 2015, "Delving Deep into Rectifiers" (arXiv:1502.01852).
 """
 
-from prelu_jax import arch, initializers, models, nnx, theory
+from prelu_jax import arch, initializers, models, nnx, signal, theory
+from prelu_jax.diagnosis import diagnose
 from prelu_jax.modules import PReLU, SpatialPyramidPooling
 from prelu_jax.pooling import spatial_pyramid
 from prelu_jax.rectifiers import leaky_relu, prelu, relu
@@ -14,12 +15,14 @@ __all__ = [
     "PReLU",
     "SpatialPyramidPooling",
     "arch",
+    "diagnose",
     "initializers",
     "leaky_relu",
     "models",
     "nnx",
     "prelu",
     "relu",
+    "signal",
     "spatial_pyramid",
     "theory",
 ]

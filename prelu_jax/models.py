@@ -99,6 +99,7 @@ class RectifierNet(nn.Module):
         )(x)
 
     def _dense(self, layer: Dense | Logits, features: int, x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)  # every position of a map has weights of its own
         kernel_init = self._kernel_init(layer)
         return nn.Dense(features, kernel_init=kernel_init, dtype=self.dtype, name=layer.name)(x)
 

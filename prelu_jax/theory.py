@@ -88,12 +88,15 @@ class _Step:
 def _steps(
     arch: Arch,
     shape: tuple[int, ...],
-    initializer: Rule,
+    initializer: Rule | Mapping[str, float],
     features: int,
     num_classes: int,
     slopes: Slopes,
 ) -> Iterator[_Step]:
     slope_of = _slopes(arch, slopes)
+    weighted = [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense | Logits)]
+    if isinstance(initializer, Mapping):
+        _check_names(arch, "initializer", initializer, weighted)
     slope: ArrayLike = 1.0
     for layer, before in zip(arch.layers, (None, *arch.layers), strict=False):
         if isinstance(layer, MaxPool | SpatialPyramid):
@@ -109,13 +112,15 @@ def _steps(
         if isinstance(layer, Conv):
             size, outputs = layer.kernel_size**2, layer.features
             kernel = (layer.kernel_size, layer.kernel_size, features, outputs)
-            variance = initializer.variance(kernel)
+            variance = 0.0 if isinstance(initializer, Mapping) else initializer.variance(kernel)
             shape = tuple(len(moment_maps.taps(side, layer)) for side in shape)
             fans = size * features, size * outputs
         else:
             outputs = num_classes if isinstance(layer, Logits) else layer.features
             variance = layer.stddev**2
             fans, shape = (math.prod(shape) * features, outputs), ()
+        if isinstance(initializer, Mapping):
+            variance = initializer[layer.name]
         behind = slope_of[layer.name]
         yield _Step(layer, shape, features, slope, behind, *fans, variance)
         features, slope = outputs, behind
@@ -126,21 +131,27 @@ def _slopes(arch: Arch, slopes: Slopes) -> dict[str, ArrayLike]:
     rectified = [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense)]
     if not isinstance(slopes, Mapping):
         slopes = dict.fromkeys(rectified, slopes)
-    for name in slopes:
-        names.check("rectified layer", name, rectified)
-    missing = [name for name in rectified if name not in slopes]
+    _check_names(arch, "negative_slope", slopes, rectified)
+    return dict(slopes) | {layer.name: 1.0 for layer in arch.layers if isinstance(layer, Logits)}
+
+
+def _check_names(
+    arch: Arch, argument: str, given: Mapping[str, object], layers: Sequence[str]
+) -> None:
+    for name in given:
+        names.check(f"layer with a {argument}", name, layers)
+    missing = [name for name in layers if name not in given]
     if missing:
         raise ValueError(
-            f"negative_slope has none for {', '.join(missing)}; expected one for every layer of "
-            f"{arch.name} with a rectifier, or one number for all."
+            f"{argument} has none for {', '.join(missing)}; expected one for every such layer of "
+            f"{arch.name}, or the same for all."
         )
-    return dict(slopes) | {layer.name: 1.0 for layer in arch.layers if isinstance(layer, Logits)}
 
 
 def plain(
     arch: Arch,
     *,
-    initializer: Rule,
+    initializer: Rule | Mapping[str, float],
     in_channels: int = 3,
     num_classes: int = 10,
     negative_slope: Slopes = 0.0,
@@ -171,7 +182,7 @@ def plain(
 def predict(
     arch: Arch,
     *,
-    initializer: Rule,
+    initializer: Rule | Mapping[str, float],
     in_channels: int = 3,
     num_classes: int = 10,
     negative_slope: Slopes = 0.0,
@@ -186,7 +197,8 @@ def predict(
     Args:
         arch: the network.
         initializer: of the convolutions, as `models.build` takes it; fully connected layers have
-            their std in their records.
+            their std in their records. Or the variance of the weights of every layer, fully
+            connected ones included, by the layer's name.
         in_channels: of the images.
         num_classes: outputs of the last layer.
         negative_slope: of the rectifiers, 0 for ReLU: a scalar for all, or for every layer that
@@ -202,7 +214,7 @@ def predict(
 
     Raises:
         ValueError: the image is too small, max pooling follows max pooling, or ``negative_slope``
-            lacks a layer or has one that the network does not.
+            or ``initializer`` lacks a layer or has one that the network does not.
     """
     moments = np.asarray(input_second_moment, np.float64)
     shape = moments.shape if moments.ndim else (arch.image_size, arch.image_size)

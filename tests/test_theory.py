@@ -112,6 +112,24 @@ def test_fully_connected_layers_by_hand():
         assert plain[name].backward == pytest.approx(record.backward)
 
 
+def test_variances_by_name_are_those_of_a_rule_and_of_the_records():
+    net = arch.SMALL_14_REDUCED
+    variances, features = {}, 3
+    for layer in net.layers:
+        if isinstance(layer, Conv):
+            kernel = (layer.kernel_size, layer.kernel_size, features, layer.features)
+            variances[layer.name], features = HE.variance(kernel), layer.features
+        elif isinstance(layer, Dense | Logits):
+            variances[layer.name] = layer.stddev**2
+    for fold in (theory.predict, theory.plain):
+        assert fold(net, initializer=variances) == fold(net, initializer=HE)
+    once, twice = (
+        theory.predict(net, initializer=variances | {"fc3": factor * variances["fc3"]})[-1].forward
+        for factor in (1, 2)
+    )
+    assert twice == pytest.approx(2 * once)
+
+
 def test_the_plain_formula_is_1_per_layer_where_the_paper_says_so():
     for slope in (0.0, 0.25):
         rules = [initializers.he_normal(mode, slope) for mode in ("fan_in", "fan_out")]
@@ -152,10 +170,16 @@ def test_every_network_is_predicted_in_well_under_a_second(name):
 
 def test_bad_input_is_named():
     predict = functools.partial(theory.predict, arch.SMALL_14_REDUCED, initializer=HE)
-    with pytest.raises(ValueError, match="has none for conv2_1, .*fc2; expected one for every"):
+    with pytest.raises(
+        ValueError, match="negative_slope has none for conv2_1, .*fc2; expected one"
+    ):
         predict(negative_slope={"conv1": 0.1})
-    with pytest.raises(ValueError, match="Unknown rectified layer 'conv9'. Did you mean 'conv"):
+    with pytest.raises(
+        ValueError, match="Unknown layer with a negative_slope 'conv9'. Did you mean 'conv"
+    ):
         predict(negative_slope={"conv9": 0.1})
+    with pytest.raises(ValueError, match="initializer has none for conv2_1, .*fc3; expected one"):
+        predict(initializer={"conv1": 0.1})
     with pytest.raises(ValueError, match=r"input_second_moment has shape \(3,\), expected a scal"):
         predict(input_second_moment=np.ones(3))
     with pytest.raises(ValueError, match=r"input_correlation is -0.1, expected"):

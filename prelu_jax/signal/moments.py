@@ -51,12 +51,14 @@ def summarised(channels: Local) -> dict[str, jax.Array]:
 
 
 def channel_spread(second_moments: jax.Array) -> jax.Array:
-    """Variance over channels of their second moments, over the square of the mean; 0 for zeros.
+    """Variance over channels of their second moments (unbiased), over the square of their mean.
 
     Channels of a layer with independent weights are independent given its input, so this over
-    their number is the relative variance of the layer's second moment.
+    their number is the relative variance of the layer's second moment. 0 for zeros and one channel.
     """
-    return jnp.var(second_moments) / _divisor(jnp.square(jnp.mean(second_moments)))
+    count = second_moments.size
+    unbiased = jnp.var(second_moments) * (count / max(count - 1, 1))
+    return unbiased / _divisor(jnp.square(jnp.mean(second_moments)))
 
 
 def second_moment(scale: Any, square: Any) -> float:

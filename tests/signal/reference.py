@@ -48,7 +48,7 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
 
     def spread(array, axes):
         moments = np.mean(array.reshape(-1, int(np.prod(array.shape[-axes:]))) ** 2, axis=0)
-        return np.var(moments) / np.mean(moments) ** 2
+        return np.var(moments, ddof=1) / np.mean(moments) ** 2
 
     rows = y.reshape(len(y), -1)
     cosines = [

@@ -1,0 +1,89 @@
+"""Any Flax model's signal, measured, judged, and set beside the theory where its arch is known."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from prelu_jax import models, signal, theory
+from prelu_jax.signal import Measurement, Prediction, Report
+
+
+def diagnose(
+    model: Any,
+    *variables_and_batch: Any,
+    loss: Callable[[Any], jax.Array] | None = None,
+    weight_decay: float = 0.0,
+    key: jax.Array | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> Report:
+    """Where the signal of a model dies, forward or backward, and what to do about it.
+
+        report = pj.diagnose(model, variables, batch)    # Linen
+        report = pj.diagnose(model, batch)               # NNX
+        print(report); report.plot(); report.assert_healthy()
+
+    One jitted forward and backward pass (`signal.measure`); the model and its variables stay as
+    they are. Networks of `models.build` also get the predictions of `theory.predict`, for the
+    batch's own second moment, the slopes as they are, and independent weights of the variances
+    that the kernels have: trained kernels may differ.
+
+    Args:
+        model: any Linen or NNX model.
+        *variables_and_batch: a Linen model's variables, then the batch: the model's first
+            argument, or a tuple of its positional arguments. For NNX the batch alone.
+        loss: from the model's outputs to a scalar. By default unit Gaussian noise is sent back.
+        weight_decay: the coefficient that the gradient competes with; it takes a loss.
+        key: draws the noise; `jax.random.key(0)` by default.
+        rngs: keys of the model's random streams, e.g. {'dropout': key}.
+        call_kwargs: keywords of the call, e.g. {'train': True}.
+
+    Raises:
+        TypeError: neither Linen nor NNX, or the wrong number of arguments.
+        ValueError: as `signal.measure`.
+    """
+    expected = 1 if isinstance(model, nnx.Module) else 2
+    if len(variables_and_batch) != expected:
+        raise TypeError(
+            f"diagnose was given {1 + len(variables_and_batch)} positional arguments; expected "
+            "diagnose(model, variables, batch) for Linen, diagnose(model, batch) for NNX. Several "
+            "inputs of a model go into a tuple."
+        )
+    *variables, batch = variables_and_batch
+    measurement = signal.measure(
+        model,
+        variables[0] if variables else None,
+        batch,
+        loss=loss,
+        weight_decay=weight_decay,
+        key=key,
+        rngs=rngs,
+        call_kwargs=call_kwargs,
+    )
+    predicted = {}
+    if isinstance(model, models.RectifierNet) and measurement.first_nonfinite is None:
+        predicted = _predict(model, variables[0]["params"], batch, measurement)
+    return Report(type(model).__name__, measurement, predicted)
+
+
+def _predict(
+    model: models.RectifierNet, params: Mapping[str, Any], batch: Any, measurement: Measurement
+) -> dict[str, Prediction]:
+    images = np.asarray(batch[0] if isinstance(batch, tuple) else batch, np.float64)
+    second_moment = np.mean(np.square(images), axis=(0, 3))
+    # Of neighbours along a row: what max pooling asks for.
+    neighbours = np.mean(images[:, :, 1:] * images[:, :, :-1]) / max(second_moment.mean(), 1e-300)
+    layers = theory.predict(
+        model.arch,
+        initializer={row.name: (row.kernel_rms or 0.0) ** 2 for row in measurement.layers},
+        in_channels=images.shape[3],
+        num_classes=model.num_classes,
+        negative_slope=model.slopes(params),
+        input_second_moment=second_moment,
+        input_correlation=float(np.clip(neighbours, 0.0, 1.0)),
+        output_gradient_second_moment=measurement.layers[-1].gradient_second_moment,
+    )
+    return {layer.name: Prediction(layer.forward, layer.backward) for layer in layers}

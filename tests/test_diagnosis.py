@@ -1,0 +1,154 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import prelu_jax as pj
+from prelu_jax import theory
+from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool
+from tests.signal.nets import NETS, NnxCnn, drawn, images
+from tests.signal.test_probe import twin
+
+NET = Arch(
+    "net",
+    8,
+    (
+        Conv("conv1", 40, 3, padding=(1, 1)),
+        MaxPool("pool1", 2),
+        *(Conv(f"conv2_{i}", 40, 2, padding=(0, 1)) for i in range(4)),
+        Dense("fc1", 50, stddev=0.1),
+        Logits("fc2", stddev=0.1),
+    ),
+)
+
+
+@functools.cache
+def example(rectifier="prelu"):
+    model = pj.models.build(NET, 10, rectifier, pj.initializers.he_normal("fan_in", 0.25))
+    x = 3 * images(16, 8, 8, 2) + 1
+    return model, jax.jit(model.init)(jax.random.key(0), x), x
+
+
+def test_a_network_of_the_library_is_predicted_from_its_weights_its_slopes_and_the_batch():
+    model, variables, x = example()
+    report = pj.diagnose(model, variables, x)
+    assert report.model == "RectifierNet"
+    assert list(report.predicted) == [row.name for row in report.layers]
+    for row in report.rows():
+        for moment, noise in (("second_moment", ""), ("gradient_second_moment", "gradient_")):
+            log = math.log(row[moment] / row[f"predicted_{moment}"])
+            assert abs(log) < 4 * row[f"{noise}log_noise"] + 0.2, (row["name"], moment)
+    # The input's scale, kernels and slopes count, each as the theory has it.
+    first = report.predicted["conv1"].forward
+    assert pj.diagnose(model, variables, 2 * x).predicted["conv1"].forward == pytest.approx(
+        4 * first, rel=1e-5
+    )
+    params = dict(variables["params"])
+    params["conv1"] = {**params["conv1"], "kernel": 2 * params["conv1"]["kernel"]}
+    params["fc1_prelu"] = {"negative_slope": jnp.ones(50)}
+    changed = pj.diagnose(model, {"params": params}, x).predicted
+    assert changed["conv2_0"].forward == pytest.approx(
+        4 * report.predicted["conv2_0"].forward, rel=1e-5
+    )
+    gain = 4 * 2 / (1 + 0.25**2)
+    assert changed["fc2"].forward == pytest.approx(gain * report.predicted["fc2"].forward, rel=1e-5)
+
+
+@pytest.mark.parametrize(("rectifier", "slope"), [("relu", 0.0), ("leaky_relu", 0.25)])
+def test_fixed_slopes_are_known(rectifier, slope):
+    model = pj.models.build(NET, 10, rectifier)
+    _, variables, x = example()
+    kernels = {k: v for k, v in variables["params"].items() if "prelu" not in k}
+    found = pj.diagnose(model, {"params": kernels}, x)
+    expected = theory.predict(
+        NET,
+        initializer={row.name: row.kernel_rms**2 for row in found.layers},
+        in_channels=2,
+        negative_slope=slope,
+        input_second_moment=np.mean(np.square(x, dtype=np.float64), (0, 3)),
+    )
+    assert found.predicted["conv1"].forward == pytest.approx(expected[0].forward, rel=1e-6)
+    last = expected[-2].backward / expected[-1].backward
+    ratio = found.predicted["fc1"].backward / found.predicted["fc2"].backward
+    assert ratio == pytest.approx(last, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_linen_and_nnx_give_one_report(name):
+    net = NETS[name]
+    x = images(*net.shape)
+    variables = drawn(net.linen, x)
+    loss = lambda y: jnp.mean(jnp.square(y - 1))  # noqa: E731
+    linen = pj.diagnose(net.linen, variables, x, loss=loss, weight_decay=0.1)
+    nnx_ = pj.diagnose(twin(net, variables), x, loss=loss, weight_decay=0.1)
+    assert (linen.model, nnx_.model) == (type(net.linen).__name__, net.nnx.__name__)
+    assert linen.predicted == nnx_.predicted == {}
+    assert [row.name for row in linen.layers] == [row.name for row in nnx_.layers]
+    for a, b in zip(linen.layers, nnx_.layers, strict=True):
+        for field in dataclasses.fields(a):
+            of_a, of_b = getattr(a, field.name), getattr(b, field.name)
+            if isinstance(of_a, float):
+                assert of_a == pytest.approx(of_b, rel=1e-4, abs=1e-6), (a.name, field.name)
+    assert linen.verdict == nnx_.verdict
+
+
+@pytest.mark.parametrize("where", ["batch", "kernel"])
+def test_what_is_not_finite_is_reported_not_raised(where):
+    model, variables, x = example()
+    variables = jax.tree.map(np.array, variables)
+    if where == "batch":
+        x = x.at[3, 1, 1, 0].set(jnp.nan)
+    else:
+        variables["params"]["conv2_1"]["kernel"][0, 0, 0, 0] = np.nan
+    report = pj.diagnose(model, variables, x)
+    assert report.verdict == "not finite"
+    layer = {"batch": "conv1", "kernel": "conv2_1"}[where]
+    assert f"from {layer} on" in report.summary
+    assert "nan" in str(report)
+    with pytest.raises(AssertionError, match=f"not finite .* from {layer} on"):
+        report.assert_healthy()
+
+
+def test_collapse_dead_units_and_a_stall_are_found_in_real_nets():
+    class Net(nn.Module):
+        bias: float = 0.0
+
+        @nn.compact
+        def __call__(self, x):
+            for i in range(3):
+                start = nn.initializers.constant(self.bias)
+                x = nn.relu(nn.Dense(64, name=f"dense_{i}", bias_init=start)(x))
+            return nn.Dense(10, name="head")(x)
+
+    x = images(32, 64)
+    for bias, expected in ((1e3, "collapsing"), (-1e3, "dead units")):
+        model = Net(bias)
+        variables = model.init(jax.random.key(0), x)
+        verdicts = [f.verdict for f in pj.diagnose(model, variables, x).findings]
+        assert expected in verdicts, (bias, verdicts)
+    variables = Net().init(jax.random.key(0), x)
+    report = pj.diagnose(
+        Net(), variables, x, loss=lambda y: jnp.mean(jnp.square(y)), weight_decay=100.0
+    )
+    assert report.verdict == "stalled"
+    assert "footnote 2" in report.summary
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda: (*example(), 1), "was given 4 positional arguments; expected diagnose(model, v"),
+        (lambda: (NnxCnn(nnx.Rngs(0)), {}, images(2, 6, 6, 2)), "was given 3 positional"),
+        (lambda: example()[:2], "was given 2 positional"),
+    ],
+)
+def test_a_wrong_number_of_arguments_is_told_both_forms(arguments, message):
+    with pytest.raises(TypeError) as raised:
+        pj.diagnose(*arguments())
+    assert message in str(raised.value)
