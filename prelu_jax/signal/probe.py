@@ -6,6 +6,7 @@ gradient Δy = ∂objective/∂y (He et al. 2015, §2.2), and the rate at which 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,18 +22,21 @@ from prelu_jax.signal.taps import View, view
 Loss = Callable[[Any], jax.Array]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Probe:
     """A measurement made ready by `prepare`: `statistics` on the device, `read` on the host.
 
     To measure again and again, keep the probe and one ``jax.jit(probe.statistics)``.
+
+    Probes of equal models, shapes and options are equal, and hash if the model and options do.
 
     Attributes:
         view: how it sees the model.
         calls: the calls of affine layers, in execution order.
         unseen: as `Measurement.unseen`.
         batch_size: the number of examples on one device.
-        loss, weight_decay, call_kwargs, axis_name: as given to `prepare`.
+        loss, weight_decay, axis_name: as given to `prepare`.
+        call_kwargs: the keywords of the call, in pairs.
     """
 
     view: View
@@ -41,7 +45,7 @@ class Probe:
     batch_size: int
     loss: Loss | None
     weight_decay: float
-    call_kwargs: Mapping[str, Any]
+    call_kwargs: tuple[tuple[str, Any], ...]
     axis_name: str | None
 
     def statistics(
@@ -85,7 +89,7 @@ class Probe:
 
             exchanged = self.view.replace(variables, kernels)
             outputs = self.view.call(
-                exchanged, checks.args_of(batch), self.call_kwargs, rngs, observe
+                exchanged, checks.args_of(batch), dict(self.call_kwargs), rngs, observe
             )
             return self._objective(outputs, noise_key), forward
 
@@ -199,7 +203,8 @@ def prepare(
 
         checks.abstractly(collect, axis_name, state, batch, rngs)
         raise ValueError(_nothing_to_measure(kinds, unseen))
-    return Probe(seen, tuple(calls), unseen, batch_size, loss, weight_decay, kwargs, axis_name)
+    options = tuple(sorted(kwargs.items()))
+    return Probe(seen, tuple(calls), unseen, batch_size, loss, weight_decay, options, axis_name)
 
 
 def measure(
@@ -245,7 +250,19 @@ def measure(
         loss=loss, weight_decay=weight_decay, rngs=rngs, call_kwargs=call_kwargs,
     )  # fmt: skip
     state = variables_of(model, variables)
-    return probe.read(jax.jit(probe.statistics)(state, batch, key, rngs))
+    return probe.read(_compiled(probe)(state, batch, key, rngs))
+
+
+# Compiled once for equal probes, so that to measure a model again, as it learns, costs one pass.
+_statistics = jax.jit(Probe.statistics, static_argnums=0)
+
+
+def _compiled(probe: Probe) -> Callable[..., Any]:
+    try:
+        hash(probe)
+    except TypeError:  # a field of the model, or a keyword, that cannot key a cache
+        return jax.jit(probe.statistics)
+    return functools.partial(_statistics, probe)
 
 
 def variables_of(model: Any, variables: Any) -> Any:

@@ -266,6 +266,39 @@ def test_a_prepared_probe_traces_its_model_once():
         probe.statistics(variables, jnp.ones((4, 2)))
 
 
+class Scaled(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, scale=1.0):
+        return nn.Dense(2)(x * scale)
+
+
+def test_measuring_an_equal_model_again_compiles_nothing():
+    x = images(3, 2)
+    variables = drawn(Scaled(), x)
+    other_variables, other_x = jax.tree.map(lambda leaf: 2 * leaf, (variables, x))
+    one, other = (nnx.Linear(2, 2, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    signal.measure(Scaled(), variables, x)
+    signal.measure(one, None, x)
+    compiled = []
+    listen = lambda event, duration, **_: compiled.append(event)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        signal.measure(Scaled(), other_variables, other_x)
+        signal.measure(other, None, x)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert not [event for event in compiled if "backend_compile" in event]
+
+
+def test_a_keyword_that_cannot_key_a_cache_is_no_obstacle():
+    x = images(3, 2)
+    variables = drawn(Scaled(), x)
+    plain = signal.measure(Scaled(), variables, x).layers[0]
+    for scale in (jnp.array(2.0), jnp.array(3.0)):
+        scaled = signal.measure(Scaled(), variables, x, call_kwargs={"scale": scale}).layers[0]
+        assert scaled.input_second_moment == pytest.approx(scale**2 * plain.input_second_moment)
+
+
 @pytest.mark.parametrize("where", ["batch", "kernel", "loss"])
 def test_the_first_layer_with_a_number_that_is_not_finite_is_named(where):
     net = NETS["residual"]
