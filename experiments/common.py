@@ -23,17 +23,20 @@ _EXAMPLES_A_CORE = 16  # of a batch, at least
 Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
 
 
-def main(name: str, configs: Mapping[str, Callable[[], Any]], run: Run) -> None:
+def main(
+    name: str, configs: Mapping[str, Callable[[], Any]], run: Run, default_seeds: int = 3
+) -> None:
     """Runs an experiment from the command line; the exit status is 1 if a claim fails.
 
     Args:
         name: of the experiment, for the default work folder.
         configs: scale -> its configuration, a dataclass whose fields are flags, --config.FIELD.
         run: takes the configuration, the work folder and the number of seeds.
+        default_seeds: how many, where the command does not say.
     """
     scale = flags.DEFINE_string("scale", "laptop", f"One of {', '.join(configs)}.")
     workdir = flags.DEFINE_string("workdir", "", "Where runs go; default runs/<name>_<scale>.")
-    seeds = flags.DEFINE_integer("seeds", 3, "How many, from --config.seed on.", lower_bound=1)
+    seeds = flags.DEFINE_integer("seeds", default_seeds, "How many of them.", lower_bound=1)
     try:
         # The scale decides the configuration whose fields are the other flags: read it first.
         flags.FLAGS(_only(sys.argv, "scale"))
@@ -96,7 +99,7 @@ def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:
     Args:
         runs: folder -> (label, configuration).
     """
-    _cache_compilations()
+    cache_compilations()
     _use_every_core(min(config.batch_size for _, config in runs.values()))
     parallel = Parallel()
     for _, config in runs.values():
@@ -130,7 +133,7 @@ def _use_every_core(batch_size: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
 
 
-def _cache_compilations() -> None:
+def cache_compilations() -> None:
     """Compiled programs are kept between commands, unless the user has chosen a place."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments.results import Curve
+from experiments.results import Curve, Profile
 
 # The colours and dashes of He et al. 2015, Figures 2 and 3.
 _STYLES = {"He": ("red", "solid"), "Xavier": ("blue", "dashed")}
+_DECADES = (-15, 3)  # of a profile: what lies below is out of the picture
+_PROFILE_COLOURS = ("tab:red", "tab:orange", "tab:blue", "tab:green")
 
 
 def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) -> list[Path]:
@@ -23,12 +26,9 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) 
     Returns:
         The files written, a PNG and a PDF.
     """
-    import matplotlib as mpl  # not needed to read results, and slow to import
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import PercentFormatter
 
+    plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
     for arm in dict.fromkeys(curve.arm for curve in curves):
         of_arm = [curve for curve in curves if curve.arm == arm]
@@ -50,8 +50,66 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) 
     axes.set_title(title, fontsize=13)
     figure.legend(loc="outside upper center", ncols=2, fontsize=12, frameon=False)
     figure.supxlabel(caption, fontsize=8, color="0.35")
+    return _save(figure, stem)
+
+
+def signal_profiles(profiles: Sequence[Profile], caption: str, stem: Path) -> list[Path]:
+    """Second moments over depth: a column for every network, forward above, backward below.
+
+    Args:
+        profiles: both directions of every initialisation of every network.
+        caption: below the axes: what was measured.
+        stem: path of the figure without its ending.
+
+    Returns:
+        The files written, a PNG and a PDF.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    nets = list(dict.fromkeys(p.net for p in profiles))
+    arms = list(dict.fromkeys(p.arm for p in profiles))
+    size = {"figsize": (4.3 * len(nets), 7.5), "layout": "constrained"}
+    figure, grid = _pyplot().subplots(2, len(nets), squeeze=False, sharey="row", **size)
+    for p in profiles:
+        row, column = ("forward", "backward").index(p.direction), nets.index(p.net)
+        axes, colour = grid[row, column], _PROFILE_COLOURS[arms.index(p.arm)]
+        x = np.arange(1, len(p.layers) + 1)
+        log, half = p.interval()
+        to_decimal = 1 / np.log(10)
+        first = row == 0 and column == 0
+        axes.plot(x, p.predicted * to_decimal, color=colour, lw=1.5, label=p.arm if first else None)
+        axes.errorbar(
+            x, log * to_decimal, half * to_decimal, fmt="o", ms=3.5, color=colour, elinewidth=1
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"$10^{{{y:.0f}}}$"))
+        axes.set_ylim(*_DECADES)
+        axes.grid(alpha=0.25)
+        axes.tick_params(labelsize=11)
+        if row == 0:
+            axes.set_title(f"{p.net}, {len(p.layers)} layers", fontsize=12)
+        else:
+            axes.set_xlabel("Layer", fontsize=13)
+    grid[0, 0].set_ylabel("Forward: E[y²]", fontsize=13)
+    grid[1, 0].set_ylabel("Backward: E[Δy²]", fontsize=13)
+    figure.legend(loc="outside upper center", ncols=len(arms), fontsize=12, frameon=False)
+    figure.supxlabel(caption, fontsize=9, color="0.35")
+    return _save(figure, stem)
+
+
+def _pyplot() -> Any:
+    """Imported late: not needed to read results, and slow."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, stem: Path) -> list[Path]:
     files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for file in files:
         figure.savefig(file, dpi=150)
-    plt.close(figure)
+    _pyplot().close(figure)
     return files

@@ -45,6 +45,74 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
+class Factor:
+    """A predicted factor, and the measured one with its interval."""
+
+    predicted: float
+    measured: float
+    low: float
+    high: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the prediction lies in the interval."""
+        return self.low <= self.predicted <= self.high
+
+    def __str__(self) -> str:
+        return (
+            f"predicted {self.predicted:.4f}, measured {self.measured:.4f} "
+            f"({self.low:.4f} to {self.high:.4f})"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Profile:
+    """Second moments of a network at initialisation, layer by layer.
+
+    Attributes:
+        net: the network's name.
+        arm: its initialisation.
+        direction: 'forward', E[y²], or 'backward', E[Δy²].
+        layers: the layers' names ``[L]``.
+        predicted: logs of the moments by theory ``[L]``.
+        measured: logs of the moments of each seed ``[n, L]``.
+    """
+
+    net: str
+    arm: str
+    direction: str
+    layers: tuple[str, ...]
+    predicted: np.ndarray
+    measured: np.ndarray
+
+    def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """The log of the mean over the seeds ``[L]``, and half its interval ``[L]``."""
+        return log_normal_mean(self.measured, level)
+
+    def factor_per_layer(self, stage: Sequence[str], level: float) -> Factor:
+        """From the first to the last layer of a stage, or backward, a geometric mean per layer."""
+        ends = [self.layers.index(stage[i]) for i in (0, -1)]
+        first, last = ends if self.direction == "forward" else reversed(ends)
+        steps = abs(last - first)
+        predicted = self.predicted[last] - self.predicted[first]
+        log, half = log_normal_mean(self.measured[:, last] - self.measured[:, first], level)
+        return Factor(*(float(np.exp(v / steps)) for v in (predicted, log, log - half, log + half)))
+
+
+def log_normal_mean(logs: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """The log of the mean of a log-normal variable from n draws ``[n, ...]``, ± half an interval.
+
+    A product of many random layers is nearly log-normal, and so skewed that the plain mean of any
+    affordable number of draws lies far below its expectation: E = exp(mean + variance / 2).
+    """
+    n = len(logs)
+    variance = logs.var(axis=0, ddof=1)
+    error = np.sqrt(variance / n + variance**2 / (2 * (n - 1)))
+    half = stats.t.ppf((1 + level) / 2, n - 1) * error
+    return logs.mean(axis=0) + variance / 2, half
+
+
+@dataclasses.dataclass(frozen=True)
 class Claim:
     """A statement of a paper as a check over n seeds."""
 
@@ -78,6 +146,24 @@ def write_csv(curves: Sequence[Curve], file: Path) -> None:
         for curve in curves:
             for row in zip(curve.steps, curve.epochs, curve.errors, strict=True):
                 writer.writerow([curve.arm, curve.seed, *row])
+
+
+def write_profiles(profiles: Sequence[Profile], file: Path) -> None:
+    """Every layer of every profile, a row each; moments as decimal logarithms."""
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(
+            [
+                *("net", "initialisation", "direction", "layer", "seeds"),
+                *("log10_predicted", "log10_measured", "log10_low", "log10_high"),
+            ]
+        )
+        for p in profiles:
+            log, half = p.interval()
+            numbers = np.stack([p.predicted, log, log - half, log + half], axis=1) / np.log(10)
+            for layer, row in zip(p.layers, numbers, strict=True):
+                known = [p.net, p.arm, p.direction, layer, len(p.measured)]
+                writer.writerow([*known, *(f"{value:.4f}" for value in row)])
 
 
 def summary(values: Sequence[float], unit: str, scale: float = 1.0) -> str:

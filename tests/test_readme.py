@@ -21,6 +21,7 @@ SHELL = [
     for line in text.replace("\\\n", " ").splitlines()
     if line.partition("#")[0].strip()
 ]
+SHORT_PROFILE = ("--seeds=2", "--config.archs=small_14_reduced")
 # What a command cannot have in a test: its data set, its hours.
 DATA = ("--config.dataset=digits", "--config.test_split=test")
 
@@ -56,7 +57,8 @@ def test_python_blocks_run(block):
 @pytest.mark.slow
 @pytest.mark.parametrize("line", commands("python -m experiments."))
 def test_experiments_run(line, tmp_path):
-    arguments = [*shlex.split(line)[1:], *SHORT, f"--workdir={tmp_path}"]
+    short = SHORT_PROFILE if "signal_profile" in line else SHORT
+    arguments = [*shlex.split(line)[1:], *short, f"--workdir={tmp_path}"]
     if "--scale=laptop" not in line:
         arguments += DATA
     if "--scale=imagenet" in line:

@@ -1,0 +1,208 @@
+"""Where the signal goes before the first step: He et al. 2015, Eq. 9 to 14, in pictures.
+
+    python -m experiments.signal_profile --scale=laptop
+
+The 14-, 22- and 30-layer networks, each with four initialisations: second moments of every layer's
+output and of the gradient there, predicted and measured. Inputs and the gradient at the scores are
+white noise.
+"""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments import common, figures, results
+from experiments.results import Claim, Profile
+from prelu_jax import arch, initializers, models, names, signal, theory
+from prelu_jax.arch import Arch, Conv
+from prelu_jax.signal import Measurement, Prediction, Report
+from prelu_jax.signal.verdict import HEALTHY, VANISHING
+from prelu_jax.theory import LayerMoments
+
+HE_IN, HE_OUT, XAVIER, GAUSSIAN = "He, fan_in", "He, fan_out", "Xavier", "Gaussian 0.01"
+RULES: dict[str, Any] = {
+    HE_IN: initializers.he_normal("fan_in"),  # Eq. 10
+    HE_OUT: initializers.he_normal("fan_out"),  # Eq. 14
+    XAVIER: initializers.xavier_normal("fan_out"),  # as in the legends of Figures 2 and 3
+    GAUSSIAN: initializers.gaussian(0.01),
+}
+CHANNELS, CLASSES = 3, 10
+LEVEL = 0.999  # of the intervals that the theory has to lie in: there are 24 of them
+
+
+@dataclasses.dataclass
+class Config:
+    """Which networks are measured, and how."""
+
+    archs: tuple[str, ...] = ("small_14_reduced", "model_b_reduced", "small_30_reduced")
+    padding: str = "alternating"
+    batch_size: int = 8
+
+
+def laptop() -> Config:
+    """The reductions to 32 pixels: a minute on two cores."""
+    return Config()
+
+
+def imagenet() -> Config:
+    """The networks of the paper at 224 pixels."""
+    return Config(archs=("small_14", "model_b", "small_30"))
+
+
+def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
+    """Measures, and writes figure.png, figure.pdf, profile.csv and claims.json."""
+    names.check("padding", config.padding, arch.PADDINGS)
+    nets = [arch.with_padding(arch.get(name), config.padding) for name in config.archs]
+    if config.batch_size < 1:
+        raise ValueError(f"config.batch_size is {config.batch_size}, expected at least 1.")
+    if seeds < 2:
+        raise ValueError(f"--seeds is {seeds}, expected at least 2: of one there is no interval.")
+    common.cache_compilations()
+    found = [each for net in nets for each in _measure(net, config.batch_size, seeds)]
+    profiles = [profile for each in found for profile in each.profiles]
+    claims = judge(nets, found)
+    workdir.mkdir(parents=True, exist_ok=True)
+    caption = (
+        f"ReLU, padding {config.padding}, batch {config.batch_size}, white noise in and back; "
+        f"seeds 0 to {seeds - 1}; lines: theory; points: mean over the seeds, as of a log-normal "
+        "variable, with 95 % intervals"
+    )
+    written = figures.signal_profiles(profiles, caption, workdir / "figure")
+    table, judged = workdir / "profile.csv", workdir / "claims.json"
+    results.write_profiles(profiles, table)
+    judged.write_text(json.dumps([dataclasses.asdict(c) for c in claims], indent=2) + "\n")
+    print("\nWritten:", *written, table, judged, sep="\n  ")
+    return claims
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """One initialisation of one network: both directions, and a verdict on every seed."""
+
+    net: str
+    arm: str
+    profiles: tuple[Profile, Profile]
+    verdicts: list[str]
+
+
+def _measure(net: Arch, batch_size: int, seeds: int) -> Iterator[Found]:
+    """A network with every initialisation."""
+    model = models.build(net, CLASSES, "relu", initializers.gaussian(1.0))
+    image = jax.ShapeDtypeStruct((batch_size, net.image_size, net.image_size, CHANNELS), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    convs = [layer.name for layer in net.layers if isinstance(layer, Conv)]
+    stddevs = {
+        arm: {c: rule.variance(shapes["params"][c]["kernel"].shape) ** 0.5 for c in convs}
+        for arm, rule in RULES.items()
+    }
+    probe = signal.prepare(model, shapes, image)
+
+    @jax.jit
+    def measure(seed: jax.Array, stddev: dict[str, jax.Array]) -> Any:
+        """All arms are Gaussians: one unit draw serves them all."""
+        of_weights, of_images, of_scores = jax.random.split(jax.random.key(seed), 3)
+        images = jax.random.normal(of_images, image.shape)
+        params = {**model.init(of_weights, images)["params"]}
+        for conv in convs:
+            params[conv] = {**params[conv], "kernel": stddev[conv] * params[conv]["kernel"]}
+        return probe.statistics({"params": params}, images, of_scores)
+
+    runs = [(arm, seed) for arm in RULES for seed in range(seeds)]
+    measured: dict[str, list[Measurement]] = {arm: [] for arm in RULES}
+    for arm, seed in tqdm(runs, desc=net.name, unit="pass"):
+        measured[arm].append(probe.read(measure(seed, stddevs[arm])))
+    for arm, rule in RULES.items():
+        predicted = theory.predict(net, initializer=rule, in_channels=CHANNELS, num_classes=CLASSES)
+        yield _found(net.name, arm, predicted, measured[arm])
+
+
+def _found(
+    net: str, arm: str, predicted: Sequence[LayerMoments], measured: Sequence[Measurement]
+) -> Found:
+    names = tuple(layer.name for layer in predicted)
+    by_name = {layer.name: Prediction(layer.forward, layer.backward) for layer in predicted}
+    verdicts = [Report(net, each, by_name).verdict for each in measured]
+    forward, backward = (
+        Profile(
+            net,
+            arm,
+            direction,
+            names,
+            np.log([getattr(layer, direction) for layer in predicted]),
+            np.log([[getattr(row, moment) for row in each.layers] for each in measured]),
+        )
+        for direction, moment in (
+            ("forward", "second_moment"),
+            ("backward", "gradient_second_moment"),
+        )
+    )
+    return Found(net, arm, (forward, backward), verdicts)
+
+
+def last_stage(net: Arch) -> list[str]:
+    """The convolutions behind the last pooling before the fully connected layers."""
+    stages: list[list[str]] = [[]]
+    for before, layer in zip(net.layers, net.layers[1:], strict=False):
+        if isinstance(layer, Conv):
+            stages[-1].append(layer.name) if isinstance(before, Conv) else stages.append(
+                [layer.name]
+            )
+    return stages[-1]
+
+
+def judge(nets: Sequence[Arch], found: Sequence[Found]) -> list[Claim]:
+    """What the paper says of the initialisations, and whether the theory holds.
+
+    The theory is held against the factor per layer along the last stage: there no pool comes
+    between, and it is exact.
+    """
+    stages = {net.name: last_stage(net) for net in nets}
+    profiles = [profile for each in found for profile in each.profiles]
+    factors = {p: p.factor_per_layer(stages[p.net], LEVEL) for p in profiles}
+    missed = [f"{p.net}, {p.arm}, {p.direction}: {f}" for p, f in factors.items() if not f.agrees]
+    he, xavier, gaussian = (
+        {(each.net, each.arm): each.verdicts for each in found if each.arm in arms}
+        for arms in ((HE_IN, HE_OUT), (XAVIER,), (GAUSSIAN,))
+    )
+    deepest = max(nets, key=lambda net: len(net.layers)).name
+    return [
+        Claim(
+            "He: the signal is healthy in every network and seed",
+            all(set(verdicts) == {HEALTHY} for verdicts in he.values()),
+            _counts(he),
+        ),
+        Claim(
+            f"Xavier: the signal vanishes in the deepest network, {deepest}, in every seed",
+            set(xavier[deepest, XAVIER]) == {VANISHING},
+            _counts(xavier),
+        ),
+        Claim(
+            "Gaussian 0.01: the signal vanishes in every network and seed",
+            all(set(verdicts) == {VANISHING} for verdicts in gaussian.values()),
+            _counts(gaussian),
+        ),
+        Claim(
+            f"The theory's factor per layer lies in the {LEVEL:.1%} interval of the measured one",
+            not missed,
+            "; ".join(missed) or f"all {len(factors)} of them",
+        ),
+    ]
+
+
+def _counts(verdicts: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    """How often each verdict was given, by network and initialisation."""
+    return "\n      ".join(
+        f"{net}, {arm}: " + ", ".join(f"{v} {n}" for v, n in collections.Counter(of).items())
+        for (net, arm), of in verdicts.items()
+    )
+
+
+if __name__ == "__main__":
+    common.main("signal_profile", {"laptop": laptop, "imagenet": imagenet}, run, default_seeds=16)
