@@ -26,8 +26,8 @@ and most draws lie below their mean.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, SupportsFloat
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -47,6 +47,9 @@ class Rule(Protocol):
 
     def variance(self, shape: Sequence[int]) -> float:
         """The variance of the weights of a kernel of this shape."""
+
+
+Variances = Rule | Mapping[str, SupportsFloat]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +91,15 @@ class _Step:
 def _steps(
     arch: Arch,
     shape: tuple[int, ...],
-    initializer: Rule,
+    initializer: Variances,
     features: int,
     num_classes: int,
     slopes: Slopes,
 ) -> Iterator[_Step]:
     slope_of = _slopes(arch, slopes)
+    if isinstance(initializer, Mapping):
+        weighted = [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense | Logits)]
+        _check_layers("initializer", "weighted layer", initializer, weighted, "a rule for all")
     slope: ArrayLike = 1.0
     for layer, before in zip(arch.layers, (None, *arch.layers), strict=False):
         if isinstance(layer, MaxPool | SpatialPyramid):
@@ -108,17 +114,24 @@ def _steps(
             continue
         if isinstance(layer, Conv):
             size, outputs = layer.kernel_size**2, layer.features
-            kernel = (layer.kernel_size, layer.kernel_size, features, outputs)
-            variance = initializer.variance(kernel)
             shape = tuple(len(moment_maps.taps(side, layer)) for side in shape)
             fans = size * features, size * outputs
         else:
             outputs = num_classes if isinstance(layer, Logits) else layer.features
-            variance = layer.stddev**2
             fans, shape = (math.prod(shape) * features, outputs), ()
+        variance = _variance(initializer, layer, features)
         behind = slope_of[layer.name]
         yield _Step(layer, shape, features, slope, behind, *fans, variance)
         features, slope = outputs, behind
+
+
+def _variance(initializer: Variances, layer: Conv | Dense | Logits, in_features: int) -> float:
+    if isinstance(initializer, Mapping):
+        return float(initializer[layer.name])
+    if isinstance(layer, Conv):
+        side = layer.kernel_size
+        return initializer.variance((side, side, in_features, layer.features))
+    return layer.stddev**2
 
 
 def _slopes(arch: Arch, slopes: Slopes) -> dict[str, ArrayLike]:
@@ -126,21 +139,27 @@ def _slopes(arch: Arch, slopes: Slopes) -> dict[str, ArrayLike]:
     rectified = [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense)]
     if not isinstance(slopes, Mapping):
         slopes = dict.fromkeys(rectified, slopes)
-    for name in slopes:
-        names.check("rectified layer", name, rectified)
-    missing = [name for name in rectified if name not in slopes]
+    _check_layers("negative_slope", "rectified layer", slopes, rectified, "one number for all")
+    return dict(slopes) | {layer.name: 1.0 for layer in arch.layers if isinstance(layer, Logits)}
+
+
+def _check_layers(
+    argument: str, kind: str, given: Iterable[str], layers: Sequence[str], instead: str
+) -> None:
+    for name in given:
+        names.check(kind, name, layers)
+    missing = [name for name in layers if name not in set(given)]
     if missing:
         raise ValueError(
-            f"negative_slope has none for {', '.join(missing)}; expected one for every layer of "
-            f"{arch.name} with a rectifier, or one number for all."
+            f"{argument} has none for {', '.join(missing)}; expected one for every {kind} of the "
+            f"network, or {instead}."
         )
-    return dict(slopes) | {layer.name: 1.0 for layer in arch.layers if isinstance(layer, Logits)}
 
 
 def plain(
     arch: Arch,
     *,
-    initializer: Rule,
+    initializer: Variances,
     in_channels: int = 3,
     num_classes: int = 10,
     negative_slope: Slopes = 0.0,
@@ -171,7 +190,7 @@ def plain(
 def predict(
     arch: Arch,
     *,
-    initializer: Rule,
+    initializer: Variances,
     in_channels: int = 3,
     num_classes: int = 10,
     negative_slope: Slopes = 0.0,
@@ -185,8 +204,9 @@ def predict(
 
     Args:
         arch: the network.
-        initializer: of the convolutions, as `models.build` takes it; fully connected layers have
-            their std in their records.
+        initializer: of the convolutions, as `models.build` takes it, while fully connected layers
+            have their std in their records; or of every weighted layer the variance of its
+            weights by the layer's name, e.g. of a net's current kernels, taken as drawn anew.
         in_channels: of the images.
         num_classes: outputs of the last layer.
         negative_slope: of the rectifiers, 0 for ReLU: a scalar for all, or for every layer that
@@ -201,8 +221,8 @@ def predict(
         One record per weighted layer, in order.
 
     Raises:
-        ValueError: the image is too small, max pooling follows max pooling, or ``negative_slope``
-            lacks a layer or has one that the network does not.
+        ValueError: the image is too small, max pooling follows max pooling, or ``initializer`` or
+            ``negative_slope`` lacks a layer or has one that the network does not.
     """
     moments = np.asarray(input_second_moment, np.float64)
     shape = moments.shape if moments.ndim else (arch.image_size, arch.image_size)

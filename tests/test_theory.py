@@ -112,6 +112,27 @@ def test_fully_connected_layers_by_hand():
         assert plain[name].backward == pytest.approx(record.backward)
 
 
+@pytest.mark.parametrize("formula", [theory.predict, theory.plain])
+def test_variances_by_name_are_those_of_the_rule_until_one_changes(formula):
+    net = arch.MODEL_B_REDUCED
+    variances, features = {}, 3
+    for layer in net.layers:
+        if isinstance(layer, Conv):
+            shape = (layer.kernel_size, layer.kernel_size, features, layer.features)
+            variances[layer.name] = HE.variance(shape)
+            features = layer.features
+        elif isinstance(layer, Dense | Logits):
+            variances[layer.name] = layer.stddev**2
+    by_rule = formula(net, initializer=HE)
+    assert formula(net, initializer=variances) == by_rule
+    for name in ("conv3_2", "fc2", "fc3"):
+        changed = formula(net, initializer=variances | {name: np.float32(4 * variances[name])})
+        place = list(variances).index(name)
+        for i, (found, before) in enumerate(zip(changed, by_rule, strict=True)):
+            factors = found.forward / before.forward, found.backward / before.backward
+            assert factors == pytest.approx((4 if i >= place else 1, 4 if i < place else 1))
+
+
 def test_the_plain_formula_is_1_per_layer_where_the_paper_says_so():
     for slope in (0.0, 0.25):
         rules = [initializers.he_normal(mode, slope) for mode in ("fan_in", "fan_out")]
@@ -156,6 +177,10 @@ def test_bad_input_is_named():
         predict(negative_slope={"conv1": 0.1})
     with pytest.raises(ValueError, match="Unknown rectified layer 'conv9'. Did you mean 'conv"):
         predict(negative_slope={"conv9": 0.1})
+    with pytest.raises(ValueError, match="initializer has none for conv2_1, .*fc3; expected one"):
+        predict(initializer={"conv1": 0.1})
+    with pytest.raises(ValueError, match="Unknown weighted layer 'fc9'. Did you mean 'fc"):
+        predict(initializer={"fc9": 0.1})
     with pytest.raises(ValueError, match=r"input_second_moment has shape \(3,\), expected a scal"):
         predict(input_second_moment=np.ones(3))
     with pytest.raises(ValueError, match=r"input_correlation is -0.1, expected"):
