@@ -55,10 +55,12 @@ def test_maps_are_those_of_a_convolution_with_ones_and_of_its_gradient(options, 
     np.testing.assert_allclose(backward, 0.3 * 5 * np.asarray(dx), rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", PADDINGS, ids=str)
-def test_correlations_are_those_of_weights_shared_tap_by_tap(options):
+@pytest.mark.parametrize(
+    ("options", "groups"), [*((options, 1) for options in PADDINGS), (PADDINGS[3], 3)], ids=str
+)
+def test_correlations_are_those_of_weights_shared_tap_by_tap(options, groups):
     """Against the outputs' products for many draws of the weights."""
-    conv = Conv("conv", 20_000, 2, **options)
+    conv = Conv("conv", 21_000, 2, **options)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 4, 3)).astype(np.float32)  # one image: its products are the moments
     moments = np.mean(np.square(x), axis=2)
@@ -71,10 +73,11 @@ def test_correlations_are_those_of_weights_shared_tap_by_tap(options):
         image = jnp.pad(image, sides, mode="wrap")
     y = jax.lax.conv_general_dilated(
         image,
-        jnp.asarray(rng.normal(size=(2, 2, 3, conv.features)), jnp.float32),
+        jnp.asarray(rng.normal(size=(2, 2, 3 // groups, conv.features)), jnp.float32),
         (conv.stride, conv.stride),
         ((0, 0), (0, 0)) if conv.circular else (conv.padding, conv.padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )[0]
     products = np.einsum("abc,dec->abde", y, y)
     deviation = np.sqrt(np.einsum("abab->ab", products))
