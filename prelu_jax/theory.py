@@ -26,8 +26,8 @@ and most draws lie below their mean.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, SupportsFloat
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -47,6 +47,9 @@ class Rule(Protocol):
 
     def variance(self, shape: Sequence[int]) -> float:
         """The variance of the weights of a kernel of this shape."""
+
+
+Variances = Rule | Mapping[str, SupportsFloat]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +91,15 @@ class _Step:
 def _steps(
     arch: Arch,
     shape: tuple[int, ...],
-    initializer: Rule | Mapping[str, float],
+    initializer: Variances,
     features: int,
     num_classes: int,
     slopes: Slopes,
 ) -> Iterator[_Step]:
     slope_of = _slopes(arch, slopes)
-    weighted = [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense | Logits)]
     if isinstance(initializer, Mapping):
-        _check_names(arch, "initializer", initializer, weighted)
+        weighted = [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense | Logits)]
+        _check_layers("initializer", "weighted layer", initializer, weighted, "a rule for all")
     slope: ArrayLike = 1.0
     for layer, before in zip(arch.layers, (None, *arch.layers), strict=False):
         if isinstance(layer, MaxPool | SpatialPyramid):
@@ -111,19 +114,24 @@ def _steps(
             continue
         if isinstance(layer, Conv):
             size, outputs = layer.kernel_size**2, layer.features
-            kernel = (layer.kernel_size, layer.kernel_size, features, outputs)
-            variance = 0.0 if isinstance(initializer, Mapping) else initializer.variance(kernel)
             shape = tuple(len(moment_maps.taps(side, layer)) for side in shape)
             fans = size * features, size * outputs
         else:
             outputs = num_classes if isinstance(layer, Logits) else layer.features
-            variance = layer.stddev**2
             fans, shape = (math.prod(shape) * features, outputs), ()
-        if isinstance(initializer, Mapping):
-            variance = initializer[layer.name]
+        variance = _variance(initializer, layer, features)
         behind = slope_of[layer.name]
         yield _Step(layer, shape, features, slope, behind, *fans, variance)
         features, slope = outputs, behind
+
+
+def _variance(initializer: Variances, layer: Conv | Dense | Logits, in_features: int) -> float:
+    if isinstance(initializer, Mapping):
+        return float(initializer[layer.name])
+    if isinstance(layer, Conv):
+        side = layer.kernel_size
+        return initializer.variance((side, side, in_features, layer.features))
+    return layer.stddev**2
 
 
 def _slopes(arch: Arch, slopes: Slopes) -> dict[str, ArrayLike]:
@@ -131,27 +139,27 @@ def _slopes(arch: Arch, slopes: Slopes) -> dict[str, ArrayLike]:
     rectified = [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense)]
     if not isinstance(slopes, Mapping):
         slopes = dict.fromkeys(rectified, slopes)
-    _check_names(arch, "negative_slope", slopes, rectified)
+    _check_layers("negative_slope", "rectified layer", slopes, rectified, "one number for all")
     return dict(slopes) | {layer.name: 1.0 for layer in arch.layers if isinstance(layer, Logits)}
 
 
-def _check_names(
-    arch: Arch, argument: str, given: Mapping[str, object], layers: Sequence[str]
+def _check_layers(
+    argument: str, kind: str, given: Iterable[str], layers: Sequence[str], instead: str
 ) -> None:
     for name in given:
-        names.check(f"layer with a {argument}", name, layers)
-    missing = [name for name in layers if name not in given]
+        names.check(kind, name, layers)
+    missing = [name for name in layers if name not in set(given)]
     if missing:
         raise ValueError(
-            f"{argument} has none for {', '.join(missing)}; expected one for every such layer of "
-            f"{arch.name}, or the same for all."
+            f"{argument} has none for {', '.join(missing)}; expected one for every {kind} of the "
+            f"network, or {instead}."
         )
 
 
 def plain(
     arch: Arch,
     *,
-    initializer: Rule | Mapping[str, float],
+    initializer: Variances,
     in_channels: int = 3,
     num_classes: int = 10,
     negative_slope: Slopes = 0.0,
@@ -182,7 +190,7 @@ def plain(
 def predict(
     arch: Arch,
     *,
-    initializer: Rule | Mapping[str, float],
+    initializer: Variances,
     in_channels: int = 3,
     num_classes: int = 10,
     negative_slope: Slopes = 0.0,
@@ -196,9 +204,9 @@ def predict(
 
     Args:
         arch: the network.
-        initializer: of the convolutions, as `models.build` takes it; fully connected layers have
-            their std in their records. Or the variance of the weights of every layer, fully
-            connected ones included, by the layer's name.
+        initializer: of the convolutions, as `models.build` takes it, while fully connected layers
+            have their std in their records; or of every weighted layer the variance of its
+            weights by the layer's name, e.g. of a net's current kernels, taken as drawn anew.
         in_channels: of the images.
         num_classes: outputs of the last layer.
         negative_slope: of the rectifiers, 0 for ReLU: a scalar for all, or for every layer that
@@ -213,8 +221,8 @@ def predict(
         One record per weighted layer, in order.
 
     Raises:
-        ValueError: the image is too small, max pooling follows max pooling, or ``negative_slope``
-            or ``initializer`` lacks a layer or has one that the network does not.
+        ValueError: the image is too small, max pooling follows max pooling, or ``initializer`` or
+            ``negative_slope`` lacks a layer or has one that the network does not.
     """
     moments = np.asarray(input_second_moment, np.float64)
     shape = moments.shape if moments.ndim else (arch.image_size, arch.image_size)

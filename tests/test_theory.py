@@ -55,10 +55,12 @@ def test_maps_are_those_of_a_convolution_with_ones_and_of_its_gradient(options, 
     np.testing.assert_allclose(backward, 0.3 * 5 * np.asarray(dx), rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", PADDINGS, ids=str)
-def test_correlations_are_those_of_weights_shared_tap_by_tap(options):
+@pytest.mark.parametrize(
+    ("options", "groups"), [*((options, 1) for options in PADDINGS), (PADDINGS[3], 3)], ids=str
+)
+def test_correlations_are_those_of_weights_shared_tap_by_tap(options, groups):
     """Against the outputs' products for many draws of the weights."""
-    conv = Conv("conv", 20_000, 2, **options)
+    conv = Conv("conv", 21_000, 2, **options)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 4, 3)).astype(np.float32)  # one image: its products are the moments
     moments = np.mean(np.square(x), axis=2)
@@ -71,10 +73,11 @@ def test_correlations_are_those_of_weights_shared_tap_by_tap(options):
         image = jnp.pad(image, sides, mode="wrap")
     y = jax.lax.conv_general_dilated(
         image,
-        jnp.asarray(rng.normal(size=(2, 2, 3, conv.features)), jnp.float32),
+        jnp.asarray(rng.normal(size=(2, 2, 3 // groups, conv.features)), jnp.float32),
         (conv.stride, conv.stride),
         ((0, 0), (0, 0)) if conv.circular else (conv.padding, conv.padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )[0]
     products = np.einsum("abc,dec->abde", y, y)
     deviation = np.sqrt(np.einsum("abab->ab", products))
@@ -112,22 +115,25 @@ def test_fully_connected_layers_by_hand():
         assert plain[name].backward == pytest.approx(record.backward)
 
 
-def test_variances_by_name_are_those_of_a_rule_and_of_the_records():
-    net = arch.SMALL_14_REDUCED
+@pytest.mark.parametrize("formula", [theory.predict, theory.plain])
+def test_variances_by_name_are_those_of_the_rule_until_one_changes(formula):
+    net = arch.MODEL_B_REDUCED
     variances, features = {}, 3
     for layer in net.layers:
         if isinstance(layer, Conv):
-            kernel = (layer.kernel_size, layer.kernel_size, features, layer.features)
-            variances[layer.name], features = HE.variance(kernel), layer.features
+            shape = (layer.kernel_size, layer.kernel_size, features, layer.features)
+            variances[layer.name] = HE.variance(shape)
+            features = layer.features
         elif isinstance(layer, Dense | Logits):
             variances[layer.name] = layer.stddev**2
-    for fold in (theory.predict, theory.plain):
-        assert fold(net, initializer=variances) == fold(net, initializer=HE)
-    once, twice = (
-        theory.predict(net, initializer=variances | {"fc3": factor * variances["fc3"]})[-1].forward
-        for factor in (1, 2)
-    )
-    assert twice == pytest.approx(2 * once)
+    by_rule = formula(net, initializer=HE)
+    assert formula(net, initializer=variances) == by_rule
+    for name in ("conv3_2", "fc2", "fc3"):
+        changed = formula(net, initializer=variances | {name: np.float32(4 * variances[name])})
+        place = list(variances).index(name)
+        for i, (found, before) in enumerate(zip(changed, by_rule, strict=True)):
+            factors = found.forward / before.forward, found.backward / before.backward
+            assert factors == pytest.approx((4 if i >= place else 1, 4 if i < place else 1))
 
 
 def test_the_plain_formula_is_1_per_layer_where_the_paper_says_so():
@@ -170,16 +176,14 @@ def test_every_network_is_predicted_in_well_under_a_second(name):
 
 def test_bad_input_is_named():
     predict = functools.partial(theory.predict, arch.SMALL_14_REDUCED, initializer=HE)
-    with pytest.raises(
-        ValueError, match="negative_slope has none for conv2_1, .*fc2; expected one"
-    ):
+    with pytest.raises(ValueError, match="has none for conv2_1, .*fc2; expected one for every"):
         predict(negative_slope={"conv1": 0.1})
-    with pytest.raises(
-        ValueError, match="Unknown layer with a negative_slope 'conv9'. Did you mean 'conv"
-    ):
+    with pytest.raises(ValueError, match="Unknown rectified layer 'conv9'. Did you mean 'conv"):
         predict(negative_slope={"conv9": 0.1})
     with pytest.raises(ValueError, match="initializer has none for conv2_1, .*fc3; expected one"):
         predict(initializer={"conv1": 0.1})
+    with pytest.raises(ValueError, match="Unknown weighted layer 'fc9'. Did you mean 'fc"):
+        predict(initializer={"fc9": 0.1})
     with pytest.raises(ValueError, match=r"input_second_moment has shape \(3,\), expected a scal"):
         predict(input_second_moment=np.ones(3))
     with pytest.raises(ValueError, match=r"input_correlation is -0.1, expected"):
