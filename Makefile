@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test lint clean
+.PHONY: reproduce test lint bench clean
 
 # He et al. 2015, Figure 3: He initialisation trains a 30-layer network, Xavier stalls.
 reproduce: .venv/installed
@@ -15,6 +15,10 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Speed and memory as ratios; fails if one is over its limit.
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.run
 
 clean:
 	rm -rf .venv
