@@ -1,5 +1,6 @@
 """Drawing a report: the only part of the library that needs matplotlib."""
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
 _NAMES = 32  # more of them on an axis cannot be read
 
 
+class _Drawing(Figure):
+    """A figure that a notebook shows although pyplot knows nothing of it."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png")
+        return out.getvalue()
+
+
 def draw(report: "Report") -> Figure:
     """Second moments over depth on a log axis, E[y²] above and E[Δy²] below.
 
@@ -20,7 +30,7 @@ def draw(report: "Report") -> Figure:
     weights do (± 2 σ) around what the first hidden layer, or backward the last, has.
     """
     rows = list(report.rows())
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = _Drawing(figsize=(8, 6), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
     _curve(above, rows, "second_moment", "log_noise", 0)
     _curve(below, rows, "gradient_second_moment", "gradient_log_noise", max(0, len(rows) - 2))

@@ -48,7 +48,8 @@ def to_html(report: "Report") -> str:
 
 def _record(report: "Report") -> Console:
     longest = min(max(len(label) for label in _labels(report)), _LONGEST_NAME)
-    console = Console(width=_WIDTH + longest, file=io.StringIO(), record=True)
+    # Rich would otherwise show what it records, in a notebook.
+    console = Console(width=_WIDTH + longest, file=io.StringIO(), record=True, force_jupyter=False)
     console.print(report)
     return console
 

@@ -15,7 +15,7 @@ from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.verdict import Finding, Prediction
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """A measured model with a verdict. Printed, or left last in a notebook's cell, it is a table.
 
@@ -120,7 +120,7 @@ class Report:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from rendering.render(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return rendering.to_text(self)
 
     def _repr_html_(self) -> str:
