@@ -24,7 +24,9 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.data": {"names"},
     "prelu_jax.signal": set(),
     "prelu_jax.evaluation": {"data"},
-    "prelu_jax.training": {"arch", "data", "evaluation", "initializers", "models", "names"},
+    "prelu_jax.training": {
+        *("arch", "data", "evaluation", "initializers", "models", "names", "signal"),
+    },
     "prelu_jax": {
         *("arch", "initializers", "models", "modules", "nnx", "pooling", "rectifiers"),
         "theory",
