@@ -40,6 +40,7 @@ class TrainConfig:
     log_every: int = 10  # steps
     eval_every: int = 100  # steps; the error on the test split, and the plateau's count
     checkpoint_every: int = 100  # steps
+    signal_every: int = 0  # steps between measurements of the signal, layer by layer; 0 for none
     seed: int = 0
 
 
@@ -54,7 +55,7 @@ def validate(config: TrainConfig) -> None:
     counts = ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every")
     for field in (*counts, "plateau_patience"):
         _require(config, field, getattr(config, field) >= 1, "at least 1")
-    for field in ("test_examples", "pixel_rms", "weight_decay"):
+    for field in ("test_examples", "pixel_rms", "weight_decay", "signal_every"):
         _require(config, field, getattr(config, field) >= 0, "at least 0")
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2³¹)")
     _require(config, "learning_rate", config.learning_rate > 0, "above 0")

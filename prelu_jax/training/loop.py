@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from prelu_jax import arch, evaluation, initializers, models
+from prelu_jax import arch, evaluation, initializers, models, signal
 from prelu_jax.data import augment, pipeline, sources
 from prelu_jax.training import config as config_lib
 from prelu_jax.training import optimizer as optimizer_lib
+from prelu_jax.training import signal_log
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
@@ -156,6 +157,7 @@ class _Run:
         self.parallel = parallel
         self.progress = progress
         self.error = error  # the latest on the test split
+        self.probe: signal.Probe | None = None  # made by the first measurement
 
     def finish(self, state: state_lib.TrainState) -> dict[str, Any]:
         """Takes the remaining steps and returns the final status."""
@@ -171,6 +173,8 @@ class _Run:
         started = time.monotonic()
         batches = self.data.train_batches(first)
         for step, batch in zip(range(first + 1, config.num_steps + 1), batches, strict=True):
+            if config.signal_every and step % config.signal_every == 0:
+                self._log_signal(step, state, batch)
             state, metrics = self.parallel.train_step(state, batch)
             interval.append(metrics)
             last = step == config.num_steps
@@ -212,6 +216,15 @@ class _Run:
         }
         self.run.log(record, steps_per_second=len(interval) / (time.monotonic() - started))
         return None
+
+    def _log_signal(
+        self, step: int, state: state_lib.TrainState, batch: dict[str, np.ndarray]
+    ) -> None:
+        """Writes what the signal is in this step, of the state before it."""
+        if self.probe is None:
+            self.probe, _ = signal_log.prepare(state, batch)
+        measurement = self.probe.read(self.parallel.signal_statistics(state, batch))
+        self.run.log({"step": step, **signal_log.record(measurement)})
 
     def _evaluate(
         self, state: state_lib.TrainState, step: int

@@ -13,10 +13,12 @@ class Optimizer(NamedTuple):
     Attributes:
         descent: gradients to updates; its ``update`` takes ``rate_scale``, the plateau's factor.
         plateau: counts evaluations without a lower error and holds the factor.
+        weight_decay: of kernels (`decays`), part of ``descent``.
     """
 
     descent: optax.GradientTransformationExtraArgs
     plateau: optax.GradientTransformationExtraArgs
+    weight_decay: float
 
 
 @functools.cache  # equal recipes are one object: states that differ in values compile once
@@ -52,7 +54,7 @@ def sgd(
         patience=plateau_patience,
         min_scale=min(1.0, min_learning_rate / learning_rate),
     )
-    return Optimizer(descent, plateau)
+    return Optimizer(descent, plateau, weight_decay)
 
 
 def decays(params: Any) -> Any:

@@ -11,18 +11,19 @@ import jax
 import numpy as np
 
 from prelu_jax import evaluation
-from prelu_jax.training import step
+from prelu_jax.training import signal_log, step
 
 AXIS = "devices"
 
 
 class Parallel:
-    """The train and the evaluation step over some devices of this process."""
+    """What a run computes, over some devices of this process; compiled when first asked for."""
 
     def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
         self.devices = list(devices or jax.local_devices())
         self._train = self._pmap(step.train_step)
         self._eval = self._pmap(evaluation.eval_step)
+        self._signal = self._pmap(signal_log.statistics)
 
     def _pmap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def mapped(state: Any, batch: Any) -> Any:
@@ -50,6 +51,10 @@ class Parallel:
     def eval_step(self, state: Any, batch: dict[str, np.ndarray]) -> evaluation.Sums:
         """`evaluation.eval_step` on the whole batch, split over the devices."""
         return self._eval(state, self._split(batch))
+
+    def signal_statistics(self, state: Any, batch: dict[str, np.ndarray]) -> Any:
+        """`signal_log.statistics` of the whole batch, split over the devices."""
+        return self._signal(state, self._split(batch))
 
     def _split(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         n = len(self.devices)

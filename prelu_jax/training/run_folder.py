@@ -2,8 +2,8 @@
 
 config.json        the `TrainConfig`
 init_report.json   every parameter: shape, rule, fans, std by the rule and as drawn, decay
-metrics.jsonl      a line per logging interval and evaluation; no clock in it, so that an
-                   interrupted run and an undisturbed one write the same bytes
+metrics.jsonl      a line per logging interval, evaluation and measurement of the signal; no clock
+                   in it, so that an interrupted run and an undisturbed one write the same bytes
 events.*           the same for TensorBoard, with steps per second
 status.json        'running', 'done' or 'diverged', and the step
 checkpoints/       see `checkpoint`

@@ -1,13 +1,16 @@
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from prelu_jax import arch
+from prelu_jax import arch, signal
+from prelu_jax.data import augment
 from prelu_jax.training import loop
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
+from prelu_jax.training.state import stream
 from tests.training.conftest import TINY, make_state, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
@@ -19,14 +22,23 @@ def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def undisturbed(folder, **fields):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(arch.REGISTRY, "tiny", TINY)  # `tiny_arch` lasts for one test
+        loop.train(tiny_config(rectifier="prelu", **fields), folder, parallel=one)
+        return folder
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a run that nothing disturbed; others are compared with it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(arch.REGISTRY, "tiny", TINY)  # `tiny_arch` lasts for one test
-        folder = tmp_path_factory.mktemp("run")
-        loop.train(tiny_config(rectifier="prelu"), folder, parallel=one)
-        return folder
+    return undisturbed(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The folder of the same run with its signal measured in every third step."""
+    return undisturbed(tmp_path_factory.mktemp("run"), signal_every=3)
 
 
 def test_a_run_is_a_folder_that_says_what_it_was_and_what_it_measured(finished):
@@ -54,7 +66,7 @@ def test_a_run_is_a_folder_that_says_what_it_was_and_what_it_measured(finished):
 
 
 @pytest.mark.parametrize("stop", [2, 6, 8, 10, 12])
-def test_an_interrupted_run_continues_to_the_same_bytes(stop, finished, tmp_path):
+def test_an_interrupted_run_continues_to_the_same_bytes(stop, measured, tmp_path):
     class InterruptionError(Exception):
         pass
 
@@ -62,7 +74,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(stop, finished, tmp_path
         if step == stop:
             raise InterruptionError
 
-    config = tiny_config(rectifier="prelu")
+    config = tiny_config(rectifier="prelu", signal_every=3)
     with pytest.raises(InterruptionError):
         loop.train(config, tmp_path, interrupt, one)
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -71,7 +83,37 @@ def test_an_interrupted_run_continues_to_the_same_bytes(stop, finished, tmp_path
     loop.train(config, tmp_path, lambda step, error: seen.append(step), one)
     assert seen == list(range(stop // 4 * 4 + 2, 13, 2))
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
-        assert (tmp_path / name).read_text() == (finished / name).read_text(), name
+        assert (tmp_path / name).read_text() == (measured / name).read_text(), name
+
+
+def test_measuring_the_signal_leaves_the_run_as_it_is(finished, measured):
+    lines = (measured / "metrics.jsonl").read_text().splitlines(keepends=True)
+    others = [line for line in lines if "signal" not in line]
+    assert len(lines) - len(others) == 4
+    assert "".join(others) == (finished / "metrics.jsonl").read_text()
+
+
+def test_the_signal_is_that_of_the_step_taken_and_the_state_before_it(measured, tmp_path):
+    logged = {r["step"]: r for r in records(measured) if "signal_cosine" in r}
+    assert list(logged) == [3, 6, 9, 12]
+    shutil.copytree(measured / "checkpoints" / "8", tmp_path / "8")  # the state before step 9
+    state = Checkpoints(tmp_path).restore(make_state("prelu"))
+    batch = next(iter(loop._Data(tiny_config()).train_batches(8)))
+    images = augment.normalize(batch["image"], state.pixels)
+    expected = signal.measure(
+        state.model,
+        {"params": state.params},
+        augment.random_flip(stream(0, "flip", 8), images, 0),
+        loss=lambda scores: -jax.nn.log_softmax(scores)[np.arange(16), batch["label"]].mean(),
+        weight_decay=5e-4,
+        rngs={"dropout": stream(0, "dropout", 8)},
+        call_kwargs={"train": True},
+    )
+    assert {row.name for row in expected.layers} == {"conv1", "conv2", "fc1", "fc2"}
+    for name, by_layer in logged[9].items():
+        if name != "step":
+            direct = {r.name: getattr(r, name.removeprefix("signal_")) for r in expected.layers}
+            assert by_layer == pytest.approx(direct, rel=1e-5), name
 
 
 def test_the_rate_drops_on_a_plateau_across_an_interruption_too(tmp_path):
@@ -150,16 +192,19 @@ def test_what_cannot_be_is_refused_before_the_folder_is_made(tmp_path):
         ({"eval_every": 3}, "config.eval_every is 3, expected a multiple of 2"),
         ({"learning_rate": 0.0}, "config.learning_rate is 0.0, expected above 0"),
         ({"min_side": 16}, "config.min_side is 16, expected at least the 32 pixels"),
+        ({"signal_every": -1}, "config.signal_every is -1, expected at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
             loop.train(tiny_config(**fields), tmp_path / "run", parallel=four)
     assert not (tmp_path / "run").exists()
 
 
-def test_four_devices_log_the_curve_of_one(finished, tmp_path):
+def test_four_devices_log_what_one_does(measured, tmp_path):
     four = Parallel(jax.local_devices()[:4])
-    loop.train(tiny_config(rectifier="prelu"), tmp_path, parallel=four)
-    for a, b in zip(records(finished), records(tmp_path), strict=True):
-        for name in ("train_loss", "test_loss"):
-            if name in a:
+    loop.train(tiny_config(rectifier="prelu", signal_every=3), tmp_path, parallel=four)
+    for a, b in zip(records(measured), records(tmp_path), strict=True):
+        for name in a:
+            if name in ("train_loss", "test_loss"):
                 np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+            elif name.startswith("signal_"):
+                assert b[name] == pytest.approx(a[name], rel=1e-3), name
