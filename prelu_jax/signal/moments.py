@@ -11,7 +11,7 @@ the numbers are then those of all devices' examples together.
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,17 +111,13 @@ def of_output(
         cos(y_i, y_j) over the pairs of different examples i ≠ j with outputs other than zero, nan
         where there is no pair or the first axis counts no examples.
     """
-    y = y.astype(jnp.float32)
+    channels = _channels(y, channel_axes, axis_name)
     has_examples = y.ndim > 1 and y.shape[0] == batch_size
-    by_example = y.reshape((batch_size, -1) if has_examples else (1, -1))
-    largest = jnp.max(jnp.abs(by_example), axis=1, keepdims=True)
-    highest = _pmax(jnp.max(y, axis=_others(y, channel_axes)), axis_name)
+    by_example = channels.unit.reshape(batch_size, -1) if has_examples else None
     return {
-        **_location(y, channel_axes, jnp.max(largest), axis_name),
-        "dead": jnp.mean(highest <= 0, dtype=jnp.float32),
-        "cosine": _mean_cosine(by_example, largest, axis_name)
-        if has_examples
-        else jnp.float32(jnp.nan),
+        **_summary(channels),
+        "dead": jnp.mean(channels.highest <= 0, dtype=jnp.float32),
+        "cosine": jnp.float32(jnp.nan) if by_example is None else _cosine(by_example, axis_name),
     }
 
 
@@ -136,40 +132,55 @@ def of_input(x: jax.Array, axis_name: str | None) -> dict[str, jax.Array]:
         float32 scalars: ``scale``, ``mean``, ``var``, ``spread`` and ``minimum`` as `of_output`;
         ``zero``, the fraction of channels that are 0 for every example and position.
     """
-    x = x.astype(jnp.float32)
-    largest = _pmax(jnp.max(jnp.abs(x), axis=_others(x, (-1,))), axis_name)
-    zero = jnp.mean(largest == 0, dtype=jnp.float32)
-    return {**_location(x, (-1,), jnp.max(largest), axis_name), "zero": zero}
+    channels = _channels(x, (-1,), axis_name)
+    zero = (channels.highest == 0) & (channels.lowest == 0)
+    return {**_summary(channels), "zero": jnp.mean(zero, dtype=jnp.float32)}
 
 
-def _location(
-    values: jax.Array, channel_axes: Axes, largest: jax.Array, axis_name: str | None
-) -> dict[str, jax.Array]:
-    """Scale, mean, variance, `channel_spread` and minimum, given this device's largest |value|.
+class _Channels(NamedTuple):
+    """What is known of every channel, over all devices, in units of the largest absolute value."""
 
-    In two passes: E[y²] − E[y]² would lose what is left of a variance under a large mean.
+    unit: jax.Array  # this device's values / scale, in their own shape
+    scale: jax.Array  # []
+    lowest: jax.Array  # [channels], and so on
+    highest: jax.Array
+    mean: jax.Array
+    var: jax.Array
+
+
+def _channels(values: jax.Array, channel_axes: Axes, axis_name: str | None) -> _Channels:
+    """Four passes over the values; it is they that a measurement's time is made of.
+
+    Two of them for the variance: E[y²] − E[y]² would lose what is left of it under a large mean.
     """
-    scale = _pmax(largest, axis_name)
+    values = values.astype(jnp.float32)
+    others = _others(values, channel_axes)
+    lowest = -_pmax(-jnp.min(values, axis=others, keepdims=True), axis_name)
+    highest = _pmax(jnp.max(values, axis=others, keepdims=True), axis_name)
+    scale = jnp.maximum(jnp.max(highest), -jnp.min(lowest))
     unit = values / _divisor(scale)
-    local_mean = jnp.mean(unit)
-    mean = _pmean(local_mean, axis_name)
-    var = jnp.mean(jnp.square(unit - local_mean)) + jnp.square(local_mean - mean)
-    by_channel = _pmean(jnp.mean(jnp.square(unit), axis=_others(unit, channel_axes)), axis_name)
+    local = jnp.mean(unit, axis=others, keepdims=True)
+    mean = _pmean(local, axis_name)
+    var = jnp.mean(jnp.square(unit - local), axis=others, keepdims=True)
+    var = _pmean(var + jnp.square(local - mean), axis_name)
+    return _Channels(unit, scale, lowest / _divisor(scale), highest / _divisor(scale), mean, var)
+
+
+def _summary(channels: _Channels) -> dict[str, jax.Array]:
     return {
-        "scale": scale,
-        "mean": mean,
-        "var": _pmean(var, axis_name),
-        "spread": channel_spread(by_channel),
-        "minimum": -_pmax(-jnp.min(unit), axis_name),
+        "scale": channels.scale,
+        "mean": jnp.mean(channels.mean),
+        "var": jnp.mean(channels.var) + jnp.var(channels.mean),
+        "spread": channel_spread(channels.var + jnp.square(channels.mean)),
+        "minimum": jnp.min(channels.lowest),
     }
 
 
-def _mean_cosine(by_example: jax.Array, largest: jax.Array, axis_name: str | None) -> jax.Array:
+def _cosine(by_example: jax.Array, axis_name: str | None) -> jax.Array:
     """Σ_{i≠j} û_i·û_j = |Σ_i û_i|² − n for n unit vectors û_i: no pair is formed."""
-    scaled_rows = by_example / _divisor(largest)
-    norm = jnp.sqrt(jnp.sum(jnp.square(scaled_rows), axis=1, keepdims=True))
+    norm = jnp.sqrt(jnp.sum(jnp.square(by_example), axis=1, keepdims=True))
     n = psum(jnp.sum(norm > 0, dtype=jnp.float32), axis_name)
-    total = psum(jnp.sum(scaled_rows / _divisor(norm), axis=0), axis_name)
+    total = psum(jnp.sum(by_example / _divisor(norm), axis=0), axis_name)
     pairs = n * (n - 1)
     cosine = (jnp.sum(jnp.square(total)) - n) / _divisor(pairs)
     return jnp.where((pairs > 0) | jnp.isnan(cosine), cosine, jnp.nan)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto import summary_pb2
 
 from prelu_jax.training.config import TrainConfig
 
@@ -91,11 +92,13 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
         if self._events is None:
             self._events = SummaryWriter(str(self.path), purge_step=record["step"])
+        # One event for all: one each would take longer than to measure what is in them.
+        scalars = summary_pb2.Summary()
         for name, value in {**record, **clock}.items():
             values = value if isinstance(value, dict) else {"": value}
             for suffix, scalar in values.items():
-                tag = f"{name}/{suffix}" if suffix else name
-                self._events.add_scalar(tag, scalar, record["step"])
+                scalars.value.add(tag=f"{name}/{suffix}" if suffix else name, simple_value=scalar)
+        self._events.file_writer.add_summary(scalars, record["step"])
 
     def close(self) -> None:
         if self._events is not None:

@@ -4,6 +4,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from prelu_jax import arch, signal
 from prelu_jax.data import augment
@@ -63,6 +64,23 @@ def test_a_run_is_a_folder_that_says_what_it_was_and_what_it_measured(finished):
         p for p in paths if p.endswith("kernel")
     }
     assert Checkpoints(finished / "checkpoints").steps() == [8, 12]
+
+
+def test_tensorboard_is_told_the_same(measured):
+    told = {}
+    for file in measured.glob("events.*"):
+        data = file.read_bytes()
+        while data:  # a TFRecord: its length in 8 bytes, 4 of a checksum, the event, 4 again
+            end = 12 + int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12:end])
+            told.update({(event.step, v.tag): v.simple_value for v in event.summary.value})
+            data = data[end + 4 :]
+    for record in records(measured):
+        for name, value in record.items():
+            for layer, number in (value if isinstance(value, dict) else {"": value}).items():
+                tag = f"{name}/{layer}" if layer else name
+                assert told[record["step"], tag] == np.float32(number), tag
+    assert (2, "steps_per_second") in told
 
 
 @pytest.mark.parametrize("stop", [2, 6, 8, 10, 12])
