@@ -22,17 +22,12 @@ from experiments import common, figures, results
 from experiments.results import Claim, Profile
 from prelu_jax import arch, initializers, models, names, signal, theory
 from prelu_jax.arch import Arch, Conv
-from prelu_jax.signal import Measurement, Prediction, Report
+from prelu_jax.signal import Measurement, Report
 from prelu_jax.signal.verdict import HEALTHY, VANISHING
 from prelu_jax.theory import LayerMoments
 
 HE_IN, HE_OUT, XAVIER, GAUSSIAN = "He, fan_in", "He, fan_out", "Xavier", "Gaussian 0.01"
-RULES: dict[str, Any] = {
-    HE_IN: initializers.he_normal("fan_in"),  # Eq. 10
-    HE_OUT: initializers.he_normal("fan_out"),  # Eq. 14
-    XAVIER: initializers.xavier_normal("fan_out"),  # as in the legends of Figures 2 and 3
-    GAUSSIAN: initializers.gaussian(0.01),
-}
+ARMS = (HE_IN, HE_OUT, XAVIER, GAUSSIAN)
 CHANNELS, CLASSES = 3, 10
 LEVEL = 0.999  # of the intervals that the theory has to lie in: there are 24 of them
 
@@ -43,6 +38,7 @@ class Config:
 
     archs: tuple[str, ...] = ("small_14_reduced", "model_b_reduced", "small_30_reduced")
     padding: str = "alternating"
+    rectifier: str = "relu"
     batch_size: int = 8
 
 
@@ -59,20 +55,21 @@ def imagenet() -> Config:
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Measures, and writes figure.png, figure.pdf, profile.csv and claims.json."""
     names.check("padding", config.padding, arch.PADDINGS)
+    names.check("rectifier", config.rectifier, models.RECTIFIERS)
     nets = [arch.with_padding(arch.get(name), config.padding) for name in config.archs]
     if config.batch_size < 1:
         raise ValueError(f"config.batch_size is {config.batch_size}, expected at least 1.")
     if seeds < 2:
         raise ValueError(f"--seeds is {seeds}, expected at least 2: of one there is no interval.")
     common.cache_compilations()
-    found = [each for net in nets for each in _measure(net, config.batch_size, seeds)]
+    found = [each for net in nets for each in _measure(net, config, seeds)]
     profiles = [profile for each in found for profile in each.profiles]
     claims = judge(nets, found)
     workdir.mkdir(parents=True, exist_ok=True)
     caption = (
-        f"ReLU, padding {config.padding}, batch {config.batch_size}, white noise in and back; "
-        f"seeds 0 to {seeds - 1}; lines: theory; points: mean over the seeds, as of a log-normal "
-        "variable, with 95 % intervals"
+        f"{config.rectifier}, padding {config.padding}, batch {config.batch_size}, white noise in "
+        f"and back; seeds 0 to {seeds - 1}; lines: theory; points: mean over the seeds, as of a "
+        "log-normal variable, with 95 % intervals"
     )
     written = figures.signal_profiles(profiles, caption, workdir / "figure")
     table, judged = workdir / "profile.csv", workdir / "claims.json"
@@ -92,15 +89,27 @@ class Found:
     verdicts: list[str]
 
 
-def _measure(net: Arch, batch_size: int, seeds: int) -> Iterator[Found]:
+def rules(slope: float) -> dict[str, Any]:
+    """The initialisers of the convolutions before rectifiers of this slope."""
+    return {
+        HE_IN: initializers.he_normal("fan_in", slope),  # Eq. 10, Eq. 15
+        HE_OUT: initializers.he_normal("fan_out", slope),  # Eq. 14
+        XAVIER: initializers.xavier_normal("fan_out"),  # as in the legends of Figures 2 and 3
+        GAUSSIAN: initializers.gaussian(0.01),
+    }
+
+
+def _measure(net: Arch, config: Config, seeds: int) -> Iterator[Found]:
     """A network with every initialisation."""
-    model = models.build(net, CLASSES, "relu", initializers.gaussian(1.0))
-    image = jax.ShapeDtypeStruct((batch_size, net.image_size, net.image_size, CHANNELS), np.float32)
+    slope, _ = models.RECTIFIERS[config.rectifier]
+    model = models.build(net, CLASSES, config.rectifier, initializers.gaussian(1.0))
+    side = net.image_size
+    image = jax.ShapeDtypeStruct((config.batch_size, side, side, CHANNELS), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     convs = [layer.name for layer in net.layers if isinstance(layer, Conv)]
     stddevs = {
         arm: {c: rule.variance(shapes["params"][c]["kernel"].shape) ** 0.5 for c in convs}
-        for arm, rule in RULES.items()
+        for arm, rule in rules(slope).items()
     }
     probe = signal.prepare(model, shapes, image)
 
@@ -114,27 +123,32 @@ def _measure(net: Arch, batch_size: int, seeds: int) -> Iterator[Found]:
             params[conv] = {**params[conv], "kernel": stddev[conv] * params[conv]["kernel"]}
         return probe.statistics({"params": params}, images, of_scores)
 
-    runs = [(arm, seed) for arm in RULES for seed in range(seeds)]
-    measured: dict[str, list[Measurement]] = {arm: [] for arm in RULES}
+    runs = [(arm, seed) for arm in ARMS for seed in range(seeds)]
+    measured: dict[str, list[Measurement]] = {arm: [] for arm in ARMS}
     for arm, seed in tqdm(runs, desc=net.name, unit="pass"):
         measured[arm].append(probe.read(measure(seed, stddevs[arm])))
-    for arm, rule in RULES.items():
-        predicted = theory.predict(net, initializer=rule, in_channels=CHANNELS, num_classes=CLASSES)
+    for arm, rule in rules(slope).items():
+        predicted = theory.predict(
+            net,
+            initializer=rule,
+            in_channels=CHANNELS,
+            num_classes=CLASSES,
+            negative_slope=slope,
+        )
         yield _found(net.name, arm, predicted, measured[arm])
 
 
 def _found(
     net: str, arm: str, predicted: Sequence[LayerMoments], measured: Sequence[Measurement]
 ) -> Found:
-    names = tuple(layer.name for layer in predicted)
-    by_name = {layer.name: Prediction(layer.forward, layer.backward) for layer in predicted}
+    by_name = {layer.name: layer for layer in predicted}
     verdicts = [Report(net, each, by_name).verdict for each in measured]
     forward, backward = (
         Profile(
             net,
             arm,
             direction,
-            names,
+            tuple(by_name),
             np.log([getattr(layer, direction) for layer in predicted]),
             np.log([[getattr(row, moment) for row in each.layers] for each in measured]),
         )

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from prelu_jax import models, signal, theory
-from prelu_jax.signal import Measurement, Prediction, Report
+from prelu_jax.signal import Measurement, Report
 
 
 def diagnose(
@@ -63,7 +63,7 @@ def diagnose(
         rngs=rngs,
         call_kwargs=call_kwargs,
     )
-    predicted = {}
+    predicted: dict[str, theory.LayerMoments] = {}
     if isinstance(model, models.RectifierNet) and measurement.first_nonfinite is None:
         predicted = _predict(model, variables[0]["params"], batch, measurement)
     return Report(type(model).__name__, measurement, predicted)
@@ -71,7 +71,7 @@ def diagnose(
 
 def _predict(
     model: models.RectifierNet, params: Mapping[str, Any], batch: Any, measurement: Measurement
-) -> dict[str, Prediction]:
+) -> dict[str, theory.LayerMoments]:
     images = np.asarray(batch[0] if isinstance(batch, tuple) else batch, np.float64)
     second_moment = np.mean(np.square(images), axis=(0, 3))
     # Of neighbours along a row: what max pooling asks for.
@@ -86,4 +86,4 @@ def _predict(
         input_correlation=float(np.clip(neighbours, 0.0, 1.0)),
         output_gradient_second_moment=measurement.layers[-1].gradient_second_moment,
     )
-    return {layer.name: Prediction(layer.forward, layer.backward) for layer in layers}
+    return {layer.name: layer for layer in layers}

@@ -15,6 +15,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 
@@ -35,12 +36,16 @@ FEW = 8  # entries of a channel, over examples and positions, that may all be 0 
 STALL = 0.1  # of the median gradient over its weight decay
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """Predicted second moments of one layer: forward E[y²] and backward E[Δy²]."""
+class Prediction(Protocol):
+    """Predicted second moments of one layer, e.g. a `theory.LayerMoments`."""
 
-    forward: float
-    backward: float
+    @property
+    def forward(self) -> float:
+        """E[y²]."""
+
+    @property
+    def backward(self) -> float:
+        """E[Δy²]."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ import pytest
 from experiments import results, signal_profile
 from experiments.results import Profile
 from experiments.signal_profile import (
+    ARMS,
     GAUSSIAN,
     HE_IN,
     HE_OUT,
-    RULES,
     XAVIER,
     Found,
     judge,
@@ -36,12 +36,12 @@ def test_from_the_command_to_the_picture(tmp_path):
     assert done.returncode == (0 if claims[1]["passed"] else 1), done.stderr
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     rows = list(csv.DictReader((tmp_path / "profile.csv").open()))
-    assert len(rows) == len(RULES) * 2 * len(LAYERS)
+    assert len(rows) == len(ARMS) * 2 * len(LAYERS)
     for row in rows:
         # A few narrow nets: the mean of each moment within a factor of ten of the theory.
         assert abs(float(row["log10_measured"]) - float(row["log10_predicted"])) < 1, row
     kernels = {r["initialisation"]: r for r in rows if r["layer"] == "conv1"}
-    assert set(kernels) == set(RULES)
+    assert set(kernels) == set(ARMS)
 
 
 @pytest.mark.parametrize(

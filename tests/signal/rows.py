@@ -1,6 +1,7 @@
 """Measurements written by hand: a healthy net of five layers, changed where a test needs it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 from prelu_jax.signal import LayerStatistics, Measurement
 
@@ -41,6 +42,11 @@ def measurement(changes=None, unseen=(), loss=None):
     assert not set(changes) - set(NAMES)
     layers = (dataclasses.replace(HEALTHY, path=n, **changes.get(n, {})) for n in NAMES)
     return Measurement(tuple(layers), unseen, loss)
+
+
+def moments(forward, backward):
+    """A prediction."""
+    return SimpleNamespace(forward=forward, backward=backward)
 
 
 def each(field, values):

@@ -9,8 +9,8 @@ import pytest
 from matplotlib import pyplot as plt
 from rich.console import Console
 
-from prelu_jax.signal import Prediction, Report
-from tests.signal.rows import NAMES, each, measurement
+from prelu_jax.signal import Report
+from tests.signal.rows import NAMES, each, measurement, moments
 
 FALL = [9.0, 1.0, 0.1, 1e-3, 1e-6]
 
@@ -19,7 +19,7 @@ def broken():
     changes = each("input_second_moment", FALL)
     for name, moment in zip(NAMES, [2, 0.2, 2e-3, 2e-6, 2e-8], strict=True):
         changes[name] |= {"second_moment": moment, "kernel_rms": 0.01, "cosine": None}
-    predicted = {name: Prediction(2 * 0.1**i, 1e-3) for i, name in enumerate(NAMES)}
+    predicted = {name: moments(2 * 0.1**i, 1e-3) for i, name in enumerate(NAMES)}
     return Report("Net", measurement(changes, unseen=("cell/kernel",), loss=2.3), predicted)
 
 

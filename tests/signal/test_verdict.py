@@ -7,8 +7,7 @@ from flax import linen as nn
 
 from prelu_jax import signal
 from prelu_jax.signal import verdict
-from prelu_jax.signal.verdict import Prediction
-from tests.signal.rows import each, measurement
+from tests.signal.rows import each, measurement, moments
 
 
 def judged(changes, predicted=None):
@@ -78,11 +77,11 @@ def test_chance_is_no_finding_but_a_prediction_has_none():
     for row in changes.values():
         row["input_channel_spread"] = 50.0  # a standard deviation of √1.5 in the log
     assert judged(changes) == []
-    fall = dict(zip("abcde", [Prediction(m, 1) for m in (1, 0.3, 0.05, 0.003, 1)], strict=True))
+    fall = dict(zip("abcde", [moments(m, 1) for m in (1, 0.3, 0.05, 0.003, 1)], strict=True))
     assert judged(changes, fall) == [("vanishing", "forward", "d")]
-    stays = dict.fromkeys("abcde", Prediction(1, 1))
+    stays = dict.fromkeys("abcde", moments(1, 1))
     assert judged(changes, stays) == []
-    rises = dict(zip("abcde", [Prediction(m, 1) for m in (1, 3, 30, 300, 1)], strict=True))
+    rises = dict(zip("abcde", [moments(m, 1) for m in (1, 3, 30, 300, 1)], strict=True))
     assert judged(changes, rises) == []
 
 
