@@ -1,10 +1,12 @@
 """What a measurement asks of its inputs, told before anything is compiled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from prelu_jax.signal.sites import Site
 
 
 def abstractly(function: Callable[..., Any], axis_name: str | None, *args: Any) -> Any:
@@ -71,3 +73,39 @@ def is_float(value: Any) -> bool:
 
 def _describe(array: Any) -> str:
     return f"{array.dtype}{list(array.shape)}"
+
+
+def check_batch_axis(site: Site, x: jax.Array, batch: Any) -> None:
+    """Raises ValueError if a layer reads the batch as it is and has no axis to find examples in.
+
+    Flax would take an image ``[h, w, channels]`` or a vector ``[features]`` for one example.
+    """
+    if x.ndim < site.least_ndim and any(x.shape == leaf.shape for leaf in jax.tree.leaves(batch)):
+        raise ValueError(
+            f"the layer {site.path or site.kind!r} was given {_describe(x)}, expected at least "
+            f"{site.least_ndim} axes, of which the first counts the examples. One example? Give "
+            "x[None]."
+        )
+
+
+def nothing_to_measure(kinds: set[str], unseen: tuple[str, ...]) -> str:
+    """What to say of a model that has modules of these kinds and no affine layer in sight."""
+    return (
+        f"no layer of the model can be measured. Kinds of module found: "
+        f"{', '.join(sorted(kinds))}; weights not seen: {', '.join(unseen) or 'none'}. "
+        "Expected a Dense, Conv, Einsum or Embed, or their kin, called outside of scan, remat, "
+        "vmap, jit and cond."
+    )
+
+
+def unseen(parameters: Mapping[str, Any], sites: Sequence[Site]) -> tuple[str, ...]:
+    """The weights that no site speaks of; what lies beside a measured kernel is its bias."""
+    owners = {site.parameter.rpartition("/")[0] for site in sites}
+    met = {site.parameter for site in sites} | {
+        name for name in parameters if name.endswith("bias") and name.rpartition("/")[0] in owners
+    }
+    return tuple(
+        name
+        for name, value in parameters.items()
+        if name not in met and (name.rpartition("/")[-1] == "kernel" or value.ndim >= 2)
+    )

@@ -182,6 +182,7 @@ def prepare(
     calls: list[Call] = []
 
     def observe(site: Site, x: jax.Array, y: jax.Array) -> jax.Array:
+        checks.check_batch_axis(site, x, batch)
         number = sum(call.site.path == site.path for call in calls)
         kernel = parameters.get(site.parameter)
         kernel_shape = None if kernel is None else kernel.shape
@@ -194,7 +195,7 @@ def prepare(
 
     outputs = checks.abstractly(run, axis_name, state, batch, rngs)
     checks.check_objective(outputs, loss, axis_name)
-    unseen = _unseen(parameters, calls)
+    unseen = checks.unseen(parameters, [call.site for call in calls])
     if not calls:
         kinds: set[str] = set()
 
@@ -202,7 +203,7 @@ def prepare(
             kinds.update(seen.kinds(state, checks.args_of(batch), kwargs, rngs))
 
         checks.abstractly(collect, axis_name, state, batch, rngs)
-        raise ValueError(_nothing_to_measure(kinds, unseen))
+        raise ValueError(checks.nothing_to_measure(kinds, unseen))
     options = tuple(sorted(kwargs.items()))
     return Probe(seen, tuple(calls), unseen, batch_size, loss, weight_decay, options, axis_name)
 
@@ -276,25 +277,3 @@ def variables_of(model: Any, variables: Any) -> Any:
     if variables is not None:
         raise ValueError("an NNX model holds its own variables; expected variables=None.")
     return nnx.state(model)
-
-
-def _nothing_to_measure(kinds: set[str], unseen: tuple[str, ...]) -> str:
-    return (
-        f"no layer of the model can be measured. Kinds of module found: "
-        f"{', '.join(sorted(kinds))}; weights not seen: {', '.join(unseen) or 'none'}. "
-        "Expected a Dense, Conv, Einsum or Embed, or their kin, called outside of scan, remat, "
-        "vmap, jit and cond."
-    )
-
-
-def _unseen(parameters: Mapping[str, Any], calls: list[Call]) -> tuple[str, ...]:
-    """The weights that no call speaks of; what lies beside a measured kernel is its bias."""
-    owners = {call.site.parameter.rpartition("/")[0] for call in calls}
-    met = {call.site.parameter for call in calls} | {
-        name for name in parameters if name.endswith("bias") and name.rpartition("/")[0] in owners
-    }
-    return tuple(
-        name
-        for name, value in parameters.items()
-        if name not in met and (name.rpartition("/")[-1] == "kernel" or value.ndim >= 2)
-    )

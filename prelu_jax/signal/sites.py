@@ -25,6 +25,7 @@ class Site:
         kind: the name of its class, e.g. 'Conv'; 'Embed.attend' for that method.
         parameter: the path of its kernel, or an embedding's table, among the model's parameters.
         channel_axes: the axes of the output that count channels, from the end: (-1,) for most.
+        least_ndim: how many axes an input of several examples has, at least.
         looks_up: whether its input is an integer, the row of a table.
     """
 
@@ -32,6 +33,7 @@ class Site:
     kind: str
     parameter: str
     channel_axes: tuple[int, ...]
+    least_ndim: int = 2
     looks_up: bool = False
 
 
@@ -49,7 +51,11 @@ def site_of(layer: Any, method: str, path: str, parameter: str, args: Any, kwarg
         axes = tuple(range(-1 if isinstance(features, int) else -len(features), 0))
     else:
         axes = (-1,)
-    return Site(path, kind, parameter, axes, isinstance(layer, _EMBED) and method == "__call__")
+    looks_up = isinstance(layer, _EMBED) and method == "__call__"
+    least_ndim = 1 if looks_up else 2
+    if isinstance(layer, _CONV):
+        least_ndim += 1 if isinstance(layer.kernel_size, int) else len(layer.kernel_size)
+    return Site(path, kind, parameter, axes, least_ndim, looks_up)
 
 
 def is_affine(module: Any) -> bool:

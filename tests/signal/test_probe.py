@@ -346,6 +346,8 @@ NORM = {"params": {"LayerNorm_0": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}}
         (Returns(), {"batch_stats": {}}, X, {}, ValueError, "no 'params', only ['batch_stats']"),
         (Returns(), None, X, {}, ValueError, "no 'params', only NoneType"),
         (Returns(), PARAMS, jnp.ones(()), {}, ValueError, "float32[], expected arrays of which"),
+        (Returns(), PARAMS, X[0], {}, ValueError, "'Dense_0' was given float32[2], expected at"),
+        (nnx.Conv(2, 2, 3, rngs=nnx.Rngs(0)), None, X, {}, ValueError, "at least 3 axes"),
         (Returns(), PARAMS, X[:0], {}, ValueError, "the batch is empty: float32[0, 2]"),
         (Returns(), PARAMS, (X, True), {}, TypeError, "the batch holds True, a bool"),
         (Returns(), PARAMS, X.astype(jnp.uint8), {}, ValueError, "'Dense_0' was given uint8"),
