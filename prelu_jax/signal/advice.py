@@ -13,13 +13,17 @@ import statistics
 from collections.abc import Sequence
 
 from prelu_jax.signal import verdict
-from prelu_jax.signal.measurement import LayerStatistics
+from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.verdict import Finding
 
 _NOTICEABLE = 0.02  # of a log factor per layer: 2 %
 _RESCALE = (
     "rescale the kernels one after another until each layer's E[y²] is 1 (LSUV, Mishkin & Matas "
     "2015), or normalise between the layers"
+)
+_OF_NORMS = (
+    "norms set the signal's scale anew and may amplify gradients: in a residual net start the "
+    "scale of each branch's last norm at 0 (Goyal et al. 2017), or warm the learning rate up"
 )
 _ADVICE = {
     verdict.NOT_FINITE: (
@@ -41,10 +45,13 @@ _ADVICE = {
 }
 
 
-def advise(finding: Finding, layers: Sequence[LayerStatistics]) -> str:
-    """What to do about a finding of `verdict.judge` in these layers."""
+def advise(finding: Finding, measurement: Measurement) -> str:
+    """What to do about a finding of `verdict.judge` in a measurement."""
     if finding.verdict in _ADVICE:
         return _ADVICE[finding.verdict]
+    layers = measurement.layers
+    if measurement.normalises:
+        return _OF_NORMS
     sign = 1 if finding.verdict == verdict.EXPLODING else -1
     forward = finding.direction == "forward"
     steps = _steps(layers, forward)

@@ -8,6 +8,8 @@ from typing import Any
 from prelu_jax.signal import moments
 from prelu_jax.signal.sites import Site
 
+_OF_WEIGHTS = ("WeightNorm", "SpectralNorm")  # norms that leave the signal alone
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerStatistics:
@@ -90,14 +92,21 @@ class Measurement:
 
     Attributes:
         layers: the calls of affine layers, in execution order.
+        kinds: the names of the classes of all modules that the model holds or calls.
         unseen: parameters that no row speaks of, though they are kernels or have two axes or more:
             of layers of other kinds, not called, or inside `scan`, `remat`, `vmap`, `jit`, `cond`.
         loss: the loss; None where the cotangent was noise.
     """
 
     layers: tuple[LayerStatistics, ...]
+    kinds: tuple[str, ...]
     unseen: tuple[str, ...]
     loss: float | None
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it has layers that set a signal's scale anew: BatchNorm, LayerNorm and kin."""
+        return any("Norm" in kind and kind not in _OF_WEIGHTS for kind in self.kinds)
 
     @property
     def first_nonfinite(self) -> str | None:

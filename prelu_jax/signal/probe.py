@@ -33,7 +33,7 @@ class Probe:
     Attributes:
         view: how it sees the model.
         calls: the calls of affine layers, in execution order.
-        unseen: as `Measurement.unseen`.
+        kinds, unseen: as those of a `Measurement`.
         batch_size: the number of examples on one device.
         loss, weight_decay, axis_name: as given to `prepare`.
         call_kwargs: the keywords of the call, in pairs.
@@ -41,6 +41,7 @@ class Probe:
 
     view: View
     calls: tuple[Call, ...]
+    kinds: tuple[str, ...]
     unseen: tuple[str, ...]
     batch_size: int
     loss: Loss | None
@@ -142,7 +143,7 @@ class Probe:
             kernel, gradient = (rms[which].get(call.site.parameter) for which in rms)
             layers.append(measurement.row(call, of_row, of_gradient, kernel, gradient, decay))
         loss = None if self.loss is None else float(raw["objective"])
-        return Measurement(tuple(layers), self.unseen, loss)
+        return Measurement(tuple(layers), self.kinds, self.unseen, loss)
 
 
 def _stacked(rows: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
@@ -193,19 +194,21 @@ def prepare(
     def run(state: Any, batch: Any, rngs: Any) -> Any:
         return seen.call(state, checks.args_of(batch), kwargs, rngs, observe)
 
+    def collect(state: Any, batch: Any, rngs: Any) -> None:
+        kinds.update(seen.kinds(state, checks.args_of(batch), kwargs, rngs))
+
     outputs = checks.abstractly(run, axis_name, state, batch, rngs)
     checks.check_objective(outputs, loss, axis_name)
+    kinds: set[str] = set()
+    checks.abstractly(collect, axis_name, state, batch, rngs)
     unseen = checks.unseen(parameters, [call.site for call in calls])
     if not calls:
-        kinds: set[str] = set()
-
-        def collect(state: Any, batch: Any, rngs: Any) -> None:
-            kinds.update(seen.kinds(state, checks.args_of(batch), kwargs, rngs))
-
-        checks.abstractly(collect, axis_name, state, batch, rngs)
         raise ValueError(checks.nothing_to_measure(kinds, unseen))
     options = tuple(sorted(kwargs.items()))
-    return Probe(seen, tuple(calls), unseen, batch_size, loss, weight_decay, options, axis_name)
+    return Probe(
+        seen, tuple(calls), tuple(sorted(kinds)), unseen,
+        batch_size, loss, weight_decay, options, axis_name,
+    )  # fmt: skip
 
 
 def measure(

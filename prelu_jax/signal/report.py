@@ -54,7 +54,7 @@ class Report:
         for finding in self.findings:
             direction = f" ({finding.direction})" if finding.direction else ""
             lines.append(f"{finding.verdict}{direction} from {finding.layer} on: {finding.what}.")
-            lines.append(f"  Advice: {advise(finding, self.layers)}.")
+            lines.append(f"  Advice: {advise(finding, self.measurement)}.")
         return "\n".join(lines) or f"{verdict.HEALTHY}: nothing beyond what random weights do"
 
     def assert_healthy(self) -> None:
@@ -87,7 +87,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything in dicts, lists, strings and numbers, nan and inf among them."""
         findings = [
-            {**dataclasses.asdict(finding), "advice": advise(finding, self.layers)}
+            {**dataclasses.asdict(finding), "advice": advise(finding, self.measurement)}
             for finding in self.findings
         ]
         return {

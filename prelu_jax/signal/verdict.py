@@ -78,7 +78,9 @@ def judge(
       second; backward, the output gradient's of the first layer over that of the last but one.
       The first layer reads the data's scale and the last often has a small one by design: neither
       counts. Backward both the moment and its sum over positions have to leave the band: strides
-      and pooling keep the sum, a flattening before a dense layer keeps the moment.
+      and pooling keep the sum, a flattening before a dense layer keeps the moment. In a model that
+      normalises, so has the product of either with the output's moment, since a norm makes of an
+      output twice as large a gradient half as large.
     * dead units: more channels are shut off for the whole batch than by chance.
     * collapsing: the outputs of different examples point the same way.
     * stalled: most kernels move by their decay more than by their gradient (He et al. 2015,
@@ -90,7 +92,7 @@ def judge(
         return (broken,)
     found = (
         _forward(layers, predicted or {}),
-        _backward(layers, predicted or {}),
+        _backward(measurement, predicted or {}),
         _dead(layers),
         _collapsed(layers),
         _stall(layers),
@@ -156,25 +158,33 @@ def _forward(
     return _drift("forward", names, logs, noise, expected)
 
 
-def _backward(
-    layers: Sequence[LayerStatistics], predicted: Mapping[str, Prediction]
-) -> Finding | None:
-    if layers[-1].kernel_rms == 0:  # a head of zeros, by design: the first step will change it
+def _backward(measurement: Measurement, predicted: Mapping[str, Prediction]) -> Finding | None:
+    layers = measurement.layers
+    if _head_of_zeros(layers):
         return None
     hidden = layers[-2::-1]
-    each = _from_first([row.gradient_second_moment for row in hidden])
-    summed = _from_first([row.gradient_second_moment * positions(row) for row in hidden])
-    # Whichever is nearer to where it began; neither, if one rose and the other fell.
-    logs = [min(a, b, key=abs) if a * b > 0 else 0.0 for a, b in zip(each, summed, strict=True)]
+    moments = [row.gradient_second_moment for row in hidden]
+    times_met = [math.prod(row.shape) / row.channels for row in hidden]
+    weights = [[1.0] * len(hidden), times_met]
+    if measurement.normalises:
+        outputs = [row.second_moment for row in hidden]
+        weights += [[y * w for y, w in zip(outputs, of, strict=True)] for of in weights]
+    curves = [_from_first([m * w for m, w in zip(moments, of, strict=True)]) for of in weights]
+    logs = [_least(values) for values in zip(*curves, strict=True)]
     noise = backward_noise(layers)[-2::-1]
     names = [row.name for row in hidden]
     expected = [predicted[name].backward for name in names if name in predicted]
     return _drift("backward", names, logs, noise, expected)
 
 
-def positions(row: LayerStatistics) -> float:
-    """How many times an example meets the kernel: pixels of a map, tokens of a sequence."""
-    return math.prod(row.shape) / (row.shape[0] * row.channels)
+def _head_of_zeros(layers: Sequence[LayerStatistics]) -> bool:
+    """A design: no gradient passes the last kernel before the first step has changed it."""
+    return layers[-1].kernel_rms == 0
+
+
+def _least(logs: Sequence[float]) -> float:
+    """The one nearest to 0; 0 if some rose and others fell."""
+    return min(logs, key=abs) if min(logs) > 0 or max(logs) < 0 else 0.0
 
 
 def _from_first(moments: Sequence[float]) -> list[float]:
@@ -246,8 +256,9 @@ def _collapsed(layers: Sequence[LayerStatistics]) -> Finding | None:
 
 def _stall(layers: Sequence[LayerStatistics]) -> Finding | None:
     ratios = [(r.name, r.gradient_to_decay) for r in layers if r.gradient_to_decay is not None]
+    ratios = [(name, ratio) for name, ratio in ratios if not math.isnan(ratio)]  # a kernel of zeros
     median = statistics.median(ratio for _, ratio in ratios) if ratios else math.inf
-    if median >= STALL:
+    if median >= STALL or _head_of_zeros(layers):
         return None
     first = next(name for name, ratio in ratios if ratio < STALL)
     what = f"the gradient of the median kernel is {median:.2g} of its weight decay"

@@ -36,12 +36,12 @@ HEALTHY = LayerStatistics(
 NAMES = ("a", "b", "c", "d", "e")
 
 
-def measurement(changes=None, unseen=(), loss=None):
+def measurement(changes=None, unseen=(), loss=None, kinds=("Conv",)):
     """Five healthy layers but for what ``changes``, {name: {field: value}}, says."""
     changes = changes or {}
     assert not set(changes) - set(NAMES)
     layers = (dataclasses.replace(HEALTHY, path=n, **changes.get(n, {})) for n in NAMES)
-    return Measurement(tuple(layers), unseen, loss)
+    return Measurement(tuple(layers), kinds, unseen, loss)
 
 
 def moments(forward, backward):

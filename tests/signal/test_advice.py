@@ -12,7 +12,7 @@ import prelu_jax as pj
 from prelu_jax import signal
 from prelu_jax.signal import Report, advice, verdict
 from prelu_jax.signal.verdict import Finding
-from tests.signal.rows import HEALTHY, each, measurement
+from tests.signal.rows import each, measurement
 
 WIDTH = 128
 
@@ -123,7 +123,7 @@ def test_padding_that_loses_the_signal_is_named():
     ],
 )
 def test_other_findings_have_a_line(name, start):
-    assert advice.advise(Finding(name, None, "a", None, ""), (HEALTHY,)).startswith(start)
+    assert advice.advise(Finding(name, None, "a", None, ""), measurement()).startswith(start)
 
 
 def test_where_nothing_is_known_of_kernels_the_advice_is_general():
@@ -132,3 +132,10 @@ def test_where_nothing_is_known_of_kernels_the_advice_is_general():
         row["kernel_rms"] = None
     found = Report("Net", measurement(fall))
     assert "Advice: rescale the kernels one after another" in found.summary
+
+
+def test_in_a_net_that_normalises_kernels_are_not_to_blame():
+    changes = each("gradient_second_moment", [1e3, 1e2, 10, 1, 1])
+    found = Report("Net", measurement(changes, kinds=("BatchNorm", "Conv")))
+    assert "exploding (backward)" in found.summary
+    assert "start the scale of each branch's last norm at 0" in found.summary

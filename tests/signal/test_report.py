@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -100,5 +101,5 @@ def test_a_signal_of_zero_or_nan_is_shown_as_a_gap():
 
 def test_a_long_net_names_some_of_its_layers():
     layers = itertools.chain.from_iterable([measurement().layers] * 20)
-    net = Report("Net", type(measurement())(tuple(layers), (), None))
+    net = Report("Net", dataclasses.replace(measurement(), layers=tuple(layers)))
     assert len(net.plot().axes[1].get_xticklabels()) == 25

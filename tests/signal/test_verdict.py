@@ -10,9 +10,9 @@ from prelu_jax.signal import verdict
 from tests.signal.rows import each, measurement, moments
 
 
-def judged(changes, predicted=None):
+def judged(changes, predicted=None, **options):
     """(verdict, direction, layer) of every finding."""
-    found = verdict.judge(measurement(changes), predicted)
+    found = verdict.judge(measurement(changes, **options), predicted)
     return [(f.verdict, f.direction, f.layer) for f in found]
 
 
@@ -52,7 +52,9 @@ def test_backward_the_gradients_of_hidden_layers_are_compared(moments, expected)
 
 def test_a_head_of_zeros_is_by_design():
     changes = each("gradient_second_moment", [0, 0, 0, 0, 1])
-    changes["e"]["kernel_rms"] = 0.0
+    for row in changes.values():
+        row["gradient_to_decay"] = 0.0
+    changes["e"] |= {"kernel_rms": 0.0, "gradient_to_decay": math.nan}
     assert judged(changes) == []
 
 
@@ -61,6 +63,16 @@ def test_a_gradient_spread_over_more_positions_has_not_vanished():
     assert judged(changes) == [("vanishing", "backward", "a")]
     changes["a"]["shape"] = (16, 128, 128, 100)  # 256 times as many as behind it
     assert judged(changes) == []
+
+
+def test_before_a_norm_a_large_gradient_of_a_small_output_has_not_exploded():
+    changes = each("gradient_second_moment", [1e3, 1, 1, 1, 1])
+    changes["a"]["second_moment"] = 2e-3  # of 2 behind it
+    assert judged(changes) == [("exploding", "backward", "a")]
+    assert judged(changes, kinds=("Dense", "WeightNorm")) == [("exploding", "backward", "a")]
+    assert judged(changes, kinds=("Dense", "LayerNorm")) == []
+    changes["a"]["second_moment"] = 2.0
+    assert judged(changes, kinds=("Dense", "LayerNorm")) == [("exploding", "backward", "a")]
 
 
 def test_the_factor_is_a_geometric_mean_and_the_sentence_tells_it():
