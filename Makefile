@@ -9,7 +9,7 @@ reproduce: .venv/installed
 	$(BIN)/python -m experiments.convergence_30 --scale=laptop --workdir=runs/convergence_30
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

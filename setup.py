@@ -26,6 +26,7 @@ TEST = [
     "hypothesis>=6",
     "mypy>=1.15",
     "pytest>=8",
+    "pytest-xdist>=3.6",  # files side by side: XLA compiles on one core
     "ruff>=0.12",
 ]
 
