@@ -50,8 +50,6 @@ def advise(finding: Finding, measurement: Measurement) -> str:
     if finding.verdict in _ADVICE:
         return _ADVICE[finding.verdict]
     layers = measurement.layers
-    if measurement.normalises:
-        return _OF_NORMS
     sign = 1 if finding.verdict == verdict.EXPLODING else -1
     forward = finding.direction == "forward"
     steps = _steps(layers, forward)
@@ -61,6 +59,8 @@ def advise(finding: Finding, measurement: Measurement) -> str:
     largest = max(steps, key=lambda step: sign * step.total)
     if len(steps) > 2 and sign * largest.total > max(math.log(10), drift / 2):
         return _one_layer(largest)
+    if measurement.normalises:
+        return _OF_NORMS if sign > 0 and not forward else _RESCALE
     between = statistics.fmean([s.between for s in steps if s.adjacent] or [_log(0.5)])
     kernel = statistics.fmean(step.kernel for step in steps) + between
     border = statistics.fmean(step.total - step.kernel - step.between for step in steps)

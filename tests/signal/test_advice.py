@@ -135,7 +135,12 @@ def test_where_nothing_is_known_of_kernels_the_advice_is_general():
 
 
 def test_in_a_net_that_normalises_kernels_are_not_to_blame():
-    changes = each("gradient_second_moment", [1e3, 1e2, 10, 1, 1])
-    found = Report("Net", measurement(changes, kinds=("BatchNorm", "Conv")))
-    assert "exploding (backward)" in found.summary
-    assert "start the scale of each branch's last norm at 0" in found.summary
+    kinds = ("BatchNorm", "Conv")
+    rises = each("gradient_second_moment", [1e3, 1e2, 10, 1, 1])
+    summary = Report("Net", measurement(rises, kinds=kinds)).summary
+    assert "exploding (backward)" in summary
+    assert "start the scale of each branch's last norm at 0" in summary
+    falls = each("gradient_second_moment", [1e-3, 1e-2, 0.1, 1, 1])
+    summary = Report("Net", measurement(falls, kinds=kinds)).summary
+    assert "vanishing (backward)" in summary
+    assert "Advice: rescale the kernels" in summary
