@@ -5,15 +5,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prelu_jax.signal.sites import Site
 
+_ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+
 
 def abstractly(function: Callable[..., Any], axis_name: str | None, *args: Any) -> Any:
-    """`jax.eval_shape`, with the axis bound that collectives in the model may ask for."""
+    """`jax.eval_shape`, with the axis bound that collectives in the model may ask for.
+
+    Raises:
+        TypeError: the function returned what is no array, nor a pytree of them.
+    """
+
+    def checked(*args: Any) -> Any:
+        outputs = function(*args)
+        for leaf in jax.tree.leaves(outputs):
+            if not isinstance(leaf, _ARRAYS):
+                raise TypeError(
+                    f"the model or the loss returned a {type(leaf).__name__}, expected arrays, or "
+                    "a pytree of them. A dataclass is one after jax.tree_util.register_dataclass."
+                )
+        return outputs
+
     if axis_name is None:
-        return jax.eval_shape(function, *args)
-    mapped = jax.vmap(function, in_axes=None, axis_size=1, axis_name=axis_name)
+        return jax.eval_shape(checked, *args)
+    mapped = jax.vmap(checked, in_axes=None, axis_size=1, axis_name=axis_name)
     outputs = jax.eval_shape(mapped, *args)
     return jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), outputs)
 
@@ -38,8 +56,8 @@ def check_objective(
 
 
 def args_of(batch: Any) -> tuple[Any, ...]:
-    """The model's positional arguments."""
-    return batch if isinstance(batch, tuple) else (batch,)
+    """The model's positional arguments; a named tuple is one of them."""
+    return batch if type(batch) is tuple else (batch,)
 
 
 def batch_size_of(batch: Any) -> int:

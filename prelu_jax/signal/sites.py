@@ -74,11 +74,14 @@ def _einsum_channels(equation: str) -> tuple[int, ...]:
 def observed(
     observe: Observe, site: Site, call: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
 ) -> Any:
-    """The layer's output as the observer hands it back."""
+    """The layer's output as the observer hands it back; complex numbers pass it by."""
     x = args[0] if args else kwargs["query" if site.kind.endswith(".attend") else "inputs"]
-    if not site.looks_up and not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+    if not site.looks_up and not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
         raise ValueError(
             f"the layer {site.path or site.kind!r} was given {jnp.result_type(x)} of shape "
             f"{jnp.shape(x)}, expected floats. Convert images first: images.astype(float32) / 255."
         )
-    return observe(site, jnp.asarray(x), call(*args, **kwargs))
+    y = call(*args, **kwargs)
+    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+        return y
+    return observe(site, jnp.asarray(x), y)

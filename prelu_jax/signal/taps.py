@@ -82,28 +82,43 @@ class _LinenView:
         observe: Observe,
     ) -> Any:
         here = tracers.current_trace()
-        within: list[nn.Module] = []  # a subclass that calls its base's method is one layer
+        model = self._bound(variables, rngs)
+        names = {id(value): name for name, value in self.parameters(variables).items()}
+        # Where in the model the paths of a scope's root begin: at its own root, unless a module
+        # inside applies another one by itself, be it to the model's variables or to others.
+        begins = {model.scope: ()}
+        running = [(model, "")]
 
         def meet(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             layer: Any = context.module
             method = context.method_name
+            root = layer.scope.root
+            if root not in begins:
+                caller = running[-1][0]
+                begins[root] = begins[caller.scope.root]
+                if not root.debug_path:  # ... which a root that a transformation made has
+                    begins[root] += (*caller.path, type(layer).__name__)
             methods = ("__call__", "attend") if isinstance(layer, nn.Embed) else ("__call__",)
-            if method not in methods or not is_affine(layer):
-                return call(*args, **kwargs)
-            if tracers.current_trace() != here or any(layer is other for other in within):
-                return call(*args, **kwargs)
-            path = "/".join(layer.path)
-            name = "embedding" if isinstance(layer, nn.Embed) else "kernel"
-            parameter = "/".join((*layer.path, name))
-            site = site_of(layer, method, path, parameter, args, kwargs)
-            within.append(layer)
+            # A subclass that calls its base's method is one layer.
+            within = any(layer is other and name in methods for other, name in running)
+            running.append((layer, method))
             try:
+                if method not in methods or not is_affine(layer) or within:
+                    return call(*args, **kwargs)
+                if tracers.current_trace() != here:
+                    return call(*args, **kwargs)
+                path = "/".join((*begins[root], *layer.path))
+                name = "embedding" if isinstance(layer, nn.Embed) else "kernel"
+                parameter = "/".join((*layer.path, name))
+                if begins[root]:
+                    parameter = names.get(id(layer.get_variable("params", name)), "")
+                site = site_of(layer, method, path, parameter, args, kwargs)
                 return observed(observe, site, call, args, kwargs)
             finally:
-                within.pop()
+                running.pop()
 
         with nn.intercept_methods(meet):
-            return self._apply(variables, args, kwargs, rngs)
+            return model(*args, **kwargs)
 
     def kinds(self, variables: Any, args: tuple[Any, ...], kwargs: Any, rngs: Any) -> set[str]:
         found: set[str] = set()
@@ -113,14 +128,13 @@ class _LinenView:
             return call(*args, **kwargs)
 
         with nn.intercept_methods(meet):
-            self._apply(variables, args, kwargs, rngs)
+            self._bound(variables, rngs)(*args, **kwargs)
         return found
 
-    def _apply(self, variables: Any, args: Any, kwargs: Any, rngs: Any) -> Any:
+    def _bound(self, variables: Any, rngs: Any) -> Any:
         # With the parameters mutable too, Flax would draw those that are missing.
         mutable = flax.core.DenyList("params")
-        variables = flax.core.meta.unbox(variables)
-        return self.model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)[0]
+        return self.model.bind(flax.core.meta.unbox(variables), rngs=rngs, mutable=mutable)
 
 
 def _params(variables: Any) -> Any:

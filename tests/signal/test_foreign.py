@@ -1,0 +1,150 @@
+"""What other people's models do: Flax's own recurrent cells and attention, models in models."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from prelu_jax import signal
+from tests.signal.nets import drawn, images
+
+
+class Head(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.tanh(nn.Dense(3)(x))
+
+
+class AppliesAnother(nn.Module):
+    """A model inside, applied to parameters of this one or to what another layer computed."""
+
+    computed: bool
+
+    @nn.compact
+    def __call__(self, x):
+        head = Head(parent=None)
+        x = nn.Dense(3)(x)
+        if self.computed:
+            kernel = nn.Dense(9)(x).mean(0).reshape(3, 3)
+            params = {"Dense_0": {"kernel": kernel, "bias": jnp.zeros(3)}}
+        else:
+            params = self.param("head", lambda key: head.init(key, x)["params"])
+        return head.apply({"params": params}, x)
+
+
+@pytest.mark.parametrize("computed", [True, False])
+def test_a_model_applied_inside_another_has_a_place_and_a_kernel_of_its_own(computed):
+    x = images(4, 3)
+    model = AppliesAnother(computed)
+    variables = drawn(model, x)
+    rows = {row.path: row for row in signal.measure(model, variables, x).layers}
+    assert list(rows) == ["Dense_0", *(["Dense_1"] if computed else []), "Head/Dense_0"]
+    inner = rows["Head/Dense_0"].kernel_rms
+    if computed:
+        assert inner is None  # no parameter of the model
+    else:
+        kernel = variables["params"]["head"]["Dense_0"]["kernel"]
+        assert inner == pytest.approx(np.sqrt(np.mean(np.square(kernel))), rel=1e-5)
+
+
+class Tokens(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(9, 4)(tokens)
+        x = nn.RNN(nn.LSTMCell(5))(x)
+        return nn.Dense(2)(x)
+
+
+def test_a_recurrent_cell_inside_a_scan_is_listed():
+    tokens = jnp.arange(12).reshape(3, 4) % 9
+    found = signal.measure(Tokens(), drawn(Tokens(), tokens), tokens)
+    assert [row.path for row in found.layers] == ["Embed_0", "Dense_0"]
+    assert len(found.unseen) == 8
+    assert all("LSTMCell" in name for name in found.unseen)
+
+
+class Pair(NamedTuple):
+    x: jax.Array
+    y: jax.Array
+
+
+class TakesPair(nn.Module):
+    returns: str = "floats"
+
+    @nn.compact
+    def __call__(self, pair):
+        y = nn.Dense(2)(pair.x + pair.y)
+        return {"floats": y, "text": {"y": y, "note": "a"}, "complex": (y, jax.lax.complex(y, y))}[
+            self.returns
+        ]
+
+
+def test_a_named_tuple_is_one_argument():
+    pair = Pair(images(3, 4), images(3, 4))
+    variables = drawn(TakesPair(), pair)
+    (row,) = signal.measure(TakesPair(), variables, pair).layers
+    assert row.input_second_moment == pytest.approx(float(jnp.mean(4 * pair.x**2)), rel=1e-5)
+    assert signal.measure(TakesPair("complex"), variables, pair).layers == (row,)
+    with pytest.raises(TypeError, match="returned a str, expected arrays, or a pytree of them"):
+        signal.measure(TakesPair("text"), variables, pair)
+
+
+class Fourier(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Dense(3, dtype=jnp.complex64, param_dtype=jnp.complex64, name="complex")(x)
+        return nn.Dense(2, name="real")(jnp.abs(y))
+
+
+def test_layers_of_complex_numbers_pass_unmeasured():
+    x = images(4, 5)
+    variables = Fourier().init(jax.random.key(0), x)
+    assert [row.path for row in signal.measure(Fourier(), variables, x).layers] == ["real"]
+
+
+class Normed(nn.Module):
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(6)(x)
+        x = nn.BatchNorm(use_running_average=False, axis_name=self.axis_name)(x)
+        return nn.Dense(2)(x)
+
+
+def test_batch_norm_in_training_normalises_over_all_devices():
+    x = images(8, 3)
+    variables = drawn(Normed(), x)
+    whole = signal.measure(Normed(), variables, x)
+    probe = signal.prepare(Normed("devices"), variables, x[:2], axis_name="devices")
+    run = jax.pmap(probe.statistics, axis_name="devices", in_axes=(None, 0))
+    raw = run(variables, x.reshape(4, 2, 3))
+    parts = probe.read(jax.tree.map(lambda leaf: leaf[0], raw))
+    for a, b in zip(parts.layers, whole.layers, strict=True):
+        for field in ("second_moment", "input_second_moment", "gradient_second_moment"):
+            assert getattr(a, field) == pytest.approx(getattr(b, field), rel=1e-4), field
+    assert whole.normalises
+
+
+def test_nnx_attention_einsum_and_lora_have_their_rows():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(9, 4, rngs=rngs)
+            self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+            self.mix = nnx.Einsum("btd,df->btf", (4, 6), (6,), rngs=rngs)
+            self.lora = nnx.LoRALinear(6, 4, lora_rank=2, rngs=rngs)
+
+        def __call__(self, tokens):
+            x = self.attention(self.embed(tokens))
+            return self.embed.attend(self.lora(self.mix(x)))
+
+    tokens = jnp.arange(12).reshape(3, 4) % 9
+    found = signal.measure(Model(nnx.Rngs(0)), None, tokens)
+    names = [f"attention/{name}" for name in ("query", "key", "value", "out")]
+    assert [row.name for row in found.layers] == ["embed", *names, "mix", "lora", "embed[1]"]
+    assert [row.channels for row in found.layers] == [4, 4, 4, 4, 4, 6, 4, 9]
+    assert found.unseen == ("lora/lora/lora_a", "lora/lora/lora_b")
