@@ -55,7 +55,8 @@ class Report:
             direction = f" ({finding.direction})" if finding.direction else ""
             lines.append(f"{finding.verdict}{direction} from {finding.layer} on: {finding.what}.")
             lines.append(f"  Advice: {advise(finding, self.measurement)}.")
-        return "\n".join(lines) or f"{verdict.HEALTHY}: nothing beyond what random weights do"
+        seen = ", in what is seen" if self.measurement.unseen else ""
+        return "\n".join(lines) or f"healthy{seen}: nothing beyond what random weights do"
 
     def assert_healthy(self) -> None:
         """For a test suite: raises an AssertionError with the summary if there are findings.

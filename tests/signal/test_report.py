@@ -68,6 +68,12 @@ def test_csv_is_read_back(tmp_path):
             assert row[field] == ("" if value is None else str(value))
 
 
+def test_healthy_is_said_of_what_is_seen():
+    assert HEALTHY.summary.startswith("healthy: nothing")
+    partly = Report("Net", measurement(unseen=("cell/kernel",)))
+    assert partly.summary.startswith("healthy, in what is seen: nothing")
+
+
 def test_only_a_healthy_report_passes_the_assertion():
     HEALTHY.assert_healthy()
     with pytest.raises(AssertionError) as raised:
