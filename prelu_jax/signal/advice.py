@@ -49,6 +49,8 @@ def advise(finding: Finding, measurement: Measurement) -> str:
     """What to do about a finding of `verdict.judge` in a measurement."""
     if finding.verdict in _ADVICE:
         return _ADVICE[finding.verdict]
+    if finding.factor is None:
+        return "give a batch of data, or of noise: jax.random.normal(jax.random.key(0), shape)"
     layers = measurement.layers
     sign = 1 if finding.verdict == verdict.EXPLODING else -1
     forward = finding.direction == "forward"

@@ -39,7 +39,10 @@ def abstractly(function: Callable[..., Any], axis_name: str | None, *args: Any) 
 def check_objective(
     outputs: Any, loss: Callable[[Any], jax.Array] | None, axis_name: str | None
 ) -> None:
-    """Raises ValueError unless the outputs hold floats and the loss of them is a scalar."""
+    """Raises ValueError unless the outputs hold floats and the loss of them is a scalar.
+
+    TypeError if the loss is no function.
+    """
     if not any(is_float(leaf) for leaf in jax.tree.leaves(outputs)):
         raise ValueError(
             f"the model returned {jax.tree.map(_describe, outputs)}, expected an array of floats, "
@@ -47,6 +50,8 @@ def check_objective(
         )
     if loss is None:
         return
+    if not callable(loss):
+        raise TypeError(f"loss is {loss!r}, expected a function of the model's outputs.")
     value = abstractly(loss, axis_name, outputs)
     if not is_float(value) or value.shape != ():
         raise ValueError(

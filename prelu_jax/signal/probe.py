@@ -118,7 +118,7 @@ class Probe:
         """This device's part of what is differentiated: the sum over devices is the whole."""
         if self.loss is not None:
             devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
-            return self.loss(outputs).astype(jnp.float32) / devices
+            return jnp.asarray(self.loss(outputs), jnp.float32) / devices
         floats = [
             jnp.asarray(y, jnp.float32) for y in jax.tree.leaves(outputs) if checks.is_float(y)
         ]

@@ -138,12 +138,14 @@ class _LinenView:
 
 
 def _params(variables: Any) -> Any:
-    if not isinstance(variables, Mapping) or not variables.get("params"):
-        found = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
+    held = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
+    if not isinstance(variables, Mapping) or "params" not in variables:
         raise ValueError(
-            f"the variables hold no 'params', only {found}; expected what model.init returns: "
+            f"the variables hold no 'params', only {held}; expected what model.init returns: "
             "{'params': ...} and perhaps other collections."
         )
+    if not variables["params"]:
+        raise ValueError("the variables' 'params' are empty: there is no layer to measure.")
     return flax.core.meta.unbox(variables["params"])
 
 

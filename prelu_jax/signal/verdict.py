@@ -90,6 +90,9 @@ def judge(
     broken = _not_finite(layers)
     if broken is not None:
         return (broken,)
+    if layers[0].input_second_moment == 0:
+        what = "it reads nothing but zeros"
+        return (Finding(VANISHING, "forward", layers[0].name, None, what),)
     found = (
         _forward(layers, predicted or {}),
         _backward(measurement, predicted or {}),

@@ -266,6 +266,11 @@ def test_a_prepared_probe_traces_its_model_once():
         probe.statistics(variables, jnp.ones((4, 2)))
 
 
+def test_a_loss_may_be_a_python_number():
+    (row,) = signal.measure(Returns(), PARAMS, X, loss=lambda y: 2.0).layers
+    assert row.gradient_second_moment == 0
+
+
 class Scaled(nn.Module):
     @nn.compact
     def __call__(self, x, *, scale=1.0):
@@ -345,6 +350,8 @@ NORM = {"params": {"LayerNorm_0": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}}
         (dict, {}, X, {}, TypeError, "model is a type, expected a Linen or NNX module"),
         (Returns(), {"batch_stats": {}}, X, {}, ValueError, "no 'params', only ['batch_stats']"),
         (Returns(), None, X, {}, ValueError, "no 'params', only NoneType"),
+        (Returns(), {"params": {}}, X, {}, ValueError, "'params' are empty"),
+        (Returns(), PARAMS, X, {"loss": 3}, TypeError, "loss is 3, expected a function"),
         (Returns(), PARAMS, jnp.ones(()), {}, ValueError, "float32[], expected arrays of which"),
         (Returns(), PARAMS, X[0], {}, ValueError, "'Dense_0' was given float32[2], expected at"),
         (nnx.Conv(2, 2, 3, rngs=nnx.Rngs(0)), None, X, {}, ValueError, "at least 3 axes"),

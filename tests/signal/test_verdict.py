@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 
 from prelu_jax import signal
-from prelu_jax.signal import verdict
+from prelu_jax.signal import Report, verdict
 from tests.signal.rows import each, measurement, moments
 
 
@@ -48,6 +48,13 @@ def test_forward_what_hidden_layers_read_is_compared(moments, expected):
 )
 def test_backward_the_gradients_of_hidden_layers_are_compared(moments, expected):
     assert judged(each("gradient_second_moment", moments)) == expected
+
+
+def test_a_batch_of_zeros_is_named_for_what_it_is():
+    found = Report("Net", measurement(each("input_second_moment", [0.0] * 5)))
+    assert found.verdict == "vanishing"
+    assert "from a on: it reads nothing but zeros" in found.summary
+    assert "Advice: give a batch of data" in found.summary
 
 
 def test_a_head_of_zeros_is_by_design():
