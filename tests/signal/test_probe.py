@@ -197,6 +197,8 @@ def test_units_that_a_rectifier_has_shut_off_are_seen_by_the_layer_behind():
     assert second.input_second_moment == pytest.approx(first.second_moment / 2, rel=0.5)
     _, second = signal.measure(Rectified(), variables, x.at[2, 1, 1].set(-1)).layers
     assert second.input_zero_fraction == 0.25
+    first, _ = signal.measure(Rectified(), variables, -jnp.maximum(images(5, 3, 4), 0)).layers
+    assert first.input_zero_fraction == 0  # at most 0, and not always
 
 
 def test_dead_channels_and_collapse_are_seen():

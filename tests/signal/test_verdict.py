@@ -202,12 +202,16 @@ def measured(depth, gain):
 def test_no_false_alarm_in_200_healthy_nets_of_50_layers_and_the_noise_is_what_is_said():
     nets = measured(50, 2.0)
     assert [verdict.judge(net) for net in nets] == [()] * KEYS
-    logs = np.log([[row.second_moment for row in net.layers] for net in nets])
-    said = np.mean([np.square(verdict.forward_noise(net.layers)) for net in nets], axis=0)
-    for at in (10, 25, 48):
-        # The variance over nets of log E[y²] against the mean of what each estimates from itself.
-        ratio = np.var(logs[:, at], ddof=1) / said[at]
-        assert ratio == pytest.approx(1, abs=5 * math.sqrt(2 / KEYS) + 0.1), at
+    for moment, noise, places in (
+        ("second_moment", verdict.forward_noise, (10, 25, 48)),
+        ("gradient_second_moment", verdict.backward_noise, (38, 23, 0)),
+    ):
+        logs = np.log([[getattr(row, moment) for row in net.layers] for net in nets])
+        said = np.mean([np.square(noise(net.layers)) for net in nets], axis=0)
+        for at in places:
+            # The variance over nets against the mean of what each net estimates from itself.
+            ratio = np.var(logs[:, at], ddof=1) / said[at]
+            assert ratio == pytest.approx(1, abs=5 * math.sqrt(2 / KEYS) + 0.1), (moment, at)
 
 
 def test_xavier_with_relu_is_caught_in_each_of_200_nets_of_12_layers():
