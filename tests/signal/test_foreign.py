@@ -51,6 +51,33 @@ def test_a_model_applied_inside_another_has_a_place_and_a_kernel_of_its_own(comp
         assert inner == pytest.approx(np.sqrt(np.mean(np.square(kernel))), rel=1e-5)
 
 
+class WeightNormed(nn.Module):
+    """Flax transforms the layer's variables; its calls are in the open nevertheless."""
+
+    inside: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.WeightNorm(nn.Dense(3))(x)
+        if self.inside:
+            head = WeightNormed(parent=None)
+            params = self.param("head", lambda key: head.init(key, x)["params"])
+            x = head.apply({"params": params}, x)
+        return x
+
+
+def test_a_layer_with_normed_weights_keeps_its_path_and_the_kernel_that_is_learned():
+    x = images(4, 3)
+    model = WeightNormed(inside=True)
+    variables = drawn(model, x)
+    found = signal.measure(model, variables, x)
+    assert [row.path for row in found.layers] == ["Dense_0", "WeightNormed/Dense_0"]
+    kernel = variables["params"]["Dense_0"]["kernel"]
+    expected = pytest.approx(np.sqrt(np.mean(np.square(kernel))), rel=1e-5)
+    assert [row.kernel_rms for row in found.layers] == [expected, None]
+    assert found.unseen == ("head/Dense_0/kernel",)
+
+
 class Tokens(nn.Module):
     @nn.compact
     def __call__(self, tokens):
