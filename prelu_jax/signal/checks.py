@@ -17,10 +17,20 @@ def abstractly(function: Callable[..., Any], axis_name: str | None, *args: Any) 
 
     Raises:
         TypeError: the function returned what is no array, nor a pytree of them.
+        ValueError: the model asks for an axis that is not bound.
     """
 
     def checked(*args: Any) -> Any:
-        outputs = function(*args)
+        try:
+            outputs = function(*args)
+        except NameError as error:
+            if "unbound axis name" not in str(error):
+                raise
+            raise ValueError(
+                f"the model asks for an axis of devices, as BatchNorm(axis_name=...) does, but "
+                f"axis_name is {axis_name!r} here. Prepare a probe with that axis_name and map "
+                f"its statistics over it: see signal.prepare. JAX says: {error}"
+            ) from error
         for leaf in jax.tree.leaves(outputs):
             if not isinstance(leaf, _ARRAYS):
                 raise TypeError(

@@ -3,6 +3,7 @@
 import contextvars
 import dataclasses
 import functools
+import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -54,6 +55,15 @@ def view(model: Any) -> View:
     if isinstance(model, nnx.Module):
         return _NnxView(nnx.graphdef(model))
     raise TypeError(f"model is a {type(model).__name__}, expected a Linen or NNX module.")
+
+
+def _outputs(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The model's outputs; one that takes keywords only is given its arguments in their order."""
+    parameters = list(inspect.signature(model.__call__).parameters.values())
+    if any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters):
+        return model(*args, **kwargs)
+    names = [parameter.name for parameter in parameters if parameter.name not in kwargs]
+    return model(*args[len(names) :], **dict(zip(names, args, strict=False)), **kwargs)
 
 
 # --- Linen -------------------------------------------------------------------------------------
@@ -118,7 +128,7 @@ class _LinenView:
                 running.pop()
 
         with nn.intercept_methods(meet):
-            return model(*args, **kwargs)
+            return _outputs(model, args, kwargs)
 
     def kinds(self, variables: Any, args: tuple[Any, ...], kwargs: Any, rngs: Any) -> set[str]:
         found: set[str] = set()
@@ -128,7 +138,7 @@ class _LinenView:
             return call(*args, **kwargs)
 
         with nn.intercept_methods(meet):
-            self._bound(variables, rngs)(*args, **kwargs)
+            _outputs(self._bound(variables, rngs), args, kwargs)
         return found
 
     def _bound(self, variables: Any, rngs: Any) -> Any:
@@ -238,7 +248,7 @@ class _NnxView:
                 watched[id(module)] = watch(module, path)
         token = _WATCHED.set(watched)
         try:
-            return model(*args, **kwargs)
+            return _outputs(model, args, kwargs)
         finally:
             _WATCHED.reset(token)
 

@@ -51,6 +51,33 @@ def test_a_model_applied_inside_another_has_a_place_and_a_kernel_of_its_own(comp
         assert inner == pytest.approx(np.sqrt(np.mean(np.square(kernel))), rel=1e-5)
 
 
+class WeightNormed(nn.Module):
+    """Flax transforms the layer's variables; its calls are in the open nevertheless."""
+
+    inside: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.WeightNorm(nn.Dense(3))(x)
+        if self.inside:
+            head = WeightNormed(parent=None)
+            params = self.param("head", lambda key: head.init(key, x)["params"])
+            x = head.apply({"params": params}, x)
+        return x
+
+
+def test_a_layer_with_normed_weights_keeps_its_path_and_the_kernel_that_is_learned():
+    x = images(4, 3)
+    model = WeightNormed(inside=True)
+    variables = drawn(model, x)
+    found = signal.measure(model, variables, x)
+    assert [row.path for row in found.layers] == ["Dense_0", "WeightNormed/Dense_0"]
+    kernel = variables["params"]["Dense_0"]["kernel"]
+    expected = pytest.approx(np.sqrt(np.mean(np.square(kernel))), rel=1e-5)
+    assert [row.kernel_rms for row in found.layers] == [expected, None]
+    assert found.unseen == ("head/Dense_0/kernel",)
+
+
 class Tokens(nn.Module):
     @nn.compact
     def __call__(self, tokens):
@@ -106,6 +133,28 @@ def test_layers_of_complex_numbers_pass_unmeasured():
     assert [row.path for row in signal.measure(Fourier(), variables, x).layers] == ["real"]
 
 
+class ByKeyword(nn.Module):
+    """As of Flax's examples, nlp_seq: there is no argument that could be given by position."""
+
+    @nn.compact
+    def __call__(self, *, inputs, train, scale):
+        return nn.Dense(2)(inputs * scale[:, None] if train else inputs)
+
+
+def test_a_model_that_takes_keywords_only_is_given_them_in_their_order():
+    x, scale = images(3, 4), jnp.arange(3.0)
+    kwargs = {"train": True}
+    variables = ByKeyword().init(jax.random.key(0), inputs=x, scale=scale, **kwargs)
+    (row,) = signal.measure(ByKeyword(), variables, (x, scale), call_kwargs=kwargs).layers
+    assert row.input_second_moment == pytest.approx(
+        float(jnp.mean((x * scale[:, None]) ** 2)), rel=1e-5
+    )
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'scale'"):
+        signal.measure(ByKeyword(), variables, x, call_kwargs=kwargs)
+    with pytest.raises(TypeError, match="takes 1 positional argument but"):
+        signal.measure(ByKeyword(), variables, (x, scale, scale), call_kwargs=kwargs)
+
+
 class Normed(nn.Module):
     axis_name: str | None = None
 
@@ -128,6 +177,8 @@ def test_batch_norm_in_training_normalises_over_all_devices():
         for field in ("second_moment", "input_second_moment", "gradient_second_moment"):
             assert getattr(a, field) == pytest.approx(getattr(b, field), rel=1e-4), field
     assert whole.normalises
+    with pytest.raises(ValueError, match="asks for an axis.*axis_name is None.*name: devices"):
+        signal.measure(Normed("devices"), variables, x)
 
 
 def test_nnx_attention_einsum_and_lora_have_their_rows():
