@@ -36,7 +36,7 @@ def main(
     """
     scale = flags.DEFINE_string("scale", "laptop", f"One of {', '.join(configs)}.")
     workdir = flags.DEFINE_string("workdir", "", "Where runs go; default runs/<name>_<scale>.")
-    seeds = flags.DEFINE_integer("seeds", default_seeds, "How many of them.", lower_bound=1)
+    seeds = flags.DEFINE_integer("seeds", default_seeds, "How many seeds.", lower_bound=1)
     try:
         # The scale decides the configuration whose fields are the other flags: read it first.
         flags.FLAGS(_only(sys.argv, "scale"))

@@ -1,5 +1,6 @@
 """Any Flax model's signal, measured, judged, and set beside the theory where its arch is known."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,7 +66,9 @@ def diagnose(
     )
     predicted: dict[str, theory.LayerMoments] = {}
     if isinstance(model, models.RectifierNet) and measurement.first_nonfinite is None:
-        predicted = _predict(model, variables[0]["params"], batch, measurement)
+        # The theory knows no pool behind a pool, which a network may well have.
+        with contextlib.suppress(ValueError):
+            predicted = _predict(model, variables[0]["params"], batch, measurement)
     return Report(type(model).__name__, measurement, predicted)
 
 
@@ -75,7 +78,8 @@ def _predict(
     images = np.asarray(batch[0] if isinstance(batch, tuple) else batch, np.float64)
     second_moment = np.mean(np.square(images), axis=(0, 3))
     # Of neighbours along a row: what max pooling asks for.
-    neighbours = np.mean(images[:, :, 1:] * images[:, :, :-1]) / max(second_moment.mean(), 1e-300)
+    products = images[:, :, 1:] * images[:, :, :-1]
+    neighbours = products.mean() / max(second_moment.mean(), 1e-300) if products.size else 0.0
     layers = theory.predict(
         model.arch,
         initializer={row.name: (row.kernel_rms or 0.0) ** 2 for row in measurement.layers},

@@ -115,6 +115,17 @@ def test_what_is_not_finite_is_reported_not_raised(where):
         report.assert_healthy()
 
 
+def test_a_network_that_the_theory_cannot_do_is_reported_without_it():
+    pools = Arch(
+        "pools", 8, (Conv("conv", 4, 3), MaxPool("a", 2), MaxPool("b", 2), Logits("fc", 0.1))
+    )
+    model = pj.models.build(pools, 3, "relu")
+    x = images(4, 8, 8, 2)
+    report = pj.diagnose(model, model.init(jax.random.key(0), x), x)
+    assert [row.name for row in report.layers] == ["conv", "fc"]
+    assert report.predicted == {}
+
+
 def test_collapse_dead_units_and_a_stall_are_found_in_real_nets():
     class Net(nn.Module):
         bias: float = 0.0

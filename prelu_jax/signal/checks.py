@@ -113,7 +113,7 @@ def check_batch_axis(site: Site, x: jax.Array, batch: Any) -> None:
 
     Flax would take an image ``[h, w, channels]`` or a vector ``[features]`` for one example.
     """
-    if x.ndim < site.least_ndim and any(x.shape == leaf.shape for leaf in jax.tree.leaves(batch)):
+    if x.ndim < site.least_ndim and x.shape == jax.tree.leaves(batch)[0].shape:
         raise ValueError(
             f"the layer {site.path or site.kind!r} was given {_describe(x)}, expected at least "
             f"{site.least_ndim} axes, of which the first counts the examples. One example? Give "

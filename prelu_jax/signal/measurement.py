@@ -106,7 +106,7 @@ class Measurement:
     @property
     def normalises(self) -> bool:
         """Whether it has layers that set a signal's scale anew: BatchNorm, LayerNorm and kin."""
-        return any("Norm" in kind and kind not in _OF_WEIGHTS for kind in self.kinds)
+        return any(kind.endswith("Norm") and kind not in _OF_WEIGHTS for kind in self.kinds)
 
     @property
     def first_nonfinite(self) -> str | None:
@@ -194,13 +194,13 @@ def row(
         input_second_moment=x_second_moment if reads else None,
         input_minimum=_product(numbers, "input_scale", "input_minimum") if reads else None,
         input_channel_spread=x_spread if reads else None,
-        input_zero_fraction=x_zero if reads else None,
+        input_zero_fraction=_of_finite(x_zero, x_second_moment) if reads else None,
         gradient_second_moment=moments.second_moment(of_gradient["scale"], of_gradient["square"]),
         gradient_channel_spread=float(of_gradient["spread"]),
         kernel_rms=kernel,
         kernel_gradient_rms=gradient,
         change_rate=change_rate,
-        dead_fraction=dead if math.isfinite(second_moment) else math.nan,
+        dead_fraction=_of_finite(dead, second_moment),
         cosine=cosine if call.has_examples else None,
         gradient_to_decay=to_decay,
     )
@@ -210,6 +210,10 @@ def _moments(numbers: Mapping[str, Any], prefix: str = "") -> tuple[float, float
     """Mean, variance and second moment, in double precision: squares may not fit in float32."""
     scale, mean, var = (float(numbers[prefix + name]) for name in ("scale", "mean", "var"))
     return scale * mean, scale * scale * var, scale * scale * (var + mean * mean)
+
+
+def _of_finite(value: float, second_moment: float) -> float:
+    return value if math.isfinite(second_moment) else math.nan
 
 
 def _product(numbers: Mapping[str, Any], a: str, b: str) -> float:

@@ -187,7 +187,8 @@ def prepare(
         number = sum(call.site.path == site.path for call in calls)
         kernel = parameters.get(site.parameter)
         kernel_shape = None if kernel is None else kernel.shape
-        has_examples = y.ndim > 1 and y.shape[0] == batch_size > 1
+        # The cosine of two numbers is their sign: an example's output has to be a vector.
+        has_examples = y.shape[:1] == (batch_size,) and y.size > batch_size > 1
         calls.append(Call(site, number, x.shape, y.shape, kernel_shape, has_examples))
         return y
 
@@ -257,11 +258,13 @@ def measure(
     return probe.read(_compiled(probe)(state, batch, key, rngs))
 
 
-# Compiled once for equal probes, so that to measure a model again, as it learns, costs one pass.
+# Compiled once for equal probes without a loss: to measure a model again costs one pass.
 _statistics = jax.jit(Probe.statistics, static_argnums=0)
 
 
 def _compiled(probe: Probe) -> Callable[..., Any]:
+    if probe.loss is not None:  # it may close over labels that are others the next time
+        return jax.jit(probe.statistics)
     try:
         hash(probe)
     except TypeError:  # a field of the model, or a keyword, that cannot key a cache

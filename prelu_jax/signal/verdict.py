@@ -228,7 +228,10 @@ def power_of_ten(log: float) -> str:
     if not math.isfinite(log):
         return "0" if log < 0 else "inf"
     exponent = math.floor(log / math.log(10))
-    return f"{math.exp(log - exponent * math.log(10)):.1f}e{exponent:+03d}"
+    mantissa = round(math.exp(log - exponent * math.log(10)), 1)
+    if mantissa >= 10:
+        mantissa, exponent = mantissa / 10, exponent + 1
+    return f"{mantissa:.1f}e{exponent:+03d}"
 
 
 def _dead(layers: Sequence[LayerStatistics]) -> Finding | None:

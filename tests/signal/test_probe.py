@@ -268,6 +268,23 @@ def test_a_prepared_probe_traces_its_model_once():
         probe.statistics(variables, jnp.ones((4, 2)))
 
 
+def test_a_loss_is_not_remembered_with_what_it_closed_over():
+    scale = 1.0
+
+    def scaled(y):
+        return scale * jnp.sum(y)
+
+    first = signal.measure(Returns(), PARAMS, X, loss=scaled).layers[0].gradient_second_moment
+    scale = 2.0
+    second = signal.measure(Returns(), PARAMS, X, loss=scaled).layers[0].gradient_second_moment
+    assert second == pytest.approx(4 * first)
+
+
+def test_one_output_has_no_cosine():
+    variables = drawn(nn.Dense(1), images(4, 3))
+    assert signal.measure(nn.Dense(1), variables, images(4, 3)).layers[0].cosine is None
+
+
 def test_a_loss_may_be_a_python_number():
     (row,) = signal.measure(Returns(), PARAMS, X, loss=lambda y: 2.0).layers
     assert row.gradient_second_moment == 0

@@ -88,6 +88,8 @@ def test_the_factor_is_a_geometric_mean_and_the_sentence_tells_it():
     assert finding.what == "E[x²] is multiplied by 1.0e-06 over 3 layers, by 0.01 a layer"
     assert verdict.power_of_ten(-1000 * math.log(10)) == "1.0e-1000"
     assert verdict.power_of_ten(math.log(2500)) == "2.5e+03"
+    assert verdict.power_of_ten(math.log(1000)) == "1.0e+03"
+    assert verdict.power_of_ten(math.log(9970)) == "1.0e+04"
 
 
 def test_chance_is_no_finding_but_a_prediction_has_none():
