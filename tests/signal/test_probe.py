@@ -280,6 +280,17 @@ def test_a_loss_is_not_remembered_with_what_it_closed_over():
     assert second == pytest.approx(4 * first)
 
 
+def test_an_input_beside_the_first_needs_no_axis_of_examples():
+    class Conditioned(nn.Module):
+        @nn.compact
+        def __call__(self, x, context):
+            return nn.Dense(2)(x) + nn.Dense(2)(context)
+
+    arguments = (images(4, 3), images(5))
+    variables = drawn(Conditioned(), *arguments)
+    assert len(signal.measure(Conditioned(), variables, arguments).layers) == 2
+
+
 def test_one_output_has_no_cosine():
     variables = drawn(nn.Dense(1), images(4, 3))
     assert signal.measure(nn.Dense(1), variables, images(4, 3)).layers[0].cosine is None

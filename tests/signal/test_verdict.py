@@ -77,6 +77,7 @@ def test_before_a_norm_a_large_gradient_of_a_small_output_has_not_exploded():
     changes["a"]["second_moment"] = 2e-3  # of 2 behind it
     assert judged(changes) == [("exploding", "backward", "a")]
     assert judged(changes, kinds=("Dense", "WeightNorm")) == [("exploding", "backward", "a")]
+    assert judged(changes, kinds=("Dense", "NormFreeNet")) == [("exploding", "backward", "a")]
     assert judged(changes, kinds=("Dense", "LayerNorm")) == []
     changes["a"]["second_moment"] = 2.0
     assert judged(changes, kinds=("Dense", "LayerNorm")) == [("exploding", "backward", "a")]
