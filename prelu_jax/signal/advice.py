@@ -47,11 +47,21 @@ _ADVICE = {
 
 def advise(finding: Finding, measurement: Measurement) -> str:
     """What to do about a finding of `verdict.judge` in a measurement."""
+    layers = measurement.layers
+    zeros = [row.name for row in layers[:-1] if row.kernel_rms == 0]
+    if finding.verdict in (verdict.VANISHING, verdict.DEAD_UNITS) and zeros:
+        return f"initialise the kernels that hold nothing but zeros: {', '.join(zeros)}"
+    if finding.verdict == verdict.COLLAPSING and finding.layer == layers[0].name:
+        return (
+            "the examples of the batch are all but alike, or the layer's bias drowns them: subtract "
+            "the mean of the data, and start biases at 0"
+        )
     if finding.verdict in _ADVICE:
         return _ADVICE[finding.verdict]
+    if finding.factor is None and finding.direction == "backward":
+        return "look whether the loss depends on the model's outputs"
     if finding.factor is None:
         return "give a batch of data, or of noise: jax.random.normal(jax.random.key(0), shape)"
-    layers = measurement.layers
     sign = 1 if finding.verdict == verdict.EXPLODING else -1
     forward = finding.direction == "forward"
     steps = _steps(layers, forward)

@@ -133,7 +133,7 @@ class Probe:
             which: {name: moments.second_moment(*pair) ** 0.5 for name, pair in raw[which].items()}
             for which in ("kernels", "kernel_gradients")
         }
-        decay = self.weight_decay if self.loss is not None and self.weight_decay > 0 else None
+        decay = self.weight_decay or None
         layers = []
         for i, call in enumerate(self.calls):
             of_row, of_gradient = (
@@ -175,6 +175,11 @@ def prepare(
     """
     if weight_decay < 0:
         raise ValueError(f"weight_decay is {weight_decay}, expected 0 (none) or more.")
+    if weight_decay > 0 and loss is None:
+        raise ValueError(
+            f"weight_decay is {weight_decay}, but there is no loss whose gradient it could be "
+            "compared with; give a loss, or leave weight_decay out."
+        )
     seen = view(model)
     state = variables_of(model, variables)
     parameters = {k: v for k, v in seen.parameters(state).items() if checks.is_float(v)}
@@ -238,7 +243,8 @@ def measure(
         loss: from the model's outputs to a scalar. Without it the objective is ⟨η, outputs⟩ with
             independent standard normal η for every example, so that the cotangent of the outputs,
             any pytree of float arrays, is η (Krähenbühl et al. 2015: no labels needed).
-        weight_decay: coefficient λ of the term λ W that the optimiser adds to ∂loss/∂W.
+        weight_decay: coefficient λ of the term λ W that the optimiser adds to ∂loss/∂W. It takes
+            a loss.
         key: draws η; `jax.random.key(0)` by default.
         rngs: keys of the model's random streams, e.g. {'dropout': key}. An NNX model's own streams
             go on where these do not name them.

@@ -93,6 +93,12 @@ def judge(
     if layers[0].input_second_moment == 0:
         what = "it reads nothing but zeros"
         return (Finding(VANISHING, "forward", layers[0].name, None, what),)
+    loss, last = measurement.loss, layers[-1].name
+    if loss is not None and not math.isfinite(loss):
+        what = f"the loss is {loss}, though all outputs of layers are finite"
+        return (Finding(NOT_FINITE, "backward", last, None, what),)
+    if loss is not None and not any(row.gradient_second_moment for row in layers):
+        return (Finding(VANISHING, "backward", last, None, "the loss sends no gradient back"),)
     found = (
         _forward(layers, predicted or {}),
         _backward(measurement, predicted or {}),

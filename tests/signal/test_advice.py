@@ -127,7 +127,17 @@ def test_padding_that_loses_the_signal_is_named():
     ],
 )
 def test_other_findings_have_a_line(name, start):
-    assert advice.advise(Finding(name, None, "a", None, ""), measurement()).startswith(start)
+    assert advice.advise(Finding(name, None, "b", None, ""), measurement()).startswith(start)
+
+
+def test_kernels_of_zeros_and_a_batch_of_one_example_are_named():
+    fall = each("input_second_moment", [1, 1, 0, 0, 0])
+    fall["b"]["kernel_rms"] = 0.0
+    fall["c"]["input_zero_fraction"] = 1.0
+    summary = Report("Net", measurement(fall)).summary
+    assert summary.count("Advice: initialise the kernels that hold nothing but zeros: b.") == 2
+    alike = Report("Net", measurement(each("cosine", [1.0] * 5)))
+    assert "Advice: the examples of the batch are all but alike" in alike.summary
 
 
 def test_where_nothing_is_known_of_kernels_the_advice_is_general():

@@ -225,10 +225,11 @@ def test_devices_together_measure_what_one_does(library, objective):
     variables = drawn(net.linen, x)
     model = net.linen if library == "linen" else twin(net, variables)
     given = variables if library == "linen" else None
-    whole = signal.measure(model, given, x, loss=objective, weight_decay=0.1)
+    decay = 0.1 if objective else 0.0
+    whole = signal.measure(model, given, x, loss=objective, weight_decay=decay)
     parts = x.reshape(4, 2, *x.shape[1:])
     probe = signal.prepare(
-        model, given, parts[0], loss=objective, weight_decay=0.1, axis_name="devices"
+        model, given, parts[0], loss=objective, weight_decay=decay, axis_name="devices"
     )
     state = variables if library == "linen" else nnx.state(model)
     raw = jax.pmap(probe.statistics, axis_name="devices", in_axes=(None, 0))(state, parts)
@@ -400,6 +401,7 @@ NORM = {"params": {"LayerNorm_0": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}}
         ),
         (Returns(), PARAMS, X, {"loss": lambda y: (y.sum(), y)}, ValueError, "expected a scalar"),
         (Returns(), PARAMS, X, {"weight_decay": -1.0}, ValueError, "weight_decay is -1.0"),
+        (Returns(), PARAMS, X, {"weight_decay": 0.1}, ValueError, "there is no loss whose"),
         (Norms(), NORM, X, {}, ValueError, "Kinds of module found: LayerNorm, Norms"),
         (nnx.LayerNorm(2, rngs=nnx.Rngs(0)), None, X, {}, ValueError, "found: LayerNorm"),
         (NnxCnn(nnx.Rngs(0)), {}, X, {}, ValueError, "an NNX model holds its own variables"),

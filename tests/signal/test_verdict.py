@@ -57,6 +57,20 @@ def test_a_batch_of_zeros_is_named_for_what_it_is():
     assert "Advice: give a batch of data" in found.summary
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_not_healthy(loss):
+    (finding,) = verdict.judge(measurement(loss=loss))
+    assert (finding.verdict, finding.layer) == ("not finite", "e")
+    assert f"the loss is {loss}" in finding.what
+
+
+def test_a_loss_that_sends_nothing_back_is_not_healthy():
+    found = Report("Net", measurement(each("gradient_second_moment", [0.0] * 5), loss=1.0))
+    assert found.verdict == "vanishing"
+    assert "the loss sends no gradient back" in found.summary
+    assert "Advice: look whether the loss depends on the model's outputs" in found.summary
+
+
 def test_a_head_of_zeros_is_by_design():
     changes = each("gradient_second_moment", [0, 0, 0, 0, 1])
     for row in changes.values():
