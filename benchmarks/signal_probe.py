@@ -1,11 +1,11 @@
 """What a measurement of the signal costs, beside a pass and a training step of the same model."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.timing import Ratio, memory, seconds
 from prelu_jax import arch, models, signal
@@ -33,9 +33,7 @@ def _of_net(net: arch.Arch, batch_size: int, repeats: int) -> list[Ratio]:
     variables = {"params": fresh.params}
     images = jnp.asarray(rng.standard_normal((batch_size, side, side, 3), np.float32))
 
-    def loss(scores: Any) -> jax.Array:
-        labels = batch["label"]
-        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+    loss = functools.partial(step.mean_loss, labels=batch["label"])
 
     def forward_and_backward(variables: Any, images: jax.Array) -> Any:
         return jax.value_and_grad(lambda v: loss(model.apply(v, images)))(variables)

@@ -163,12 +163,12 @@ def _found(
 def last_stage(net: Arch) -> list[str]:
     """The convolutions behind the last pooling before the fully connected layers."""
     stages: list[list[str]] = [[]]
-    for before, layer in zip(net.layers, net.layers[1:], strict=False):
+    for layer in net.layers:
         if isinstance(layer, Conv):
-            stages[-1].append(layer.name) if isinstance(before, Conv) else stages.append(
-                [layer.name]
-            )
-    return stages[-1]
+            stages[-1].append(layer.name)
+        elif stages[-1]:
+            stages.append([])
+    return [stage for stage in stages if stage][-1]
 
 
 def judge(nets: Sequence[Arch], found: Sequence[Found]) -> list[Claim]:

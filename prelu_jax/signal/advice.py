@@ -53,8 +53,8 @@ def advise(finding: Finding, measurement: Measurement) -> str:
         return f"initialise the kernels that hold nothing but zeros: {', '.join(zeros)}"
     if finding.verdict == verdict.COLLAPSING and finding.layer == layers[0].name:
         return (
-            "the examples of the batch are all but alike, or the layer's bias drowns them: subtract "
-            "the mean of the data, and start biases at 0"
+            "the examples of the batch are all but alike, or the layer's bias drowns them: "
+            "subtract the mean of the data, and start biases at 0"
         )
     if finding.verdict in _ADVICE:
         return _ADVICE[finding.verdict]

@@ -161,7 +161,7 @@ def prepare(
     call_kwargs: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
 ) -> Probe:
-    """Finds the calls of affine layers by one abstract pass; computes and compiles nothing.
+    """Finds the calls of affine layers by abstract passes; computes and compiles nothing.
 
     Args:
         model, variables, batch, loss, weight_decay, rngs, call_kwargs: as `measure`; of arrays

@@ -86,7 +86,7 @@ class Report:
             }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in dicts, lists, strings and numbers, nan and inf among them."""
+        """Everything in plain Python: numbers may be nan or inf, None stands for no such thing."""
         findings = [
             {**dataclasses.asdict(finding), "advice": advise(finding, self.measurement)}
             for finding in self.findings

@@ -31,7 +31,9 @@ def test_from_the_command_to_the_picture(tmp_path):
         *("--seeds=3", "--config.archs=small_14_reduced", f"--workdir={tmp_path}"),
     )
     claims = json.loads((tmp_path / "claims.json").read_text())
-    assert [c["passed"] for c in claims] == [True, claims[1]["passed"], True, True]
+    assert claims[0]["passed"]
+    assert claims[2]["passed"]
+    assert claims[3]["passed"]
     assert "healthy 3" in claims[0]["measured"]
     assert done.returncode == (0 if claims[1]["passed"] else 1), done.stderr
     assert (tmp_path / "figure.png").stat().st_size > 10_000
