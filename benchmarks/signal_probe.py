@@ -1,6 +1,5 @@
 """What a measurement of the signal costs, beside a pass and a training step of the same model."""
 
-import functools
 from typing import Any
 
 import jax
@@ -26,14 +25,15 @@ def _of_net(net: arch.Arch, batch_size: int, repeats: int) -> list[Ratio]:
     pixels = PixelStatistics(jnp.full((side, side, 3), 127.0), jnp.float32(1 / 64))
     fresh = state.create(model, optimizer.sgd(0.01), pixels, 0)
     rng = np.random.default_rng(0)
-    batch = {
+    batch: dict[str, Any] = {
         "image": rng.integers(0, 256, (batch_size, side, side, 3)).astype(np.uint8),
         "label": rng.integers(0, 10, batch_size).astype(np.int32),
     }
     variables = {"params": fresh.params}
     images = jnp.asarray(rng.standard_normal((batch_size, side, side, 3), np.float32))
 
-    loss = functools.partial(step.mean_loss, labels=batch["label"])
+    def loss(scores: Any) -> jax.Array:
+        return step.mean_loss(scores, batch["label"])
 
     def forward_and_backward(variables: Any, images: jax.Array) -> Any:
         return jax.value_and_grad(lambda v: loss(model.apply(v, images)))(variables)
