@@ -57,6 +57,7 @@ from prelu_jax.initializers.rules import (
     Initializer,
     Orthogonal,
     VarianceScaling,
+    from_matrices,
 )
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "delta_orthogonal",
     "describe",
     "fans",
+    "from_matrices",
     "for_layer",
     "gaussian",
     "get",

@@ -135,19 +135,14 @@ class Orthogonal:
         stack, rows, columns = self._sizes(shape)
         matrices = jax.random.orthogonal(key, rows, stack, _draw_dtype(dtype), columns)
         matrices = (math.sqrt(self.gain) * matrices).astype(dtype)
+        if not self.only_centre:
+            return from_matrices(matrices, shape, self.layout)
         batch, inputs, outputs, window = self.layout.axes(shape)
-        # From [*batch, group, rows, filters of a group] to the order of the kernel's own axes;
-        # the filters of a convolution with groups lie group by group.
+        centre = tuple(slice((shape[i] - 1) // 2, (shape[i] - 1) // 2 + 1) for i in window)
+        order = [*window, *batch, *sorted(inputs), *outputs]
+        kernel = jnp.zeros([shape[i] for i in order], dtype)
         matrices = jnp.moveaxis(matrices, len(batch), -2)
-        spread = [] if self.only_centre else sorted(window)
-        row_axes = sorted(inputs + spread)
-        order = [*batch, *row_axes, *outputs]
-        kernel = matrices.reshape([shape[i] for i in order])
-        if self.only_centre:
-            centre = tuple(slice((shape[i] - 1) // 2, (shape[i] - 1) // 2 + 1) for i in window)
-            whole = [shape[i] for i in (*window, *order)]
-            kernel = jnp.zeros(whole, dtype).at[centre].set(kernel)
-            order = [*window, *order]
+        kernel = kernel.at[centre].set(matrices.reshape([shape[i] for i in order[len(window) :]]))
         return jnp.transpose(kernel, [order.index(i) for i in range(len(shape))])
 
     def variance(self, shape: Sequence[int]) -> float:
@@ -175,6 +170,23 @@ class Orthogonal:
                 f"and {columns} output features; expected at least as many outputs as inputs."
             )
         return (*(shape[i] for i in batch), groups), rows, columns
+
+
+def from_matrices(matrices: jax.Array, shape: Sequence[int], layout: Layout = PLAIN) -> jax.Array:
+    """A kernel from the matrices that it applies to the flattened inputs of a window.
+
+    Args:
+        matrices: ``[*batch, groups, rows, filters of a group]``; a row is a place in the window,
+            and an input feature there, in the order of the kernel's axes.
+        shape: of the kernel.
+        layout: what its axes are.
+    """
+    batch, inputs, outputs, window = layout.axes(shape)
+    # The filters of a convolution with groups lie group by group.
+    matrices = jnp.moveaxis(matrices, len(batch), -2)
+    order = [*batch, *sorted(inputs + window), *outputs]
+    kernel = matrices.reshape([shape[i] for i in order])
+    return jnp.transpose(kernel, [order.index(i) for i in range(len(shape))])
 
 
 def _draw_dtype(dtype: Any) -> Any:

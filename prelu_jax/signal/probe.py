@@ -16,7 +16,7 @@ from flax import nnx
 
 from prelu_jax.signal import checks, measurement, moments
 from prelu_jax.signal.measurement import Call, Measurement
-from prelu_jax.signal.sites import Site
+from prelu_jax.signal.sites import Site, Visit
 from prelu_jax.signal.taps import View, view
 
 Loss = Callable[[Any], jax.Array]
@@ -34,6 +34,7 @@ class Probe:
         view: how it sees the model.
         calls: the calls of affine layers, in execution order.
         kinds, unseen: as those of a `Measurement`.
+        hidden: kernels of layers that are called inside `scan`, `remat`, `vmap`, `jit` or `cond`.
         batch_size: the number of examples on one device.
         loss, weight_decay, axis_name: as given to `prepare`.
         call_kwargs: the keywords of the call, in pairs.
@@ -43,6 +44,7 @@ class Probe:
     calls: tuple[Call, ...]
     kinds: tuple[str, ...]
     unseen: tuple[str, ...]
+    hidden: tuple[str, ...]
     batch_size: int
     loss: Loss | None
     weight_decay: float
@@ -84,9 +86,10 @@ class Probe:
         def objective(kernels: Any, sinks: Any) -> tuple[jax.Array, Any]:
             forward: list[dict[str, jax.Array]] = []
 
-            def observe(site: Site, x: jax.Array, y: jax.Array) -> jax.Array:
-                forward.append(self._forward(site, *jax.lax.stop_gradient((x, y))))
-                return moments.tap(y, sinks[len(forward) - 1], site.channel_axes)
+            def observe(visit: Visit) -> jax.Array:
+                x, y = jax.lax.stop_gradient((visit.x, visit.y))
+                forward.append(self._forward(visit.site, x, y))
+                return moments.tap(visit.y, sinks[len(forward) - 1], visit.site.channel_axes)
 
             exchanged = self.view.replace(variables, kernels)
             outputs = self.view.call(
@@ -187,7 +190,8 @@ def prepare(
     kwargs = dict(call_kwargs or {})
     calls: list[Call] = []
 
-    def observe(site: Site, x: jax.Array, y: jax.Array) -> jax.Array:
+    def observe(visit: Visit) -> jax.Array:
+        site, x, y = visit.site, visit.x, visit.y
         checks.check_batch_axis(site, x, batch)
         number = sum(call.site.path == site.path for call in calls)
         kernel = parameters.get(site.parameter)
@@ -198,11 +202,12 @@ def prepare(
         return y
 
     def run(state: Any, batch: Any, rngs: Any) -> Any:
-        return seen.call(state, checks.args_of(batch), kwargs, rngs, observe)
+        return seen.call(state, checks.args_of(batch), kwargs, rngs, observe, hidden)
 
     def collect(state: Any, batch: Any, rngs: Any) -> None:
         kinds.update(seen.kinds(state, checks.args_of(batch), kwargs, rngs))
 
+    hidden: set[str] = set()
     outputs = checks.abstractly(run, axis_name, state, batch, rngs)
     checks.check_objective(outputs, loss, axis_name)
     kinds: set[str] = set()
@@ -212,7 +217,7 @@ def prepare(
         raise ValueError(checks.nothing_to_measure(kinds, unseen))
     options = tuple(sorted(kwargs.items()))
     return Probe(
-        seen, tuple(calls), tuple(sorted(kinds)), unseen,
+        seen, tuple(calls), tuple(sorted(kinds)), unseen, tuple(sorted(hidden)),
         batch_size, loss, weight_decay, options, axis_name,
     )  # fmt: skip
 

@@ -26,6 +26,9 @@ class View(Protocol):
     def replace(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
         """The variables with some of the parameters exchanged."""
 
+    def like(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
+        """The same, boxed and frozen where the variables are."""
+
     def call(
         self,
         variables: Any,
@@ -33,11 +36,13 @@ class View(Protocol):
         kwargs: Mapping[str, Any],
         rngs: Any,
         observe: Observe,
+        hidden: set[str] | None = None,
     ) -> Any:
-        """The model's outputs. ``y = observe(site, x, y)`` is asked of every affine layer's call.
+        """The model's outputs, with every affine layer's output as ``observe(visit)`` hands it back.
 
         What the model changes of its variables is dropped. A call inside another transformation
-        (`scan`, `remat`, `vmap`, `jit`, `cond`) is not shown: its arrays may not leave there.
+        (`scan`, `remat`, `vmap`, `jit`, `cond`) is not shown: its arrays may not leave there. Its
+        kernel's path is added to ``hidden``.
         """
 
     def kinds(self, variables: Any, args: tuple[Any, ...], kwargs: Any, rngs: Any) -> set[str]:
@@ -83,6 +88,16 @@ class _LinenView:
         params = {path: parameters.get("/".join(path), value) for path, value in flat.items()}
         return {**variables, "params": flax.traverse_util.unflatten_dict(params)}
 
+    def like(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
+        held = flax.core.unfreeze(variables["params"])
+        exchanged = self.replace(variables, parameters)["params"]
+        params = flax.core.meta.replace_boxed(held, exchanged)
+        if isinstance(variables["params"], flax.core.FrozenDict):
+            params = flax.core.freeze(params)
+        if isinstance(variables, flax.core.FrozenDict):
+            return variables.copy({"params": params})
+        return {**variables, "params": params}
+
     def call(
         self,
         variables: Any,
@@ -90,6 +105,7 @@ class _LinenView:
         kwargs: Mapping[str, Any],
         rngs: Any,
         observe: Observe,
+        hidden: set[str] | None = None,
     ) -> Any:
         here = tracers.current_trace()
         model = self._bound(variables, rngs)
@@ -115,15 +131,19 @@ class _LinenView:
             try:
                 if method not in methods or not is_affine(layer) or within:
                     return call(*args, **kwargs)
-                if tracers.current_trace() != here:
-                    return call(*args, **kwargs)
                 path = "/".join((*begins[root], *layer.path))
                 name = "embedding" if isinstance(layer, nn.Embed) else "kernel"
                 parameter = "/".join((*layer.path, name))
+                if tracers.current_trace() != here:
+                    if hidden is not None:
+                        hidden.add(parameter)
+                    return call(*args, **kwargs)
+                own = layer.variables.get("params", {})
                 if begins[root]:
-                    parameter = names.get(id(layer.get_variable("params", name)), "")
+                    parameter = names.get(id(own[name]), "")
                 site = site_of(layer, method, path, parameter, args, kwargs)
-                return observed(observe, site, call, args, kwargs)
+                again = functools.partial(_linen_again, layer.variables)
+                return observed(observe, site, layer, own, call, again, args, kwargs)
             finally:
                 running.pop()
 
@@ -145,6 +165,12 @@ class _LinenView:
         # With the parameters mutable too, Flax would draw those that are missing.
         mutable = flax.core.DenyList("params")
         return self.model.bind(flax.core.meta.unbox(variables), rngs=rngs, mutable=mutable)
+
+
+def _linen_again(
+    variables: Any, layer: nn.Module, parameters: Mapping[str, jax.Array], *args: Any, **kwargs: Any
+) -> Any:
+    return layer.clone(parent=None).apply({**variables, "params": parameters}, *args, **kwargs)
 
 
 def _params(variables: Any) -> Any:
@@ -191,6 +217,15 @@ def _watchable(layer_class: type[nnx.Module]) -> type[nnx.Module]:
     return type(layer_class.__name__, (layer_class,), {"__module__": layer_class.__module__} | body)
 
 
+def _nnx_again(
+    method: str, layer: nnx.Module, parameters: Mapping[str, jax.Array], *args: Any, **kwargs: Any
+) -> Any:
+    copy = nnx.clone(layer)
+    for name, value in parameters.items():
+        setattr(copy, name, None if value is None else nnx.Param(value))
+    return getattr(copy, method)(*args, **kwargs)  # nobody watches the copy
+
+
 @dataclasses.dataclass(frozen=True)
 class _NnxView:
     """NNX offers no interception: Python looks ``__call__`` up on the class, not the instance.
@@ -217,6 +252,8 @@ class _NnxView:
         flat = nnx.to_flat_state(variables)
         return nnx.from_flat_state([(path, exchange(path, leaf)) for path, leaf in flat])
 
+    like = replace
+
     def call(
         self,
         variables: Any,
@@ -224,6 +261,7 @@ class _NnxView:
         kwargs: Mapping[str, Any],
         rngs: Any,
         observe: Observe,
+        hidden: set[str] | None = None,
     ) -> Any:
         here = tracers.current_trace()
         model = self._copy(variables, rngs)
@@ -232,12 +270,20 @@ class _NnxView:
 
         def watch(layer: Any, path: tuple[Any, ...]) -> Callable[..., Any]:
             def meet(method: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-                if tracers.current_trace() != here:
-                    return call(*args, **kwargs)
                 kernel = layer.embedding if isinstance(layer, nnx.Embed) else layer.kernel
                 parameter = names.get(id(kernel), "")
+                if tracers.current_trace() != here:
+                    if hidden is not None:
+                        hidden.add(parameter)
+                    return call(*args, **kwargs)
                 site = site_of(layer, method, "/".join(map(str, path)), parameter, args, kwargs)
-                return observed(observe, site, call, args, kwargs)
+                own = {
+                    name: value.get_raw_value()
+                    for name, value in vars(layer).items()
+                    if isinstance(value, nnx.Param)
+                }
+                again = functools.partial(_nnx_again, method)
+                return observed(observe, site, layer, own, call, again, args, kwargs)
 
             return meet
 

@@ -1,0 +1,131 @@
+"""Data-dependent initialisation of any Flax model: one call, one method or several in turn."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from prelu_jax.datadep import between_layer, one_pass, plan, registry
+from prelu_jax.datadep.between_layer import BetweenLayer
+from prelu_jax.datadep.registry import Method
+from prelu_jax.datadep.report import CalibrationReport, Stage
+from prelu_jax.datadep.session import Function, Session, compiler
+from prelu_jax.signal import checks
+from prelu_jax.signal.probe import variables_of
+
+
+def calibrate(
+    model: Any,
+    *variables_and_batch: Any,
+    method: str | Method | Sequence[str | Method] = "within_layer",
+    only: str | None = None,
+    except_: str | None = None,
+    key: jax.Array | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    axis_name: str | None = None,
+    compiled: Callable[[Function], Function] | None = None,
+) -> Any:
+    """Sets the scale, and where the method does the mean, of every layer's output on a batch.
+
+        variables, report = pj.calibrate(model, variables, batch)    # Linen
+        report = pj.calibrate(model, batch)                          # NNX: the model is updated
+        pj.calibrate(model, variables, batch, method=["pca", "between_layer"])
+
+    Dense, DenseGeneral, Einsum, Conv, ConvLocal and ConvTranspose, their NNX kin and those inside
+    attention are calibrated, in the order in which the model calls them, in one jitted forward
+    pass; layers that are called more than once by their moments over all calls, in a few more. What
+    came of it is measured by another pass. Embeddings, slopes, norms and weights that cannot be
+    seen are left as they are, and the report says so. BatchNorm's statistics and NNX's random
+    streams stay as they are.
+
+    Args:
+        model: any Linen or NNX model, unmodified.
+        *variables_and_batch: a Linen model's variables, then the batch: the model's first argument,
+            or a tuple of its positional arguments, of a few dozen examples or more. Or an iterator
+            of a few such batches, which count as one. For NNX the batch alone. Both may be sharded
+            over devices: moments are those of the whole batch.
+        method: 'within_layer', 'lsuv', 'between_layer', 'pca', 'zca', 'kmeans', 'none', one of
+            `datadep`'s methods with its options, or several of these, applied in turn.
+        only: a regular expression, searched for in the kernels' paths: calibrate those alone, for
+            example the new layers on a trained trunk. The others stay as they are.
+        except_: the same for kernels that stay as they are.
+        key: draws orthonormal and Gaussian kernels, samples of patches and the random loss of
+            `between_layer`; `jax.random.key(0)` by default.
+        rngs: keys of the model's random streams, e.g. {'dropout': key}.
+        call_kwargs: keywords of the call, e.g. {'train': False}.
+        axis_name: the axis of devices that ``compiled`` maps over; the batch then has an axis of
+            devices before all others. Not needed with sharded arrays.
+        compiled: compiles a function ``f(replicated, batch)``; `jax.jit` by default, or for
+            example ``lambda f: jax.pmap(f, axis_name, in_axes=(None, 0), out_axes=None)``.
+
+    Returns:
+        The calibrated variables and a `datadep.CalibrationReport`; for NNX the report.
+
+    Raises:
+        TypeError: neither Linen nor NNX, or the wrong number of arguments.
+        ValueError: an unknown method; the batch is empty, a single example or not finite; patterns
+            that match nothing; layers that cannot be seen inside `scan` and kin; an output that is
+            not finite; and as `signal.measure`. The model and the variables are then unchanged.
+    """
+    expected = 1 if isinstance(model, nnx.Module) else 2
+    if len(variables_and_batch) != expected:
+        raise TypeError(
+            f"calibrate was given {1 + len(variables_and_batch)} positional arguments; expected "
+            "calibrate(model, variables, batch) for Linen, calibrate(model, batch) for NNX. "
+            "Several inputs of a model go into a tuple."
+        )
+    methods = registry.resolve(method)
+    *given, batch = variables_and_batch
+    batch = _joined(batch) if isinstance(batch, Iterator) else batch
+    variables = given[0] if given else None
+    part = batch if axis_name is None else jax.tree.map(_part, batch)
+    options = {"only": only, "except_": except_, "rngs": rngs, "call_kwargs": call_kwargs}
+    planned = plan.make(model, variables, part, axis_name=axis_name, **options)
+    _check_finite(batch)
+    state = variables_of(model, variables)
+    session = Session(
+        planned,
+        state,
+        batch,
+        part,
+        jax.random.key(0) if key is None else key,
+        rngs,
+        compiler(compiled),
+    )
+    stages: list[Stage] = []
+    for each in methods:
+        stage: Stage
+        if isinstance(each, BetweenLayer):
+            session, stage = between_layer.run(session, each)
+        else:
+            session, stage = one_pass.run(session, each)
+        stages.append(stage)
+    report = CalibrationReport(type(model).__name__, tuple(stages))
+    if isinstance(model, nnx.Module):
+        nnx.update(model, session.variables)
+        return report
+    return planned.probe.view.like(variables, session.parameters), report
+
+
+def _part(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
+
+
+def _joined(batches: Iterator[Any]) -> Any:
+    """The batches as one, example after example."""
+    held = list(batches)
+    if not held:
+        raise ValueError("the iterator holds no batch.")
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *held)
+
+
+def _check_finite(batch: Any) -> None:
+    for i, leaf in enumerate(jax.tree.leaves(batch)):
+        if checks.is_float(leaf) and not bool(jnp.isfinite(leaf).all()):
+            raise ValueError(
+                f"array {i} of the batch, {leaf.dtype}{list(leaf.shape)}, holds nan or infinity: "
+                "one such number would reach every layer's moments."
+            )

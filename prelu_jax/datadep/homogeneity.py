@@ -1,0 +1,283 @@
+"""Which rescalings of parameters leave a function's outputs unchanged, read off its jaxpr.
+
+Between layers Krähenbühl et al. 2015 (arXiv:1511.06856) multiply every kernel by a factor of its
+own and keep a chain of ReLU layers the same function: the factors' product is 1, and biases
+follow. Here the condition on the factors is found for any function. Multiply each parameter p by
+``exp(u_p)``. An array that is homogeneous in the parameters is then multiplied by ``exp(d · u)``,
+where ``d``, one number per parameter, is its *degree*. Products add degrees, roots halve them, a
+rectifier keeps them (He et al. 2015, Eq. 1: positive factors move no sign), a sum needs equal
+ones, ``tanh`` needs degree 0. All that is needed is linear in ``u``.
+
+What is found is sound in real arithmetic, whatever the values of parameters and inputs; it is not
+complete: a condition that only values or algebra (``exp(a) / exp(a)``) would lift is kept.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float64]
+# None: zeros, infinities and nans only. They stay what they are under any positive factor.
+Degree = NDArray[np.float64] | None
+
+_TOLERANCE = 1e-6  # coefficients are sums of integers, halves and float32 exponents
+
+
+@dataclasses.dataclass(frozen=True)
+class Freedom:
+    """The logs ``u`` of positive factors on parameters that leave outputs unchanged.
+
+    Attributes:
+        parameters: the parameters' names, one per column.
+        constraints: rows ``c`` of the conditions ``c · u = 0``, ``[conditions, parameters]``.
+    """
+
+    parameters: tuple[str, ...]
+    constraints: Rows
+
+    def nearest(self, wanted: Mapping[str, float], follow: Collection[str]) -> dict[str, float]:
+        """The allowed ``u`` closest to what is wanted, up to one constant shared by all.
+
+        Minimises ``Σ_k (wanted_k - u_k - c)²`` over ``u`` and ``c``: ratios of factors count,
+        their common size is given by the function. On a chain of layers ``c`` is the mean of
+        ``wanted``, the log of the geometric mean of Krähenbühl et al. 2015. Of several such ``u``
+        it is the smallest.
+
+        Args:
+            wanted: the log factor wanted for each of some parameters, kernels as a rule.
+            follow: parameters that may move as needed, biases as a rule. All others keep u = 0.
+
+        Returns:
+            ``u`` for every name of ``wanted`` and ``follow``.
+
+        Raises:
+            ValueError: a name is not a parameter's or is given twice, or a value is not finite.
+        """
+        names = [*wanted, *follow]
+        basis = self._basis(names)
+        values = np.array(list(wanted.values()), np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(f"nearest: wanted is {dict(wanted)}, expected finite logs of factors.")
+        if not wanted:
+            return dict.fromkeys(names, 0.0)
+        moves = basis[: len(wanted)]
+        moves = moves - moves.mean(axis=0)  # the best c, whatever u is, is the mean of the rest
+        weights, *_ = np.linalg.lstsq(moves, values, rcond=_TOLERANCE)
+        return dict(zip(names, (basis @ weights).tolist(), strict=True))
+
+    def held(self, wanted: Collection[str], follow: Collection[str]) -> set[str]:
+        """The names of ``wanted`` that no allowed ``u`` moves, all but ``follow`` being fixed."""
+        basis = self._basis([*wanted, *follow])
+        return {name for name, row in zip(wanted, basis, strict=False) if not row.any()}
+
+    def _basis(self, names: Sequence[str]) -> Rows:
+        """Orthonormal columns that span the allowed ``u`` of some parameters, ``[names, ·]``."""
+        unknown = set(names).difference(self.parameters)
+        if unknown or len(set(names)) < len(names):
+            raise ValueError(
+                f"names are {list(names)}, expected each once and among the parameters "
+                f"{list(self.parameters)}."
+            )
+        columns = self.constraints[:, [self.parameters.index(name) for name in names]]
+        _, singular, rows = np.linalg.svd(np.linalg.qr(columns, mode="r"))
+        basis: Rows = rows[np.count_nonzero(singular > _TOLERANCE) :].T
+        basis[np.abs(basis).max(axis=1, initial=0.0) < _TOLERANCE] = 0.0  # held: exactly 0
+        return basis
+
+
+def freedom(function: Callable[..., Any], parameters: Mapping[str, Any], *args: Any) -> Freedom:
+    """Which rescalings of the parameters leave ``function(parameters, *args)`` unchanged.
+
+    The function is traced, never run; values of parameters and arguments are not looked at, those
+    of arrays it closes over are: zeros stay zeros. Loops (`while`), and whatever primitive is not
+    known here, count as homogeneous in nothing.
+
+    Args:
+        function: returns any pytree of arrays, each of which has to stay the same.
+        parameters: arrays, or `jax.ShapeDtypeStruct`, by name.
+        args: further arguments, pytrees of arrays or `jax.ShapeDtypeStruct`; they are not rescaled.
+
+    Raises:
+        TypeError: a parameter is not one array.
+    """
+    names = tuple(parameters)
+    for name, leaf in parameters.items():
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"freedom: parameter {name!r} is a {type(leaf).__name__}, expected an array; "
+                "flatten nested parameters, e.g. with flax.traverse_util.flatten_dict(sep='/')."
+            )
+
+    def of_leaves(leaves: Sequence[jax.Array], *args: Any) -> Any:
+        return function(dict(zip(names, leaves, strict=True)), *args)
+
+    closed = jax.make_jaxpr(of_leaves)([parameters[name] for name in names], *args)
+    reader = _Reader(len(names))
+    units = [
+        unit if _is_inexact(atom) else reader.fixed([unit])
+        for atom, unit in zip(closed.jaxpr.invars, np.eye(len(names)), strict=False)
+    ]
+    others = [reader.zero] * (len(closed.jaxpr.invars) - len(names))
+    reader.fixed(reader.outputs(closed, [*units, *others]))
+    return Freedom(names, reader.constraints())
+
+
+class _Reader:
+    """Degrees of the arrays of a jaxpr; what they have to fulfil collects in ``rows``."""
+
+    def __init__(self, parameters: int) -> None:
+        self.zero: Rows = np.zeros(parameters)
+        self.rows: dict[bytes, Rows] = {}
+
+    def constraints(self) -> Rows:
+        return np.array([*self.rows.values()]).reshape(-1, self.zero.size)
+
+    def equal(self, degrees: Iterable[Degree]) -> Degree:
+        """The one degree that all of them have to be."""
+        given = [degree for degree in degrees if degree is not None]
+        for degree in given[1:]:
+            row = degree - given[0]
+            row[np.abs(row) < _TOLERANCE] = 0.0
+            if row.any():
+                row /= row[np.flatnonzero(row)[0]]  # one condition, whichever way it is written
+                self.rows.setdefault((row.round(6) + 0.0).tobytes(), row)
+        return given[0] if given else None
+
+    def fixed(self, degrees: Iterable[Degree]) -> Rows:
+        """All of them have to be 0, which is also the degree of what is made of them."""
+        for degree in degrees:
+            self.equal([self.zero, degree])
+        return self.zero
+
+    def outputs(self, closed: ClosedJaxpr | Jaxpr, degrees: Sequence[Degree]) -> list[Degree]:
+        """The degrees of a jaxpr's outputs, from those of its inputs."""
+        jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
+        consts = closed.consts if isinstance(closed, ClosedJaxpr) else []
+        known = dict(zip(jaxpr.invars, degrees, strict=True))
+        known |= zip(jaxpr.constvars, map(self._constant, consts), strict=True)
+
+        def read(atom: Any) -> Degree:
+            return self._constant(atom.val) if isinstance(atom, Literal) else known[atom]
+
+        for equation in _needed(jaxpr):
+            found = self._equation(equation, [read(atom) for atom in equation.invars])
+            known |= zip(equation.outvars, found, strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _constant(self, value: Any) -> Degree:
+        if not jnp.issubdtype(jnp.result_type(value), jnp.number):
+            return self.zero
+        size = np.abs(np.asarray(value))
+        return self.zero if np.any((size > 0) & (size < np.inf)) else None
+
+    def _equation(self, equation: JaxprEqn, degrees: list[Degree]) -> list[Degree]:
+        """The degrees of one equation's outputs; operands of integers and bools have degree 0."""
+        name, params = equation.primitive.name, equation.params
+        pairs = zip(equation.invars, degrees, strict=True)
+        real = [degree for atom, degree in pairs if _is_inexact(atom)]
+        outputs = len(equation.outvars)
+        if name in _CALLS:
+            return self.outputs(params[_CALLS[name]], degrees)
+        if name == "scan":
+            return self._scan(params, degrees)
+        if name == "cond":
+            branches = [self.outputs(branch, degrees[1:]) for branch in params["branches"]]
+            return [self.equal(cases) for cases in zip(*branches, strict=True)]
+        if name in _EACH:
+            return degrees
+        if name in _SAME and _keeps(equation):
+            return degrees[:1] * outputs
+        if name in _SIGNS or not real:
+            return [self.zero] * outputs
+        if name in _COMPARISONS:
+            self.equal(real)
+            return [self.zero]
+        if name in _SUMS:
+            return [self.equal(real)]
+        if name in _PRODUCTS:
+            return [_combined(real, [1.0] * len(real))]
+        if name == "div":
+            return [_combined(real, [1.0, -1.0])]
+        exponent = _exponent(equation)
+        if exponent:
+            return [_combined(real[:1], [exponent])]
+        return [self.fixed(real)] * outputs
+
+    def _scan(self, params: Mapping[str, Any], degrees: list[Degree]) -> list[Degree]:
+        """What is carried has to keep its degree; zeros take on that of what is added to them."""
+        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        carry, before = degrees[first:last], None
+        while before is None or [d is None for d in carry] != [d is None for d in before]:
+            found = self.outputs(params["jaxpr"], [*degrees[:first], *carry, *degrees[last:]])
+            before, carry = carry, [self.equal(pair) for pair in zip(carry, found, strict=False)]
+        return [*carry, *found[len(carry) :]]
+
+
+def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The equations that outputs depend on, or that write, in order: others constrain nothing."""
+    needed = {atom for atom in jaxpr.outvars if isinstance(atom, Var)}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not needed.isdisjoint(equation.outvars):
+            kept.append(equation)
+            needed.update(atom for atom in equation.invars if isinstance(atom, Var))
+    return kept[::-1]
+
+
+def _is_inexact(atom: Any) -> bool:
+    return bool(jnp.issubdtype(getattr(atom.aval, "dtype", bool), jnp.inexact))
+
+
+def _combined(degrees: Sequence[Degree], weights: Sequence[float]) -> Degree:
+    terms = [w * d for d, w in zip(degrees, weights, strict=True) if d is not None]
+    return np.sum(terms, axis=0) if len(terms) == len(degrees) else None
+
+
+def _keeps(equation: JaxprEqn) -> bool:
+    """Whether a primitive of `_SAME` does: fractions are not cut off, gaps not filled with ones."""
+    if equation.primitive.name == "convert_element_type":
+        return _is_inexact(equation.outvars[0])
+    fill = equation.params.get("fill_value")
+    return fill is None or fill == 0 or not np.isfinite(fill)
+
+
+def _exponent(equation: JaxprEqn) -> float:
+    """The number that a power multiplies degrees by; 0 for what is no such power."""
+    name, operands = equation.primitive.name, equation.invars
+    if name == "integer_pow":
+        return float(equation.params["y"])
+    if name == "pow" and isinstance(operands[1], Literal):
+        return float(operands[1].val)
+    return _POWERS.get(name, 0.0)
+
+
+# Primitive -> the parameter that holds its jaxpr. Only what a call computes counts: a rule for
+# its derivative does not.
+_CALLS = {
+    **dict.fromkeys(("jit", "remat2"), "jaxpr"),
+    **dict.fromkeys(("closed_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
+}
+_EACH = {"sort", "optimization_barrier", "device_put", "copy", "copy_p"}  # output i as operand i
+_SAME = {  # all outputs as the first operand
+    *("abs", "neg", "real", "imag", "conj", "stop_gradient", "name", "reduce_precision"),
+    *("convert_element_type", "reshape", "transpose", "rev", "squeeze", "broadcast_in_dim"),
+    *("broadcast_to", "tile", "slice", "dynamic_slice", "gather", "split", "unstack"),
+    *("reduce_sum", "reduce_max", "reduce_min", "cumsum", "cummax", "cummin"),
+    *("reduce_window_sum", "reduce_window_max", "reduce_window_min", "fft"),
+    *("sharding_constraint", "layout_constraint", "reshard", "pvary"),
+}
+_SUMS = {  # operands of one degree, which is the output's: sums, choices, arrangements
+    *("add", "add_any", "sub", "max", "min", "rem", "clamp", "select_n", "complex"),
+    *("concatenate", "stack", "pad", "dynamic_update_slice"),
+    *("scatter", "scatter-add", "scatter-sub", "scatter-max", "scatter-min"),
+}
+_PRODUCTS = {"mul", "dot_general", "conv_general_dilated", "ragged_dot_general"}
+_POWERS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5}
+_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+_SIGNS = {"sign", "argmax", "argmin", "is_finite"}  # no positive factor changes them

@@ -1,0 +1,65 @@
+"""Layer-sequential unit variance (Mishkin & Matas 2015)."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from prelu_jax import initializers
+from prelu_jax.datadep.moments import Moments
+from prelu_jax.datadep.walk import Correction, Layer, OnePass
+
+
+@dataclasses.dataclass(frozen=True)
+class Lsuv(OnePass):
+    """Every affine layer's output to a variance of 1 over examples, positions and channels.
+
+    Orthonormal kernels and biases of 0, then W ← W / √Var(y), layer by layer in execution order.
+    An output is proportional to its kernel and bias, so that one division is exact where the
+    published loop measures again. The mean is left alone.
+
+    Attributes:
+        orthonormal: draw the kernels anew; False keeps kernels and biases as they are given.
+        tolerance: layers with |Var(y) − 1| below it are left alone, as the published loop does
+            (its authors' code has 0.02); with it, the same weights are reached as by that loop.
+    """
+
+    orthonormal: bool = True
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"lsuv: tolerance is {self.tolerance}, expected 0 (none) to below 1.")
+
+    def start(
+        self, layers: tuple[Layer, ...], parameters: Mapping[str, jax.Array], key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Orthonormal kernels in each layer's own layout, and biases of 0."""
+        if not self.orthonormal:
+            return {}
+        drawn: dict[str, jax.Array] = {}
+        for i, layer in enumerate(layers):
+            kernel = parameters[layer.parameter]
+            draw = initializers.orthogonal(layout=layer.layout)
+            drawn[layer.parameter] = draw(jax.random.fold_in(key, i), kernel.shape, kernel.dtype)
+            if layer.bias is not None:
+                drawn[layer.bias] = jnp.zeros_like(parameters[layer.bias])
+        return drawn
+
+    def correction(self, moments: Moments, has_bias: bool) -> Correction:
+        """The same scale for every channel, 1 if nothing varies; no shift."""
+        var = _var(moments)
+        near = jnp.abs(var - 1) < self.tolerance
+        scale = jnp.where(near | (var == 0), 1, jax.lax.rsqrt(jnp.where(var == 0, 1, var)))
+        return Correction(jnp.full_like(moments.std, scale), jnp.zeros_like(moments.std))
+
+    def error(self, moments: Moments, has_bias: bool) -> float:
+        """How far the variance is from its target; 0 within the tolerance."""
+        off = abs(float(_var(moments)) - 1)
+        return off if off >= self.tolerance and bool(jnp.any(moments.varies)) else 0.0
+
+
+def _var(moments: Moments) -> jax.Array:
+    """The variance of the whole output: within channels and between their means."""
+    return jnp.mean(jnp.square(moments.std)) + jnp.var(moments.mean)

@@ -1,0 +1,171 @@
+"""Which layers of a model are to be calibrated, and why the others are not."""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from prelu_jax import initializers, signal
+from prelu_jax.datadep.walk import Layer
+from prelu_jax.initializers import Layout
+from prelu_jax.signal import checks
+from prelu_jax.signal.probe import variables_of
+from prelu_jax.signal.sites import Visit
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A weight that a calibration leaves as it is.
+
+    Attributes:
+        parameter: its path.
+        why: the reason.
+    """
+
+    parameter: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A model made ready to be calibrated.
+
+    Attributes:
+        probe: sees and measures the model.
+        layers: the layers to be calibrated, in the order of execution.
+        skipped: the weights that are left as they are.
+    """
+
+    probe: signal.Probe
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def make(
+    model: Any,
+    variables: Any,
+    batch: Any,
+    only: str | None = None,
+    except_: str | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    axis_name: str | None = None,
+) -> Plan:
+    """Finds the layers by abstract passes; computes and compiles nothing.
+
+    Args:
+        model, variables, batch, rngs, call_kwargs, axis_name: as `signal.prepare`.
+        only: a regular expression, searched for in kernel paths: calibrate those alone.
+        except_: one that keeps kernels as they are.
+
+    Raises:
+        TypeError, ValueError: as `signal.prepare`; a batch of one example; a pattern that is none,
+            or matches no kernel; no layer left; a layer to be calibrated is called inside `scan`,
+            `remat`, `vmap`, `jit` or `cond`.
+    """
+    probe = signal.prepare(
+        model, variables, batch, rngs=rngs, call_kwargs=call_kwargs, axis_name=axis_name
+    )
+    if probe.batch_size < 2 and axis_name is None:
+        raise ValueError(
+            "the batch is a single example, expected two or more: the spread of an output over "
+            "examples is what is set to 1. A few dozen are enough (Krähenbühl et al. 2015)."
+        )
+    state = variables_of(model, variables)
+    parameters = probe.view.parameters(state)
+    excluded = _excluded([*_kernels(probe), *probe.hidden], only, except_)
+    layers: dict[str, Layer] = {}
+    skipped = dict.fromkeys(probe.unseen, "not called, or of a layer of another kind")
+
+    def observe(visit: Visit) -> jax.Array:
+        name = visit.site.parameter
+        why = excluded.get(name) or _unfit(visit, parameters)
+        if why:
+            skipped[name or visit.site.path] = why
+        elif name in layers:
+            layers[name] = dataclasses.replace(layers[name], calls=layers[name].calls + 1)
+        else:
+            layers[name] = _layer(visit, parameters)
+        return visit.y
+
+    def run(state: Any, batch: Any, rngs: Any) -> None:
+        kwargs = dict(probe.call_kwargs)
+        probe.view.call(state, checks.args_of(batch), kwargs, rngs, observe)
+
+    checks.abstractly(run, axis_name, state, batch, rngs)
+    for name in probe.hidden:
+        skipped[name] = excluded.get(name, "")
+    hidden = [name for name in probe.hidden if name not in excluded]
+    if hidden:
+        raise ValueError(
+            f"{', '.join(hidden)}: called inside scan, remat, vmap, jit or cond, where an output "
+            "cannot be corrected before the next layer sees it. Calibrate the model without that "
+            "transformation and put the parameters back, or leave these as they are with "
+            f"except_={'|'.join(re.escape(name) for name in hidden)!r}."
+        )
+    if not layers:
+        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
+        raise ValueError(f"no layer is left to be calibrated. {reasons}.")
+    return Plan(probe, tuple(layers.values()), tuple(Skipped(*item) for item in skipped.items()))
+
+
+def _kernels(probe: signal.Probe) -> list[str]:
+    return [call.site.parameter for call in probe.calls if call.kernel_shape is not None]
+
+
+def _excluded(kernels: Collection[str], only: str | None, except_: str | None) -> dict[str, str]:
+    """Kernel path -> why a pattern leaves it out."""
+    excluded: dict[str, str] = {}
+    for option, pattern in (("only", only), ("except_", except_)):
+        if pattern is None:
+            continue
+        try:
+            found = {name for name in kernels if re.search(pattern, name)}
+        except re.error as error:
+            raise ValueError(f"{option} is {pattern!r}, no regular expression: {error}.") from error
+        if not found:
+            raise ValueError(
+                f"{option} is {pattern!r}, which matches none of the kernels: {', '.join(kernels)}."
+            )
+        out = found if option == "except_" else set(kernels) - found
+        excluded |= dict.fromkeys(sorted(out), f"left out by {option}={pattern!r}")
+    return excluded
+
+
+def _unfit(visit: Visit, parameters: Mapping[str, jax.Array]) -> str | None:
+    """Why a layer cannot be calibrated; None if it can."""
+    if visit.site.kind.startswith("Embed"):
+        return "a table of embeddings"
+    if visit.site.parameter not in parameters:
+        return "its kernel is not one of the model's parameters"
+    if not jnp.issubdtype(visit.y.dtype, jnp.floating):
+        return f"its output is {visit.y.dtype}"
+    return None
+
+
+def _layer(visit: Visit, parameters: Mapping[str, jax.Array]) -> Layer:
+    site = visit.site
+    bias = f"{site.parameter.rpartition('/')[0]}/bias".removeprefix("/")
+    return Layer(
+        site=site,
+        calls=1,
+        bias=bias if bias in parameters else None,
+        channels=tuple(visit.y.shape[axis] for axis in site.channel_axes),
+        dtype=visit.y.dtype.name,
+        layout=_layout(visit, parameters[site.parameter].ndim),
+    )
+
+
+def _layout(visit: Visit, ndim: int) -> Layout:
+    try:
+        return initializers.for_layer(visit.layer)
+    except TypeError:
+        outputs = visit.site.kernel_axes
+        inputs: Sequence[int] = [i - ndim for i in range(ndim) if i - ndim not in outputs]
+        if isinstance(visit.layer, nn.ConvLocal):  # a kernel of its own at every position
+            return Layout(batch_axis=tuple(inputs[:-1]))
+        return Layout(in_axis=tuple(inputs), out_axis=outputs)

@@ -1,0 +1,277 @@
+"""What a calibration did, layer by layer: a table for people, rows for programs."""
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from prelu_jax.datadep.moments import Moments
+from prelu_jax.datadep.plan import Skipped
+from prelu_jax.datadep.walk import Layer
+
+_WIDTH = 110
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """One layer under a one-pass method.
+
+    Attributes:
+        layer: its path in the model.
+        parameter: the path of its kernel.
+        calls: how often it is called; its moments are pooled over them.
+        scale: what its kernel was multiplied with: the geometric mean over channels.
+        least_scale, greatest_scale: the extremes over channels.
+        shift: what was added to its output: the root mean square over channels.
+        mean_before, std_before: of its whole output, given corrected layers before it.
+        mean_after, std_after: the same as an independent pass measures them at the end.
+        error: how far the farthest channel then is from its target (`OnePass.error`).
+        constant: the channels, counted over all their axes, that do not vary on the batch.
+        notes: what a reader should know.
+    """
+
+    layer: str
+    parameter: str
+    calls: int
+    scale: float
+    least_scale: float
+    greatest_scale: float
+    shift: float
+    mean_before: float
+    std_before: float
+    mean_after: float
+    std_after: float
+    error: float
+    constant: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    @staticmethod
+    def of(
+        layer: Layer, found: Mapping[str, Any], after: Moments, *, error: float, resists: bool
+    ) -> "LayerRow":
+        """The row of what a pass found and did, and what was measured after it."""
+        before, (scale, shift) = found["before"], found["correction"]
+        constant = tuple(int(i) for i in np.flatnonzero(~np.asarray(before.varies)))
+        return LayerRow(
+            layer=layer.name,
+            parameter=layer.parameter,
+            calls=layer.calls,
+            scale=float(np.exp(np.mean(np.log(np.asarray(scale, np.float64))))),
+            least_scale=float(np.min(scale)),
+            greatest_scale=float(np.max(scale)),
+            shift=float(np.sqrt(np.mean(np.square(np.asarray(shift, np.float64))))),
+            mean_before=float(np.mean(before.mean)),
+            std_before=_std(before),
+            mean_after=float(np.mean(after.mean)),
+            std_after=_std(after),
+            error=error,
+            constant=constant,
+            notes=tuple(_notes(layer, constant, bool(found["enough"]), resists)),
+        )
+
+
+def _std(moments: Moments) -> float:
+    """Of the whole output: within channels and between their means."""
+    var = np.mean(np.square(moments.std, dtype=np.float64)) + np.var(moments.mean, dtype=np.float64)
+    return float(np.sqrt(var))
+
+
+def _notes(layer: Layer, constant: tuple[int, ...], enough: bool, resists: bool) -> Iterator[str]:
+    if resists:
+        yield "does not follow its kernel and bias: left as it was"
+    if not enough:
+        yield "too few patches for its filters: Gaussian"
+    if layer.bias is None:
+        yield "no bias: the mean is free"
+    if constant:
+        shown = ", ".join(map(str, constant[:8])) + (", …" if len(constant) > 8 else "")
+        yield f"constant on the batch, left as they were: {len(constant)} channels ({shown})"
+
+
+@dataclasses.dataclass(frozen=True)
+class OnePassStage:
+    """What a one-pass method did.
+
+    Attributes:
+        method: the method with its options.
+        layers: a row for every layer, in the order of execution.
+        skipped: the weights left as they are, and why.
+        passes: how many passes it took; one where no layer is shared.
+    """
+
+    method: Any
+    layers: tuple[LayerRow, ...]
+    skipped: tuple[Skipped, ...]
+    passes: int
+
+    def table(self) -> Table:
+        """The rows, for rich."""
+        passes = "one pass" if self.passes == 1 else f"{self.passes} passes"
+        table = _table(f"{self.method}: {passes}")
+        columns = ("scale", "shift", "mean before", "std before", "mean after", "std after")
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for row in self.layers:
+            name = row.layer if row.calls == 1 else f"{row.layer} ({row.calls} calls)"
+            numbers = (row.scale, row.shift, row.mean_before, row.std_before)
+            table.add_row(
+                Text(name),
+                *(f"{value:.3g}" for value in numbers),
+                f"{row.mean_after:.3f}",
+                f"{row.std_after:.3f}",
+                Text("; ".join(row.notes)),
+            )
+        return table
+
+
+def _table(title: str) -> Table:
+    table = Table(
+        title=Text(title),  # brackets in a str would be markup
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("layer", overflow="fold")
+    return table
+
+
+@dataclasses.dataclass(frozen=True)
+class BetweenRow:
+    """One layer under `between_layer`.
+
+    Attributes:
+        layer: its path in the model.
+        parameter: the path of its kernel.
+        factor: what the kernel was multiplied with.
+        rate_before, rate_after: its rate of change C̃; nan for none.
+        held: whether no factor but the one common to all rescalings leaves the function as it is.
+    """
+
+    layer: str
+    parameter: str
+    factor: float
+    rate_before: float
+    rate_after: float
+    held: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class BetweenStage:
+    """What `between_layer` did.
+
+    Attributes:
+        method: the method with its options.
+        layers: a row for every layer, in the order of execution.
+        skipped: the weights left as they are, and why.
+        iterations: how many times the kernels were rescaled.
+        removable: the spread of log C̃ that a rescaling can remove, before each and at the end.
+    """
+
+    method: Any
+    layers: tuple[BetweenRow, ...]
+    skipped: tuple[Skipped, ...]
+    iterations: int
+    removable: tuple[float, ...]
+
+    @property
+    def spread_before(self) -> float:
+        """The standard deviation of log C̃ over layers."""
+        return _spread([row.rate_before for row in self.layers])
+
+    @property
+    def spread_after(self) -> float:
+        """The same at the end."""
+        return _spread([row.rate_after for row in self.layers])
+
+    def table(self) -> Table:
+        """The rows, for rich."""
+        spreads = f"{self.spread_before:.3g} to {self.spread_after:.3g}"
+        table = _table(
+            f"{self.method}: spread of log C̃ from {spreads} in {self.iterations} iterations"
+        )
+        for name in ("factor", "C̃ before", "C̃ after"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for row in self.layers:
+            rates = (f"{rate:.3g}" for rate in (row.rate_before, row.rate_after))
+            note = "held: a factor would change the model's function" if row.held else ""
+            table.add_row(Text(row.layer), f"{row.factor:.3g}", *rates, Text(note))
+        return table
+
+
+def _spread(rates: list[float]) -> float:
+    return float(np.nanstd(np.log(rates)))
+
+
+Stage = OnePassStage | BetweenStage
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class CalibrationReport:
+    """What a calibration did. Printed, or left last in a notebook's cell, it is a table.
+
+    Attributes:
+        model: its name.
+        stages: what each method did, in turn.
+    """
+
+    model: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The weights left as they are, and why."""
+        return self.stages[0].skipped if self.stages else ()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every layer of every stage as a dict; 'method' says which."""
+        for stage in self.stages:
+            for row in stage.layers:
+                yield {"method": str(stage.method), **dataclasses.asdict(row)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in plain Python; numbers may be nan."""
+        skipped = {row.parameter: row.why for row in self.skipped}
+        return {"model": self.model, "layers": list(self.rows()), "skipped": skipped}
+
+    def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
+        """`rows` as comma-separated values with a header; written to the file, if there is one."""
+        rows = list(self.rows())
+        out = io.StringIO()
+        fields = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(out, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        if file is not None:
+            with open(file, "w", encoding="utf-8") as stream:
+                stream.write(out.getvalue())
+        return out.getvalue()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(f"{self.model}, calibrated" if self.stages else f"{self.model}: left as it is")
+        for stage in self.stages:
+            yield stage.table()
+        for row in self.skipped:
+            yield Text(f"Left as it was: {row.parameter}: {row.why}", style="yellow")
+
+    def __repr__(self) -> str:
+        return self._record().export_text()
+
+    def _repr_html_(self) -> str:
+        form = '<pre style="font-family:monospace;line-height:1.3">{code}</pre>'
+        return self._record().export_html(inline_styles=True, code_format=form)
+
+    def _record(self) -> Console:
+        # Rich would otherwise show what it records, in a notebook.
+        console = Console(width=_WIDTH, file=io.StringIO(), record=True, force_jupyter=False)
+        console.print(self)
+        return console

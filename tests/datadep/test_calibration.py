@@ -1,0 +1,490 @@
+"""What a calibration promises: its targets, what it leaves alone, and what it says of bad input."""
+
+import dataclasses
+import re
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import prelu_jax as pj
+from prelu_jax import datadep
+from tests.datadep.nets import LINEN, SHAPE, nnx_parameters, nnx_with
+from tests.signal.nets import drawn, flat, images
+
+KEY = jax.random.key(3)
+
+
+def channel_moments(model, variables, x, **kwargs):
+    """Mean and std of every channel of every Dense and Conv, by Flax's own means."""
+    _, state = model.apply(
+        variables,
+        x,
+        capture_intermediates=lambda module, _: isinstance(module, nn.Dense | nn.Conv),
+        mutable=["intermediates"],
+        **kwargs,
+    )
+    found = {}
+    for path, outputs in flax.traverse_util.flatten_dict(state["intermediates"]).items():
+        y = np.concatenate([np.asarray(y, np.float64).reshape(-1, y.shape[-1]) for y in outputs])
+        found["/".join(path[:-1])] = y.mean(axis=0), y.std(axis=0)
+    return found
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """The 30-layer net with SAME padding, where He's own signal vanishes, before and after."""
+    net = pj.arch.with_padding(pj.arch.SMALL_30_REDUCED, "same")
+    model = pj.models.build(net, 10, "relu")
+    x = jax.random.normal(KEY, (32, 32, 32, 3))
+    variables = jax.jit(model.init)(KEY, x)
+    return model, variables, x, *datadep.calibrate(model, variables, x)
+
+
+def test_thirty_layers_in_one_pass(deep):
+    model, _, x, variables, report = deep
+    found = channel_moments(model, variables, x)
+    assert len(found) == 30
+    for name, (mean, std) in found.items():
+        np.testing.assert_allclose(mean, 0, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(std, 1, atol=1e-3, err_msg=name)
+    assert report.stages[0].passes == 1
+    assert max(row.error for row in report.stages[0].layers) < 1e-3
+
+
+def test_a_second_pass_changes_nothing(deep):
+    model, _, x, once, _ = deep
+    twice, _ = datadep.calibrate(model, once, x)
+    for name, value in flat(once).items():
+        largest = np.abs(value).max()
+        np.testing.assert_allclose(flat(twice)[name], value, atol=1e-4 * largest, err_msg=name)
+
+
+def test_rates_of_thirty_layers_are_made_equal_and_the_outputs_kept(deep):
+    model, _, x, variables, _ = deep
+    rng = np.random.default_rng(0)
+    names = [row.parameter.removesuffix("/kernel") for row in deep[4].stages[0].layers]
+    logs = 1.5 * rng.standard_normal(len(names))
+    params = dict(variables["params"])
+    carried = 0.0
+    for name, log in zip(names, logs - logs.mean(), strict=True):  # the same function, badly scaled
+        carried += log
+        kernel, bias = (params[name][leaf] for leaf in ("kernel", "bias"))
+        params[name] = {"kernel": kernel * np.exp(log), "bias": bias * np.exp(carried)}
+    params = jax.tree.map(lambda v: v.astype(jnp.float32), params)
+    found, report = datadep.calibrate(model, {"params": params}, x, method="between_layer")
+    stage = report.stages[0]
+    assert stage.spread_before > 2
+    assert stage.spread_after <= 0.05
+    assert stage.iterations <= 10
+    before, after = (model.apply(v, x) for v in (variables, found))
+    np.testing.assert_allclose(after, before, atol=1e-4 * np.abs(before).max())
+    rates = [row.change_rate for row in pj.signal.measure(model, found, x).layers]
+    assert np.std(np.log(rates)) <= 0.05  # by the probe, with other noise
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_damping_shrinks_the_spread_by_one_minus_alpha(alpha):
+    x = images(*SHAPE)
+    variables = drawn(LINEN["cnn"], x)
+    method = datadep.BetweenLayer(alpha=alpha, tolerance=0.05)
+    _, report = datadep.calibrate(LINEN["cnn"], variables, x, method=method)
+    removable = np.array(report.stages[0].removable)
+    np.testing.assert_allclose(removable[1:] / removable[:-1], 1 - alpha, rtol=0.02)
+    assert removable[-1] <= 0.05
+    assert len(removable) > 3
+
+
+def test_the_printed_exponent_diverges():
+    """Algorithm 2 with r_k = (C̃ / C̃_k)^(α/2), as transcribed: the step, taken backwards."""
+    x = images(*SHAPE)
+    model, variables = LINEN["cnn"], drawn(LINEN["cnn"], x)
+    spreads = []
+    for _ in range(3):
+        calibrated, report = datadep.calibrate(model, variables, x, method="between_layer")
+        spreads.append(report.stages[0].spread_before)
+        old, new = flat(variables), flat(calibrated)
+        printed = {name: old[name] ** 2 / new[name] for name in old if "slope" not in name}
+        nested = flax.traverse_util.unflatten_dict({**old, **printed}, sep="/")
+        variables = {"params": nested}
+    assert spreads[1] > 1.9 * spreads[0]
+    assert spreads[2] > 1.9 * spreads[1]
+
+
+def test_lsuv_draws_orthonormal_kernels_and_sets_the_whole_variance():
+    x = images(16, 6, 6, 2)
+    model = LINEN["cnn"]
+    variables, report = datadep.calibrate(model, drawn(model, x), x, method="lsuv", key=KEY)
+    for row in report.stages[0].layers:
+        kernel = np.asarray(flat(variables)[row.parameter])
+        matrix = kernel.reshape(-1, kernel.shape[-1]) / row.scale
+        np.testing.assert_allclose(matrix.T @ matrix, np.eye(kernel.shape[-1]), atol=1e-5)
+        assert not np.any(flat(variables)[row.parameter.replace("kernel", "bias")])
+        assert abs(row.std_after - 1) < 1e-5
+
+
+class Shared(nn.Module):
+    """A layer that feeds itself, and one that reads two inputs."""
+
+    linear: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        shared = nn.Dense(7, name="shared")
+        for _ in range(3):
+            x = shared(x) if self.linear else nn.relu(shared(x))
+        twin = nn.Dense(5, name="twin")
+        return nn.Dense(3, name="head")(nn.relu(jnp.concatenate([twin(x), twin(x[:, ::-1])], -1)))
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("gain", [0.05, 8.0])
+def test_shared_layers_are_calibrated_over_all_their_calls(linear, gain):
+    x = images(64, 7)
+    model = Shared(linear)
+    variables = jax.tree.map(lambda v: gain * v, drawn(model, x))
+    variables, report = datadep.calibrate(model, variables, x)
+    for name, (mean, std) in channel_moments(model, variables, x).items():
+        np.testing.assert_allclose(mean, 0, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(std, 1, atol=1e-3, err_msg=name)
+    assert [row.calls for row in report.stages[0].layers] == [3, 2, 1]
+    assert report.stages[0].passes > 1
+
+
+class Kinds(nn.Module):
+    """Every kind of layer that is calibrated, and what stands between."""
+
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(6, (3, 3), feature_group_count=2, strides=2, name="grouped")(x)
+        x = nn.BatchNorm(use_running_average=not self.train)(x)
+        x = nn.Conv(6, (3, 3), feature_group_count=6, kernel_dilation=2, name="depthwise")(x)
+        x = nn.relu(nn.Dropout(0.3, deterministic=not self.train)(x))
+        x = nn.ConvTranspose(4, (3, 3), strides=(2, 2), transpose_kernel=True, name="enlarging")(x)
+        x = nn.ConvTranspose(4, (2, 2), name="transposed")(pj.PReLU()(x))
+        x = nn.ConvLocal(3, (2, 2), strides=2, name="local")(nn.max_pool(x, (2, 2)))
+        x = nn.DenseGeneral((2, 4), name="general")(nn.relu(x))
+        x = nn.Einsum((2, 4, 5), "bhwnd,ndf->bhwf", name="einsum")(x)
+        x = nn.Einsum((2, 5, 3), "bhwf,nfg->bhwgn", name="swapped", use_bias=False)(nn.relu(x))
+        x = x.reshape(*x.shape[:-2], -1)
+        x = x + nn.MultiHeadDotProductAttention(2, qkv_features=4, name="attention")(x)
+        x = x + nn.Embed(9, 6, name="embed")(jnp.arange(x.shape[0]) % 9)[:, None, None]
+        x = nn.Conv(4, (3,), name="line")(nn.LayerNorm()(x.reshape(len(x), -1, 6)))
+        return nn.Dense(3, name="head")(x.mean(axis=1))
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("method", ["within_layer", "lsuv"])
+def test_every_kind_of_layer(train, method):
+    x = images(24, 8, 8, 4)
+    model = Kinds(train)
+    variables = drawn(model, x)
+    rngs = {"dropout": KEY} if train else None
+    _, report = datadep.calibrate(model, variables, x, method=method, rngs=rngs)
+    rows = {row.layer: row for row in report.stages[0].layers}
+    assert len(rows) == 14
+    assert max(row.error for row in rows.values()) < 1e-3
+    assert not any("follow" in note for row in rows.values() for note in row.notes)
+    assert rows["swapped"].notes == ("no bias: the mean is free",)
+    assert [skipped.parameter for skipped in report.skipped] == ["embed/embedding"]
+
+
+class Resisting(nn.Module):
+    """Layers that a scale of their kernel does not change as it should."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8, name="first")(x))
+        x = nn.relu(nn.WeightNorm(nn.Dense(8, name="normed", use_bias=False))(x))
+        return nn.Dense(3, name="last")(x)
+
+
+def test_a_layer_that_does_not_follow_its_kernel_is_left_alone():
+    x = images(32, 6)
+    model = Resisting()
+    before = drawn(model, x)
+    after, report = datadep.calibrate(model, before, x)
+    rows = {row.layer: row for row in report.stages[0].layers}
+    assert "does not follow its kernel and bias: left as it was" in rows["normed"].notes
+    np.testing.assert_array_equal(flat(after)["normed/kernel"], flat(before)["normed/kernel"])
+    moments = channel_moments(model, after, x)
+    for name in ("first", "last"):
+        np.testing.assert_allclose(moments[name][1], 1, atol=1e-3)
+
+
+def test_dead_and_constant_channels_are_left_as_they_were_and_named():
+    x = images(16, 6)
+    model = nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(4), nn.relu, nn.Dense(3)])
+    variables = drawn(model, x)
+    first = variables["params"]["layers_0"]
+    first["kernel"][:, 1] = 0  # constant: its bias alone
+    first["kernel"][:, 3], first["bias"][3] = 0, 0  # dead
+    after, report = datadep.calibrate(model, variables, x)
+    assert report.stages[0].layers[0].constant == (1, 3)
+    assert "2 channels (1, 3)" in report.stages[0].layers[0].notes[0]
+    for leaf in ("kernel", "bias"):
+        found, expected = (v["params"]["layers_0"][leaf][..., 1::2] for v in (after, variables))
+        np.testing.assert_array_equal(found, expected)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    np.testing.assert_allclose(channel_moments(model, after, x)["layers_2"][1], 1, atol=1e-3)
+    dead = jax.tree.map(np.zeros_like, variables)
+    for method in ("within_layer", "lsuv", "pca"):
+        after, _ = datadep.calibrate(model, dead, 0 * x, method=method)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after)), method
+
+
+def test_a_channel_far_smaller_than_the_others_is_not_taken_for_dead():
+    x = images(16, 6)
+    model = nn.Dense(3)
+    variables = {"params": {"kernel": np.array(images(6, 3)), "bias": np.zeros(3, np.float32)}}
+    variables["params"]["kernel"][:, 1] *= 1e-25
+    after, report = datadep.calibrate(model, variables, x)
+    assert report.stages[0].layers[0].constant == ()
+    np.testing.assert_allclose(np.std(model.apply(after, x), axis=0), 1, atol=1e-5)
+
+
+def test_only_and_except_choose_by_kernel_path():
+    x = images(*SHAPE)
+    model, variables = LINEN["residual"], drawn(LINEN["residual"], x)
+    trunk = "stem|^[ab]_"
+    for options in ({"only": "head"}, {"except_": trunk}):
+        after, report = datadep.calibrate(model, variables, x, **options)
+        assert [row.layer for row in report.stages[0].layers] == ["head"]
+        for name, value in flat(variables).items():
+            changed = np.any(flat(after)[name] != value)
+            assert changed == name.startswith("head"), name
+        assert len(report.skipped) == 5
+        assert "left out by" in report.skipped[0].why
+    np.testing.assert_allclose(channel_moments(model, after, x)["head"][1], 1, atol=1e-3)
+
+
+def test_several_batches_count_as_one():
+    x = images(12, 6, 6, 2)
+    model, variables = LINEN["cnn"], drawn(LINEN["cnn"], x)
+    whole, _ = datadep.calibrate(model, variables, x)
+    pooled, _ = datadep.calibrate(model, variables, iter([x[:5], x[5:]]))
+    for name, value in flat(whole).items():
+        np.testing.assert_array_equal(flat(pooled)[name], value)
+
+
+def test_nnx_models_are_updated_in_place():
+    x = images(*SHAPE)
+    variables = drawn(LINEN["cnn"], x)
+    model = nnx_with("cnn", variables)
+    report = datadep.calibrate(model, x)
+    expected, _ = datadep.calibrate(LINEN["cnn"], variables, x)
+    assert isinstance(report, datadep.CalibrationReport)
+    for name, value in flat(expected).items():
+        np.testing.assert_allclose(nnx_parameters(model)[name], value, rtol=1e-5, atol=1e-6)
+
+
+class Boxed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+        x = nn.relu(nn.Dense(6, kernel_init=init, param_dtype=jnp.bfloat16, dtype=jnp.float32)(x))
+        return nn.Dense(3)(x)
+
+
+def test_variables_keep_their_boxes_their_types_and_their_freeze():
+    x = images(64, 5)
+    model = Boxed()
+    variables = model.init(KEY, x)
+    after, report = datadep.calibrate(model, variables, x)
+    kernel = after["params"]["Dense_0"]["kernel"]
+    assert isinstance(kernel, nn.Partitioned)
+    assert kernel.names == (None, "model")
+    assert kernel.value.dtype == jnp.bfloat16
+    assert jax.tree.structure(after) == jax.tree.structure(variables)
+    assert max(row.error for row in report.stages[0].layers) < 0.02
+    frozen, _ = datadep.calibrate(model, flax.core.freeze(variables), x)
+    assert isinstance(frozen, flax.core.FrozenDict)
+    assert jax.tree.leaves(frozen)[0].tolist() == jax.tree.leaves(after)[0].tolist()
+
+
+def test_bfloat16_and_float16():
+    x = images(64, 5)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        model = nn.Sequential([nn.Dense(6, dtype=dtype), nn.relu, nn.Dense(3, dtype=dtype)])
+        variables, _ = datadep.calibrate(model, drawn(model, x), x)
+        assert variables["params"]["layers_0"]["kernel"].dtype == jnp.float32
+        for mean, std in channel_moments(model, variables, x).values():
+            np.testing.assert_allclose(std, 1, atol=0.03)
+            np.testing.assert_allclose(mean, 0, atol=0.03)
+
+
+# --- Over devices --------------------------------------------------------------------------------
+
+
+def over_devices(devices, out_axes):
+    return lambda f: jax.pmap(
+        f, "devices", in_axes=(None, 0), out_axes=out_axes, devices=jax.devices()[:devices]
+    )
+
+
+@pytest.mark.parametrize("method", ["within_layer", "between_layer", "lsuv"])
+def test_the_result_does_not_depend_on_the_number_of_devices(method):
+    x = images(*SHAPE)
+    model, variables = LINEN["cnn"], drawn(LINEN["cnn"], x)
+    expected, _ = datadep.calibrate(model, variables, x, method=method, key=KEY)
+    for devices in (2, 4):
+        split = x.reshape(devices, -1, *x.shape[1:])
+        options = {"axis_name": "devices", "compiled": over_devices(devices, None)}
+        found, _ = datadep.calibrate(model, variables, split, method=method, key=KEY, **options)
+        for name, value in flat(expected).items():
+            np.testing.assert_allclose(flat(found)[name], value, rtol=2e-6, atol=2e-6)
+
+
+def test_every_replica_ends_with_the_same_bits():
+    x = images(*SHAPE)
+    model, variables = LINEN["cnn"], drawn(LINEN["cnn"], x)
+    seen = []
+
+    def compiled(function):
+        mapped = over_devices(4, 0)(function)
+
+        def first(replicated, batch):
+            replicas = jax.device_get(mapped(replicated, batch))
+            seen.extend(jax.tree.leaves(replicas))
+            return jax.tree.map(lambda v: v[0], replicas)
+
+        return first
+
+    split = x.reshape(4, -1, *x.shape[1:])
+    options = {"axis_name": "devices", "compiled": compiled, "key": KEY}
+    method = ["pca", "kmeans", "between_layer"]
+    datadep.calibrate(model, variables, split, method=method, **options)
+    assert len(seen) > 20
+    assert all((leaf == leaf[0]).all() for leaf in seen)
+
+
+def test_sharded_batches_and_kernels():
+    x = images(*SHAPE)
+    model, variables = LINEN["cnn"], drawn(LINEN["cnn"], x)
+    expected, _ = datadep.calibrate(model, variables, x)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    spec = jax.sharding.PartitionSpec
+
+    def put(value, *axes):
+        return jax.device_put(value, jax.sharding.NamedSharding(mesh, spec(*axes)))
+
+    params = jax.tree.map(put, variables["params"])
+    params["conv_0"]["kernel"] = put(
+        variables["params"]["conv_0"]["kernel"], None, None, None, "data"
+    )
+    found, _ = datadep.calibrate(model, {"params": params}, put(x, "data"))
+    assert flat(found)["conv_0/kernel"].sharding == params["conv_0"]["kernel"].sharding
+    for name, value in flat(expected).items():
+        np.testing.assert_allclose(flat(found)[name], value, rtol=2e-6, atol=2e-6)
+
+
+# --- Bad input -----------------------------------------------------------------------------------
+
+
+class Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        def body(layer, x, _):
+            return nn.relu(layer(x)), None
+
+        x, _ = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)(
+            nn.Dense(4, name="stacked"), x, None
+        )
+        return nn.Dense(2, name="head")(x)
+
+
+class Float16(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3, dtype=jnp.float16, name="first")(x)
+        return nn.Dense(2, dtype=jnp.float16, name="last")(x * jnp.float16(30_000))
+
+
+DENSE = nn.Dense(3)
+X = images(8, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "options", "message"),
+    [
+        (DENSE, X.at[2, 1].set(jnp.nan), {}, "array 0 of the batch, float32[8, 4], holds nan"),
+        (DENSE, X[:1], {}, "single example, expected two or more"),
+        (DENSE, X[:0], {}, "the batch is empty"),
+        (Float16(), X, {}, "output of last is not finite in float16"),
+        (DENSE, X, {"method": "within-layer"}, "Did you mean 'within_layer'"),
+        (DENSE, X, {"only": "conv"}, "only is 'conv', which matches none of the kernels: kernel"),
+        (DENSE, X, {"except_": "("}, "except_ is '(', no regular expression"),
+        (DENSE, X, {"except_": "kernel"}, "no layer is left to be calibrated"),
+        (Stack(), X, {}, "stacked/kernel: called inside scan, remat"),
+    ],
+)
+def test_bad_input_is_told_and_loses_nothing(model, x, options, message):
+    variables = drawn(model, X)
+    copy = jax.tree.map(np.copy, variables)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        datadep.calibrate(model, variables, x, **options)
+    jax.tree.map(np.testing.assert_array_equal, variables, copy)
+
+
+def test_a_stack_can_be_left_out():
+    _, report = datadep.calibrate(Stack(), drawn(Stack(), X), X, except_="stacked")
+    assert [row.layer for row in report.stages[0].layers] == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [({}, "hold no 'params'"), ({"params": {}}, "'params' are empty"), (None, "hold no 'params'")],
+)
+def test_missing_parameters_are_told(variables, message):
+    with pytest.raises(ValueError, match=message):
+        datadep.calibrate(DENSE, variables, X)
+
+
+def test_the_number_of_arguments_and_the_type_of_the_method_are_checked():
+    with pytest.raises(TypeError, match="calibrate\\(model, variables, batch\\) for Linen"):
+        datadep.calibrate(DENSE, X)
+    with pytest.raises(TypeError, match="method is 3"):
+        datadep.calibrate(DENSE, drawn(DENSE, X), X, method=3)
+    with pytest.raises(TypeError, match="expected a Linen or NNX module"):
+        datadep.calibrate(jnp.tanh, {}, X)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        (datadep.BetweenLayer, "alpha", 2.0),
+        (datadep.BetweenLayer, "tolerance", 0.0),
+        (datadep.Lsuv, "tolerance", -0.1),
+        (datadep.WithinLayer, "target_mean", np.inf),
+        (datadep.FromPatches, "max_patches", 1),
+        (datadep.FromPatches, "kind", "ica"),
+    ],
+)
+def test_options_are_checked(method, option, value):
+    with pytest.raises(ValueError, match=str(value)):
+        method(**{option: value})
+
+
+def test_none_is_a_method_that_changes_nothing():
+    variables, report = datadep.calibrate(DENSE, drawn(DENSE, X), X, method="none")
+    jax.tree.map(np.testing.assert_array_equal, variables, drawn(DENSE, X))
+    assert report.stages == ()
+    assert "left as it is" in str(report)
+
+
+def test_the_report(check_golden):
+    model = Shared()
+    x = images(16, 7)
+    method = ["within_layer", "between_layer"]
+    _, report = datadep.calibrate(model, drawn(model, x), x, method=method, except_="head")
+    check_golden("calibration.txt", str(report))
+    assert "<pre" in report._repr_html_()
+    rows = list(report.rows())
+    assert len(report.to_csv().splitlines()) == len(rows) + 1 == 5
+    assert report.to_dict()["skipped"] == {"head/kernel": "left out by except_='head'"}
+    assert dataclasses.asdict(report.stages[0].layers[0]).items() <= rows[0].items()
