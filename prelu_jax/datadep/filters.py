@@ -1,19 +1,194 @@
-"""stub"""
+"""Filters from a layer's own inputs: PCA, ZCA or k-means of patches, Krähenbühl et al. 2015.
 
-import jax, jax.numpy as jnp
+Only directions matter here: a later step gives every channel mean 0 and variance 1.
+
+Constants that differ from the authors' code, https://github.com/philkr/magic_init: theirs adds
+1e-3 to the eigenvalues of the scatter matrix, which depends on the scale and on the number of
+patches. Here ε is 1e-5 of the largest variance, and a direction of less variance counts as none.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from prelu_jax.datadep import host
 
 KINDS = ("pca", "zca", "kmeans")
 
+_EPSILON = 1e-5  # of the largest variance; ten times what float32 leaves of a zero eigenvalue
+_CONSTANT = 1e-4  # a standard deviation below this, of the mean, is that mean's rounding error
 
-def too_few(n, count):
-    return n < count
-
-
-def filters(kind, patches, count, key, axis_name=None):
-    g, n, r = patches.shape
-    return jax.random.normal(key, (g, r, count)), jnp.array(True)
+_dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-def sample(key, patches, count):
+def sample(key: jax.Array, patches: jax.Array, count: int) -> jax.Array:
+    """At most ``count`` of the patches, without replacement: one drawn of each equal stretch.
+
+    Patches of one image follow each other, so that all images are heard.
+
+    Args:
+        key: a key of `jax.random`.
+        patches: ``[groups, n, rows]``.
+        count: how many to keep, of each group the same.
+
+    Returns:
+        ``[groups, min(n, count), rows]``, in their order.
+    """
     n = patches.shape[1]
-    return patches[:, jax.random.permutation(key, n)[: min(n, count)]]
+    if n <= count:
+        return patches
+    edges = [i * n // count for i in range(count + 1)]
+    index = jax.random.randint(key, (count,), np.array(edges[:-1]), np.array(edges[1:]))
+    return patches[:, index]
+
+
+def too_few(patches: jax.Array, count: int, axis_name: str | None = None) -> bool:
+    """Whether there are fewer patches, over all devices, than filters to make of them."""
+    return patches.shape[1] * (1 if axis_name is None else lax.axis_size(axis_name)) < count
+
+
+def filters(
+    kind: str, patches: jax.Array, count: int, key: jax.Array, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The filters of a layer, to be called inside `jax.jit` or `jax.pmap`.
+
+    - ``pca``: the main directions vᵢ, by falling variance λᵢ, as vᵢ / √(λᵢ + ε): outputs are
+      uncorrelated and of unit variance. The largest entry of a direction is positive.
+    - ``zca``: columns of V (Λ + ε)^(-½) Vᵀ, each centred on one input, of inputs drawn at random
+      among those that vary. (The authors keep ``count`` directions of V and all inputs, which
+      only fits where ``count`` is ``rows``; there the two agree.)
+    - ``kmeans``: patches whitened to ``count`` directions at most and scaled to unit norm, as by
+      the authors; of these the centroids of scikit-learn's MiniBatchKMeans.
+
+    Where ``pca`` or ``zca`` has fewer than ``count`` to give, and for ``kmeans`` of `too_few`
+    patches, random directions of the whitened patches fill the rest: also of unit variance.
+    Where no input varies, all filters are 0.
+
+    Args:
+        kind: one of `KINDS`.
+        patches: the flattened inputs ``[groups, n, rows]``; under an axis of devices each holds
+            its equal part. ``rows`` is the fan-in. The cost is of order ``rows³``.
+        count: filters per group.
+        key: a key of `jax.random`, the same on all devices.
+        axis_name: the axis of `jax.pmap`. Every device returns the same bits.
+
+    Returns:
+        Filters as columns, float32 ``[groups, rows, count]``; and a bool, whether in every group
+        the patches are no fewer than ``count`` and vary in min(count, rows) directions.
+
+    Raises:
+        ValueError: an unknown kind, patches that are not ``[groups, n, rows]``, or no count.
+    """
+    _check(kind, patches, count)
+    groups, n, rows = patches.shape
+    everywhere: Callable[[jax.Array], jax.Array] = lambda x: x  # noqa: E731
+    first: bool | jax.Array = True
+    if axis_name is not None:
+        everywhere = functools.partial(lax.pmean, axis_name=axis_name)
+        first = lax.axis_index(axis_name) == 0
+    patches = patches.astype(jnp.float32)
+    mean = everywhere(patches.mean(1, keepdims=True))
+    centred = patches - mean
+    covariance = everywhere(_dot(centred.mT, centred) / n)
+    few = too_few(patches, count, axis_name)
+    if axis_name is not None and kind == "kmeans":
+        centred = lax.all_gather(centred, axis_name, axis=1, tiled=True)
+    make = functools.partial(_group, "pca" if few and kind == "kmeans" else kind, count, first)
+    rounding = (_CONSTANT * jnp.abs(mean).max((1, 2))) ** 2
+    matrix, rank = jax.vmap(make)(centred, covariance, rounding, jax.random.split(key, groups))
+    if axis_name is not None:  # one LAPACK, called from several threads, may differ in last bits
+        matrix, rank = lax.psum((jnp.where(first, matrix, 0), jnp.where(first, rank, 0)), axis_name)
+    return matrix, (rank >= min(count, rows)).all() & (not few)
+
+
+def _check(kind: str, patches: jax.Array, count: int) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}.")
+    if patches.ndim != 3 or 0 in patches.shape:
+        raise ValueError(
+            f"the patches have shape {list(patches.shape)}, expected [groups, n, rows], none of "
+            "them 0. Of one group? Give patches[None]."
+        )
+    if count < 1:
+        raise ValueError(f"count is {count}, expected the number of filters, at least 1.")
+
+
+def _group(
+    kind: str,
+    count: int,
+    first: bool | jax.Array,
+    centred: jax.Array,
+    covariance: jax.Array,
+    rounding: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Filters ``[rows, count]`` of one group, and in how many directions its patches vary."""
+    variances, v = _principal(covariance)
+    epsilon = jnp.maximum(_EPSILON * variances[0], rounding)
+    usable = variances > epsilon
+    whitening = v * jnp.where(usable, lax.rsqrt(jnp.where(usable, variances + epsilon, 1)), 0)
+    rank = usable.sum()
+    if kind == "kmeans":
+        whitening = whitening[:, :count]
+        return _dot(whitening, _centroids(_dot(centred, whitening), count, first, key).T), rank
+    fill_key, order_key = jax.random.split(key)
+    fill = jnp.where(usable[:, None], jax.random.normal(fill_key, (len(v), count)), 0)
+    fill = _dot(whitening, _unit(fill, axis=0))
+    found, available = whitening, rank
+    if kind == "zca":
+        alive = covariance.diagonal() > epsilon
+        order = jnp.argsort(jnp.where(alive, jax.random.uniform(order_key, alive.shape), 2))
+        found, available = _dot(whitening, v.T)[:, order], alive.sum()
+    missing = max(0, count - len(v))
+    found = jnp.pad(found[:, :count], ((0, 0), (0, missing)))
+    return jnp.where(jnp.arange(count) < available, found, fill), rank
+
+
+def _principal(covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Variances, falling, and directions as columns, of a sign that rounding does not decide."""
+    variances, v = jnp.linalg.eigh(covariance)
+    variances, v = variances[::-1], v[:, ::-1]
+    # The first of the entries that are largest but for 1 %: two may be equal but for their sign.
+    large = jnp.abs(v) > 0.99 * jnp.abs(v).max(0)
+    sign = jnp.sign(jnp.take_along_axis(v, large.argmax(0)[None], axis=0))
+    return variances, v * sign
+
+
+def _unit(x: jax.Array, axis: int) -> jax.Array:
+    norm = jnp.linalg.norm(x, axis=axis, keepdims=True)
+    return x / jnp.where(norm > 0, norm, 1)
+
+
+def _centroids(white: jax.Array, count: int, first: bool | jax.Array, key: jax.Array) -> jax.Array:
+    """Centroids ``[count, columns]`` of whitened patches ``[n, columns]``, on the first device.
+
+    The others have zeros: one call, not one each. They wait for it in the next collective, for
+    which XLA's CPU client allows 40 s, then ends the process.
+    """
+    result = jax.ShapeDtypeStruct((count, white.shape[1]), white.dtype)
+    call = functools.partial(host.call, functools.partial(fit_kmeans, count), result)
+    zeros = lambda *_: jnp.zeros(result.shape, result.dtype)  # noqa: E731
+    return lax.cond(first, call, zeros, _unit(white, axis=1), jax.random.bits(key))
+
+
+def fit_kmeans(count: int, patches: np.ndarray, seed: np.ndarray) -> np.ndarray:
+    """Centroids ``[count, columns]`` of patches ``[n, columns]``, by scikit-learn; zeros of zeros.
+
+    On one thread: its sums then have one order, and OpenMP's threads, which would wait by
+    spinning for cores that XLA's threads hold, can make it twenty times slower.
+    """
+    from sklearn.cluster import MiniBatchKMeans  # slow to import, and only needed here
+    from threadpoolctl import threadpool_limits
+
+    centroids = np.zeros((count, patches.shape[1]), np.float32)
+    used = patches.any(0)
+    if used.any():
+        # The authors' choice, but for n_init: they took the default, then 3, now 1 for k-means++.
+        kmeans = MiniBatchKMeans(count, batch_size=10 * count, n_init=1, random_state=int(seed))
+        with threadpool_limits(1):
+            centroids[:, used] = kmeans.fit(patches[:, used]).cluster_centers_
+    return centroids

@@ -57,7 +57,7 @@ class FromPatches(WithinLayer):
         devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
         sample = patches(layer, visit, of_sample, self.max_patches // devices, axis_name)
         count = math.prod(layer.channels) // layer.layout.feature_group_count
-        if filters.too_few(sample.shape[1] * devices, count):
+        if filters.too_few(sample, count, axis_name):
             return Redrawn(fallback.astype(kernel.dtype), jnp.array(False))
         found, enough = filters.filters(self.kind, sample, count, of_filters, axis_name)
         drawn = initializers.from_matrices(found, kernel.shape, layer.layout)

@@ -114,8 +114,20 @@ class _LinenView:
         # inside applies another one by itself, be it to the model's variables or to others.
         begins = {model.scope: ()}
         running = [(model, "")]
+        unwatched = False
+
+        def again(held: Any, layer: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal unwatched
+            unwatched = True
+            try:
+                exchanged = {**held, "params": parameters}
+                return layer.clone(parent=None).apply(exchanged, *args, **kwargs)
+            finally:
+                unwatched = False
 
         def meet(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            if unwatched:
+                return call(*args, **kwargs)
             layer: Any = context.module
             method = context.method_name
             root = layer.scope.root
@@ -142,8 +154,8 @@ class _LinenView:
                 if begins[root]:
                     parameter = names.get(id(own[name]), "")
                 site = site_of(layer, method, path, parameter, args, kwargs)
-                again = functools.partial(_linen_again, layer.variables)
-                return observed(observe, site, layer, own, call, again, args, kwargs)
+                anew = functools.partial(again, layer.variables)
+                return observed(observe, site, layer, own, call, anew, args, kwargs)
             finally:
                 running.pop()
 
@@ -165,12 +177,6 @@ class _LinenView:
         # With the parameters mutable too, Flax would draw those that are missing.
         mutable = flax.core.DenyList("params")
         return self.model.bind(flax.core.meta.unbox(variables), rngs=rngs, mutable=mutable)
-
-
-def _linen_again(
-    variables: Any, layer: nn.Module, parameters: Mapping[str, jax.Array], *args: Any, **kwargs: Any
-) -> Any:
-    return layer.clone(parent=None).apply({**variables, "params": parameters}, *args, **kwargs)
 
 
 def _params(variables: Any) -> Any:
