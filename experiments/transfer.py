@@ -63,7 +63,7 @@ def laptop() -> Config:
 def cifar10() -> Config:
     """CIFAR-10 photos, twenty examples a class, the same network."""
     return Config(
-        reached=0.6,
+        reached=0.5,
         pretrain_steps=2000,
         dataset="cifar10",
         examples_per_class=20,

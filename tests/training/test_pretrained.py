@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prelu_jax import arch
+from prelu_jax.data import sources
 from prelu_jax.training import loop, optimizer
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
@@ -94,6 +95,10 @@ def test_parameters_and_mean_image_are_taken_over_but_for_the_fresh(first, tmp_p
     assert new["params"]["fc2"]["kernel"].shape == (16, 3)
     assert_trees_equal(new["pixels"], source["pixels"])
     assert (drawn["pixels"]["mean"] != source["pixels"]["mean"]).any()
+    evaluated = json.loads((tmp_path / "tuned/metrics.jsonl").read_text().splitlines()[-1])
+    of_test = np.isin(sources.load("digits", "test").labels, [5, 6, 7]).sum()
+    assert evaluated["test_examples"] == of_test < 297
+    assert evaluated["epoch"] == 4 * 16 / 30  # ten examples of three classes
     rows = report(tmp_path / "tuned")
     assert {p for p, row in rows.items() if row["pretrained"]} == {
         *("conv1/bias", "conv1/kernel", "conv2/bias", "conv2/kernel")
