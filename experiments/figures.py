@@ -1,17 +1,18 @@
 """Drawing, from curves alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.results import Curve, Profile
+from experiments.results import Curve, Profile, student
 
 # The colours and dashes of He et al. 2015, Figures 2 and 3.
 _STYLES = {"He": ("red", "solid"), "Xavier": ("blue", "dashed")}
 _DECADES = (-15, 3)  # of a profile: what lies below is out of the picture
 _PROFILE_COLOURS = ("tab:red", "tab:orange", "tab:blue", "tab:green")
+_GROUP_COLOURS = ("0.35", "tab:blue", "tab:orange")
 
 
 def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) -> list[Path]:
@@ -93,6 +94,43 @@ def signal_profiles(profiles: Sequence[Profile], caption: str, stem: Path) -> li
     grid[0, 0].set_ylabel("Forward: E[y²]", fontsize=13)
     grid[1, 0].set_ylabel("Backward: E[Δy²]", fontsize=13)
     figure.legend(loc="outside upper center", ncols=len(arms), fontsize=12, frameon=False)
+    figure.supxlabel(caption, fontsize=9, color="0.35")
+    return _save(figure, stem)
+
+
+def final_errors(
+    curves: Mapping[str, Sequence[Curve]], title: str, caption: str, stem: Path
+) -> list[Path]:
+    """The final error of every arm, a row each: every seed small, mean and interval large.
+
+    Args:
+        curves: arm -> the curve of every seed; 'group: arm' has the colour of its group.
+        title: above the axes.
+        caption: below them: what was run.
+        stem: path of the figure without its ending.
+
+    Returns:
+        The files written, a PNG and a PDF.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = _pyplot().subplots(figsize=(8, 1.6 + 0.5 * len(curves)), layout="constrained")
+    groups = list(dict.fromkeys(arm.partition(":")[0] for arm in curves))
+    for row, (arm, of_arm) in enumerate(curves.items()):
+        colour = _GROUP_COLOURS[groups.index(arm.partition(":")[0])]
+        errors = [curve.final_error() for curve in of_arm]
+        mean, half = student(errors)
+        axes.plot(errors, [row] * len(errors), "o", ms=4, color=colour, alpha=0.35)
+        interval = {"xerr": half, "elinewidth": 2, "capsize": 5} if len(errors) > 1 else {}
+        axes.errorbar(mean, row, fmt="D", ms=8, color=colour, **interval)
+    axes.set_yticks(range(len(curves)), list(curves), fontsize=13)
+    axes.invert_yaxis()
+    axes.set_xlim(0, min(1, axes.get_xlim()[1]))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    axes.set_xlabel("Final test error (%)", fontsize=13)
+    axes.tick_params(axis="x", labelsize=12)
+    axes.grid(alpha=0.25)
+    figure.suptitle(title, fontsize=13)
     figure.supxlabel(caption, fontsize=9, color="0.35")
     return _save(figure, stem)
 

@@ -166,6 +166,31 @@ def write_profiles(profiles: Sequence[Profile], file: Path) -> None:
                 writer.writerow([*known, *(f"{value:.4f}" for value in row)])
 
 
+def student(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The mean and half its 95 % Student interval, which is infinite for one value."""
+    x = np.asarray(values, np.float64)
+    if len(x) == 1:
+        return float(x[0]), float("inf")
+    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return float(x.mean()), float(half)
+
+
+def below_zero(values: Sequence[float]) -> bool:
+    """Whether the whole 95 % interval of the mean lies below 0."""
+    mean, half = student(values)
+    return mean + half < 0
+
+
+def short(values: Sequence[float], scale: float = 1.0) -> str:
+    """A cell of a table: mean ± half the 95 % interval, or in how many seeds it happened."""
+    x = np.asarray(values, np.float64) * scale
+    reached = np.isfinite(x).sum()
+    if reached < len(x):
+        return f"in {reached} of {len(x)}"
+    mean, half = student(x)
+    return f"{mean:.1f} ± {half:.1f}" if np.isfinite(half) else f"{mean:.1f}"
+
+
 def summary(values: Sequence[float], unit: str, scale: float = 1.0) -> str:
     """Mean, 95 % Student interval, extremes and n, for people.
 
@@ -182,8 +207,8 @@ def summary(values: Sequence[float], unit: str, scale: float = 1.0) -> str:
         return f"reached in {len(reached)} of n = {n} seeds ({seen})"
     if n == 1:
         return f"{x[0]:.4g}{unit}, n = 1"
-    half = stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / np.sqrt(n)
+    mean, half = student(x)
     return (
-        f"mean {x.mean():.4g}{unit}, 95 % interval ± {half:.2g}{unit}, "
+        f"mean {mean:.4g}{unit}, 95 % interval ± {half:.2g}{unit}, "
         f"range {x.min():.4g} to {x.max():.4g}{unit}, n = {n} seeds"
     )

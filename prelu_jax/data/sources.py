@@ -47,6 +47,11 @@ class Split:
     def __getitem__(self, index: SupportsIndex) -> Record:
         return self.records[int(index)]
 
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """Every record's label ``[n]``; reads each record once."""
+        return np.array([self[i]["label"] for i in range(len(self))])
+
 
 @functools.lru_cache(maxsize=8)
 def load(dataset: str, split: str, data_dir: str = "") -> Split:
@@ -66,6 +71,74 @@ def load(dataset: str, split: str, data_dir: str = "") -> Split:
         names.check("split of digits", split, ("train", "test"))
         return _digits(split)
     return _tfds(dataset, split, tfds_folder(data_dir))
+
+
+def subset(split: Split, classes: str = "", examples_per_class: int = 0, seed: int = 0) -> Split:
+    """A view on some classes of a split, or on a few examples of each.
+
+    Args:
+        split: of any dataset; its records are read once for their labels.
+        classes: labels, '0-4' or '0,2,7' or both mixed, renumbered from 0 on as they are listed;
+            empty for all.
+        examples_per_class: how many of each class; 0 for all. More of them, of the same seed,
+            include fewer, and a class's do not depend on the other classes.
+        seed: chooses the examples.
+
+    Raises:
+        ValueError: ``classes`` does not parse, names a class twice or one that is not there; or a
+            class has no example, or fewer than asked for.
+    """
+    if not classes and not examples_per_class:
+        return split
+    chosen = _parse_classes(classes, len(split.class_names))
+    indices = []
+    for label in chosen:
+        found = np.flatnonzero(split.labels == label)
+        if len(found) < max(1, examples_per_class):
+            raise ValueError(
+                f"Class {label} ({split.class_names[label]}) has {len(found)} examples, "
+                f"{examples_per_class or 'at least 1'} asked for."
+            )
+        if examples_per_class:
+            order = np.random.default_rng([seed, label]).permutation(found)
+            found = np.sort(order[:examples_per_class])
+        indices.append(found)
+    renumbered = {label: new for new, label in enumerate(chosen)}
+    records = _Chosen(split.records, np.sort(np.concatenate(indices)), renumbered)
+    return Split(records, tuple(split.class_names[label] for label in chosen))
+
+
+def _parse_classes(classes: str, count: int) -> tuple[int, ...]:
+    """The labels that '0-4,7' lists; all of ``count`` if it is empty."""
+    if not classes:
+        return tuple(range(count))
+    labels: list[int] = []
+    for part in classes.split(","):
+        ends = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        listed = range(int(ends[1]), int(ends[2] or ends[1]) + 1) if ends else range(0)
+        if not listed or listed[-1] >= count or not set(labels).isdisjoint(listed):
+            raise ValueError(
+                f"Classes {classes!r}, at {part!r}: expected labels from 0 to {count - 1}, each "
+                "once, as in '0-4' or '0,2,7'."
+            )
+        labels.extend(listed)
+    return tuple(labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen(Sequence[Record]):
+    """Some records of a sequence, their labels renumbered."""
+
+    records: Sequence[Record]
+    indices: np.ndarray
+    renumbered: dict[int, int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        record = self.records[int(self.indices[index])]
+        return {**record, "label": self.renumbered[record["label"]]}
 
 
 def decode(record: Record) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Checkpoints of a train state: its arrays and nothing else, written whole or not at all."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,6 +71,17 @@ class Checkpoints:
                 "damaged, remove the run folder to start again."
             )
         return None
+
+    def arrays(self) -> dict[str, Any]:
+        """The newest checkpoint as nested dicts of arrays, for other states than its own.
+
+        Raises:
+            OSError: there is none, or it cannot be read.
+        """
+        try:
+            return self._manager.restore(self.steps()[-1], args=ocp.args.StandardRestore())
+        except Exception as error:  # as in `restore`
+            raise OSError(f"No checkpoint in {self._folder} can be read ({error!r}).") from error
 
     def _set_aside(self, step: int) -> Path:
         """Moves a checkpoint where no run looks for one."""

@@ -1,6 +1,7 @@
 """What one run is, as a typed record; it stops at `loop.train`."""
 
 import dataclasses
+import re
 
 from prelu_jax import arch, initializers, models, names
 
@@ -16,6 +17,8 @@ class TrainConfig:
     train_split: str = "train"
     test_split: str = "test"
     test_examples: int = 0  # evaluate on so many random test examples; 0 for all
+    classes: str = ""  # of both splits, '0-4' or '0,2,7', renumbered from 0 on; empty for all
+    examples_per_class: int = 0  # train on so many of each class, chosen by the seed; 0 for all
     min_side: int = 32  # training images are resized to a shorter side drawn from
     max_side: int = 32  # [min_side, max_side], then cropped to the network's size
     flip: bool = True  # mirror half of the training images
@@ -27,6 +30,9 @@ class TrainConfig:
     initializer: str = "he_normal"  # of the convolutions
     mode: str = "fan_out"  # Eq. 14
     dtype: str = "float32"  # of the computation; parameters are float32
+    pretrained: str = ""  # folder of a finished run to take parameters and mean image from
+    fresh: str = ""  # regex: parameters that are drawn even so, e.g. 'fc'
+    frozen: str = ""  # regex: parameters that are not trained, e.g. 'conv'
 
     batch_size: int = 128  # over all devices
     num_steps: int = 1000
@@ -55,12 +61,17 @@ def validate(config: TrainConfig) -> None:
     counts = ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every")
     for field in (*counts, "plateau_patience"):
         _require(config, field, getattr(config, field) >= 1, "at least 1")
-    for field in ("test_examples", "pixel_rms", "weight_decay", "signal_every"):
+    at_least_0 = ("test_examples", "examples_per_class", "pixel_rms", "weight_decay")
+    for field in (*at_least_0, "signal_every"):
         _require(config, field, getattr(config, field) >= 0, "at least 0")
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2³¹)")
     _require(config, "learning_rate", config.learning_rate > 0, "above 0")
     _require(config, "momentum", 0 <= config.momentum < 1, "in [0, 1)")
     _require(config, "plateau_factor", 0 < config.plateau_factor < 1, "in (0, 1)")
+    drawn_anyway = not config.fresh or bool(config.pretrained)
+    _require(config, "fresh", drawn_anyway, "to be empty without config.pretrained")
+    for field in ("fresh", "frozen"):
+        _require(config, field, _compiles(getattr(config, field)), "a regular expression")
     size = arch.get(config.arch).image_size
     _require(config, "min_side", config.min_side >= size, f"at least the {size} pixels of the arch")
     _require(config, "max_side", config.max_side >= config.min_side, "at least min_side")
@@ -68,6 +79,14 @@ def validate(config: TrainConfig) -> None:
         # Then a resumed run logs the same intervals as one that was never interrupted.
         value = getattr(config, field)
         _require(config, field, value % config.log_every == 0, f"a multiple of {config.log_every}")
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _require(config: TrainConfig, field: str, holds: bool, expected: str) -> None:

@@ -1,6 +1,5 @@
 """One run from its configuration to its last step."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -11,11 +10,10 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from prelu_jax import arch, evaluation, initializers, models, signal
+from prelu_jax import arch, evaluation, models, signal
 from prelu_jax.data import augment, pipeline, sources
 from prelu_jax.training import config as config_lib
-from prelu_jax.training import optimizer as optimizer_lib
-from prelu_jax.training import signal_log
+from prelu_jax.training import pretrained, signal_log, start
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
@@ -49,14 +47,17 @@ def train(
     parallel = parallel or Parallel()
     check(config, parallel)
     run = RunFolder(folder)
-    run.claim(config)
     if run.status()["status"] in (DONE, DIVERGED):
+        run.claim(config)
         return run.status()
 
     data = _Data(config)
+    net = start.model(config, data.num_classes)
+    source = pretrained.find(config, net)
+    run.claim(config)
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        state, error = _start(config, data, run, checkpoints)
+        state, error = _start(config, data, net, source, run, checkpoints)
         return _Run(config, data, run, checkpoints, parallel, progress, error).finish(state)
     finally:
         checkpoints.close()
@@ -67,8 +68,20 @@ def check(config: config_lib.TrainConfig, parallel: Parallel) -> None:
     """Raises a ValueError if the configuration cannot be, here, before anything compiles."""
     config_lib.validate(config)
     parallel.check_batch_size(config.batch_size)
-    for split in (config.train_split, config.test_split):
+    _splits(config)
+
+
+def _splits(config: config_lib.TrainConfig) -> tuple[sources.Split, sources.Split]:
+    """What the run trains on and what it is tested on."""
+    train, test = (
         sources.load(config.dataset, split, config.data_dir)
+        for split in (config.train_split, config.test_split)
+    )
+    few = config.examples_per_class
+    return (
+        sources.subset(train, config.classes, few, config.seed),
+        sources.subset(test, config.classes),
+    )
 
 
 class _Data:
@@ -76,8 +89,7 @@ class _Data:
 
     def __init__(self, config: config_lib.TrainConfig) -> None:
         self._config = config
-        self._train = sources.load(config.dataset, config.train_split, config.data_dir)
-        self._test = sources.load(config.dataset, config.test_split, config.data_dir)
+        self._train, self._test = _splits(config)
         size = arch.get(config.arch).image_size
         self._crop = pipeline.Crop(size, config.min_side, config.max_side)
         self.num_classes = len(self._train.class_names)
@@ -99,42 +111,22 @@ class _Data:
 
 
 def _start(
-    config: config_lib.TrainConfig, data: _Data, run: RunFolder, checkpoints: Checkpoints
+    config: config_lib.TrainConfig,
+    data: _Data,
+    net: models.RectifierNet,
+    source: pretrained.Pretrained | None,
+    run: RunFolder,
+    checkpoints: Checkpoints,
 ) -> tuple[state_lib.TrainState, float | None]:
     """The newest checkpoint's state and test error, or the state of step 0 and None."""
-    model = models.build(
-        arch.with_padding(arch.get(config.arch), config.padding),
-        data.num_classes,
-        config.rectifier,
-        config.initializer,
-        config.mode,
-        config.dtype,
-    )
-    optimizer = optimizer_lib.sgd(
-        config.learning_rate,
-        config.momentum,
-        config.weight_decay,
-        config.plateau_factor,
-        config.plateau_patience,
-        config.min_learning_rate,
-    )
-    fresh = state_lib.create(model, optimizer, data.pixel_statistics(), config.seed, config.flip)
-    report = _init_report(fresh)
-    fresh = fresh.replace(model=model.uninitialized())
+    pixels = source.pixels if source else data.pixel_statistics()
+    fresh, report = start.state(config, net, source, pixels)
     restored = checkpoints.restore(fresh)
     if restored is not None:
         return restored, run.rewind(int(restored.step))["test_error"]
     run.rewind(-1)
     run.write_init_report(report)
     return fresh, None
-
-
-def _init_report(state: state_lib.TrainState) -> list[dict[str, Any]]:
-    """Every parameter of a fresh state; see `run_folder`."""
-    decays = traverse_util.flatten_dict(optimizer_lib.decays(state.params), sep="/")
-    image = jax.ShapeDtypeStruct((1, *state.pixels.mean.shape), np.float32)
-    table = initializers.table(state.model, {"params": state.params}, image)
-    return [{**dataclasses.asdict(row), "decays": decays[row.parameter]} for row in table]
 
 
 class _Run:

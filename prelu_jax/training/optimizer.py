@@ -1,10 +1,13 @@
 """SGD as the paper trains: decay on kernels only, a learning rate that drops on a plateau."""
 
 import functools
+import operator
+import re
 from typing import Any, NamedTuple
 
 import jax
 import optax
+from flax import traverse_util
 
 
 class Optimizer(NamedTuple):
@@ -29,6 +32,7 @@ def sgd(
     plateau_factor: float = 0.1,
     plateau_patience: int = 10,
     min_learning_rate: float = 1e-4,
+    frozen: str = "",
 ) -> Optimizer:
     """SGD with momentum, as Caffe and He et al. 2015 (Eq. 4) write it.
 
@@ -42,6 +46,8 @@ def sgd(
         plateau_factor: what the rate is multiplied with when the error plateaus.
         plateau_patience: evaluations without a lower error that make a plateau.
         min_learning_rate: the rate drops no further.
+        frozen: regex of the parameters (`matching`) that are left as they are: no update, no decay,
+            no velocity kept.
     """
     descent = optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decays),
@@ -49,6 +55,11 @@ def sgd(
         optax.trace(decay=momentum),
         optax.scale(-1.0),
     )
+    if frozen:
+        descent = optax.chain(
+            optax.masked(descent, lambda p: jax.tree.map(operator.not_, matching(p, frozen))),
+            optax.masked(optax.set_to_zero(), lambda p: matching(p, frozen)),
+        )
     plateau = optax.contrib.reduce_on_plateau(
         factor=plateau_factor,
         patience=plateau_patience,
@@ -67,6 +78,23 @@ def decays(params: Any) -> Any:
         The same tree with a bool for every parameter, a mask for optax.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) == "kernel", params)
+
+
+def matching(params: Any, pattern: str) -> Any:
+    """Which parameters have a path, as 'conv2_1/kernel', that a regex is found in.
+
+    Args:
+        params: of a Linen model.
+        pattern: as `re.search` takes it; if it is empty, it is found in none.
+
+    Returns:
+        The same tree with a bool for every parameter, a mask for optax.
+    """
+    found = {
+        path: bool(pattern and re.search(pattern, "/".join(path)))
+        for path in traverse_util.flatten_dict(params)
+    }
+    return traverse_util.unflatten_dict(found)
 
 
 def _name(path: tuple[Any, ...]) -> str:

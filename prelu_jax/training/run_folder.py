@@ -1,7 +1,8 @@
 """A run is a folder: what it was asked, what it measured, how it ended.
 
 config.json        the `TrainConfig`
-init_report.json   every parameter: shape, rule, fans, std by the rule and as drawn, decay
+init_report.json   every parameter: shape, rule, fans, std by the rule and at the start, whether it
+                   is pretrained, frozen, decays
 metrics.jsonl      a line per logging interval, evaluation and measurement of the signal; no clock
                    in it, so that an interrupted run and an undisturbed one write the same bytes
 events.*           the same for TensorBoard, with steps per second

@@ -44,3 +44,48 @@ def test_an_unprepared_dataset_is_told_the_nearest_and_how_to_prepare_it(tmp_pat
         sources.load("cifar01", "train", str(tmp_path))
     with pytest.raises(ValueError, match="Unknown split of digits 'validation'"):
         sources.load("digits", "validation")
+
+
+def test_classes_are_renumbered_in_the_order_they_are_listed():
+    whole = sources.load("digits", "train")
+    part = sources.subset(whole, "7,0-2")
+    assert part.class_names == ("7", "0", "1", "2")
+    assert len(part) == np.isin(whole.labels, [7, 0, 1, 2]).sum()
+    original = {record["key"]: record["label"] for record in whole.records}
+    for record in (part[i] for i in range(len(part))):
+        assert part.class_names[record["label"]] == str(original[record["key"]])
+    assert sources.subset(whole) is whole
+    assert whole[0]["label"] == original[whole[0]["key"]]  # a view: the split keeps its labels
+
+
+def keys(split):
+    return [split[i]["key"] for i in range(len(split))]
+
+
+def test_few_examples_are_chosen_by_the_seed_alone():
+    whole = sources.load("digits", "train")
+    few = sources.subset(whole, "5-9", 10, seed=3)
+    assert np.bincount(few.labels).tolist() == [10] * 5
+    assert len(set(keys(few))) == 50
+    assert keys(sources.subset(whole, "5-9", 10, seed=3)) == keys(few)
+    assert set(keys(sources.subset(whole, "5-9", 10, seed=4))) != set(keys(few))
+    # Fewer are part of more, and a class's do not hang on the others.
+    assert set(keys(sources.subset(whole, "5-9", 4, seed=3))) < set(keys(few))
+    assert set(keys(sources.subset(whole, "8", 10, seed=3))) < set(keys(few))
+    assert len(sources.subset(whole, "", 2)) == 20
+
+
+@pytest.mark.parametrize(
+    "classes", ["a", "4-", "4-2", "0,,1", "10", "0-99999999999", "3,1-4", "-1"]
+)
+def test_classes_that_cannot_be_are_refused(classes):
+    with pytest.raises(ValueError, match=f"Classes '{classes}'.*labels from 0 to 9, each once"):
+        sources.subset(sources.load("digits", "test"), classes)
+
+
+def test_a_class_with_too_few_examples_is_named():
+    split = sources.Split([{"image": None, "label": 1, "key": "k"}], ("cat", "dog"))
+    with pytest.raises(ValueError, match=r"Class 0 \(cat\) has 0 examples, at least 1 asked for"):
+        sources.subset(split, "0-1")
+    with pytest.raises(ValueError, match=r"Class 1 \(dog\) has 1 examples, 2 asked for"):
+        sources.subset(split, "1", 2)

@@ -1,0 +1,81 @@
+"""The state that a run starts from, drawn or taken over, and what is said of it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from prelu_jax import arch, initializers, models
+from prelu_jax.data.augment import PixelStatistics
+from prelu_jax.training import optimizer as optimizer_lib
+from prelu_jax.training import pretrained
+from prelu_jax.training import state as state_lib
+from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.pretrained import Pretrained
+
+
+def model(config: TrainConfig, num_classes: int) -> models.RectifierNet:
+    """The network of a run."""
+    return models.build(
+        arch.with_padding(arch.get(config.arch), config.padding),
+        num_classes,
+        config.rectifier,
+        config.initializer,
+        config.mode,
+        config.dtype,
+    )
+
+
+def state(
+    config: TrainConfig,
+    net: models.RectifierNet,
+    source: Pretrained | None,
+    pixels: PixelStatistics,
+) -> tuple[state_lib.TrainState, list[dict[str, Any]]]:
+    """The state of step 0, and a record of every parameter; see `run_folder`.
+
+    Args:
+        config: of the run.
+        net: its network (`model`).
+        source: the finished run that it takes parameters from, if any (`pretrained.find`).
+        pixels: what its inputs are normalised with.
+    """
+    optimizer = optimizer_lib.sgd(
+        config.learning_rate,
+        config.momentum,
+        config.weight_decay,
+        config.plateau_factor,
+        config.plateau_patience,
+        config.min_learning_rate,
+        config.frozen,
+    )
+    fresh = state_lib.create(net, optimizer, pixels, config.seed, config.flip)
+    if source:
+        fresh = fresh.replace(params=pretrained.take_over(fresh.params, source, config.fresh))
+    return fresh.replace(model=net.uninitialized()), _init_report(config, net, fresh.params)
+
+
+def _init_report(
+    config: TrainConfig, net: models.RectifierNet, params: Any
+) -> list[dict[str, Any]]:
+    decays, drawn, frozen = (
+        traverse_util.flatten_dict(mask, sep="/")
+        for mask in (
+            optimizer_lib.decays(params),
+            optimizer_lib.matching(params, config.fresh),
+            optimizer_lib.matching(params, config.frozen),
+        )
+    )
+    size = net.arch.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    return [
+        {
+            **dataclasses.asdict(row),
+            "pretrained": bool(config.pretrained) and not drawn[row.parameter],
+            "frozen": frozen[row.parameter],
+            "decays": decays[row.parameter] and not frozen[row.parameter],
+        }
+        for row in initializers.table(net, {"params": params}, image)
+    ]
