@@ -3,7 +3,8 @@
 After He, Zhang, Ren & Sun 2015, "Delving Deep into Rectifiers" (arXiv:1502.01852).
 """
 
-from prelu_jax import arch, initializers, models, nnx, signal, theory
+from prelu_jax import arch, datadep, initializers, models, nnx, signal, theory
+from prelu_jax.datadep import calibrate
 from prelu_jax.diagnosis import diagnose
 from prelu_jax.modules import PReLU, SpatialPyramidPooling
 from prelu_jax.pooling import spatial_pyramid
@@ -15,6 +16,8 @@ __all__ = [
     "PReLU",
     "SpatialPyramidPooling",
     "arch",
+    "calibrate",
+    "datadep",
     "diagnose",
     "initializers",
     "leaky_relu",

@@ -82,8 +82,7 @@ def calibrate(
     batch = _joined(batch) if isinstance(batch, Iterator) else batch
     variables = given[0] if given else None
     part = batch if axis_name is None else jax.tree.map(_part, batch)
-    options = {"only": only, "except_": except_, "rngs": rngs, "call_kwargs": call_kwargs}
-    planned = plan.make(model, variables, part, axis_name=axis_name, **options)
+    planned = plan.make(model, variables, part, only, except_, rngs, call_kwargs, axis_name)
     _check_finite(batch)
     state = variables_of(model, variables)
     session = Session(

@@ -226,9 +226,11 @@ def _watchable(layer_class: type[nnx.Module]) -> type[nnx.Module]:
 def _nnx_again(
     method: str, layer: nnx.Module, parameters: Mapping[str, jax.Array], *args: Any, **kwargs: Any
 ) -> Any:
-    copy = nnx.clone(layer)
+    copy: Any = nnx.clone(layer)
     for name, value in parameters.items():
         setattr(copy, name, None if value is None else nnx.Param(value))
+    if parameters.get("bias") is None:
+        copy.use_bias = False
     return getattr(copy, method)(*args, **kwargs)  # nobody watches the copy
 
 

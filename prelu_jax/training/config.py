@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from prelu_jax import arch, initializers, models, names
+from prelu_jax import arch, datadep, initializers, models, names
 
 DTYPES = ("float32", "bfloat16")
 
@@ -29,6 +29,8 @@ class TrainConfig:
     rectifier: str = "relu"
     initializer: str = "he_normal"  # of the convolutions
     mode: str = "fan_out"  # Eq. 14
+    datadep: str = "none"  # methods of `datadep`, in turn, on the first batch: 'pca,between_layer'
+    datadep_only: str = ""  # regex: the kernels that they calibrate; between_layer has all
     dtype: str = "float32"  # of the computation; parameters are float32
     pretrained: str = ""  # folder of a finished run to take parameters and mean image from
     fresh: str = ""  # regex: parameters that are drawn even so, e.g. 'fc'
@@ -58,6 +60,7 @@ def validate(config: TrainConfig) -> None:
     names.check("initializer", config.initializer, initializers.REGISTRY)
     names.check("mode", config.mode, initializers.MODES)
     names.check("dtype", config.dtype, DTYPES)
+    datadep.resolve(config.datadep)
     counts = ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every")
     for field in (*counts, "plateau_patience"):
         _require(config, field, getattr(config, field) >= 1, "at least 1")

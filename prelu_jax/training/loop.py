@@ -12,8 +12,8 @@ from flax import traverse_util
 
 from prelu_jax import arch, evaluation, models, signal
 from prelu_jax.data import augment, pipeline, sources
+from prelu_jax.training import calibration, pretrained, signal_log, start
 from prelu_jax.training import config as config_lib
-from prelu_jax.training import pretrained, signal_log, start
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
@@ -57,7 +57,7 @@ def train(
     run.claim(config)
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        state, error = _start(config, data, net, source, run, checkpoints)
+        state, error = _start(config, data, net, source, run, checkpoints, parallel)
         return _Run(config, data, run, checkpoints, parallel, progress, error).finish(state)
     finally:
         checkpoints.close()
@@ -117,15 +117,20 @@ def _start(
     source: pretrained.Pretrained | None,
     run: RunFolder,
     checkpoints: Checkpoints,
+    parallel: Parallel,
 ) -> tuple[state_lib.TrainState, float | None]:
     """The newest checkpoint's state and test error, or the state of step 0 and None."""
     pixels = source.pixels if source else data.pixel_statistics()
-    fresh, report = start.state(config, net, source, pixels)
+    fresh = start.state(config, net, source, pixels)
     restored = checkpoints.restore(fresh)
     if restored is not None:
         return restored, run.rewind(int(restored.step))["test_error"]
     run.rewind(-1)
-    run.write_init_report(report)
+    if config.datadep != "none":
+        batch = next(iter(data.train_batches(0)))
+        fresh, reports = calibration.calibrate(config, fresh, batch, parallel)
+        run.write_calibration([report.to_dict() for report in reports])
+    run.write_init_report(start.init_report(config, net, fresh.params))
     return fresh, None
 
 

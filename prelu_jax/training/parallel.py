@@ -25,11 +25,15 @@ class Parallel:
         self._eval = self._pmap(evaluation.eval_step)
         self._signal = self._pmap(signal_log.statistics)
 
+    def over_batch(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """``function(replicated, batch)`` over the devices, for a batch that `split` has split."""
+        return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices)
+
     def _pmap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def mapped(state: Any, batch: Any) -> Any:
             return function(state, batch, axis_name=AXIS)
 
-        return jax.pmap(mapped, AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices)
+        return self.over_batch(mapped)
 
     def check_batch_size(self, batch_size: int) -> None:
         """Raises a ValueError if the devices cannot share a batch of this size equally."""
@@ -46,16 +50,17 @@ class Parallel:
 
     def train_step(self, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, step.Metrics]:
         """`step.train_step` on the whole batch, split over the devices."""
-        return self._train(state, self._split(batch))
+        return self._train(state, self.split(batch))
 
     def eval_step(self, state: Any, batch: dict[str, np.ndarray]) -> evaluation.Sums:
         """`evaluation.eval_step` on the whole batch, split over the devices."""
-        return self._eval(state, self._split(batch))
+        return self._eval(state, self.split(batch))
 
     def signal_statistics(self, state: Any, batch: dict[str, np.ndarray]) -> Any:
         """`signal_log.statistics` of the whole batch, split over the devices."""
-        return self._signal(state, self._split(batch))
+        return self._signal(state, self.split(batch))
 
-    def _split(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def split(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with an axis of devices before all others."""
         n = len(self.devices)
         return {k: v.reshape(n, v.shape[0] // n, *v.shape[1:]) for k, v in batch.items()}

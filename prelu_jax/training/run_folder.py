@@ -3,6 +3,7 @@
 config.json        the `TrainConfig`
 init_report.json   every parameter: shape, rule, fans, std by the rule and at the start, whether it
                    is pretrained, frozen, decays
+calibration.json   with `datadep`: what each method did, layer by layer (`CalibrationReport`)
 metrics.jsonl      a line per logging interval, evaluation and measurement of the signal; no clock
                    in it, so that an interrupted run and an undisturbed one write the same bytes
 events.*           the same for TensorBoard, with steps per second
@@ -67,6 +68,9 @@ class RunFolder:
 
     def write_init_report(self, report: list[dict[str, Any]]) -> None:
         _write_json(self.path / "init_report.json", report)
+
+    def write_calibration(self, reports: list[dict[str, Any]]) -> None:
+        _write_json(self.path / "calibration.json", reports)
 
     def rewind(self, step: int) -> dict[str, Any]:
         """Forgets the metrics after a step, which a resumed run will write again.

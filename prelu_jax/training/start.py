@@ -33,8 +33,8 @@ def state(
     net: models.RectifierNet,
     source: Pretrained | None,
     pixels: PixelStatistics,
-) -> tuple[state_lib.TrainState, list[dict[str, Any]]]:
-    """The state of step 0, and a record of every parameter; see `run_folder`.
+) -> state_lib.TrainState:
+    """The state of step 0, before it is calibrated.
 
     Args:
         config: of the run.
@@ -54,12 +54,11 @@ def state(
     fresh = state_lib.create(net, optimizer, pixels, config.seed, config.flip)
     if source:
         fresh = fresh.replace(params=pretrained.take_over(fresh.params, source, config.fresh))
-    return fresh.replace(model=net.uninitialized()), _init_report(config, net, fresh.params)
+    return fresh.replace(model=net.uninitialized())
 
 
-def _init_report(
-    config: TrainConfig, net: models.RectifierNet, params: Any
-) -> list[dict[str, Any]]:
+def init_report(config: TrainConfig, net: models.RectifierNet, params: Any) -> list[dict[str, Any]]:
+    """A record of every parameter; see `run_folder`."""
     decays, drawn, frozen = (
         traverse_util.flatten_dict(mask, sep="/")
         for mask in (

@@ -126,7 +126,7 @@ def test_filters_are_those_of_the_reference(net, kind):
         return (white[:, best] * sign).reshape(kernel.shape)
 
     expected = reference.within_layer(NUMPY[net], flat(variables), numpy(x), redraw=redraw)
-    assert names == [name for name in reference.run(NUMPY[net], expected, numpy(x))[0]]
+    assert names == list(reference.run(NUMPY[net], expected, numpy(x))[0])
     for name, value in expected.items():
         tolerance = 1e-5 + 2e-3 * np.abs(value).max()  # eigenvectors in float32
         np.testing.assert_allclose(found[name], value, atol=tolerance, err_msg=name)
@@ -161,7 +161,7 @@ def test_layers_with_too_few_patches_or_of_other_kinds_are_gaussian():
             batch = x.reshape(2, 3, *x.shape[1:])
             mapped = {"in_axes": (None, 0), "out_axes": None, "devices": jax.devices()[:2]}
             options = {"axis_name": axis, "compiled": lambda f: jax.pmap(f, "devices", **mapped)}
-        variables, report = datadep.calibrate(
+        _variables, report = datadep.calibrate(
             Net(), drawn(Net(), x), batch, method=method, key=KEY, **options
         )
         notes = {row.layer: row.notes for row in report.stages[0].layers}
