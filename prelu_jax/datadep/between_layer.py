@@ -26,7 +26,7 @@ class BetweenLayer:
     C̃_k is the gradient of a random linear loss of the outputs, drawn independently for every
     example, over the kernel: root mean squares of both. W_k ← f_k W_k with
     f_k = (C̃_k / C̃)^(α/2) and C̃ the geometric mean, which leaves the outputs of a homogeneous
-    network alone, since Π f_k = 1; the biases follow, each with the product of the factors up to its
+    network alone, since Π f_k = 1; biases follow, each with the product of the factors up to its
     layer. The gradient of W_k is divided by f_k and C̃_k by f_k², so that α = 1 is exact in one step
     and the spread shrinks by 1 − α otherwise.
 

@@ -59,7 +59,7 @@ def calibrate(
         axis_name: the axis of devices that ``compiled`` maps over; the batch then has an axis of
             devices before all others. Not needed with sharded arrays.
         compiled: compiles a function ``f(replicated, batch)``; `jax.jit` by default, or for
-            example ``lambda f: jax.pmap(f, axis_name, in_axes=(None, 0), out_axes=None)``.
+            example `jax.pmap` over that axis with ``in_axes=(None, 0), out_axes=None``.
 
     Returns:
         The calibrated variables and a `datadep.CalibrationReport`; for NNX the report.

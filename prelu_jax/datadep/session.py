@@ -1,4 +1,4 @@
-"""What the methods share while one model is calibrated: its variables, its batch, how to compute."""
+"""What the methods share while a model is calibrated: variables, batch and how to compute."""
 
 import dataclasses
 import functools
@@ -52,7 +52,7 @@ class Session:
         return dataclasses.replace(self, variables=variables)
 
     def compute(self, function: Function, **more: Any) -> Any:
-        """The function of 'variables', 'key', 'rngs' and more, the same everywhere, and the batch."""
+        """The function of 'variables', 'key', 'rngs' and more, and of the batch."""
         replicated = {"variables": self.variables, "key": self.key, "rngs": self.rngs, **more}
         return self.compiled(function)(replicated, self.batch)
 

@@ -1,6 +1,6 @@
 """One forward pass that corrects every affine layer on the way.
 
-While the model runs, the output y of a layer is measured, its kernel and bias are corrected, and the
+While the model runs, a layer's output y is measured, its kernel and bias are corrected, and the
 corrected output is what the next layer sees: y is affine in kernel and bias, so it need not be
 computed again. One pass therefore does what takes a pass per layer otherwise, in the order of
 execution, through residual and dense connections alike.

@@ -1,6 +1,7 @@
 """One call of an affine layer: which layers count, what is known of a call, how it is shown."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ class Visit:
         y: its output.
         parameters: its own, e.g. 'kernel' and 'bias'.
         again: ``again(parameters, layer=layer, x=x)`` is the output with some of its parameters
-            exchanged (None for none); of a clone of the layer with other fields, or for another input.
+            exchanged (None: without it); of a clone with other fields, or for another input.
     """
 
     site: Site
@@ -144,3 +145,12 @@ def observed(
         return again(layer, {**parameters, **changes}, *inputs, **keywords)
 
     return observe(Visit(site, layer, jnp.asarray(x), y, parameters, exchanged))
+
+
+def outputs_of(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The model's outputs; one that takes keywords only is given its arguments in their order."""
+    parameters = list(inspect.signature(model.__call__).parameters.values())
+    if any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters):
+        return model(*args, **kwargs)
+    names = [parameter.name for parameter in parameters if parameter.name not in kwargs]
+    return model(*args[len(names) :], **dict(zip(names, args, strict=False)), **kwargs)

@@ -29,11 +29,7 @@ def assert_equal(found, expected, rtol=1e-4):
         )
 
 
-@pytest.fixture(params=NETS)
-def net(request):
-    return request.param
-
-
+@pytest.mark.parametrize("net", NETS)
 def test_within_layer(net):
     x = images(*SHAPE)
     expected = reference.within_layer(NUMPY[net], flat(drawn(LINEN[net], x)), numpy(x), 0.1)
@@ -42,6 +38,7 @@ def test_within_layer(net):
     assert report.stages[0].passes == 1
 
 
+@pytest.mark.parametrize("net", NETS)
 def test_lsuv_is_the_published_loop(net):
     x = images(*SHAPE)
     parameters = flat(drawn(LINEN[net], x))
@@ -73,6 +70,7 @@ def test_lsuv_with_a_tolerance_leaves_alone_what_the_published_loop_does():
     assert np.any(flat(found)["conv_1/kernel"] != variables["params"]["conv_1"]["kernel"])
 
 
+@pytest.mark.parametrize("net", NETS)
 def test_between_layer(net):
     x = images(*SHAPE)
     noise = moments.gaussian_like(KEY, [np.zeros((len(x), 3), np.float32)], len(x), None)[0]
@@ -88,7 +86,14 @@ def test_between_layer(net):
         np.testing.assert_allclose(row.rate_before, before[row.layer], rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["within_layer", "lsuv", "between_layer"])
+@pytest.mark.parametrize(
+    ("net", "method"),
+    [
+        *((net, "within_layer") for net in NETS),
+        ("cnn", "lsuv"),
+        ("residual", "between_layer"),
+    ],
+)
 def test_nnx_is_linen(net, method):
     x = images(*SHAPE)
     model = nnx_with(net, drawn(LINEN[net], x))

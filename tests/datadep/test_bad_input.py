@@ -1,0 +1,98 @@
+"""Bad input is told before anything is lost, and by whom it can be mended."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from prelu_jax import datadep
+from tests.signal.nets import drawn, images
+
+KEY = jax.random.key(3)
+
+
+class Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        def body(layer, x, _):
+            return nn.relu(layer(x)), None
+
+        x, _ = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)(
+            nn.Dense(4, name="stacked"), x, None
+        )
+        return nn.Dense(2, name="head")(x)
+
+
+class Float16(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3, dtype=jnp.float16, name="first")(x)
+        return nn.Dense(2, dtype=jnp.float16, name="last")(x * jnp.float16(30_000))
+
+
+DENSE = nn.Dense(3)
+X = images(8, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "options", "message"),
+    [
+        (DENSE, X.at[2, 1].set(jnp.nan), {}, "array 0 of the batch, float32[8, 4], holds nan"),
+        (DENSE, X[:1], {}, "single example, expected two or more"),
+        (DENSE, X[:0], {}, "the batch is empty"),
+        (Float16(), X, {}, "output of last is not finite in float16"),
+        (DENSE, X, {"method": "within-layer"}, "Did you mean 'within_layer'"),
+        (DENSE, X, {"only": "conv"}, "only is 'conv', which matches none of the kernels: kernel"),
+        (DENSE, X, {"except_": "("}, "except_ is '(', no regular expression"),
+        (DENSE, X, {"except_": "kernel"}, "no layer is left to be calibrated"),
+        (Stack(), X, {}, "stacked/kernel: called inside scan, remat"),
+    ],
+)
+def test_bad_input_is_told_and_loses_nothing(model, x, options, message):
+    variables = drawn(model, X)
+    copy = jax.tree.map(np.copy, variables)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        datadep.calibrate(model, variables, x, **options)
+    jax.tree.map(np.testing.assert_array_equal, variables, copy)
+
+
+def test_a_stack_can_be_left_out():
+    _, report = datadep.calibrate(Stack(), drawn(Stack(), X), X, except_="stacked")
+    assert [row.layer for row in report.stages[0].layers] == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [({}, "hold no 'params'"), ({"params": {}}, "'params' are empty"), (None, "hold no 'params'")],
+)
+def test_missing_parameters_are_told(variables, message):
+    with pytest.raises(ValueError, match=message):
+        datadep.calibrate(DENSE, variables, X)
+
+
+def test_the_number_of_arguments_and_the_type_of_the_method_are_checked():
+    with pytest.raises(TypeError, match="calibrate\\(model, variables, batch\\) for Linen"):
+        datadep.calibrate(DENSE, X)
+    with pytest.raises(TypeError, match="method is 3"):
+        datadep.calibrate(DENSE, drawn(DENSE, X), X, method=3)
+    with pytest.raises(TypeError, match="expected a Linen or NNX module"):
+        datadep.calibrate(jnp.tanh, {}, X)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        (datadep.BetweenLayer, "alpha", 2.0),
+        (datadep.BetweenLayer, "tolerance", 0.0),
+        (datadep.Lsuv, "tolerance", -0.1),
+        (datadep.WithinLayer, "target_mean", np.inf),
+        (datadep.FromPatches, "max_patches", 1),
+        (datadep.FromPatches, "kind", "ica"),
+    ],
+)
+def test_options_are_checked(method, option, value):
+    with pytest.raises(ValueError, match=str(value)):
+        method(**{option: value})
