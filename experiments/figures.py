@@ -209,21 +209,25 @@ def change_rates(
 
 
 def _panels(conditions: Mapping[str, Any], height: float) -> tuple[Any, Sequence[Any]]:
-    """A panel for each condition, side by side, titled with its name."""
+    """A panel for each condition, two in a row, titled with its name."""
+    columns = min(2, len(conditions))
+    rows = -(-len(conditions) // columns)
     figure, grid = _pyplot().subplots(
-        1,
-        len(conditions),
-        figsize=(2.5 + 4.6 * len(conditions), height),
+        *(rows, columns),
+        figsize=(2.5 + 4.6 * columns, height * rows),
         squeeze=False,
         sharey=True,
         sharex=True,
         layout="constrained",
     )
-    for axes, name in zip(grid[0], conditions, strict=True):
+    for axes in grid.flat[len(conditions) :]:
+        axes.remove()
+    panels = list(grid.flat[: len(conditions)])
+    for axes, name in zip(panels, conditions, strict=True):
         axes.set_title(name.replace(", padding", ",\npadding"), fontsize=12)
         axes.tick_params(labelsize=11)
         axes.grid(alpha=0.25)
-    return figure, list(grid[0])
+    return figure, panels
 
 
 def _pyplot() -> Any:

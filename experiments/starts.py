@@ -59,7 +59,7 @@ class Start:
 
     Attributes:
         state: of step 0, calibrated.
-        change_rates: C̃ of every layer ``[L]`` (Krähenbühl et al. 2015, Eq. 4), under a random loss
+        change_rates: C̃ of every layer ``[L]`` (Krähenbühl et al. 2015), under a random loss
             of its own on the first batch.
         seconds: that its calibration takes, with nothing left to compile; 0 without one.
         compiled: the same the first time.
@@ -72,7 +72,9 @@ class Start:
 
     @property
     def spread(self) -> float:
-        """The standard deviation of log C̃ over layers."""
+        """The standard deviation of log C̃ over layers; infinite if one has no rate, or 0."""
+        if not (np.isfinite(self.change_rates) & (self.change_rates > 0)).all():
+            return math.inf
         return float(np.std(np.log(self.change_rates)))
 
 
@@ -80,7 +82,7 @@ def begin(config: TrainConfig, data: Data) -> Start:
     """Draws and calibrates the parameters of a run, twice for the clock."""
     state = start.state(config, start.model(config, data.num_classes), None, data.pixels)
     batch = next(data.train_batches(config.seed, 1))
-    images = augment.normalize(batch["image"], data.pixels)
+    images = augment.normalize(jax.numpy.asarray(batch["image"]), data.pixels)
     params, seconds = state.params, [0.0, 0.0]
     if config.datadep != "none":
         for call in range(2):
