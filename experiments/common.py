@@ -100,7 +100,7 @@ def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:
         runs: folder -> (label, configuration).
     """
     cache_compilations()
-    _use_every_core(min(config.batch_size for _, config in runs.values()))
+    use_every_core(min(config.batch_size for _, config in runs.values()))
     parallel = Parallel()
     for _, config in runs.values():
         loop.check(config, parallel)  # all of them before the first trains
@@ -117,7 +117,7 @@ def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:
             bar.set_postfix_str(f"{status['status']} at step {status['step']}")
 
 
-def _use_every_core(batch_size: int) -> None:
+def use_every_core(batch_size: int) -> None:
     """On a CPU, makes a device of every core that a batch can feed.
 
     Convolutions of a few channels gain little from threads: the 30-layer laptop net takes 1.7

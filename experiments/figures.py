@@ -135,6 +135,101 @@ def final_errors(
     return _save(figure, stem)
 
 
+def method_errors(
+    curves: Mapping[str, Mapping[str, Sequence[Curve]]], caption: str, stem: Path
+) -> list[Path]:
+    """Error against steps, the median of each method; a panel for each condition.
+
+    Args:
+        curves: condition -> method -> the curve of every seed; those that diverged go on at 1.
+        caption: below the axes: what was run.
+        stem: path of the figure without its ending.
+
+    Returns:
+        The files written, a PNG and a PDF.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure, panels = _panels(curves, height=4.6)
+    for axes, by_method in zip(panels, curves.values(), strict=True):
+        for i, (method, of_method) in enumerate(by_method.items()):
+            longest = max(of_method, key=lambda curve: len(curve.steps))
+            n = len(longest.steps)
+            errors = [
+                np.pad(curve.errors, (0, n - len(curve.errors)), constant_values=1.0)
+                for curve in of_method
+            ]
+            marker = "osD^vP*X<"[i % 9]
+            style = {"color": f"C{i}", "marker": marker, "ms": 7, "lw": 2}
+            axes.plot(longest.steps, np.median(errors, axis=0), label=method, **style)
+        axes.set_xlabel("Steps", fontsize=13)
+        axes.set_ylim(0, 1.03)
+    panels[0].set_ylabel("Test error (%), median", fontsize=13)
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside right center", fontsize=13, frameon=False, title="at step 0"
+    )
+    figure.supxlabel(caption, fontsize=10, color="0.35")
+    return _save(figure, stem)
+
+
+def change_rates(
+    rates: Mapping[str, Mapping[str, np.ndarray]], caption: str, stem: Path
+) -> list[Path]:
+    """C̃ of every layer over the geometric mean of its net; a panel for each condition.
+
+    Args:
+        rates: condition -> method -> the rates of every seed ``[n, L]``.
+        caption: below the axes: what was measured.
+        stem: path of the figure without its ending.
+
+    Returns:
+        The files written, a PNG and a PDF.
+    """
+    figure, panels = _panels(rates, height=5.0)
+    for axes, by_method in zip(panels, rates.values(), strict=True):
+        for row, of_method in enumerate(by_method.values()):
+            logs = np.log(of_method)
+            logs -= logs.mean(axis=1, keepdims=True)
+            depth = np.broadcast_to(np.arange(1, logs.shape[1] + 1), logs.shape)
+            dots = axes.scatter(np.exp(logs), np.full(logs.shape, row), c=depth, s=28, alpha=0.7)
+            spread = f"{logs.std(axis=1).mean():.2f}"
+            axes.text(
+                1.02, row, spread, transform=axes.get_yaxis_transform(), va="center", fontsize=12
+            )
+        axes.text(1.02, -0.75, "spread", transform=axes.get_yaxis_transform(), fontsize=11)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(by_method)), list(by_method), fontsize=13)
+        axes.set_xlabel("C̃ of a layer / geometric mean", fontsize=13)
+    panels[0].invert_yaxis()
+    figure.colorbar(dots, ax=panels, label="Layer", shrink=0.8, pad=0.03)
+    figure.supxlabel(f"{caption}; spread: of log C̃ over layers", fontsize=10, color="0.35")
+    return _save(figure, stem)
+
+
+def _panels(conditions: Mapping[str, Any], height: float) -> tuple[Any, Sequence[Any]]:
+    """A panel for each condition, two in a row, titled with its name."""
+    columns = min(2, len(conditions))
+    rows = -(-len(conditions) // columns)
+    figure, grid = _pyplot().subplots(
+        *(rows, columns),
+        figsize=(2.5 + 4.6 * columns, height * rows),
+        squeeze=False,
+        sharey=True,
+        sharex=True,
+        layout="constrained",
+    )
+    for axes in grid.flat[len(conditions) :]:
+        axes.remove()
+    panels = list(grid.flat[: len(conditions)])
+    for axes, name in zip(panels, conditions, strict=True):
+        axes.set_title(name.replace(", padding", ",\npadding"), fontsize=12)
+        axes.tick_params(labelsize=11)
+        axes.grid(alpha=0.25)
+    return figure, panels
+
+
 def _pyplot() -> Any:
     """Imported late: not needed to read results, and slow."""
     import matplotlib as mpl

@@ -1,0 +1,306 @@
+"""Krähenbühl et al. 2015 and Mishkin & Matas 2015 from scratch: which start trains a deep net?
+
+    python -m experiments.data_dependent --scale=laptop
+
+Random initialisations against those that look at a batch, which start from He's. Of each: the error
+over training, the spread of the change rates C̃ over layers at step 0, the seconds it takes, and the
+highest learning rate of a ladder at which a short run learns. The whole grid:
+
+    --config.archs=small_14_reduced,small_30_reduced --config.rectifiers=relu,prelu
+"""
+
+import csv
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import common, convergence, figures, results, starts
+from experiments.results import Claim, Curve
+from prelu_jax.training import config as config_lib
+from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.parallel import Parallel
+
+HE, LSUV, WITHIN, BOTH = "He", "LSUV", "within", "within + between"
+METHODS = {  # -> initializer of the convolutions, datadep
+    HE: ("he_normal", "none"),
+    "Xavier": ("xavier_normal", "none"),
+    "Gaussian 0.01": ("gaussian", "none"),
+    "orthogonal": ("orthogonal", "none"),
+    LSUV: ("he_normal", "lsuv"),
+    WITHIN: ("he_normal", "within_layer"),
+    BOTH: ("he_normal", "within_layer,between_layer"),
+    "PCA": ("he_normal", "pca"),
+    "k-means": ("he_normal", "kmeans"),
+}
+SAME = "same"
+OF_ARM = ("arch", "rectifier", "padding", "initializer", "datadep")
+
+
+@dataclasses.dataclass
+class Config(TrainConfig):
+    """The runs, the grid, the ladder of learning rates, and what the claims ask for."""
+
+    archs: tuple[str, ...] = ("small_30_reduced",)
+    rectifiers: tuple[str, ...] = ("relu",)
+    paddings: tuple[str, ...] = (SAME, "alternating")
+    ladder: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008, 0.016)
+    ladder_steps: int = 30
+    reached: float = 0.5  # steps are counted to this error; what ends at or below it trains
+    stalled: float = 0.8  # what is never below this error stalls
+    equal: float = 0.05  # spread of log C̃
+
+
+def laptop() -> Config:
+    """Digits at 32 pixels, 30 layers, both paddings: under a quarter of an hour on two cores."""
+    return Config(
+        dataset="digits",
+        flip=False,  # a mirrored digit is another sign
+        pixel_rms=convergence.PIXEL_RMS,
+        batch_size=64,
+        learning_rate=0.002,
+        num_steps=150,
+        eval_every=25,
+        log_every=25,
+        checkpoint_every=100,
+    )
+
+
+def cifar10() -> Config:
+    """CIFAR-10 photos, the same networks."""
+    return Config(
+        reached=0.75,
+        dataset="cifar10",
+        pixel_rms=convergence.PIXEL_RMS,
+        test_examples=3000,
+        batch_size=64,
+        learning_rate=0.002,
+        num_steps=1000,
+        ladder_steps=60,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What methods are compared in."""
+
+    arch: str
+    rectifier: str
+    padding: str
+
+    def __str__(self) -> str:
+        return f"{self.arch}, {self.rectifier}, padding {self.padding}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """One run of one method.
+
+    Attributes:
+        curve: of the training.
+        change_rates: C̃ of every layer at step 0 ``[L]``.
+        spread: the standard deviation of their logarithms.
+        seconds, compiled: of the calibration, without and with compilation.
+        highest_rate: of the ladder, at which a short run learns; 0 for none.
+    """
+
+    curve: Curve
+    change_rates: np.ndarray
+    spread: float
+    seconds: float
+    compiled: float
+    highest_rate: float
+
+
+Grid = Mapping[Condition, Mapping[str, Sequence[Found]]]  # method -> its runs, by seed
+
+
+def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
+    """Trains every method in every condition; writes the table, two figures and the claims."""
+    for field in OF_ARM:
+        if getattr(config, field) != getattr(TrainConfig(), field):
+            raise ValueError(f"config.{field} is set for each run; see archs, rectifiers, paddings")
+    grid = itertools.product(config.archs, config.rectifiers, config.paddings)
+    conditions = [Condition(*each) for each in grid]
+    runs = [
+        (condition, method, of_run(config, condition, method, seed))
+        for seed in range(config.seed, config.seed + seeds)
+        for condition in conditions
+        for method in METHODS
+    ]
+    for _, _, each in runs:
+        config_lib.validate(each)  # before the first trains
+    common.cache_compilations()
+    common.use_every_core(config.batch_size)
+    parallel = Parallel()
+    parallel.check_batch_size(config.batch_size)
+    data = {c.arch: starts.Data(of_run(config, c, HE, config.seed)) for c in conditions}
+    found: dict[Condition, dict[str, list[Found]]] = {
+        condition: {method: [] for method in METHODS} for condition in conditions
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    for condition, method, each in (bar := tqdm(runs, unit="run")):
+        bar.set_description(f"{condition}, {method}, seed {each.seed}")
+        found[condition][method].append(_run(config, each, method, data[each.arch], parallel))
+        if (condition, method) == runs[-1][:2]:
+            claims = _write(config, found, workdir)  # of the seeds so far
+    return claims
+
+
+def of_run(config: Config, condition: Condition, method: str, seed: int) -> TrainConfig:
+    """The configuration of one run."""
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    initializer, datadep = METHODS[method]
+    fields = {"initializer": initializer, "datadep": datadep, "seed": seed}
+    return TrainConfig(**{**own, **dataclasses.asdict(condition), **fields})
+
+
+def _run(
+    config: Config, of: TrainConfig, method: str, data: starts.Data, parallel: Parallel
+) -> Found:
+    begun = starts.begin(of, data)
+    curve = starts.train(of, begun, data, parallel, method)
+    stable = (
+        rate
+        for rate in sorted(config.ladder, reverse=True)
+        if starts.is_stable(of, begun, data, parallel, rate, config.ladder_steps)
+    )
+    highest = next(stable, 0.0)
+    times = (begun.seconds, begun.compiled)
+    return Found(curve, begun.change_rates, begun.spread, *times, highest)
+
+
+def _write(config: Config, found: Grid, workdir: Path) -> list[Claim]:
+    claims = judge(config, found)
+    seeds = len(found[next(iter(found))][HE])
+    caption = (
+        f"{config.dataset}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
+        f"{config.batch_size}; seeds {config.seed} to {config.seed + seeds - 1}"
+    )
+    curves = {
+        str(condition): {method: [each.curve for each in runs] for method, runs in by.items()}
+        for condition, by in found.items()
+    }
+    rates = {
+        str(condition): {m: np.stack([r.change_rates for r in runs]) for m, runs in by.items()}
+        for condition, by in found.items()
+    }
+    written = [
+        *figures.method_errors(curves, caption, workdir / "errors"),
+        *figures.change_rates(rates, caption, workdir / "rates"),
+    ]
+    table, rows, judged = (workdir / name for name in ("table.md", "runs.csv", "claims.json"))
+    table.write_text(markdown(config, found))
+    write_csv(found, rows)
+    judged.write_text(json.dumps([dataclasses.asdict(c) for c in claims], indent=2) + "\n")
+    print(f"\n{table.read_text()}\nWritten:", *written, table, rows, judged, sep="\n  ")
+    return claims
+
+
+def judge(config: Config, found: Grid) -> list[Claim]:
+    """What is expected of the last arch and the first rectifier, with padding 'same'; any spread.
+
+    With 'same' the borders lose signal in every layer, which He's derivation does not know of.
+    """
+    spreads = {
+        (condition, method): [each.spread for each in runs]
+        for condition, by in found.items()
+        for method, runs in by.items()
+    }
+    both = [value for (_, method), of in spreads.items() if method == BOTH for value in of]
+    others = {
+        condition: min(
+            np.mean(of) for (c, m), of in spreads.items() if c == condition and m != BOTH
+        )
+        for condition in found
+    }
+    smallest = all(np.mean(spreads[c, BOTH]) < least for c, least in others.items())
+    claims = [
+        Claim(
+            f"[{BOTH}] has the smallest spread of log C̃ of all methods, at most {config.equal}",
+            bool(smallest and max(both) <= config.equal),
+            f"{results.summary(both, '')}; least of the others {min(others.values()):.3g}",
+        )
+    ]
+    judged = found.get(Condition(config.archs[-1], config.rectifiers[0], SAME))
+    if judged is None:
+        return claims
+    lowest = [each.curve.lowest_error() for each in judged[HE]]
+    return [
+        Claim(
+            f"With padding 'same' He stalls: error never below {config.stalled:.0%} in any seed",
+            min(lowest) >= config.stalled,
+            f"lowest error of each run: {results.summary(lowest, ' %', 100)}",
+        ),
+        *(_trains(config, method, judged[method]) for method in (WITHIN, LSUV)),
+        *claims,
+    ]
+
+
+def _trains(config: Config, method: str, runs: Sequence[Found]) -> Claim:
+    errors = [each.curve.final_error() for each in runs]
+    return Claim(
+        f"With padding 'same' [{method}] trains: final error at most {config.reached:.0%} in every "
+        "seed",
+        max(errors) <= config.reached,
+        results.summary(errors, " %", 100),
+    )
+
+
+def markdown(config: Config, found: Grid) -> str:
+    """A table for each condition, a row for each method."""
+    n = len(next(iter(found.values()))[HE])
+    columns: dict[str, Callable[[Found], float]] = {
+        f"steps to {config.reached:.0%} error": lambda each: each.curve.steps_to(config.reached),
+        "final error, %": lambda each: 100 * each.curve.final_error(),
+        "spread of log C̃": lambda each: each.spread,
+        "init., s": lambda each: each.seconds,
+        "highest stable rate × 1000": lambda each: 1000 * each.highest_rate,
+    }
+    lines = [
+        f"Means and 95 % Student intervals over n = {n} seed{'s' if n > 1 else ''}. Steps: in how "
+        "many seeds, if not in all. A run that diverged ends at 100 %.",
+    ]
+    for condition, by_method in found.items():
+        lines += ["", f"{condition}:", "", f"| method | {' | '.join(columns)} |"]
+        lines.append("|---" * (1 + len(columns)) + "|")
+        for method, runs in by_method.items():
+            cells = [_cell([value(each) for each in runs]) for value in columns.values()]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not np.isfinite(values).all():
+        return results.short(values)
+    mean, half = results.student(values)
+    return f"{mean:.3g} ± {half:.2g}" if np.isfinite(half) else f"{mean:.3g}"
+
+
+def write_csv(found: Grid, file: Path) -> None:
+    """A row for each run; change rates in one cell, in the order of layers."""
+    own = ("spread", "seconds", "compiled", "highest_rate")
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        names: tuple[Any, ...] = ("arch", "rectifier", "padding", "method", "seed", "status")
+        writer.writerow([*names, "steps", "errors", *own, "change_rates"])
+        for condition, by_method in found.items():
+            for method, runs in by_method.items():
+                for each in runs:
+                    c = each.curve
+                    known = [*dataclasses.astuple(condition), method, c.seed, c.status]
+                    lists = [
+                        " ".join(f"{v:.6g}" for v in of)
+                        for of in (c.steps, c.errors, each.change_rates)
+                    ]
+                    numbers = [f"{getattr(each, name):.6g}" for name in own]
+                    writer.writerow([*known, *lists[:2], *numbers, lists[2]])
+
+
+if __name__ == "__main__":
+    common.main("data_dependent", {"laptop": laptop, "cifar10": cifar10}, run, default_seeds=2)

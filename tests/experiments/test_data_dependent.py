@@ -1,0 +1,89 @@
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import data_dependent
+from experiments.data_dependent import BOTH, HE, LSUV, METHODS, WITHIN, Condition, Found
+from experiments.results import Curve
+from tests.experiments.conftest import SHORT, run
+
+TINY = (
+    *(flag for flag in SHORT if not flag.startswith("--config.arch=")),
+    "--config.archs=small_14_reduced",
+    "--config.paddings=same",
+    "--config.num_steps=4",
+    "--config.ladder=0.001",
+    "--config.ladder_steps=2",
+)
+
+
+def test_from_a_flag_to_a_picture(tmp_path):
+    done = run("data_dependent", f"--workdir={tmp_path}", *TINY)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1  # four steps teach nothing: the claims fail
+    for text in ("Claims:", "FAIL  ", "n = 1", f"| {BOTH} |", "small_14_reduced, relu"):
+        assert text in done.stdout
+    for name in ("errors.png", "errors.pdf", "rates.png", "rates.pdf", "table.md"):
+        assert (tmp_path / name).stat().st_size > 100
+    assert len(json.loads((tmp_path / "claims.json").read_text())) == 4
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "runs.csv").open())}
+    assert list(rows) == list(METHODS)
+    assert float(rows[HE]["seconds"]) == 0 < float(rows[WITHIN]["seconds"])
+    assert float(rows[WITHIN]["seconds"]) < float(rows[WITHIN]["compiled"])
+    assert float(rows[BOTH]["spread"]) < float(rows[WITHIN]["spread"])
+    assert len(rows[HE]["change_rates"].split()) == 14
+    assert rows[HE]["steps"] == "0 4"
+
+
+def found(method, errors, spread=0.5, status="done"):
+    steps = np.array([0, 50, 100])
+    return [
+        Found(
+            Curve(method, seed, status, steps, steps / 2, np.array([0.9, last, last])),
+            *(np.array([1.0, 2.0]), spread, 0.1, 1.0, 0.002),
+        )
+        for seed, last in enumerate(errors)
+    ]
+
+
+def grid(**changed):
+    """All methods end at 40 % with a spread of 0.5; He stalls; within + between is even."""
+    by_method = {method: found(method, [0.4, 0.4]) for method in METHODS}
+    by_method[HE] = found(HE, [0.9, 0.85])
+    by_method[BOTH] = found(BOTH, [0.4, 0.4], spread=0.03)
+    condition = Condition("small_30_reduced", "relu", "same")
+    return {condition: {**by_method, **changed}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "passed"),
+    [
+        ({}, [True, True, True, True]),
+        ({HE: found(HE, [0.9, 0.79])}, [False, True, True, True]),
+        ({WITHIN: found(WITHIN, [0.1, 0.51])}, [True, False, True, True]),
+        ({LSUV: found(LSUV, [0.1, 0.1], status="diverged")}, [True, True, False, True]),
+        ({BOTH: found(BOTH, [0.4, 0.4], spread=0.06)}, [True, True, True, False]),
+        ({"PCA": found("PCA", [0.4, 0.4], spread=0.02)}, [True, True, True, False]),
+    ],
+)
+def test_claims(changed, passed):
+    claims = data_dependent.judge(data_dependent.laptop(), grid(**changed))
+    assert [claim.passed for claim in claims] == passed
+
+
+def test_runs_differ_in_what_they_are_called_alone():
+    config = data_dependent.laptop()
+    condition = Condition("small_14_reduced", "prelu", "same")
+    he, lsuv = (data_dependent.of_run(config, condition, m, 3) for m in (HE, LSUV))
+    assert dataclasses.replace(he, datadep="lsuv") == lsuv
+    assert (he.arch, he.rectifier, he.padding, he.seed) == ("small_14_reduced", "prelu", "same", 3)
+
+
+def test_the_table_counts_seeds_that_do_not_get_there():
+    text = data_dependent.markdown(data_dependent.laptop(), grid(PCA=found("PCA", [0.4, 0.9])))
+    # t(0.975, 1) = 12.706, times 50 / √2 / √2 points.
+    assert "| PCA | in 1 of 2 | 65 ± 3.2e+02 | 0.5 ± 0 | 0.1 ± 0 | 2 ± 0 |" in text
+    assert "| He | in 0 of 2 | 87.5 ± 32 |" in text
