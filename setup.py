@@ -17,7 +17,7 @@ DATA = [
     "pillow",  # likewise, when TensorFlow is absent
     "array_record>=0.8; sys_platform == 'linux'",
 ]
-BENCH = ["torch>=2.8"]
+BENCH = ["torch>=2.8", "lsuv>=0.3", "anyinit>=0.4"]
 NOTEBOOK = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
 LAUNCH = ["submitit>=1.5"]
 TEST = [

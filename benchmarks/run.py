@@ -7,11 +7,14 @@ from collections.abc import Callable
 import flax
 import jax
 
-from benchmarks import signal_probe
+from benchmarks import calibration, signal_probe
 from benchmarks.timing import Ratio
 from prelu_jax import names
 
-BENCHMARKS: dict[str, Callable[[], list[Ratio]]] = {"signal_probe": signal_probe.run}
+BENCHMARKS: dict[str, Callable[[], list[Ratio]]] = {
+    "signal_probe": signal_probe.run,
+    "calibration": calibration.run,
+}
 
 
 def main(chosen: list[str]) -> int:

@@ -1,8 +1,10 @@
 """The benchmarks run; what they find is for quiet machines and is not asserted here."""
 
+import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
-from benchmarks import run, signal_probe, timing
+from benchmarks import calibration, run, signal_probe, timing
 from benchmarks.timing import Ratio
 from prelu_jax.arch import REGISTRY
 from tests.training.conftest import TINY
@@ -13,6 +15,39 @@ def test_the_cost_of_a_measurement_is_compared(monkeypatch):
     ratios = signal_probe.run(nets=("tiny",), batch_size=8, repeats=2)
     assert [ratio.what.partition(":")[0] for ratio in ratios] == ["time", "memory", "time"]
     assert all(ratio.value > 0 for ratio in ratios)
+
+
+def test_the_cost_of_a_calibration_is_compared(monkeypatch, capsys):
+    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    monkeypatch.setattr(calibration, "_installed", lambda *modules: False)
+    ratios = calibration.run(net="tiny", batch_size=8, repeats=2)
+    assert [ratio.what for ratio in ratios] == [
+        "time: within_layer's pass / a forward pass",
+        "time: lsuv's pass / a forward pass",
+    ]
+    assert all(ratio.value > 0 for ratio in ratios)
+    assert float(capsys.readouterr().out.split("farthest std from 1: ")[1]) < 1e-5
+
+
+def test_the_farthest_std_is_that_of_the_affine_layers():
+    model = nn.Sequential([nn.Dense(1, use_bias=False), nn.relu, nn.Dense(1, use_bias=False)])
+    x = jnp.array([[-1.0], [1.0]])  # stds: 1, then 3/2 of a half
+    params = {
+        "layers_0": {"kernel": jnp.ones((1, 1))},
+        "layers_2": {"kernel": jnp.full((1, 1), 3.0)},
+    }
+    assert calibration.farthest(model, {"params": params}, x) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("others", [("torch", "lsuv"), ("anyinit",)])
+def test_other_libraries_are_compared_where_they_are_installed(monkeypatch, capsys, others):
+    for name in others:
+        pytest.importorskip(name)
+    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    monkeypatch.setattr(calibration, "_installed", lambda *modules: modules == others)
+    *_, ratio = calibration.run(net="tiny", batch_size=8, repeats=2)
+    assert ratio.what.startswith("time: calibrate / ")
+    assert ratio.value > 0
 
 
 def test_the_exit_status_says_whether_a_ratio_is_over_its_limit(monkeypatch, capsys):
