@@ -18,8 +18,8 @@ from prelu_jax.signal.verdict import Finding
 
 _NOTICEABLE = 0.02  # of a log factor per layer: 2 %
 _RESCALE = (
-    "set each layer's scale from the data, pj.calibrate(..., method='lsuv') (Mishkin & Matas 2015), "
-    "or normalise between the layers"
+    "set each layer's scale from the data, pj.calibrate(..., method='lsuv') (Mishkin & Matas "
+    "2015), or normalise between the layers"
 )
 _OF_NORMS = (
     "norms set the signal's scale anew and may amplify gradients: in a residual net start the "
