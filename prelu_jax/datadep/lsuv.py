@@ -57,9 +57,9 @@ class Lsuv(OnePass):
     def error(self, moments: Moments, has_bias: bool) -> float:
         """How far the variance is from its target; 0 within the tolerance."""
         off = abs(float(_var(moments)) - 1)
-        return off if off >= self.tolerance and bool(jnp.any(moments.varies)) else 0.0
+        return off if off >= self.tolerance and moments.varies.any() else 0.0
 
 
 def _var(moments: Moments) -> jax.Array:
     """The variance of the whole output: within channels and between their means."""
-    return jnp.mean(jnp.square(moments.std)) + jnp.var(moments.mean)
+    return (moments.std**2).mean() + moments.mean.var()

@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
@@ -57,6 +56,7 @@ class _Attempt:
         self.session = session.replace(method.start(self.free, session.parameters, session.key))
         self.found: Found = {}
         self.measured: Found = {}
+        self.errors: dict[str, float] = {}
         self.passes = 0
 
     def correct(self) -> None:
@@ -67,6 +67,12 @@ class _Attempt:
         if self.shared:
             self._solve()
         _, self.measured = self._pass(self.method.plain, ())
+        self.errors = {
+            layer.parameter: self.method.error(
+                self.measured[layer.parameter]["before"], layer.bias is not None
+            )
+            for layer in self.session.plan.layers
+        }
 
     def _solve(self) -> None:
         """Finds the corrections of shared layers under which their moments ask for none.
@@ -107,7 +113,7 @@ class _Attempt:
             log_scale, shift, rest = np.split(rest, [size, 2 * size])
             numbers = np.exp(np.clip(log_scale, -_LARGEST_LOG, _LARGEST_LOG)), shift
             given[layer.parameter] = Correction(
-                *(jnp.asarray(v.reshape(layer.channels), jnp.float32) for v in numbers)
+                *(v.reshape(layer.channels).astype(np.float32) for v in numbers)
             )
         return given
 
@@ -121,10 +127,8 @@ class _Attempt:
 
     def first_resisting(self) -> str | None:
         """The kernel of the first layer whose output is not what its correction promised."""
-        for layer in self.free:
-            if self._error(layer) > _RESISTS:
-                return layer.parameter
-        return None
+        over = (layer for layer in self.free if self.errors[layer.parameter] > _RESISTS)
+        return next((layer.parameter for layer in over), None)
 
     def stage(self) -> OnePassStage:
         """What was done, for the report."""
@@ -143,7 +147,7 @@ class _Attempt:
         plan = session.plan
         named = {layer.parameter for layer in measured}
         control = Control(
-            {layer.parameter: jnp.array(layer.parameter in named) for layer in plan.layers},
+            {layer.parameter: np.array(layer.parameter in named) for layer in plan.layers},
             {layer.parameter: _nothing(layer) for layer in plan.layers} | dict(given or {}),
         )
         walk = Walk(
@@ -151,9 +155,6 @@ class _Attempt:
         )
         parameters, found = session.compute(walk, control=control)
         return session.replace(parameters), jax.device_get(found)
-
-    def _error(self, layer: Layer) -> float:
-        return self.method.error(self.measured[layer.parameter]["before"], layer.bias is not None)
 
     def _check_finite(self) -> None:
         for layer in self.session.plan.layers:
@@ -171,13 +172,14 @@ class _Attempt:
             layer,
             found,
             measured["before"],
-            error=self._error(layer),
+            error=self.errors[layer.parameter],
             resists=layer.parameter in self.left,
         )
 
 
 def _nothing(layer: Layer) -> Correction:
-    return Correction(jnp.ones(layer.channels), jnp.zeros(layer.channels))
+    ones = np.ones(layer.channels, np.float32)
+    return Correction(ones, 0 * ones)
 
 
 def _both(first: Correction, second: Correction) -> Correction:

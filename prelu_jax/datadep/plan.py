@@ -1,6 +1,7 @@
 """Which layers of a model are to be calibrated, and why the others are not."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 
 from prelu_jax import initializers, signal
 from prelu_jax.datadep.walk import Layer
@@ -67,8 +69,34 @@ def make(
             or matches no kernel; no layer left; a layer to be calibrated is called inside `scan`,
             `remat`, `vmap`, `jit` or `cond`.
     """
+    shapes = jax.tree.map(_shape, (variables, batch, rngs))
+    leaves, structure = jax.tree.flatten(shapes)
+    options = tuple(sorted((call_kwargs or {}).items()))
+    given = (model, tuple(leaves), structure, only, except_, options, axis_name)
+    try:
+        hash(given)
+    except TypeError:  # a field of the model, or a keyword
+        return _make(*given)
+    # An NNX model is one object, whatever becomes of it.
+    return _make(*given) if isinstance(model, nnx.Module) else _remembered(*given)
+
+
+def _shape(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
+
+
+def _make(
+    model: Any,
+    leaves: tuple[Any, ...],
+    structure: Any,
+    only: str | None,
+    except_: str | None,
+    options: tuple[tuple[str, Any], ...],
+    axis_name: str | None,
+) -> Plan:
+    variables, batch, rngs = jax.tree.unflatten(structure, leaves)
     probe = signal.prepare(
-        model, variables, batch, rngs=rngs, call_kwargs=call_kwargs, axis_name=axis_name
+        model, variables, batch, rngs=rngs, call_kwargs=dict(options), axis_name=axis_name
     )
     if probe.batch_size < 2 and axis_name is None:
         raise ValueError(
@@ -111,6 +139,10 @@ def make(
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
         raise ValueError(f"no layer is left to be calibrated. {reasons}.")
     return Plan(probe, tuple(layers.values()), tuple(Skipped(*item) for item in skipped.items()))
+
+
+# Like a compiled program: to calibrate an equal model again traces nothing.
+_remembered = functools.lru_cache(maxsize=32)(_make)
 
 
 def _kernels(probe: signal.Probe) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prelu_jax.datadep import moments as moments_lib
 from prelu_jax.datadep.moments import Moments
@@ -26,8 +27,8 @@ Parameters = dict[str, jax.Array]
 class Correction(NamedTuple):
     """y ← scale · y + shift, channel by channel, and kernel and bias so that it comes about."""
 
-    scale: jax.Array
-    shift: jax.Array
+    scale: jax.Array | np.ndarray
+    shift: jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Control(NamedTuple):
         given: ... or else this one.
     """
 
-    measured: dict[str, jax.Array]
+    measured: dict[str, jax.Array | np.ndarray]
     given: dict[str, Correction]
 
 
@@ -225,7 +226,7 @@ class _Step:
         }
 
 
-def _corrected(values: jax.Array, scale: jax.Array, shift: jax.Array, axes: Axes) -> jax.Array:
+def _corrected(values: jax.Array, scale: Any, shift: Any, axes: Axes) -> jax.Array:
     """scale · values + shift along the channels' axes, in the values' own type."""
     precise = moments_lib.wide(values)
     scale, shift = (_spread(v.astype(precise.dtype), axes, values.ndim) for v in (scale, shift))

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
+import numpy as np
 
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.walk import Correction, OnePass
@@ -36,7 +37,7 @@ class WithinLayer(OnePass):
 
     def error(self, moments: Moments, has_bias: bool) -> float:
         """How far the farthest channel is from its target, as a fraction of its std."""
-        off = jnp.abs(moments.std - 1)
+        off = np.abs(moments.std - 1)
         if has_bias:
-            off = jnp.maximum(off, jnp.abs(moments.mean - self.target_mean))
-        return float(jnp.max(jnp.where(moments.varies, off, 0)))
+            off = np.maximum(off, np.abs(moments.mean - self.target_mean))
+        return float(np.max(np.where(moments.varies, off, 0)))
