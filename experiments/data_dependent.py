@@ -187,7 +187,7 @@ def _write(config: Config, found: Grid, workdir: Path) -> list[Claim]:
     seeds = len(found[next(iter(found))][HE])
     caption = (
         f"{config.dataset}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
-        f"{config.batch_size}; seeds {config.seed} to {config.seed + seeds - 1}"
+        f"{config.batch_size}; seeds from {config.seed} on, n = {seeds}"
     )
     curves = {
         str(condition): {method: [each.curve for each in runs] for method, runs in by.items()}
@@ -231,7 +231,8 @@ def judge(config: Config, found: Grid) -> list[Claim]:
         Claim(
             f"[{BOTH}] has the smallest spread of log C̃ of all methods, at most {config.equal}",
             bool(smallest and max(both) <= config.equal),
-            f"{results.summary(both, '')}; least of the others {min(others.values()):.3g}",
+            f"{min(both):.3g} to {max(both):.3g} in {len(both)} runs; least of the others "
+            f"{min(others.values()):.3g}",
         )
     ]
     judged = found.get(Condition(config.archs[-1], config.rectifiers[0], SAME))
