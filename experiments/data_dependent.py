@@ -6,7 +6,7 @@ Random initialisations against those that look at a batch, which start from He's
 over training, the spread of the change rates C̃ over layers at step 0, the seconds it takes, and the
 highest learning rate of a ladder at which a short run learns. The whole grid:
 
-    --config.archs=small_14_reduced,small_30_reduced --config.rectifiers=relu,prelu
+    --config.archs="('small_14_reduced','small_30_reduced')" --config.rectifiers="('relu','prelu')"
 """
 
 import csv
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from experiments import common, convergence, figures, results, starts
 from experiments.results import Claim, Curve
+from prelu_jax import names
 from prelu_jax.training import config as config_lib
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
@@ -38,6 +39,7 @@ METHODS = {  # -> initializer of the convolutions, datadep
     "PCA": ("he_normal", "pca"),
     "k-means": ("he_normal", "kmeans"),
 }
+JUDGED = (HE, LSUV, WITHIN, BOTH)
 SAME = "same"
 OF_ARM = ("arch", "rectifier", "padding", "initializer", "datadep")
 
@@ -49,6 +51,7 @@ class Config(TrainConfig):
     archs: tuple[str, ...] = ("small_30_reduced",)
     rectifiers: tuple[str, ...] = ("relu",)
     paddings: tuple[str, ...] = (SAME, "alternating")
+    methods: tuple[str, ...] = tuple(METHODS)  # the claims need those of `JUDGED`
     ladder: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008, 0.016)
     ladder_steps: int = 30
     reached: float = 0.5  # steps are counted to this error; what ends at or below it trains
@@ -125,13 +128,17 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     for field in OF_ARM:
         if getattr(config, field) != getattr(TrainConfig(), field):
             raise ValueError(f"config.{field} is set for each run; see archs, rectifiers, paddings")
+    for method in config.methods:
+        names.check("method", method, METHODS)
+    if missing := set(JUDGED) - set(config.methods):
+        raise ValueError(f"config.methods lacks {sorted(missing)}, which the claims speak of.")
     grid = itertools.product(config.archs, config.rectifiers, config.paddings)
     conditions = [Condition(*each) for each in grid]
     runs = [
         (condition, method, of_run(config, condition, method, seed))
         for seed in range(config.seed, config.seed + seeds)
         for condition in conditions
-        for method in METHODS
+        for method in config.methods
     ]
     for _, _, each in runs:
         config_lib.validate(each)  # before the first trains
@@ -141,7 +148,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     parallel.check_batch_size(config.batch_size)
     data = {c.arch: starts.Data(of_run(config, c, HE, config.seed)) for c in conditions}
     found: dict[Condition, dict[str, list[Found]]] = {
-        condition: {method: [] for method in METHODS} for condition in conditions
+        condition: {method: [] for method in config.methods} for condition in conditions
     }
     workdir.mkdir(parents=True, exist_ok=True)
     for condition, method, each in (bar := tqdm(runs, unit="run")):
@@ -180,7 +187,7 @@ def _write(config: Config, found: Grid, workdir: Path) -> list[Claim]:
     seeds = len(found[next(iter(found))][HE])
     caption = (
         f"{config.dataset}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
-        f"{config.batch_size}; seeds {config.seed} to {config.seed + seeds - 1}"
+        f"{config.batch_size}; seeds from {config.seed} on, n = {seeds}"
     )
     curves = {
         str(condition): {method: [each.curve for each in runs] for method, runs in by.items()}
@@ -224,7 +231,8 @@ def judge(config: Config, found: Grid) -> list[Claim]:
         Claim(
             f"[{BOTH}] has the smallest spread of log C̃ of all methods, at most {config.equal}",
             bool(smallest and max(both) <= config.equal),
-            f"{results.summary(both, '')}; least of the others {min(others.values()):.3g}",
+            f"{min(both):.3g} to {max(both):.3g} in {len(both)} runs; least of the others "
+            f"{min(others.values()):.3g}",
         )
     ]
     judged = found.get(Condition(config.archs[-1], config.rectifiers[0], SAME))
@@ -287,8 +295,8 @@ def write_csv(found: Grid, file: Path) -> None:
     own = ("spread", "seconds", "compiled", "highest_rate")
     with file.open("w", newline="") as out:
         writer = csv.writer(out)
-        names: tuple[Any, ...] = ("arch", "rectifier", "padding", "method", "seed", "status")
-        writer.writerow([*names, "steps", "errors", *own, "change_rates"])
+        known: list[Any] = ["arch", "rectifier", "padding", "method", "seed", "status"]
+        writer.writerow([*known, "steps", "errors", *own, "change_rates"])
         for condition, by_method in found.items():
             for method, runs in by_method.items():
                 for each in runs:

@@ -152,16 +152,16 @@ def method_errors(
 
     figure, panels = _panels(curves, height=4.6)
     for axes, by_method in zip(panels, curves.values(), strict=True):
+        # All runs share their evaluations, unless they diverged.
+        steps = max((c.steps for of in by_method.values() for c in of), key=len)
         for i, (method, of_method) in enumerate(by_method.items()):
-            longest = max(of_method, key=lambda curve: len(curve.steps))
-            n = len(longest.steps)
             errors = [
-                np.pad(curve.errors, (0, n - len(curve.errors)), constant_values=1.0)
+                np.pad(curve.errors, (0, len(steps) - len(curve.errors)), constant_values=1.0)
                 for curve in of_method
             ]
             marker = "osD^vP*X<"[i % 9]
             style = {"color": f"C{i}", "marker": marker, "ms": 7, "lw": 2}
-            axes.plot(longest.steps, np.median(errors, axis=0), label=method, **style)
+            axes.plot(steps, np.median(errors, axis=0), label=method, **style)
         axes.set_xlabel("Steps", fontsize=13)
         axes.set_ylim(0, 1.03)
     panels[0].set_ylabel("Test error (%), median", fontsize=13)

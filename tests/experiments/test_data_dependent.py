@@ -14,6 +14,7 @@ TINY = (
     *(flag for flag in SHORT if not flag.startswith("--config.arch=")),
     "--config.archs=small_14_reduced",
     "--config.paddings=same",
+    f"--config.methods={data_dependent.JUDGED}",
     "--config.num_steps=4",
     "--config.ladder=0.001",
     "--config.ladder_steps=2",
@@ -30,12 +31,14 @@ def test_from_a_flag_to_a_picture(tmp_path):
         assert (tmp_path / name).stat().st_size > 100
     assert len(json.loads((tmp_path / "claims.json").read_text())) == 4
     rows = {row["method"]: row for row in csv.DictReader((tmp_path / "runs.csv").open())}
-    assert list(rows) == list(METHODS)
+    assert list(rows) == list(data_dependent.JUDGED)
     assert float(rows[HE]["seconds"]) == 0 < float(rows[WITHIN]["seconds"])
     assert float(rows[WITHIN]["seconds"]) < float(rows[WITHIN]["compiled"])
     assert float(rows[BOTH]["spread"]) < float(rows[WITHIN]["spread"])
     assert len(rows[HE]["change_rates"].split()) == 14
     assert rows[HE]["steps"] == "0 4"
+    refused = run("data_dependent", f"--workdir={tmp_path / 'other'}", "--config.methods=He")
+    assert "config.methods lacks ['LSUV'" in refused.stderr
 
 
 def found(method, errors, spread=0.5, status="done"):
