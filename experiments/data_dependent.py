@@ -60,7 +60,7 @@ class Config(TrainConfig):
 
 
 def laptop() -> Config:
-    """Digits at 32 pixels, 30 layers, both paddings: under a quarter of an hour on two cores."""
+    """Digits at 32 pixels, 30 layers, both paddings."""
     return Config(
         dataset="digits",
         flip=False,  # a mirrored digit is another sign
