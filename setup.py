@@ -54,6 +54,7 @@ setup(
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "tensorboardX>=2.6",
+        "threadpoolctl>=3",
         "tqdm>=4.66",
     ],
     extras_require={
