@@ -145,7 +145,7 @@ def test_where_nothing_is_known_of_kernels_the_advice_is_general():
     for row in fall.values():
         row["kernel_rms"] = None
     found = Report("Net", measurement(fall))
-    assert "Advice: rescale the kernels one after another" in found.summary
+    assert "Advice: set each layer's scale from the data, pj.calibrate" in found.summary
 
 
 def test_in_a_net_that_normalises_kernels_are_not_to_blame():
@@ -157,4 +157,4 @@ def test_in_a_net_that_normalises_kernels_are_not_to_blame():
     falls = each("gradient_second_moment", [1e-3, 1e-2, 0.1, 1, 1])
     summary = Report("Net", measurement(falls, kinds=kinds)).summary
     assert "vanishing (backward)" in summary
-    assert "Advice: rescale the kernels" in summary
+    assert "Advice: set each layer's scale" in summary
