@@ -73,12 +73,13 @@ def make(
     leaves, structure = jax.tree.flatten(shapes)
     options = tuple(sorted((call_kwargs or {}).items()))
     given = (model, tuple(leaves), structure, only, except_, options, axis_name)
+    if isinstance(model, nnx.Module):  # one object, whatever becomes of it
+        return _make(*given)
     try:
         hash(given)
     except TypeError:  # a field of the model, or a keyword
         return _make(*given)
-    # An NNX model is one object, whatever becomes of it.
-    return _make(*given) if isinstance(model, nnx.Module) else _remembered(*given)
+    return _remembered(*given)
 
 
 def _shape(leaf: Any) -> Any:
