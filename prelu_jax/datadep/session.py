@@ -65,21 +65,27 @@ def compiler(compiled: Callable[[Function], Function] | None) -> Callable[[Funct
     made: list[tuple[Function, Function]] = []
 
     def remembered(function: Function) -> Function:
-        if compiled is None:
-            try:
-                hash(function)
-            except TypeError:  # a field of the model, or a keyword, that cannot key a cache
-                pass
-            else:
-                return functools.partial(_call, function)
+        hashable = _is_hashable(function)
+        if compiled is None and hashable:
+            return functools.partial(_call, function)
         for known, program in made:
             if known == function:
                 return program
-        program = (compiled or jax.jit)(lambda replicated, batch: function(replicated, batch))
+        # What compiles may have a memory of its own, keyed by the function.
+        keyed = function if hashable else lambda replicated, batch: function(replicated, batch)
+        program = (compiled or jax.jit)(keyed)
         made.append((function, program))
         return program
 
     return remembered
+
+
+def _is_hashable(function: Function) -> bool:
+    try:
+        hash(function)
+    except TypeError:  # a field of the model, or a keyword, that cannot key a cache
+        return False
+    return True
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -10,16 +10,14 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from prelu_jax import arch, evaluation, models, signal
-from prelu_jax.data import augment, pipeline, sources
-from prelu_jax.training import calibration, pretrained, signal_log, start
+from prelu_jax import evaluation, models, signal
+from prelu_jax.training import calibration, pretrained, run_data, signal_log, start
 from prelu_jax.training import config as config_lib
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
+from prelu_jax.training.run_data import RunData
 from prelu_jax.training.run_folder import DIVERGED, DONE, RUNNING, RunFolder
-
-_STATISTICS_EXAMPLES = 10_000  # the mean image of more is the same to a grey level
 
 Progress = Callable[[int, float | None], None]  # (step, latest test error or None)
 
@@ -51,7 +49,7 @@ def train(
         run.claim(config)
         return run.status()
 
-    data = _Data(config)
+    data = RunData(config)
     net = start.model(config, data.num_classes)
     source = pretrained.find(config, net)
     run.claim(config)
@@ -68,51 +66,12 @@ def check(config: config_lib.TrainConfig, parallel: Parallel) -> None:
     """Raises a ValueError if the configuration cannot be, here, before anything compiles."""
     config_lib.validate(config)
     parallel.check_batch_size(config.batch_size)
-    _splits(config)
-
-
-def _splits(config: config_lib.TrainConfig) -> tuple[sources.Split, sources.Split]:
-    """What the run trains on and what it is tested on."""
-    train, test = (
-        sources.load(config.dataset, split, config.data_dir)
-        for split in (config.train_split, config.test_split)
-    )
-    few = config.examples_per_class
-    return (
-        sources.subset(train, config.classes, few, config.seed),
-        sources.subset(test, config.classes),
-    )
-
-
-class _Data:
-    """The splits of a run and the batches that it reads from them."""
-
-    def __init__(self, config: config_lib.TrainConfig) -> None:
-        self._config = config
-        self._train, self._test = _splits(config)
-        size = arch.get(config.arch).image_size
-        self._crop = pipeline.Crop(size, config.min_side, config.max_side)
-        self.num_classes = len(self._train.class_names)
-        self.steps_per_epoch = len(self._train) / config.batch_size
-
-    def train_batches(self, first: int) -> Any:
-        c = self._config
-        return pipeline.train_batches(
-            self._train, self._crop, c.batch_size, c.seed, first, c.num_steps
-        )
-
-    def eval_batches(self) -> Any:
-        c = self._config
-        return pipeline.eval_batches(self._test, self._crop, c.batch_size, c.test_examples)
-
-    def pixel_statistics(self) -> augment.PixelStatistics:
-        batches = pipeline.eval_batches(self._train, self._crop, 100, _STATISTICS_EXAMPLES)
-        return augment.pixel_statistics(batches, self._config.pixel_rms)
+    run_data.splits(config)
 
 
 def _start(
     config: config_lib.TrainConfig,
-    data: _Data,
+    data: RunData,
     net: models.RectifierNet,
     source: pretrained.Pretrained | None,
     run: RunFolder,
@@ -127,7 +86,7 @@ def _start(
         return restored, run.rewind(int(restored.step))["test_error"]
     run.rewind(-1)
     if config.datadep != "none":
-        batch = next(iter(data.train_batches(0)))
+        batch = next(data.train_batches())
         fresh, reports = calibration.calibrate(config, fresh, batch, parallel)
         run.write_calibration([report.to_dict() for report in reports])
     run.write_init_report(start.init_report(config, net, fresh.params))
@@ -140,7 +99,7 @@ class _Run:
     def __init__(
         self,
         config: config_lib.TrainConfig,
-        data: _Data,
+        data: RunData,
         run: RunFolder,
         checkpoints: Checkpoints,
         parallel: Parallel,

@@ -15,19 +15,29 @@ from prelu_jax.training import signal_log, step
 
 AXIS = "devices"
 
+_Function = Callable[[Any, Any], Any]
+
 
 class Parallel:
     """What a run computes, over some devices of this process; compiled when first asked for."""
 
     def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
         self.devices = list(devices or jax.local_devices())
+        self._programs: dict[_Function, _Function] = {}
         self._train = self._pmap(step.train_step)
         self._eval = self._pmap(evaluation.eval_step)
         self._signal = self._pmap(signal_log.statistics)
 
-    def over_batch(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """``function(replicated, batch)`` over the devices, for a batch that `split` has split."""
-        return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices)
+    def over_batch(self, function: _Function) -> _Function:
+        """``function(replicated, batch)`` over the devices, for a batch that `split` has split.
+
+        Compiled once for functions that are equal.
+        """
+        if function not in self._programs:
+            self._programs[function] = jax.pmap(
+                function, AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices
+            )
+        return self._programs[function]
 
     def _pmap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def mapped(state: Any, batch: Any) -> Any:

@@ -11,6 +11,7 @@ from prelu_jax.data import augment
 from prelu_jax.training import loop
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
+from prelu_jax.training.run_data import RunData
 from prelu_jax.training.state import stream
 from tests.training.conftest import TINY, make_state, tiny_config
 
@@ -116,7 +117,7 @@ def test_the_signal_is_that_of_the_step_taken_and_the_state_before_it(measured, 
     assert list(logged) == [3, 6, 9, 12]
     shutil.copytree(measured / "checkpoints" / "8", tmp_path / "8")  # the state before step 9
     state = Checkpoints(tmp_path).restore(make_state("prelu"))
-    batch = next(iter(loop._Data(tiny_config()).train_batches(8)))
+    batch = next(RunData(tiny_config()).train_batches(8))
     images = augment.normalize(batch["image"], state.pixels)
     expected = signal.measure(
         state.model,
