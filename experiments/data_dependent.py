@@ -56,7 +56,7 @@ class Config(TrainConfig):
     rectifiers: tuple[str, ...] = ("relu",)
     paddings: tuple[str, ...] = (SAME, "alternating")
     methods: tuple[str, ...] = tuple(METHODS)  # the claims need those of `JUDGED`
-    ladder: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008, 0.016)
+    ladder: tuple[float, ...] = (0.001, 0.004, 0.016)
     ladder_steps: int = 20  # at most num_steps
     reached: float = 0.5  # steps are counted to this error; what ends at or below it trains
     stalled: float = 0.8  # what is never below this error stalls

@@ -83,6 +83,28 @@ class Arch:
     layers: tuple[Layer, ...]
 
 
+def multiply_adds(arch: Arch, num_classes: int = 1000, channels: int = 3) -> int:
+    """Products in one image's forward pass, as the paper's "complexity" counts them (Table 3)."""
+    side, features, total = arch.image_size, channels, 0
+    for layer in arch.layers:
+        match layer:
+            case Conv():
+                padded = side + sum(layer.padding)
+                side = (padded - layer.kernel_size) // layer.stride + 1
+                total += side**2 * layer.kernel_size**2 * features * layer.features
+                features = layer.features
+            case MaxPool():
+                side //= layer.window
+            case SpatialPyramid():
+                features *= sum(level**2 for level in layer.levels)
+                side = 1
+            case Dense() | Logits():
+                outputs = num_classes if isinstance(layer, Logits) else layer.features
+                total += side**2 * features * outputs
+                side, features = 1, outputs
+    return total
+
+
 PADDINGS = ("alternating", "same", "circular")
 
 

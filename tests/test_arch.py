@@ -1,6 +1,10 @@
+import math
+
+import jax
+import jax.numpy as jnp
 import pytest
 
-from prelu_jax import arch
+from prelu_jax import arch, models
 from prelu_jax.arch import Conv, Dense, Logits
 
 WEIGHTED = (Conv, Dense, Logits)
@@ -60,3 +64,24 @@ def test_unknown_names_are_told_the_nearest():
         arch.get("small_31")
     with pytest.raises(ValueError, match="Unknown padding 'SAME'"):
         arch.with_padding(arch.SMALL_14, "SAME")
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [(arch.MODEL_A, 1.906e10), (arch.MODEL_B, 2.322e10), (arch.MODEL_C, 5.346e10)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_multiply_adds_are_those_of_table_3(net, expected):
+    assert arch.multiply_adds(net) == pytest.approx(expected, rel=3e-4)
+
+
+def test_multiply_adds_are_a_kernels_products_for_every_output():
+    net = arch.SMALL_14_REDUCED
+    model = models.build(net, 10, "relu")
+    run = lambda key, x: model.init_with_output(key, x, capture_intermediates=True)  # noqa: E731
+    _, variables = jax.eval_shape(run, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    products = 0
+    for layer, weights in variables["params"].items():
+        output = variables["intermediates"][layer]["__call__"][0].shape
+        products += math.prod(output) * math.prod(weights["kernel"].shape[:-1])
+    assert arch.multiply_adds(net, 10) == products

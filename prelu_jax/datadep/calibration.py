@@ -1,5 +1,6 @@
 """Data-dependent initialisation of any Flax model: one call, one method or several in turn."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -95,18 +96,30 @@ def calibrate(
         compiler(compiled),
     )
     stages: list[Stage] = []
-    for each in methods:
-        stage: Stage
-        if isinstance(each, BetweenLayer):
-            session, stage = between_layer.run(session, each)
-        else:
-            session, stage = one_pass.run(session, each)
-        stages.append(stage)
+    with _full_precision():
+        for each in methods:
+            stage: Stage
+            if isinstance(each, BetweenLayer):
+                session, stage = between_layer.run(session, each)
+            else:
+                session, stage = one_pass.run(session, each)
+            stages.append(stage)
     report = CalibrationReport(type(model).__name__, tuple(stages))
     if isinstance(model, nnx.Module):
         nnx.update(model, session.variables)
         return report
     return planned.probe.view.like(variables, session.parameters), report
+
+
+def _full_precision() -> contextlib.AbstractContextManager[Any]:
+    """Products of float32 in float32, unless the user has chosen.
+
+    Accelerators round factors to 10 bits or fewer by default. A layer's noise reaches the moments
+    of all behind it: after 30 layers on an H100 they were off by 0.05 to 8, and by 2e-4 with this.
+    """
+    if jax.config.jax_default_matmul_precision is not None:
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("highest")
 
 
 def _part(array: Any) -> jax.ShapeDtypeStruct:
