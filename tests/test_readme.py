@@ -22,6 +22,10 @@ SHELL = [
     if line.partition("#")[0].strip()
 ]
 SHORT_PROFILE = ("--seeds=2", "--config.archs=small_14_reduced")
+# Run as they stand here by tests/experiments/test_<name>.py, which look at what they write too.
+RUN_THERE = [
+    f"python -m experiments.{name} --scale=laptop" for name in ("data_dependent", "transfer")
+]
 # What a command cannot have in a test: its data set, its hours.
 DATA = ("--config.dataset=digits", "--config.test_split=test")
 
@@ -54,8 +58,15 @@ def test_python_blocks_run(block):
     exec(compile(block, "README.md", "exec"), {})
 
 
+@pytest.mark.parametrize("line", RUN_THERE)
+def test_what_is_run_elsewhere_is_here(line):
+    assert line in SHELL
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("line", commands("python -m experiments."))
+@pytest.mark.parametrize(
+    "line", [c for c in commands("python -m experiments.") if c not in RUN_THERE]
+)
 def test_experiments_run(line, tmp_path):
     short = SHORT_PROFILE if "signal_profile" in line else SHORT
     arguments = [*shlex.split(line)[1:], *short, f"--workdir={tmp_path}"]

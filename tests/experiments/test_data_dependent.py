@@ -22,7 +22,7 @@ TINY = (
 
 
 def test_from_a_flag_to_a_picture(tmp_path):
-    done = run("data_dependent", f"--workdir={tmp_path}", *TINY)
+    done = run("data_dependent", "--scale=laptop", f"--workdir={tmp_path}", *TINY)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 1  # four steps teach nothing: the claims fail
     for text in ("Claims:", "FAIL  ", "n = 1", f"| {BOTH} |", "small_14_reduced, relu"):
