@@ -211,12 +211,20 @@ class _Reader:
 
     def _scan(self, params: Mapping[str, Any], degrees: list[Degree]) -> list[Degree]:
         """What is carried has to keep its degree; zeros take on that of what is added to them."""
-        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        first, last = _carried(params)
         carry, before = degrees[first:last], None
         while before is None or [d is None for d in carry] != [d is None for d in before]:
             found = self.outputs(params["jaxpr"], [*degrees[:first], *carry, *degrees[last:]])
             before, carry = carry, [self.equal(pair) for pair in zip(carry, found, strict=False)]
         return [*carry, *found[len(carry) :]]
+
+
+def _carried(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Which of a scan's operands are carried: from the first to before the last."""
+    if "num_consts" in params:  # JAX before 0.11
+        return params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
+    return consts, consts + carry
 
 
 def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:

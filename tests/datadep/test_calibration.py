@@ -1,6 +1,8 @@
 """What a calibration promises: its targets, what it leaves alone, and what it says of bad input."""
 
+import contextlib
 import dataclasses
+import functools
 
 import flax
 import jax
@@ -10,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 import prelu_jax as pj
-from prelu_jax import datadep
+from prelu_jax import datadep, signal
 from tests.datadep.nets import LINEN, SHAPE, nnx_parameters, nnx_with
 from tests.signal.nets import drawn, flat, images
 
@@ -61,6 +63,39 @@ def test_a_second_pass_changes_nothing(deep):
     for name, value in flat(once).items():
         largest = np.abs(value).max()
         np.testing.assert_allclose(flat(twice)[name], value, atol=1e-4 * largest, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "used"), [(None, "highest"), ("tensorfloat32", "tensorfloat32")]
+)
+def test_products_are_exact_unless_the_user_has_chosen(chosen, used):
+    seen = set()
+
+    def compiled(function):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return jax.jit(function)
+
+    with jax.default_matmul_precision(chosen) if chosen else contextlib.nullcontext():
+        datadep.calibrate(DENSE, drawn(DENSE, X), X, compiled=compiled)
+    assert seen == {used}
+    assert jax.config.jax_default_matmul_precision is None
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_gradients_grow_as_the_docstring_derives(slope):
+    """Over 12 layers and 8 keys; theory is of wide layers, which 128 units are to some 3 %."""
+    rectifier = functools.partial(nn.leaky_relu, negative_slope=slope)
+    model = nn.Sequential([layer for _ in range(12) for layer in (nn.Dense(128), rectifier)])
+    x = images(256, 128)
+    forward = (1 + slope**2) / 2 - (1 - slope) ** 2 / (2 * np.pi)
+    logs = []
+    for key in jax.random.split(KEY, 8):
+        variables, _ = datadep.calibrate(model, model.init(key, x), x)
+        rows = signal.measure(model, variables, x, key=key).layers
+        first, last = (np.log(rows[i].gradient_second_moment) for i in (1, 11))
+        logs.append((first - last) / 10)
+    error = 3 * np.std(logs, ddof=1) / np.sqrt(len(logs)) + 0.03
+    assert np.mean(logs) == pytest.approx(np.log((1 + slope**2) / 2 / forward), abs=error)
 
 
 def test_rates_of_thirty_layers_are_made_equal_and_the_outputs_kept(deep):
