@@ -40,7 +40,8 @@ def calibrate(
     pass; layers that are called more than once by their moments over all calls, in a few more. What
     came of it is measured by another pass. Embeddings, slopes, norms and weights that cannot be
     seen are left as they are, and the report says so. BatchNorm's statistics and NNX's random
-    streams stay as they are.
+    streams stay as they are. Products of float32 are computed in float32 on accelerators too,
+    unless `jax.default_matmul_precision` says otherwise.
 
     Args:
         model: any Linen or NNX model, unmodified.
