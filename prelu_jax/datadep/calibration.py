@@ -67,7 +67,7 @@ def calibrate(
         The calibrated variables and a `datadep.CalibrationReport`; for NNX the report.
 
     Raises:
-        TypeError: neither Linen nor NNX, or the wrong number of arguments.
+        TypeError: neither Linen nor NNX, the wrong number of arguments, or a list as the batch.
         ValueError: an unknown method; the batch is empty, a single example or not finite; patterns
             that match nothing; layers that cannot be seen inside `scan` and kin; an output that is
             not finite; and as `signal.measure`. The model and the variables are then unchanged.
@@ -81,6 +81,11 @@ def calibrate(
         )
     methods = registry.resolve(method)
     *given, batch = variables_and_batch
+    if isinstance(batch, list):
+        raise TypeError(
+            f"the batch is a list of {len(batch)}; expected an iterator of batches, iter([...]), a "
+            "tuple of the model's positional arguments, or one array."
+        )
     batch = _joined(batch) if isinstance(batch, Iterator) else batch
     variables = given[0] if given else None
     part = batch if axis_name is None else jax.tree.map(_part, batch)

@@ -62,11 +62,12 @@ class _Attempt:
     def correct(self) -> None:
         """The pass, those that shared layers need, and a look at what came of it."""
         self.session, self.found = self._pass(self.method, self.free)
-        self._check_finite()
+        self._check_finite(self.found, "with the layers before it corrected")
         self.passes = 1
         if self.shared:
             self._solve()
         _, self.measured = self._pass(self.method.plain, ())
+        self._check_finite(self.measured, "with the layers up to it corrected")
         self.errors = {
             layer.parameter: self.method.error(
                 self.measured[layer.parameter]["before"], layer.bias is not None
@@ -156,15 +157,17 @@ class _Attempt:
         parameters, found = session.compute(walk, control=control)
         return session.replace(parameters), jax.device_get(found)
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, found: Found, when: str) -> None:
         for layer in self.session.plan.layers:
-            moments = self.found[layer.parameter]["before"]
-            if not (np.isfinite(moments.mean).all() and np.isfinite(moments.std).all()):
-                raise ValueError(
-                    f"the output of {layer.name} is not finite in {layer.dtype}, with the layers "
-                    "before it corrected. Are its kernel, its bias and what lies between finite? "
-                    "float16 ends at 65,504: calibrate in float32 or bfloat16."
-                )
+            moments = found[layer.parameter]["before"]
+            if np.isfinite(moments.mean).all() and np.isfinite(moments.std).all():
+                continue
+            narrow = "float16 ends at 65,504: calibrate in float32 or bfloat16."
+            raise ValueError(
+                f"the output of {layer.name} is not finite in {layer.dtype}, {when}. Are its "
+                "kernel, its bias, the scale that they need and what lies between finite? "
+                + (narrow if str(layer.dtype) == "float16" else "pj.diagnose says where it begins.")
+            )
 
     def _row(self, layer: Layer) -> LayerRow:
         found, measured = (which[layer.parameter] for which in (self.found, self.measured))

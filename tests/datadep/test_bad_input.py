@@ -44,6 +44,13 @@ X = images(8, 4)
         (DENSE, X[:1], {}, "single example, expected two or more"),
         (DENSE, X[:0], {}, "the batch is empty"),
         (Float16(), X, {}, "output of last is not finite in float16"),
+        (
+            nn.Dense(3, dtype=jnp.float16),
+            X * 1e-6,
+            {},
+            "in float16, with the layers up to it corrected",
+        ),
+        (DENSE, X * 1e38, {}, "pj.diagnose says where it begins"),
         (DENSE, X, {"method": "within-layer"}, "Did you mean 'within_layer'"),
         (DENSE, X, {"only": "conv"}, "only is 'conv', which matches none of the kernels: kernel"),
         (DENSE, X, {"except_": "("}, "except_ is '(', no regular expression"),
@@ -57,6 +64,11 @@ def test_bad_input_is_told_and_loses_nothing(model, x, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         datadep.calibrate(model, variables, x, **options)
     jax.tree.map(np.testing.assert_array_equal, variables, copy)
+
+
+def test_a_list_is_neither_a_tuple_of_arguments_nor_an_iterator_of_batches():
+    with pytest.raises(TypeError, match=re.escape("expected an iterator of batches, iter([...])")):
+        datadep.calibrate(DENSE, drawn(DENSE, X), [X, X])
 
 
 def test_a_stack_can_be_left_out():
