@@ -45,7 +45,7 @@ X = images(8, 4)
         (DENSE, X[:0], {}, "the batch is empty"),
         (Float16(), X, {}, "output of last is not finite in float16"),
         (
-            nn.Dense(3, dtype=jnp.float16),
+            nn.Dense(3, use_bias=False, dtype=jnp.float16),
             X * 1e-6,
             {},
             "in float16, with the layers up to it corrected",
