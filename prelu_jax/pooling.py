@@ -1,8 +1,9 @@
-"""Maximum pooling over windows that do not overlap, and the spatial pyramid.
+"""Maximum pooling over windows that do not overlap, the spatial pyramid, and many pyramids.
 
-Both take the maximum over what is there (over -∞, never over 0: after a PReLU activations are
-negative too). Neither uses ``reduce_window``: its gradient, a select-and-scatter, costs a fifth
-of a step on a CPU, where the gradient of a plain maximum is an elementwise product.
+All take the maximum over what is there (over -∞, never over 0: after a PReLU activations are
+negative too). What training uses does without ``reduce_window``: its gradient, a
+select-and-scatter, costs a fifth of a step on a CPU, where the gradient of a plain maximum is an
+elementwise product. `sliding_pyramid` is for tests alone, which take no gradient.
 """
 
 import jax
@@ -44,8 +45,7 @@ def spatial_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...]) -> jax.Array:
     Raises:
         ValueError: a level is not positive, or there is none.
     """
-    if not levels or min(levels) < 1:
-        raise ValueError(f"spatial_pyramid: levels are {levels}, expected positive integers.")
+    _check_levels("spatial_pyramid", levels)
     b, h, w, c = x_bhwc.shape
     pooled = []
     for level in levels:
@@ -55,3 +55,44 @@ def spatial_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...]) -> jax.Array:
         bins = [x_brwc[:, :, i:j].max(axis=2) for i, j in pyramid_bins(w, level)]
         pooled.append(jnp.stack(bins, axis=2).reshape(b, level * level, c))
     return jnp.concatenate(pooled, axis=1)
+
+
+def sliding_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...], window: int) -> jax.Array:
+    """The `spatial_pyramid` of every ``window × window`` part of a map, all at once.
+
+    A bin stands at the same place in every window: over all windows its maximum is one sliding
+    maximum of the map, and windows share what they overlap in.
+
+    Returns:
+        ``[b, h - window + 1, w - window + 1, Σn², c]``.
+
+    Raises:
+        ValueError: a level is not positive, there is none, or the map is smaller than one window.
+    """
+    _check_levels("sliding_pyramid", levels)
+    _, h, w, _ = x_bhwc.shape
+    if min(h, w) < window:
+        raise ValueError(
+            f"sliding_pyramid: a {h}×{w} map is smaller than one {window}×{window} window."
+        )
+    pooled = []
+    for level in levels:
+        bins = pyramid_bins(window, level)
+        for top, bottom in bins:
+            x_brwc = _slide(x_bhwc, 1, window, top, bottom)
+            pooled += [_slide(x_brwc, 2, window, left, right) for left, right in bins]
+    return jnp.stack(pooled, axis=3)
+
+
+def _slide(x: jax.Array, axis: int, window: int, start: int, stop: int) -> jax.Array:
+    """Along an axis, the maximum of ``start..stop`` of every window."""
+    positions = x.shape[axis] - window + 1
+    x = jax.lax.slice_in_dim(x, start, stop + positions - 1, axis=axis)
+    length = [1] * x.ndim
+    length[axis] = stop - start
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, length, [1] * x.ndim, "VALID")
+
+
+def _check_levels(function: str, levels: tuple[int, ...]) -> None:
+    if not levels or min(levels) < 1:
+        raise ValueError(f"{function}: levels are {levels}, expected positive integers.")

@@ -25,7 +25,7 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.signal": set(),
     "prelu_jax.datadep": {"initializers", "names", "signal"},  # to see a model as signal does
     "prelu_jax.diagnosis": {"models", "signal", "theory"},
-    "prelu_jax.evaluation": {"data"},
+    "prelu_jax.evaluation": {"arch", "data", "models", "pooling"},
     "prelu_jax.training": {
         *("arch", "data", "datadep", "evaluation", "initializers", "models", "names", "signal"),
     },

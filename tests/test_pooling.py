@@ -53,8 +53,26 @@ def test_gradients_pass_negative_activations():
     check_grads(lambda x: pooling.max_pool(x, 2), (x,), order=1, eps=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("window", [8, 14])  # at 8, bins of one level are 3, 4 and 3 long
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_sliding_pyramid_is_the_pyramid_of_every_window(window, dtype):
+    h, w, levels = window + 2, window + 3, (7, 3, 2, 1)
+    x = (jax.random.normal(jax.random.key(0), (2, h, w, 3)) - 5).astype(dtype)
+    found = pooling.sliding_pyramid(x, levels, window)
+    assert (found.shape, found.dtype) == ((2, 3, 4, 63, 3), dtype)
+    for top in range(3):
+        for left in range(4):
+            part = x[:, top : top + window, left : left + window]
+            expected = pooling.spatial_pyramid(part, levels)
+            np.testing.assert_array_equal(found[:, top, left], expected)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="1×4 map is smaller than one 2×2"):
         pooling.max_pool(jnp.ones((1, 1, 4, 1)), 2)
     with pytest.raises(ValueError, match=r"levels are \(0,\)"):
         pooling.spatial_pyramid(jnp.ones((1, 4, 4, 1)), (0,))
+    with pytest.raises(ValueError, match=r"sliding_pyramid: levels are \(\)"):
+        pooling.sliding_pyramid(jnp.ones((1, 4, 4, 1)), (), 2)
+    with pytest.raises(ValueError, match="3×4 map is smaller than one 4×4 window"):
+        pooling.sliding_pyramid(jnp.ones((1, 3, 4, 1)), (1,), 4)

@@ -113,6 +113,30 @@ def eval_batches(
         yield _pad({**batch, "mask": np.ones(len(batch["label"]), np.float32)}, batch_size)
 
 
+def whole_images(split: sources.Split, side: int, multiple: int = 1) -> Iterator[Batch]:
+    """Every example of the split once, in order, as a whole image.
+
+    Args:
+        split: where the images come from.
+        side: the shorter side that images are resized to.
+        multiple: the longer side is trimmed, evenly at both ends, to ``side`` and a multiple of
+            this, so that there are fewer shapes to compile for: of images up to a times as long
+            as wide, at most ``2 · (a - 1) · side / multiple + 1``.
+
+    Yields:
+        ``image``, uint8 ``[h, w, 3]``, and ``label``, int32.
+    """
+
+    def whole(record: sources.Record) -> sources.Record:
+        image = resize_shorter_side(sources.decode(record), side)
+        height, width = (side + (n - side) // multiple * multiple for n in image.shape[:2])
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        image = image[top : top + height, left : left + width]
+        return {"image": image, "label": np.int32(record["label"])}
+
+    yield from grain.MapDataset.source(split).map(whole).to_iter_dataset(_read_options())
+
+
 def _pad(batch: Batch, batch_size: int) -> Batch:
     missing = batch_size - len(batch["label"])
     return {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}

@@ -85,6 +85,28 @@ def test_a_part_of_the_test_split_is_drawn_without_replacement_and_always_the_sa
     assert draws[0].tolist() != list(range(10))
 
 
+def test_whole_images_come_once_in_order_with_the_shorter_side_resized():
+    split = split_of(10, height=20, width=30)
+    images = list(pipeline.whole_images(split, 40))
+    assert [int(example["label"]) for example in images] == list(range(10))
+    assert {example["image"].shape for example in images} == {(40, 60, 3)}
+    for i, example in enumerate(images):
+        assert example["image"].dtype == np.uint8
+        assert (example["image"][..., 0] == i).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (40, 40), (40, 47)])
+def test_the_longer_side_is_trimmed_evenly_to_few_lengths(height, width):
+    (example,) = pipeline.whole_images(split_of(1, height, width), 40, multiple=8)
+    image = example["image"]
+    assert image.shape == (height // 8 * 8, width // 8 * 8, 3)
+    for axis, n in ((0, height), (1, width)):
+        places = image[..., 1 + axis]
+        before, after = int(places.min()), n - 1 - int(places.max())
+        assert 0 <= after - before <= 1
+        assert before + after < 8
+
+
 def test_a_crop_larger_than_the_image_side_is_refused():
     with pytest.raises(ValueError, match="size <= min_side"):
         pipeline.Crop(size=32, min_side=20, max_side=40)

@@ -1,0 +1,31 @@
+"""Tests of a network: centre crops, ten views, and dense windows at several scales.
+
+`eval_step` and `evaluate` count a run's errors on centre crops. The tests of the papers' tables
+keep each example's softmax scores instead, which average over scales and models (He et al. 2015,
+§3, Tables 4 to 7)::
+
+    dense = parallel.over_batch(functools.partial(evaluation.dense_step, axis_name=AXIS))
+    step = lambda batch: dense(state, parallel.split(batch))
+    scores = {}
+    for side in evaluation.SCALES:
+        images = pipeline.whole_images(split, side, multiple=32)
+        scores[side], labels = evaluation.predict(step, images, batch_size=8)
+    evaluation.top_error(evaluation.average(scores), labels, k=5)
+"""
+
+from prelu_jax.evaluation.exact import Sums, eval_step, evaluate
+from prelu_jax.evaluation.scores import average, predict, top_error
+from prelu_jax.evaluation.views import SCALES, dense_scores, dense_step, ten_view_step
+
+__all__ = [
+    "SCALES",
+    "Sums",
+    "average",
+    "dense_scores",
+    "dense_step",
+    "eval_step",
+    "evaluate",
+    "predict",
+    "ten_view_step",
+    "top_error",
+]

@@ -1,0 +1,140 @@
+"""Tests that look at an image in many places: ten crops, or every window of the last map."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prelu_jax import pooling
+from prelu_jax.arch import SpatialPyramid
+from prelu_jax.data import augment
+from prelu_jax.models import RectifierNet
+
+# Shorter sides of Table 4. The paper does not say which scales its "multi-scale" combines.
+SCALES = (256, 384, 480)
+
+
+def dense_scores(model: RectifierNet, params: Any, images_bhwc: jax.Array) -> jax.Array:
+    """Softmax scores, averaged over every window of the last feature map (He et al. 2015, §3).
+
+    The convolutions run once over whole images. A window is what a crop of ``arch.image_size``
+    leaves on the last map, 14×14 for models A to C; each is pooled by the pyramid and classified.
+    A window sees the image go on where a crop of its own would see padding, so that the scores of
+    the two differ wherever the convolutions pad.
+
+    Args:
+        model: a network with a spatial pyramid between its convolutions and its classifier.
+        params: its parameters.
+        images_bhwc: normalised images of one shape, neither side below ``arch.image_size``.
+
+    Returns:
+        float32 ``[b, classes]``.
+
+    Raises:
+        ValueError: the network has no pyramid, or more than one, or the images are too small.
+    """
+    size = model.arch.image_size
+    b, h, w, channels = images_bhwc.shape
+    if min(h, w) < size:
+        raise ValueError(
+            f"dense_scores: images are {h}×{w}, expected no side below the {size} pixels of "
+            f"{model.arch.name}; resize them."
+        )
+    features, pyramid, classifier = _parts(model)
+    variables = {"params": params}
+    crop = jax.ShapeDtypeStruct((1, size, size, channels), images_bhwc.dtype)
+    window = jax.eval_shape(features.apply, variables, crop).shape[1]
+    maps: Any = features.apply(variables, images_bhwc)
+    pooled = pooling.sliding_pyramid(maps, pyramid.levels, window)
+    scores: Any = classifier.apply(variables, pooled.reshape(-1, *pooled.shape[-2:]))
+    return jax.nn.softmax(scores).reshape(b, -1, model.num_classes).mean(axis=1)
+
+
+def _parts(model: RectifierNet) -> tuple[RectifierNet, SpatialPyramid, RectifierNet]:
+    """The network before the pyramid, the pyramid, and the network behind it.
+
+    Parameters are named after layers, so that both parts read those of the whole.
+    """
+    layers = model.arch.layers
+    pyramids = [layer for layer in layers if isinstance(layer, SpatialPyramid)]
+    if len(pyramids) != 1:
+        raise ValueError(
+            f"dense_scores: {model.arch.name} has {len(pyramids)} spatial pyramids, expected one; "
+            "test it with ten_view_step."
+        )
+    at = layers.index(pyramids[0])
+    before, behind = (
+        model.clone(arch=dataclasses.replace(model.arch, layers=part))
+        for part in (layers[:at], layers[at + 1 :])
+    )
+    return before, pyramids[0], behind
+
+
+def dense_step(
+    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None
+) -> jax.Array:
+    """`dense_scores` of every image and of its mirror image, averaged.
+
+    Args:
+        state: a `training.state.TrainState`; its model, parameters and pixel statistics are read.
+        batch: ``image``: whole images of one shape, uint8 ``[b, h, w, 3]``.
+        axis_name: the mapped axis that other devices' parts lie along; None for one device.
+
+    Returns:
+        float32 ``[b, classes]``, of all devices' images in order.
+
+    Raises:
+        ValueError: as `dense_scores`.
+    """
+    images = batch["image"]
+    x = augment.normalize(images, _resized(state.pixels, images.shape[1:]))
+    both = jnp.concatenate([x, x[:, :, ::-1]])
+    scores = dense_scores(state.model, state.params, both)
+    return _gather(scores.reshape(2, len(x), -1).mean(axis=0), axis_name)
+
+
+def _resized(pixels: augment.PixelStatistics, shape: tuple[int, ...]) -> augment.PixelStatistics:
+    """The mean image of crops, stretched over a whole image.
+
+    The paper does not say what it subtracts from images that are larger than crops. SPP-net warps
+    the mean image (He et al. 2014); an image of the crop's size then meets the mean of training.
+    """
+    return pixels._replace(mean=jax.image.resize(pixels.mean, shape, "linear"))
+
+
+def ten_view_step(
+    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None
+) -> jax.Array:
+    """Softmax scores of the four corners, the centre and their mirror images, averaged.
+
+    Args:
+        state, batch, axis_name: as `dense_step`.
+
+    Returns:
+        float32 ``[b, classes]``, of all devices' images in order.
+
+    Raises:
+        ValueError: the images are smaller than a crop.
+    """
+    crops = _five_crops(batch["image"], state.model.arch.image_size)
+    x = augment.normalize(crops, state.pixels)
+    views = jnp.concatenate([x, x[:, :, ::-1]])
+    scores = jax.nn.softmax(state.model.apply({"params": state.params}, views))
+    return _gather(scores.reshape(10, len(batch["image"]), -1).mean(axis=0), axis_name)
+
+
+def _five_crops(images_bhwc: jax.Array, size: int) -> jax.Array:
+    """Corners and centre, crop by crop: ``[b, h, w, c] -> [5 · b, size, size, c]``."""
+    h, w = images_bhwc.shape[1:3]
+    if min(h, w) < size:
+        raise ValueError(f"ten_view_step: images are {h}×{w}, smaller than a {size}×{size} crop.")
+    down, right = h - size, w - size
+    places = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+    return jnp.concatenate(
+        [images_bhwc[:, top : top + size, left : left + size] for top, left in places]
+    )
+
+
+def _gather(scores: jax.Array, axis_name: str | None) -> jax.Array:
+    return jax.lax.all_gather(scores, axis_name, tiled=True) if axis_name else scores
