@@ -1,7 +1,7 @@
 """Networks as data: a tuple of layer records, read by `models` (and by nothing framework-bound).
 
 The networks of He et al. 2015 (arXiv:1502.01852) stand here exactly as their Tables 1 and 3 print
-them, each beside a reduction to 32-pixel images. Two things the paper leaves open:
+them; reductions to 32-pixel images follow. Two things the paper leaves open:
 
 * Padding. The 2×2 convolutions of Table 1 keep the size of their maps, so one row and one column
   is added on one side. It is added before and after **in turn**: padded on one side only, a stack
@@ -196,6 +196,26 @@ MODEL_A = _large("model_a", 5, (256, 512, 512))
 MODEL_B = _large("model_b", 6, (256, 512, 512))
 MODEL_C = _large("model_c", 6, (384, 768, 896))
 
+# What Table 3 sets beside A, B and C: small kernels from the first layer on, and a max pool where
+# they have the pyramid, so that it takes images of this one size.
+VGG_19 = Arch(
+    "vgg_19",
+    224,
+    (
+        *_stage("conv1", 2, 64, 3),
+        MaxPool("pool1", 2),
+        *_stage("conv2", 2, 128, 3),
+        MaxPool("pool2", 2),
+        *_stage("conv3", 4, 256, 3),
+        MaxPool("pool3", 2),
+        *_stage("conv4", 4, 512, 3),
+        MaxPool("pool4", 2),
+        *_stage("conv5", 4, 512, 3),
+        MaxPool("pool5", 2),
+        *_fully_connected(4096, stddev=0.01, stddev_last=0.001),
+    ),
+)
+
 
 # Reductions to 32-pixel images. Kept: the depth, the order of the layers, the size of every kernel
 # but that of the small nets' first, the padding of all after it. Reduced: the widths, the pyramid
@@ -231,26 +251,32 @@ def _small_reduced(name: str, convs_in_stage_3: int) -> Arch:
 SMALL_14_REDUCED = _small_reduced("small_14_reduced", 6)
 SMALL_30_REDUCED = _small_reduced("small_30_reduced", 6 + 16)
 
-MODEL_B_REDUCED = Arch(
-    "model_b_reduced",
-    32,
-    (
-        Conv("conv1", 8, 7, stride=2, padding=(3, 3)),
-        *_stage("conv2", 6, 16, 3),
-        MaxPool("pool2", 2),
-        *_stage("conv3", 6, 32, 3),
-        MaxPool("pool3", 2),
-        *_stage("conv4", 6, 32, 3),
-        SpatialPyramid("spp", (4, 2, 1)),
-        *_REDUCED_FULLY_CONNECTED,
-    ),
-)
+
+def _large_reduced(name: str, convs: int) -> Arch:
+    return Arch(
+        name,
+        32,
+        (
+            Conv("conv1", 8, 7, stride=2, padding=(3, 3)),
+            *_stage("conv2", convs, 16, 3),
+            MaxPool("pool2", 2),
+            *_stage("conv3", convs, 32, 3),
+            MaxPool("pool3", 2),
+            *_stage("conv4", convs, 32, 3),
+            SpatialPyramid("spp", (4, 2, 1)),
+            *_REDUCED_FULLY_CONNECTED,
+        ),
+    )
+
+
+MODEL_A_REDUCED = _large_reduced("model_a_reduced", 5)
+MODEL_B_REDUCED = _large_reduced("model_b_reduced", 6)
 
 REGISTRY: dict[str, Arch] = {
     arch.name: arch
     for arch in (
-        *(SMALL_14, SMALL_30, MODEL_A, MODEL_B, MODEL_C),
-        *(SMALL_14_REDUCED, SMALL_30_REDUCED, MODEL_B_REDUCED),
+        *(SMALL_14, SMALL_30, MODEL_A, MODEL_B, MODEL_C, VGG_19),
+        *(SMALL_14_REDUCED, SMALL_30_REDUCED, MODEL_A_REDUCED, MODEL_B_REDUCED),
     )
 }
 

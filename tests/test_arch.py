@@ -18,8 +18,10 @@ WEIGHTED = (Conv, Dense, Logits)
         ("model_a", 19),
         ("model_b", 22),
         ("model_c", 22),
+        ("vgg_19", 19),
         ("small_14_reduced", 14),
         ("small_30_reduced", 30),
+        ("model_a_reduced", 19),
         ("model_b_reduced", 22),
     ],
 )
@@ -68,7 +70,12 @@ def test_unknown_names_are_told_the_nearest():
 
 @pytest.mark.parametrize(
     ("net", "expected"),
-    [(arch.MODEL_A, 1.906e10), (arch.MODEL_B, 2.322e10), (arch.MODEL_C, 5.346e10)],
+    [
+        (arch.VGG_19, 1.963e10),
+        (arch.MODEL_A, 1.906e10),
+        (arch.MODEL_B, 2.322e10),
+        (arch.MODEL_C, 5.346e10),
+    ],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_multiply_adds_are_those_of_table_3(net, expected):

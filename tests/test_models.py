@@ -22,6 +22,7 @@ def parameter_shapes(model, size, channels=3):
         (arch.MODEL_A, 178.0, 14_688),
         (arch.MODEL_B, 183.3, 15_968),
         (arch.MODEL_C, 330.6, 20_576),
+        (arch.VGG_19, 143.7, 13_696),
         (arch.SMALL_14, None, 64 + 4 * 128 + 6 * 256 + 2 * 4096),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -47,8 +48,13 @@ def test_channel_shared_slopes_are_thirteen_in_the_14_layer_network():
     ("name", "rectifier"),
     [
         ("small_14", "prelu"),
+        ("small_14", "relu"),
         ("small_30", "relu"),
+        ("model_a", "prelu"),
+        ("model_b", "prelu"),
         ("model_b", "relu"),
+        ("model_c", "prelu"),
+        ("vgg_19", "relu"),
         ("small_30_reduced", "relu"),
     ],
 )
@@ -68,7 +74,12 @@ def test_every_parameter_and_its_rule_as_text(name, rectifier, check_golden):
 
 @pytest.mark.parametrize(
     ("name", "sides"),
-    [("small_14", [36, 18]), ("small_30", [36, 18]), ("model_b", [56, 28, 14])],
+    [
+        ("small_14", [36, 18]),
+        ("small_30", [36, 18]),
+        ("model_b", [56, 28, 14]),
+        ("vgg_19", [112, 56, 28, 14]),
+    ],
 )
 def test_map_sizes_are_those_of_the_tables(name, sides):
     model = models.build(arch.get(name))

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -44,6 +45,37 @@ def test_spatial_pyramid_is_the_maximum_of_every_bin(h, w):
     ]
     assert pooled.shape == (2, 63, 3)
     np.testing.assert_array_equal(pooled, np.stack(expected, axis=1))
+
+
+def touched(size, level):
+    """Which pixels [y, y + 1) the real interval from i·size/level on has a part of [level, size]."""
+    i, y = np.ogrid[:level, :size]
+    return ((y + 1) * level > i * size) & (y * level < (i + 1) * size)
+
+
+@pytest.mark.parametrize("size", range(6, 41))
+def test_the_papers_pyramids_and_their_gradients_pixel_by_pixel_after_a_prelu(size):
+    rng = np.random.default_rng(size)
+    h, w = size, 46 - size
+    x = rng.normal(size=(1, h, w, 2)).astype(np.float32) - 5  # every value is negative
+    for levels in ((7, 3, 2, 1), (6, 3, 2, 1)):
+        pooled, pull = jax.vjp(functools.partial(pooling.spatial_pyramid, levels=levels), x)
+        cotangent = rng.normal(size=pooled.shape).astype(np.float32)
+        expected, gradient = np.empty_like(pooled), np.zeros_like(x)
+        bins = [
+            np.outer(rows, columns)
+            for n in levels
+            for rows in touched(h, n)
+            for columns in touched(w, n)
+        ]
+        for i, inside in enumerate(bins):
+            for channel in range(2):
+                masked = np.where(inside, x[0, :, :, channel], -np.inf)
+                y, column = np.unravel_index(masked.argmax(), masked.shape)
+                expected[0, i, channel] = masked.max()
+                gradient[0, y, column, channel] += cotangent[0, i, channel]
+        np.testing.assert_array_equal(pooled, expected)
+        np.testing.assert_allclose(pull(cotangent)[0], gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_pass_negative_activations():
