@@ -1,4 +1,3 @@
-import functools
 import math
 
 import jax
@@ -48,34 +47,50 @@ def test_spatial_pyramid_is_the_maximum_of_every_bin(h, w):
 
 
 def touched(size, level):
-    """Which pixels [y, y + 1) the real interval from i·size/level on has a part of [level, size]."""
+    """Which pixels [y, y + 1) the i-th of `level` equal real intervals meets, [level, size]."""
     i, y = np.ogrid[:level, :size]
     return ((y + 1) * level > i * size) & (y * level < (i + 1) * size)
 
 
-@pytest.mark.parametrize("size", range(6, 41))
-def test_the_papers_pyramids_and_their_gradients_pixel_by_pixel_after_a_prelu(size):
-    rng = np.random.default_rng(size)
-    h, w = size, 46 - size
+def test_bins_are_the_pixels_that_the_real_intervals_touch():
+    for size in range(6, 41):
+        for level in (7, 6, 3, 2, 1):
+            inside = np.zeros((level, size), bool)
+            for row, (start, stop) in zip(inside, pooling.pyramid_bins(size, level), strict=True):
+                row[start:stop] = True
+            np.testing.assert_array_equal(inside, touched(size, level))
+
+
+@pytest.mark.parametrize(
+    ("h", "w", "levels"),
+    [(14, 14, (7, 3, 2, 1)), (18, 18, (6, 3, 2, 1)), (6, 40, (7, 3, 2, 1)), (40, 7, (6, 3, 2, 1))],
+)
+def test_the_papers_pyramids_and_their_gradients_pixel_by_pixel_after_a_prelu(h, w, levels):
+    rng = np.random.default_rng(h)
     x = rng.normal(size=(1, h, w, 2)).astype(np.float32) - 5  # every value is negative
-    for levels in ((7, 3, 2, 1), (6, 3, 2, 1)):
-        pooled, pull = jax.vjp(functools.partial(pooling.spatial_pyramid, levels=levels), x)
-        cotangent = rng.normal(size=pooled.shape).astype(np.float32)
-        expected, gradient = np.empty_like(pooled), np.zeros_like(x)
-        bins = [
-            np.outer(rows, columns)
-            for n in levels
-            for rows in touched(h, n)
-            for columns in touched(w, n)
-        ]
-        for i, inside in enumerate(bins):
-            for channel in range(2):
-                masked = np.where(inside, x[0, :, :, channel], -np.inf)
-                y, column = np.unravel_index(masked.argmax(), masked.shape)
-                expected[0, i, channel] = masked.max()
-                gradient[0, y, column, channel] += cotangent[0, i, channel]
-        np.testing.assert_array_equal(pooled, expected)
-        np.testing.assert_allclose(pull(cotangent)[0], gradient, rtol=1e-5, atol=1e-6)
+    bins = [
+        np.outer(rows, columns)
+        for n in levels
+        for rows in touched(h, n)
+        for columns in touched(w, n)
+    ]
+    cotangent = rng.normal(size=(1, len(bins), 2)).astype(np.float32)
+    expected, gradient = np.empty_like(cotangent), np.zeros_like(x)
+    for i, inside in enumerate(bins):
+        for channel in range(2):
+            masked = np.where(inside, x[0, :, :, channel], -np.inf)
+            y, column = np.unravel_index(masked.argmax(), masked.shape)
+            expected[0, i, channel] = masked.max()
+            gradient[0, y, column, channel] += cotangent[0, i, channel]
+
+    @jax.jit
+    def pooled_and_pulled(x):
+        pooled, pull = jax.vjp(lambda x: pooling.spatial_pyramid(x, levels), x)
+        return pooled, pull(cotangent)[0]
+
+    pooled, pulled = pooled_and_pulled(x)
+    np.testing.assert_array_equal(pooled, expected)
+    np.testing.assert_allclose(pulled, gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_pass_negative_activations():
