@@ -50,7 +50,8 @@ def calibrate(
             of a few such batches, which count as one. For NNX the batch alone. Both may be sharded
             over devices: moments are those of the whole batch.
         method: 'within_layer', 'lsuv', 'between_layer', 'pca', 'zca', 'kmeans', 'none', one of
-            `datadep`'s methods with its options, or several of these, applied in turn.
+            `datadep`'s methods with its options, or several of these, applied in turn. 'lsuv' and
+            those of filters draw kernels anew: behind another, `Lsuv(orthonormal=False)`.
         only: a regular expression, searched for in the kernels' paths: calibrate those alone, for
             example the new layers on a trained trunk. The others stay as they are.
         except_: the same for kernels that stay as they are.
