@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from experiments import record
 from experiments.results import Claim
 from prelu_jax import names
 from prelu_jax.training import loop
@@ -60,12 +62,15 @@ def main(
         if scale.value != config_scale:
             raise SystemExit("error: give --scale on the command line, not in a flag file.")
         folder = Path(workdir.value or f"runs/{name}_{scale.value}")
+        started, resumed = time.monotonic(), folder.exists()
         try:
             claims = run(holder.value, folder, seeds.value)
         except (ValueError, ImportError, OSError) as error:
             if logging.get_verbosity() > 0:
                 raise
             raise SystemExit(f"error: {error} (--verbosity=1 shows where.)") from error
+        seconds = time.monotonic() - started
+        record.write(folder, name, scale.value, seeds.value, seconds, resumed, claims)
         print("\nClaims:")
         for claim in claims:
             print(claim)
@@ -91,6 +96,12 @@ def _check_fields(argv: Sequence[str], config: Any) -> None:
         flag = argument.lstrip("-").partition("=")[0].removeprefix("no")
         if argument.startswith("-") and flag.startswith("config."):
             names.check("config field", flag.removeprefix("config."), fields)
+
+
+def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
+    """The run of an experiment's configuration: its own fields left out, some others set."""
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{**own, **fields})
 
 
 def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:

@@ -12,7 +12,6 @@ highest learning rate of a ladder at which a short run learns. The whole grid:
 import csv
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -169,10 +168,9 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
 
 def of_run(config: Config, condition: Condition, method: str, seed: int) -> TrainConfig:
     """The configuration of one run."""
-    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     initializer, datadep = METHODS[method]
     fields = {"initializer": initializer, "datadep": datadep, "seed": seed}
-    return TrainConfig(**{**own, **dataclasses.asdict(condition), **fields})
+    return common.train_config(config, **dataclasses.asdict(condition), **fields)
 
 
 def _run(
@@ -217,11 +215,10 @@ def _write(config: Config, found: Grid, workdir: Path) -> list[Claim]:
         *figures.method_errors(curves, caption, workdir / "errors"),
         *figures.change_rates(rates, caption, workdir / "rates"),
     ]
-    table, rows, judged = (workdir / name for name in ("table.md", "runs.csv", "claims.json"))
+    table, rows = workdir / "table.md", workdir / "runs.csv"
     table.write_text(markdown(config, found))
     write_csv(found, rows)
-    judged.write_text(json.dumps([dataclasses.asdict(c) for c in claims], indent=2) + "\n")
-    print(f"\n{table.read_text()}\nWritten:", *written, table, rows, judged, sep="\n  ")
+    print(f"\n{table.read_text()}\nWritten:", *written, table, rows, sep="\n  ")
     return claims
 
 

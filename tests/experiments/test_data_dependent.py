@@ -1,11 +1,10 @@
 import csv
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
-from experiments import data_dependent
+from experiments import data_dependent, record
 from experiments.data_dependent import BOTH, HE, LSUV, METHODS, WITHIN, Condition, Found
 from experiments.results import Curve
 from tests.experiments.conftest import SHORT, run
@@ -29,7 +28,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
         assert text in done.stdout
     for name in ("errors.png", "errors.pdf", "rates.png", "rates.pdf", "table.md"):
         assert (tmp_path / name).stat().st_size > 100
-    assert len(json.loads((tmp_path / "claims.json").read_text())) == 5
+    assert len(record.read(tmp_path).claims) == 5
     rows = {row["method"]: row for row in csv.DictReader((tmp_path / "runs.csv").open())}
     assert list(rows) == list(data_dependent.JUDGED)
     assert float(rows[HE]["seconds"]) == 0 < float(rows[WITHIN]["seconds"])
