@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {  # package or module -> what of the project it may import, besides itself
     "prelu_jax.names": set(),
+    "prelu_jax.streams": set(),
     "prelu_jax.rectifiers": set(),
     "prelu_jax.pooling": set(),
     "prelu_jax.initializers": {"names", "rectifiers"},
@@ -18,10 +19,10 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.moment_maps": {"arch", "rectifiers"},
     "prelu_jax.maxima": {"arch", "moment_maps", "pooling"},
     "prelu_jax.theory": {"arch", "maxima", "moment_maps", "names", "rectifiers"},
-    "prelu_jax.modules": {"pooling", "rectifiers"},
+    "prelu_jax.modules": {"pooling", "rectifiers", "streams"},
     "prelu_jax.nnx": {"pooling", "rectifiers"},
     "prelu_jax.models": {"arch", "initializers", "modules", "names", "pooling", "rectifiers"},
-    "prelu_jax.data": {"names"},
+    "prelu_jax.data": {"names", "streams"},
     "prelu_jax.signal": set(),
     "prelu_jax.datadep": {"initializers", "names", "signal"},  # to see a model as signal does
     "prelu_jax.diagnosis": {"models", "signal", "theory"},
@@ -36,7 +37,7 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
 }
 # `initializers.layers` alone knows Flax's layers; the rules and the fans do not.
 FLAX_FREE = (
-    *("names", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "theory"),
+    *("names", "streams", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "theory"),
     *("initializers.fans", "initializers.rules", "initializers.factories"),
 )
 

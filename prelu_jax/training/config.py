@@ -22,6 +22,7 @@ class TrainConfig:
     min_side: int = 32  # training images are resized to a shorter side drawn from
     max_side: int = 32  # [min_side, max_side], then cropped to the network's size
     flip: bool = True  # mirror half of the training images
+    colour: float = 0.0  # std of Krizhevsky's colour altering, 0.1 in the paper; 0 for none
     pixel_rms: float = 0.0  # scale pixels to this after subtracting the mean; 0: leave in 0..255
 
     arch: str = "small_14"
@@ -64,7 +65,7 @@ def validate(config: TrainConfig) -> None:
     counts = ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every")
     for field in (*counts, "plateau_patience"):
         _require(config, field, getattr(config, field) >= 1, "at least 1")
-    at_least_0 = ("test_examples", "examples_per_class", "pixel_rms", "weight_decay")
+    at_least_0 = ("test_examples", "examples_per_class", "colour", "pixel_rms", "weight_decay")
     for field in (*at_least_0, "signal_every"):
         _require(config, field, getattr(config, field) >= 0, "at least 0")
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2³¹)")

@@ -76,6 +76,11 @@ def _load(config: TrainConfig, size: int) -> Pretrained:
             f"with pixel_rms {theirs}, are taken over; expected {size} pixels and pixel_rms "
             f"{config.pixel_rms}."
         )
+    if config.colour and not np.any(source.pixels.colour):
+        raise ValueError(
+            f"config.colour is {config.colour}, expected config.pretrained to be a run that knows "
+            f"how its images' colours vary: that in {folder} is older than colour altering."
+        )
     return source
 
 

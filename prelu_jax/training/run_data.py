@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from prelu_jax import arch
-from prelu_jax.data import augment, pipeline, sources
+from prelu_jax.data import augment, moments, pipeline, sources
 from prelu_jax.training.config import TrainConfig
 
 _STATISTICS_EXAMPLES = 10_000  # the mean image of more is the same to a grey level
@@ -48,4 +48,4 @@ class RunData:
     def pixel_statistics(self) -> augment.PixelStatistics:
         """Of the training split."""
         batches = pipeline.eval_batches(self._train, self._crop, 100, _STATISTICS_EXAMPLES)
-        return augment.pixel_statistics(batches, self._config.pixel_rms)
+        return augment.pixel_statistics(moments.measure(batches), self._config.pixel_rms)

@@ -51,7 +51,7 @@ def state(
         config.min_learning_rate,
         config.frozen,
     )
-    fresh = state_lib.create(net, optimizer, pixels, config.seed, config.flip)
+    fresh = state_lib.create(net, optimizer, pixels, config.seed, config.flip, config.colour)
     if source:
         fresh = fresh.replace(params=pretrained.take_over(fresh.params, source, config.fresh))
     return fresh.replace(model=net.uninitialized())

@@ -16,7 +16,7 @@ class Inputs(NamedTuple):
     """What the model is called with in a step of training.
 
     Attributes:
-        images: normalised and, if the run asks for it, half of them mirrored.
+        images: normalised and, if the run asks for it, half of them mirrored, all recoloured.
         call_kwargs: keywords of the call.
         rngs: keys of the model's random streams.
     """
@@ -33,6 +33,9 @@ def inputs(state: TrainState, batch: dict[str, jax.Array], axis_name: str | None
     x = augment.normalize(images, state.pixels)
     if state.flip:
         x = augment.random_flip(stream(state.seed, "flip", state.step), x, first_example)
+    if state.colour:
+        key = stream(state.seed, "colour", state.step)
+        x = augment.alter_colour(key, x, state.pixels, state.colour, first_example)
     return Inputs(
         images=x,
         call_kwargs={"train": True, "first_example": first_example},

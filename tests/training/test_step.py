@@ -94,6 +94,24 @@ def test_flipping_and_dropout_are_drawn_anew_each_step():
     assert len(set(losses)) == 3
 
 
+def test_colours_are_drawn_alike_on_any_number_of_devices_and_anew_each_step():
+    state = make_state("relu", flip=False).replace(colour=0.1)
+    batch = make_batch()
+
+    def images(state, batch, axis_name=None):
+        return step.inputs(state, batch, axis_name).images
+
+    alone = jax.jit(images)(state, batch)
+    mapped = jax.pmap(lambda *args: images(*args, axis_name=AXIS), AXIS, in_axes=(None, 0))
+    np.testing.assert_allclose(np.concatenate(mapped(state, four.split(batch))), alone, atol=1e-6)
+    plain = augment.normalize(jnp.asarray(batch["image"]), state.pixels)
+    later = jax.jit(images)(state.replace(step=state.step + 1), batch)
+    added, added_later = ((x - plain)[:, 0, 0] for x in (alone, later))
+    assert (abs(added - added_later) > 1e-6).all()
+    std = 0.1 * 0.1 * 255 / 64  # of a, its eigenvalue, the pixels' unit
+    assert abs(np.std(added) / std - 1) < 5 / np.sqrt(2 * added.size)
+
+
 def test_a_batch_that_devices_cannot_share_is_refused():
     four.check_batch_size(16)
     with pytest.raises(ValueError, match="batch_size is 18, expected a multiple of the 4 devices"):
