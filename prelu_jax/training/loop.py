@@ -65,7 +65,7 @@ def train(
 def check(config: config_lib.TrainConfig, parallel: Parallel) -> None:
     """Raises a ValueError if the configuration cannot be, here, before anything compiles."""
     config_lib.validate(config)
-    parallel.check_batch_size(config.batch_size)
+    parallel.check_batch_size(config.batch_size, config.accumulate)
     run_data.splits(config)
 
 
@@ -80,7 +80,7 @@ def _start(
 ) -> tuple[state_lib.TrainState, float | None]:
     """The newest checkpoint's state and test error, or the state of step 0 and None."""
     pixels = source.pixels if source else data.pixel_statistics()
-    fresh = start.state(config, net, source, pixels)
+    fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
     restored = checkpoints.restore(fresh)
     if restored is not None:
         return restored, run.rewind(int(restored.step))["test_error"]
@@ -193,7 +193,7 @@ class _Run:
             return state, False
         self.error = results["test_error"]
         state = state_lib.observe_error(state, self.error)
-        rate = self.config.learning_rate * float(state.plateau.scale)
+        rate = self.config.learning_rate * float(state.rate_scale)
         epoch = step / self.data.steps_per_epoch
         self.run.log({"step": step, "epoch": epoch, **results, "learning_rate": rate})
         return state, True

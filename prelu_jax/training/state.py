@@ -28,6 +28,7 @@ class TrainState(struct.PyTreeNode):
         optimizer: the two halves of the recipe (static).
         flip: whether training images are mirrored (static).
         colour: how much training images are recoloured, see `augment.alter_colour` (static).
+        accumulate: the parts that a device takes one after another in a step (static).
     """
 
     step: jax.Array
@@ -40,6 +41,12 @@ class TrainState(struct.PyTreeNode):
     optimizer: Optimizer = struct.field(pytree_node=False)
     flip: bool = struct.field(pytree_node=False, default=False)
     colour: float = struct.field(pytree_node=False, default=0.0)
+    accumulate: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def rate_scale(self) -> jax.Array:
+        """The learning rate of the next step over the first one."""
+        return self.optimizer.rate_scale(self.step, self.plateau)
 
 
 def stream(seed: jax.typing.ArrayLike, name: str, step: jax.typing.ArrayLike = 0) -> jax.Array:
@@ -48,7 +55,7 @@ def stream(seed: jax.typing.ArrayLike, name: str, step: jax.typing.ArrayLike = 0
     return jax.random.fold_in(key, step)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "flip", "colour"))
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "flip", "colour", "accumulate"))
 def create(
     model: nn.Module,
     optimizer: Optimizer,
@@ -56,6 +63,7 @@ def create(
     seed: jax.typing.ArrayLike,
     flip: bool = False,
     colour: float = 0.0,
+    accumulate: int = 1,
 ) -> TrainState:
     """The state at step 0: parameters drawn from the seed, velocity zero.
 
@@ -74,6 +82,7 @@ def create(
         optimizer=optimizer,
         flip=flip,
         colour=colour,
+        accumulate=accumulate,
     )
 
 

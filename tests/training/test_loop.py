@@ -211,6 +211,11 @@ def test_what_cannot_be_is_refused_before_the_folder_is_made(tmp_path):
         ({"eval_every": 3}, "config.eval_every is 3, expected a multiple of 2"),
         ({"learning_rate": 0.0}, "config.learning_rate is 0.0, expected above 0"),
         ({"min_side": 16}, "config.min_side is 16, expected at least the 32 pixels"),
+        ({"accumulate": 0}, "config.accumulate is 0, expected at least 1"),
+        ({"accumulate": 3}, r"multiple of the \d devices that share it, in 3 parts each"),
+        ({"drop_epochs": "30,20"}, "config.drop_epochs is 30,20, expected rising numbers"),
+        ({"drop_epochs": "30;60"}, "config.drop_epochs is 30;60, expected rising numbers"),
+        ({"drop_epochs": "0,inf"}, "config.drop_epochs is 0,inf, expected rising numbers"),
         ({"colour": -0.1}, "config.colour is -0.1, expected at least 0"),
         ({"signal_every": -1}, "config.signal_every is -1, expected at least 0"),
     ):
