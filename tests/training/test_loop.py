@@ -150,6 +150,13 @@ def test_the_rate_drops_on_a_plateau_across_an_interruption_too(tmp_path):
     assert rates == pytest.approx([1e-8, 1e-9, 1e-10, 1e-11])
 
 
+def test_the_rate_drops_at_given_epochs(tmp_path):
+    config = tiny_config(drop_epochs="0.05,0.1")  # 1,500 images in batches of 16: steps 5 and 9
+    loop.train(config, tmp_path, parallel=one)
+    rates = [r["learning_rate"] for r in records(tmp_path) if "learning_rate" in r]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
+
+
 def test_a_finished_run_is_not_trained_again(finished):
     def fail(step, error):
         raise AssertionError(step)
