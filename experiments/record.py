@@ -10,10 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import flax
-import jax
-
-import prelu_jax
 from experiments.results import Claim
 
 _FILE = "experiment.json"
@@ -104,6 +100,8 @@ def find(root: Path) -> list[Path]:
 
 def _hardware() -> str:
     """The devices that JAX computes on."""
+    import jax  # here: records are read without it
+
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return f"{len(devices)} × {devices[0].device_kind}"
@@ -116,6 +114,11 @@ def _hardware() -> str:
 
 def _versions() -> str:
     """Of Python and of the packages that decide a result."""
+    import flax
+    import jax
+
+    import prelu_jax
+
     return (
         f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}, "
         f"prelu_jax {prelu_jax.__version__}"

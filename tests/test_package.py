@@ -76,7 +76,10 @@ def test_imports_follow_the_layers():
     [
         (r"\bpmap\(", {"prelu_jax.training.parallel"}),
         (r"(import|from) matplotlib", {"experiments.figures", "prelu_jax.signal.plot"}),
-        (r"absl import .*\bflags\b", {"prelu_jax.data.folder", "experiments.common"}),
+        (
+            r"absl import .*\bflags\b",
+            {"prelu_jax.data.folder", "experiments.common", "experiments.report"},
+        ),
     ],
 )
 def test_some_things_have_one_home(pattern, homes):
@@ -93,8 +96,8 @@ def test_importing_the_library_brings_in_nothing_heavy():
     assert not heavy.intersection(loaded)
 
 
-def test_figures_are_drawn_without_jax():
-    code = "import sys, experiments.figures, experiments.results; print(*sys.modules)"
+def test_figures_are_drawn_and_results_gathered_without_jax():
+    code = "import sys, experiments.figures, experiments.report; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
