@@ -137,8 +137,8 @@ def _title(name: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Markdown that shows this text, on one line, in a table too."""
-    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+    """Markdown that shows this text, in a cell of a table too: its lines with <br> between."""
+    return "<br>".join(_MARKUP.sub(r"\\\g<0>", line.strip()) for line in text.splitlines())
 
 
 def _duration(seconds: float) -> str:
