@@ -104,15 +104,23 @@ def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
     return TrainConfig(**{**own, **fields})
 
 
-def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:
+def devices(batch_size: int) -> Parallel:
+    """Every device that a batch can feed; what is compiled for them is kept between commands."""
+    cache_compilations()
+    use_every_core(batch_size)
+    return Parallel()
+
+
+def train_all(
+    runs: Mapping[Path, tuple[str, TrainConfig]], parallel: Parallel | None = None
+) -> None:
     """Trains every run that its folder does not hold finished, one after another.
 
     Args:
         runs: folder -> (label, configuration).
+        parallel: the devices; all that the smallest batch can feed by default.
     """
-    cache_compilations()
-    use_every_core(min(config.batch_size for _, config in runs.values()))
-    parallel = Parallel()
+    parallel = parallel or devices(min(config.batch_size for _, config in runs.values()))
     for _, config in runs.values():
         loop.check(config, parallel)  # all of them before the first trains
     for folder, (label, config) in runs.items():

@@ -149,9 +149,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         config_lib.validate(each)  # before the first trains
     if config.ladder_steps > config.num_steps:
         raise ValueError(f"config.ladder_steps is over config.num_steps, {config.num_steps}.")
-    common.cache_compilations()
-    common.use_every_core(config.batch_size)
-    parallel = Parallel()
+    parallel = common.devices(config.batch_size)
     parallel.check_batch_size(config.batch_size)
     pixels = RunData(runs[0][2]).pixel_statistics()
     found: dict[Condition, dict[str, list[Found]]] = {

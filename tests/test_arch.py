@@ -23,6 +23,7 @@ WEIGHTED = (Conv, Dense, Logits)
         ("small_30_reduced", 30),
         ("model_a_reduced", 19),
         ("model_b_reduced", 22),
+        ("model_c_reduced", 22),
     ],
 )
 def test_depth(name, depth):

@@ -15,6 +15,7 @@ from prelu_jax.training import calibration, pretrained, run_data, signal_log, st
 from prelu_jax.training import config as config_lib
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.checkpoint import Checkpoints
+from prelu_jax.training.finished import Finished
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.run_data import RunData
 from prelu_jax.training.run_folder import DIVERGED, DONE, RUNNING, RunFolder
@@ -73,7 +74,7 @@ def _start(
     config: config_lib.TrainConfig,
     data: RunData,
     net: models.RectifierNet,
-    source: pretrained.Pretrained | None,
+    source: Finished | None,
     run: RunFolder,
     checkpoints: Checkpoints,
     parallel: Parallel,

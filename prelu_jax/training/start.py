@@ -13,7 +13,7 @@ from prelu_jax.training import optimizer as optimizer_lib
 from prelu_jax.training import pretrained
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.config import TrainConfig, drop_epochs
-from prelu_jax.training.pretrained import Pretrained
+from prelu_jax.training.finished import Finished
 
 
 def model(config: TrainConfig, num_classes: int) -> models.RectifierNet:
@@ -31,7 +31,7 @@ def model(config: TrainConfig, num_classes: int) -> models.RectifierNet:
 def state(
     config: TrainConfig,
     net: models.RectifierNet,
-    source: Pretrained | None,
+    source: Finished | None,
     pixels: PixelStatistics,
     steps_per_epoch: float,
 ) -> state_lib.TrainState:
