@@ -12,6 +12,7 @@ them; reductions to 32-pixel images follow. Two things the paper leaves open:
 
 import dataclasses
 import math
+from typing import Any
 
 from prelu_jax import names
 
@@ -130,6 +131,32 @@ def with_padding(arch: Arch, scheme: str) -> Arch:
             turn = 0
         layers.append(layer)
     return dataclasses.replace(arch, layers=tuple(layers))
+
+
+def with_width(arch: Arch, factor: float) -> Arch:
+    """The same network with a multiple of every layer's features, but for its outputs.
+
+    The weights of fully connected layers keep the variance of their sums: fan_in · stddev² stays.
+
+    Args:
+        arch: any network of this module.
+        factor: above 0; a layer has at least one feature.
+
+    Raises:
+        ValueError: the factor is not above 0.
+    """
+    if not 0 < factor < math.inf:
+        raise ValueError(f"with_width: factor is {factor}, expected a number above 0.")
+
+    def widened(layer: Layer) -> Layer:
+        changes: dict[str, Any] = {}
+        if isinstance(layer, Conv | Dense):
+            changes["features"] = max(1, round(layer.features * factor))
+        if isinstance(layer, Dense | Logits):
+            changes["stddev"] = layer.stddev / math.sqrt(factor)
+        return dataclasses.replace(layer, **changes)
+
+    return dataclasses.replace(arch, layers=tuple(map(widened, arch.layers)))
 
 
 def _padding(kernel_size: int, turn: int) -> tuple[int, int]:

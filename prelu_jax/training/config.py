@@ -28,6 +28,7 @@ class TrainConfig:
     pixel_rms: float = 0.0  # scale pixels to this after subtracting the mean; 0: leave in 0..255
 
     arch: str = "small_14"
+    width: float = 1.0  # of every layer but the last, in widths of the arch's
     padding: str = "alternating"
     rectifier: str = "relu"
     initializer: str = "he_normal"  # of the convolutions
@@ -73,6 +74,7 @@ def validate(config: TrainConfig) -> None:
     for field in (*at_least_0, "signal_every"):
         _require(config, field, getattr(config, field) >= 0, "at least 0")
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2³¹)")
+    _require(config, "width", 0 < config.width < math.inf, "above 0")
     _require(config, "learning_rate", config.learning_rate > 0, "above 0")
     _require(config, "momentum", 0 <= config.momentum < 1, "in [0, 1)")
     _require(config, "drop_factor", 0 < config.drop_factor < 1, "in (0, 1)")

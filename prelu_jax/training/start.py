@@ -18,8 +18,9 @@ from prelu_jax.training.finished import Finished
 
 def model(config: TrainConfig, num_classes: int) -> models.RectifierNet:
     """The network of a run."""
+    net = arch.with_padding(arch.get(config.arch), config.padding)
     return models.build(
-        arch.with_padding(arch.get(config.arch), config.padding),
+        arch.with_width(net, config.width),
         num_classes,
         config.rectifier,
         config.initializer,
