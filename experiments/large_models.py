@@ -153,7 +153,10 @@ def train_and_test(
         if getattr(config, field):
             raise ValueError(f"config.{field} is set for each model; see config.archs.")
     if len(config.archs) != 3:
-        raise ValueError(f"config.archs is {config.archs}, expected models A, B and C.")
+        raise ValueError(
+            f"config.archs is {config.archs}, expected networks for models A, B and C, as in "
+            "--config.archs=\"'model_a','model_b','model_c'\"."
+        )
     parallel = common.devices(config.batch_size)
     for name in config.archs:
         testing.check(config, arch.get(name).image_size, parallel)

@@ -13,7 +13,7 @@ from tests.experiments.conftest import SHORT, run
 # One network for all three models: less to compile.
 TINY = (
     *(flag for flag in SHORT if "config.arch=" not in flag),
-    f"--config.archs={','.join(3 * ['small_14_reduced'])}",
+    f"--config.archs={('small_14_reduced',) * 3}",
     "--config.scales=40,48",
     "--config.test_batch_size=99",
 )
@@ -58,7 +58,7 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
         ({"ten_view_scale": 8}, "config.ten_view_scale is 8"),
         ({"test_batch_size": 3}, "config.test_batch_size is 3, expected a multiple of the 4"),
         ({"arch": "model_a"}, "config.arch is set for each model"),
-        ({"archs": ("model_a_reduced",)}, "expected models A, B and C"),
+        ({"archs": ("model_a_reduced",)}, "expected networks for models A, B and C"),
     ],
 )
 def test_tests_that_cannot_be_are_refused_before_anything_trains(
