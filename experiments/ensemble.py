@@ -64,8 +64,8 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
 def _given(config: Config, workdir: Path) -> list[Claim]:
     """The ensemble of finished runs; it claims nothing."""
     folders = [Path(folder.strip()) for folder in config.members.split(",")]
+    parallel = common.devices(config.test_batch_size)  # before anything is read on them
     check_alike(folders)
-    parallel = common.devices(config.test_batch_size)
     tested = {str(folder): testing.scores(folder, config, parallel) for folder in folders}
     _write(workdir, errors_of([tested], config.scales), f"{len(folders)} finished runs")
     return []
