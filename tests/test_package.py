@@ -78,7 +78,10 @@ def test_imports_follow_the_layers():
         (r"(import|from) matplotlib", {"experiments.figures", "prelu_jax.signal.plot"}),
         (
             r"absl import .*\bflags\b",
-            {"prelu_jax.data.folder", "experiments.common", "experiments.report"},
+            {
+                *("prelu_jax.data.folder", "prelu_jax.data.statistics"),
+                *("experiments.common", "experiments.report"),
+            },
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """The mean image of a training set and the covariance of its colours, kept with the dataset."""
 
 import os
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +71,13 @@ def save(file: Path, moments: PixelMoments) -> None:
 
 
 def load(file: Path) -> PixelMoments:
-    """The moments that `save` wrote."""
-    with np.load(file) as arrays:
-        return PixelMoments(**arrays)
+    """The moments that `save` wrote.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with np.load(file) as arrays:
+            return PixelMoments(**arrays)
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} cannot be read ({error}): remove it and measure anew.") from error

@@ -8,6 +8,7 @@ import re
 from prelu_jax import arch, datadep, initializers, models, names
 
 DTYPES = ("float32", "bfloat16")
+ON_BAD_IMAGE = ("fail", "skip")
 
 
 @dataclasses.dataclass
@@ -23,6 +24,7 @@ class TrainConfig:
     examples_per_class: int = 0  # train on so many of each class, chosen by the seed; 0 for all
     min_side: int = 32  # training images are resized to a shorter side drawn from
     max_side: int = 32  # [min_side, max_side], then cropped to the network's size
+    on_bad_image: str = "fail"  # a record that does not decode; 'skip': it is left out and counted
     flip: bool = True  # mirror half of the training images
     colour: float = 0.0  # std of Krizhevsky's colour altering, 0.1 in the paper; 0 for none
     pixel_rms: float = 0.0  # scale pixels to this after subtracting the mean; 0: leave in 0..255
@@ -66,6 +68,7 @@ def validate(config: TrainConfig) -> None:
     names.check("initializer", config.initializer, initializers.REGISTRY)
     names.check("mode", config.mode, initializers.MODES)
     names.check("dtype", config.dtype, DTYPES)
+    names.check("on_bad_image", config.on_bad_image, ON_BAD_IMAGE)
     datadep.resolve(config.datadep)
     counts = ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every")
     for field in (*counts, "accumulate", "plateau_patience"):

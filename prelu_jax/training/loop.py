@@ -149,7 +149,9 @@ class _Run:
                 self.checkpoints.save(state)
                 self.run.write_status(RUNNING, step)
             self.progress(step, self.error)
-        return self.run.write_status(DONE, config.num_steps, test_error=self.error)
+        return self.run.write_status(
+            DONE, config.num_steps, test_error=self.error, **self.data.tally.counts()
+        )
 
     def _log(self, step: int, interval: list[dict[str, Any]], started: float) -> int | None:
         """Writes the interval's metrics, or returns the first step that is not finite."""

@@ -223,6 +223,7 @@ def test_what_cannot_be_is_refused_before_the_folder_is_made(tmp_path):
         ({"drop_epochs": "30,20"}, "config.drop_epochs is 30,20, expected rising numbers"),
         ({"drop_epochs": "30;60"}, "config.drop_epochs is 30;60, expected rising numbers"),
         ({"drop_epochs": "0,inf"}, "config.drop_epochs is 0,inf, expected rising numbers"),
+        ({"on_bad_image": "skp"}, "Unknown on_bad_image 'skp'. Did you mean 'skip'"),
         ({"width": 0.0}, "config.width is 0.0, expected above 0"),
         ({"colour": -0.1}, "config.colour is -0.1, expected at least 0"),
         ({"signal_every": -1}, "config.signal_every is -1, expected at least 0"),
