@@ -89,6 +89,7 @@ def scores(folder: Path, config: ScoredConfig, parallel: Parallel) -> Scores:
     _, split = run_data.splits(run.config)
     model = start.model(run.config, len(split.class_names))
     net = parallel.replicate(finished.network(run, model))
+    tally = pipeline.Tally(run.config.on_bad_image == "skip")
     kept = folder / "scores"
     kept.mkdir(exist_ok=True)
 
@@ -97,7 +98,8 @@ def scores(folder: Path, config: ScoredConfig, parallel: Parallel) -> Scores:
         if not file.exists():
             step = parallel.over_batch(_STEPS[test])
             # A seventh of the crop is two places of the last map of models A to C: few shapes.
-            images = pipeline.whole_images(split, side, multiple=model.arch.image_size // 7)
+            trimmed = model.arch.image_size // 7
+            images = pipeline.whole_images(split, side, trimmed, tally)
             found, labels = evaluation.predict(
                 lambda batch: step(net, parallel.split(batch)), images, config.test_batch_size
             )

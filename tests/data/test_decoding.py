@@ -1,3 +1,4 @@
+import io
 import struct
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import sklearn.datasets
+from PIL import Image
 
 from prelu_jax.data import decoding
 
@@ -27,6 +29,18 @@ def test_every_kind_of_file_decodes_to_rgb():
     grey = decoding.decode(encoded(np.full((8, 9), 77, np.uint8), ".png"))
     assert grey.shape == (8, 9, 3)
     assert np.unique(grey).tolist() == [77]
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_type"), [("CMYK", "JPEG"), ("L", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")]
+)
+def test_every_kind_of_colour_decodes_to_rgb(mode, file_type):
+    stored = io.BytesIO()
+    Image.new("RGB", (32, 24), (200, 100, 50)).convert(mode).save(stored, file_type)
+    image = decoding.decode({"image": stored.getvalue(), "key": "k"}, side=6)
+    assert image.shape[2] == 3
+    expected = [124] * 3 if mode == "L" else [200, 100, 50]  # L = 0.299 R + 0.587 G + 0.114 B
+    np.testing.assert_allclose(image[3, 3].astype(int), expected, atol=4)
 
 
 @pytest.mark.parametrize("content", [b"abc", b"", b"\xff\xd8\xff\xe0\0\x02\xff\xc0"])
