@@ -237,18 +237,23 @@ class Resisting(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.relu(nn.Dense(8, name="first")(x))
-        x = nn.relu(nn.WeightNorm(nn.Dense(8, name="normed", use_bias=False))(x))
+        x = nn.relu(nn.WeightNorm(nn.Dense(8, name="normed"))(x))
         return nn.Dense(3, name="last")(x)
 
 
-def test_a_layer_that_does_not_follow_its_kernel_is_left_alone():
+@pytest.mark.parametrize("method", ["within_layer", "lsuv", "pca"])
+def test_a_layer_that_does_not_follow_its_kernel_is_left_alone(method):
     x = images(32, 6)
     model = Resisting()
     before = drawn(model, x)
-    after, report = datadep.calibrate(model, before, x)
+    after, report = datadep.calibrate(model, before, x, method=method)
     rows = {row.layer: row for row in report.stages[0].layers}
-    assert "does not follow its kernel and bias: left as it was" in rows["normed"].notes
-    np.testing.assert_array_equal(flat(after)["normed/kernel"], flat(before)["normed/kernel"])
+    assert rows["normed"].notes == ("does not follow its kernel and bias: left as it was",)
+    for leaf in ("kernel", "bias"):  # bit for bit
+        name = f"normed/{leaf}"
+        np.testing.assert_array_equal(flat(after)[name], flat(before)[name])
+    if method == "lsuv":
+        return
     moments = channel_moments(model, after, x)
     for name in ("first", "last"):
         np.testing.assert_allclose(moments[name][1], 1, atol=1e-3)
