@@ -13,6 +13,7 @@ from flax import linen as nn
 
 import prelu_jax as pj
 from prelu_jax import datadep, signal
+from prelu_jax.datadep import moments
 from tests.datadep.nets import LINEN, SHAPE, nnx_parameters, nnx_with
 from tests.signal.nets import drawn, flat, images
 
@@ -254,9 +255,9 @@ def test_a_layer_that_does_not_follow_its_kernel_is_left_alone(method):
         np.testing.assert_array_equal(flat(after)[name], flat(before)[name])
     if method == "lsuv":
         return
-    moments = channel_moments(model, after, x)
+    found = channel_moments(model, after, x)
     for name in ("first", "last"):
-        np.testing.assert_allclose(moments[name][1], 1, atol=1e-3)
+        np.testing.assert_allclose(found[name][1], 1, atol=1e-3)
 
 
 def test_dead_and_constant_channels_are_left_as_they_were_and_named():
@@ -288,6 +289,30 @@ def test_a_channel_far_smaller_than_the_others_is_not_taken_for_dead():
     after, report = datadep.calibrate(model, variables, x)
     assert report.stages[0].layers[0].constant == ()
     np.testing.assert_allclose(np.std(model.apply(after, x), axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-27, 1e22])
+@pytest.mark.parametrize("method", [datadep.WithinLayer(), datadep.Lsuv(orthonormal=False)])
+def test_outputs_whose_squares_do_not_fit_in_float32_are_calibrated(method, scale):
+    variables = drawn(DENSE, X)
+    variables["params"]["kernel"] *= np.float32(scale)
+    variables["params"]["bias"] *= np.float32(scale)
+    after, report = datadep.calibrate(DENSE, variables, X, method=method)
+    assert report.stages[0].layers[0].notes == ()
+    y = np.asarray(DENSE.apply(after, X), np.float64)
+    stds = y.std(axis=0) if isinstance(method, datadep.WithinLayer) else y.std()
+    np.testing.assert_allclose(stds, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_moments_of_several_calls_are_those_of_all_their_values(scale):
+    y = scale * np.asarray(images(12, 5), np.float64) + scale * np.array([0, 3, -2, 0, 0])
+    y[:, 3], y[:4, 4] = 0, 0  # never varies; does not in the first call
+    parts = [moments.of_channels(jnp.asarray(v, jnp.float32), (-1,)) for v in (y[:4], y[4:])]
+    found = moments.pooled(parts, [4, 8])
+    np.testing.assert_allclose(found.mean, y.mean(axis=0), rtol=1e-5, atol=1e-7 * scale)
+    np.testing.assert_allclose(found.std, y.std(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(found.varies, [True, True, True, False, True])
 
 
 def test_only_and_except_choose_by_kernel_path():
