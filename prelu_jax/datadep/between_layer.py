@@ -98,7 +98,7 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
     first, removable = log_rates, [np.inf]
     while True:
         log_factors = step(log_rates, freedom, biases)
-        removable.append(2 * _rms([log_factors[name] for name in log_rates]))
+        removable.append(2 * float(np.std([log_factors[name] for name in log_rates])))
         promised = 1 - _SLOWEST * min(method.alpha, 2 - method.alpha)
         if removable[-1] <= method.tolerance or removable[-1] > promised * removable[-2]:
             break
@@ -163,7 +163,3 @@ def _log_rates(session: Session) -> dict[str, float]:
 
 def _times(values: jax.Array, log_factor: float) -> jax.Array:
     return values * jnp.asarray(math.exp(log_factor), values.dtype)
-
-
-def _rms(values: list[float]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))

@@ -135,6 +135,19 @@ def test_damping_shrinks_the_spread_by_one_minus_alpha(alpha):
     assert len(removable) > 3
 
 
+@pytest.mark.parametrize("net", ["residual", "inception"])
+def test_what_can_be_removed_and_what_is_left_add_up_to_the_spread(net):
+    """As variances of log C̃. Not all factors of the inception's rescalings multiply to 1."""
+    x = images(*SHAPE)
+    variables = drawn(LINEN[net], x)
+    variables["params"]["head"]["kernel"] *= 30
+    _, report = datadep.calibrate(LINEN[net], variables, x, method="between_layer")
+    stage = report.stages[0]
+    assert stage.removable[0] > 0.5
+    both = np.hypot(stage.removable[0], stage.spread_after)
+    assert stage.spread_before == pytest.approx(both, rel=1e-3)
+
+
 def test_the_printed_exponent_diverges():
     """Algorithm 2 with r_k = (C̃ / C̃_k)^(α/2), as transcribed: the step, taken backwards."""
     x = images(*SHAPE)
