@@ -88,7 +88,7 @@ def _notes(layer: Layer, constant: tuple[int, ...], enough: bool, resists: bool)
     if resists:
         yield "does not follow its kernel and bias: left as it was"
     if not enough:
-        yield "too few patches for its filters, or no such layer: Gaussian"
+        yield "too few patches or directions for its filters, or no such layer: the rest are random"
     if layer.bias is None:
         yield "no bias: the mean is free"
     if constant:

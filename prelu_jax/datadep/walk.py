@@ -63,7 +63,7 @@ class Layer:
 
 
 class Redrawn(NamedTuple):
-    """A kernel found from the layer's input, and whether there was enough to find it from."""
+    """A kernel from the layer's input, and whether that had patches and directions enough for it."""
 
     kernel: jax.Array
     enough: jax.Array
