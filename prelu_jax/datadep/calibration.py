@@ -122,7 +122,8 @@ def _full_precision() -> contextlib.AbstractContextManager[Any]:
     """Products of float32 in float32, unless the user has chosen.
 
     Accelerators round factors to 10 bits or fewer by default. A layer's noise reaches the moments
-    of all behind it: after 30 layers on an H100 they were off by 0.05 to 8, and by 2e-4 with this.
+    of all behind it: on an H100 the channel farthest from a mean of 0 and a std of 1 was off by
+    0.05 in a net of 30 layers, by 8 in a larger one of as many, and by at most 2e-4 with this.
     """
     config: Any = jax.config  # whose options have no types
     if config.jax_default_matmul_precision is not None:

@@ -153,7 +153,7 @@ class BetweenRow:
         parameter: the path of its kernel.
         factor: what the kernel was multiplied with.
         rate_before, rate_after: its rate of change C̃; nan for none.
-        held: whether no factor but the one common to all rescalings leaves the function as it is.
+        held: whether no factor but 1 leaves the function as it is.
     """
 
     layer: str

@@ -63,7 +63,7 @@ class Layer:
 
 
 class Redrawn(NamedTuple):
-    """A kernel from the layer's input, and whether that had patches and directions enough for it."""
+    """A kernel from the layer's input, and whether that had enough patches and directions."""
 
     kernel: jax.Array
     enough: jax.Array

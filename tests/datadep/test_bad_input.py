@@ -88,8 +88,11 @@ def test_missing_parameters_are_told(variables, message):
 def test_the_number_of_arguments_and_the_type_of_the_method_are_checked():
     with pytest.raises(TypeError, match="calibrate\\(model, variables, batch\\) for Linen"):
         datadep.calibrate(DENSE, X)
-    with pytest.raises(TypeError, match="method is 3"):
-        datadep.calibrate(DENSE, drawn(DENSE, X), X, method=3)
+    for method in (3, datadep.WithinLayer, ["pca", datadep.Lsuv]):
+        with pytest.raises(TypeError, match=r"method is .*such as WithinLayer\(\)"):
+            datadep.calibrate(DENSE, drawn(DENSE, X), X, method=method)
+    with pytest.raises(ValueError, match=r"method is \[\], expected a name of none"):
+        datadep.calibrate(DENSE, drawn(DENSE, X), X, method=[])
     with pytest.raises(TypeError, match="expected a Linen or NNX module"):
         datadep.calibrate(jnp.tanh, {}, X)
 
