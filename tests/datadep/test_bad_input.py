@@ -34,6 +34,7 @@ class Float16(nn.Module):
 
 
 DENSE = nn.Dense(3)
+OVERFLOWS = nn.Sequential((nn.Dense(3), lambda y: jnp.exp(100 * y), nn.Dense(2)))
 X = images(8, 4)
 
 
@@ -50,7 +51,7 @@ X = images(8, 4)
             {},
             "in float16, with the layers up to it corrected",
         ),
-        (DENSE, X * 1e38, {}, "pj.diagnose says where it begins"),
+        (OVERFLOWS, X, {}, "pj.diagnose says where it begins"),
         (DENSE, X, {"method": "within-layer"}, "Did you mean 'within_layer'"),
         (DENSE, X, {"only": "conv"}, "only is 'conv', which matches none of the kernels: kernel"),
         (DENSE, X, {"except_": "("}, "except_ is '(', no regular expression"),
