@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prelu_jax import signal
-from prelu_jax.datadep import homogeneity
+from prelu_jax.datadep import homogeneity, options
 from prelu_jax.datadep.homogeneity import Freedom
 from prelu_jax.datadep.report import BetweenRow, BetweenStage
 from prelu_jax.datadep.session import Session
@@ -48,6 +49,8 @@ class BetweenLayer:
     tolerance: float = 0.01
 
     def __post_init__(self) -> None:
+        options.check_type(self, "alpha", numbers.Real)
+        options.check_type(self, "tolerance", numbers.Real)
         if not 0 < self.alpha < 2:
             raise ValueError(
                 f"between_layer: alpha is {self.alpha}, expected above 0 and below 2: beyond, "

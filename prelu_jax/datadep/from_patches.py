@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from prelu_jax import initializers, names
-from prelu_jax.datadep import filters
+from prelu_jax.datadep import filters, options
 from prelu_jax.datadep.walk import Layer, OnePass, Redrawn
 from prelu_jax.datadep.within_layer import WithinLayer
 from prelu_jax.signal.sites import Visit
@@ -41,6 +42,7 @@ class FromPatches(WithinLayer):
     def __post_init__(self) -> None:
         super().__post_init__()
         names.check("kind of filters", self.kind, filters.KINDS)
+        options.check_type(self, "max_patches", numbers.Integral)
         if self.max_patches < 2:
             raise ValueError(f"{self.kind}: max_patches is {self.max_patches}, expected 2 or more.")
 

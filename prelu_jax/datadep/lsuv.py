@@ -1,12 +1,14 @@
 """Layer-sequential unit variance (Mishkin & Matas 2015)."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from prelu_jax import initializers
+from prelu_jax.datadep import options
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.walk import Correction, Layer, OnePass
 
@@ -29,6 +31,8 @@ class Lsuv(OnePass):
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
+        options.check_type(self, "orthonormal", bool)
+        options.check_type(self, "tolerance", numbers.Real)
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"lsuv: tolerance is {self.tolerance}, expected 0 (none) to below 1.")
 

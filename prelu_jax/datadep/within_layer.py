@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import numbers
 
 import jax.numpy as jnp
 import numpy as np
 
+from prelu_jax.datadep import options
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.walk import Correction, OnePass
 
@@ -34,6 +36,7 @@ class WithinLayer(OnePass):
     target_mean: float = 0.0
 
     def __post_init__(self) -> None:
+        options.check_type(self, "target_mean", numbers.Real)
         if not math.isfinite(self.target_mean):
             raise ValueError(f"within_layer: target_mean is {self.target_mean}, expected a number.")
 

@@ -405,6 +405,21 @@ def test_none_is_a_method_that_changes_nothing():
     assert "left as it is" in str(report)
 
 
+def test_a_layer_without_a_rate_of_change_has_a_reason():
+    model = nn.Sequential((nn.Dense(3), nn.Dense(3), nn.Dense(2)))
+    variables = drawn(model, X)
+    kernel = variables["params"]["layers_1"]["kernel"]
+    kernel[...] = 0
+    _, report = datadep.calibrate(model, variables, X, method="between_layer")
+    text = " ".join(str(report).split())
+    assert np.isnan([row.rate_before for row in report.stages[0].layers]).tolist() == [1, 1, 0]
+    assert text.count("no rate") == 2
+    kernel[...] = 30 * np.asarray(images(3, 3))
+    _, report = datadep.calibrate(model, variables, X, method="between_layer")
+    assert report.stages[0].iterations == 1
+    assert " in one iteration layer" in " ".join(str(report).split())
+
+
 def test_the_report(check_golden):
     model = Shared()
     x = images(16, 7)
