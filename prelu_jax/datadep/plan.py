@@ -73,18 +73,9 @@ def make(
     leaves, structure = jax.tree.flatten(shapes)
     options = tuple(sorted((call_kwargs or {}).items()))
     given = (model, tuple(leaves), structure, only, except_, options, axis_name)
-    if isinstance(model, nnx.Module) or not is_hashable(given):
+    if isinstance(model, nnx.Module) or not checks.is_hashable(given):
         return _make(*given)  # an NNX model is one object, whatever becomes of it
     return _remembered(*given)
-
-
-def is_hashable(value: Any) -> bool:
-    """Whether it can key a cache; not so with a list for a field of the model, or as a keyword."""
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _shape(leaf: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from prelu_jax.datadep import plan
 from prelu_jax.datadep.plan import Plan
+from prelu_jax.signal import checks
 
 Function = Callable[[Any, Any], Any]  # of what every device has, and of its part of the batch
 
@@ -71,7 +71,7 @@ def compiler(compiled: Callable[[Function], Function] | None) -> Callable[[Funct
         return functools.partial(_call, function) if compiled is None else compiled(function)
 
     def remembered(function: Function) -> Function:
-        if plan.is_hashable(function):
+        if checks.is_hashable(function):
             return by_hash(function)
         for known, program in made:
             if known == function:
