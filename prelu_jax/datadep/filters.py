@@ -88,8 +88,8 @@ def filters(
     """
     _check(kind, patches, count)
     groups, n, rows = patches.shape
-    key, of_gaussian = jax.random.split(key)
-    gaussian = jax.random.normal(of_gaussian, (groups, rows, count))
+    keys = jax.random.split(key, groups + 1)
+    gaussian = jax.random.normal(keys[-1], (groups, rows, count))
     if too_few(patches, count, axis_name):
         return gaussian, jnp.array(False)
     everywhere: Callable[[jax.Array], jax.Array] = lambda x: x  # noqa: E731
@@ -105,7 +105,7 @@ def filters(
         centred = lax.all_gather(centred, axis_name, axis=1, tiled=True)
     make = functools.partial(_group, kind, count, first)
     rounding = (_CONSTANT * jnp.abs(mean).max((1, 2))) ** 2
-    matrix, rank = jax.vmap(make)(centred, covariance, rounding, jax.random.split(key, groups))
+    matrix, rank = jax.vmap(make)(centred, covariance, rounding, keys[:-1])
     if axis_name is not None:  # one LAPACK, called from several threads, may differ in last bits
         matrix, rank = lax.psum((jnp.where(first, matrix, 0), jnp.where(first, rank, 0)), axis_name)
     matrix = jnp.where((rank > 0)[:, None, None], matrix, gaussian)
