@@ -44,6 +44,7 @@ setup(
         "absl-py>=2.1",
         "flax>=0.12,<0.13",
         "grain>=0.2.18,<0.3",
+        "markdown-it-py>=3",
         "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from experiments import record
 from experiments.results import Claim
 from prelu_jax import names
 from prelu_jax.training import loop
@@ -60,12 +62,15 @@ def main(
         if scale.value != config_scale:
             raise SystemExit("error: give --scale on the command line, not in a flag file.")
         folder = Path(workdir.value or f"runs/{name}_{scale.value}")
+        started, resumed = time.monotonic(), folder.exists()
         try:
             claims = run(holder.value, folder, seeds.value)
         except (ValueError, ImportError, OSError) as error:
             if logging.get_verbosity() > 0:
                 raise
             raise SystemExit(f"error: {error} (--verbosity=1 shows where.)") from error
+        seconds = time.monotonic() - started
+        record.write(folder, name, scale.value, seeds.value, seconds, resumed, claims)
         print("\nClaims:")
         for claim in claims:
             print(claim)
@@ -93,15 +98,29 @@ def _check_fields(argv: Sequence[str], config: Any) -> None:
             names.check("config field", flag.removeprefix("config."), fields)
 
 
-def train_all(runs: Mapping[Path, tuple[str, TrainConfig]]) -> None:
+def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
+    """The run of an experiment's configuration: its own fields left out, some others set."""
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{**own, **fields})
+
+
+def devices(batch_size: int) -> Parallel:
+    """Every device that a batch can feed; what is compiled for them is kept between commands."""
+    cache_compilations()
+    use_every_core(batch_size)
+    return Parallel()
+
+
+def train_all(
+    runs: Mapping[Path, tuple[str, TrainConfig]], parallel: Parallel | None = None
+) -> None:
     """Trains every run that its folder does not hold finished, one after another.
 
     Args:
         runs: folder -> (label, configuration).
+        parallel: the devices; all that the smallest batch can feed by default.
     """
-    cache_compilations()
-    use_every_core(min(config.batch_size for _, config in runs.values()))
-    parallel = Parallel()
+    parallel = parallel or devices(min(config.batch_size for _, config in runs.values()))
     for _, config in runs.values():
         loop.check(config, parallel)  # all of them before the first trains
     for folder, (label, config) in runs.items():

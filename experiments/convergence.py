@@ -1,7 +1,6 @@
 """He against Xavier on one network: what Figures 2 and 3 of He et al. 2015 have in common."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def run(
 
     Args:
         config: of every run but for its seed and initialiser.
-        workdir: holds a folder for each run, then figure.png, figure.pdf, curves.csv, claims.json.
+        workdir: holds a folder for each run, then figure.png, figure.pdf, curves.csv.
         seeds: how many, from ``config.seed`` on.
         title: of the figure.
         judge: what the figure claims.
@@ -60,15 +59,12 @@ def run(
     written = figures.error_curves(curves, title, _caption(config, seeds), workdir / "figure")
     table = workdir / "curves.csv"
     results.write_csv(curves, table)
-    judged = workdir / "claims.json"
-    judged.write_text(json.dumps([dataclasses.asdict(c) for c in claims], indent=2) + "\n")
-    print("\nWritten:", *written, table, judged, *runs, sep="\n  ")
+    print("\nWritten:", *written, table, *runs, sep="\n  ")
     return claims
 
 
 def _of_arm(config: ConvergenceConfig, initializer: str, seed: int) -> TrainConfig:
-    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{**own, "initializer": initializer, "seed": seed})
+    return common.train_config(config, initializer=initializer, seed=seed)
 
 
 def _caption(config: ConvergenceConfig, seeds: int) -> str:

@@ -12,7 +12,6 @@ highest learning rate of a ladder at which a short run learns. The whole grid:
 import csv
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -149,9 +148,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         config_lib.validate(each)  # before the first trains
     if config.ladder_steps > config.num_steps:
         raise ValueError(f"config.ladder_steps is over config.num_steps, {config.num_steps}.")
-    common.cache_compilations()
-    common.use_every_core(config.batch_size)
-    parallel = Parallel()
+    parallel = common.devices(config.batch_size)
     parallel.check_batch_size(config.batch_size)
     found: dict[Condition, dict[str, list[Found]]] = {
         condition: {method: [] for method in config.methods} for condition in conditions
@@ -167,10 +164,9 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
 
 def of_run(config: Config, condition: Condition, method: str, seed: int) -> TrainConfig:
     """The configuration of one run."""
-    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     initializer, datadep = METHODS[method]
     fields = {"initializer": initializer, "datadep": datadep, "seed": seed}
-    return TrainConfig(**{**own, **dataclasses.asdict(condition), **fields})
+    return common.train_config(config, **dataclasses.asdict(condition), **fields)
 
 
 def _run(config: Config, of: TrainConfig, method: str, parallel: Parallel) -> Found:
@@ -213,11 +209,10 @@ def _write(config: Config, found: Grid, workdir: Path) -> list[Claim]:
         *figures.method_errors(curves, caption, workdir / "errors"),
         *figures.change_rates(rates, caption, workdir / "rates"),
     ]
-    table, rows, judged = (workdir / name for name in ("table.md", "runs.csv", "claims.json"))
+    table, rows = workdir / "table.md", workdir / "runs.csv"
     table.write_text(markdown(config, found))
     write_csv(found, rows)
-    judged.write_text(json.dumps([dataclasses.asdict(c) for c in claims], indent=2) + "\n")
-    print(f"\n{table.read_text()}\nWritten:", *written, table, rows, judged, sep="\n  ")
+    print(f"\n{table.read_text()}\nWritten:", *written, table, rows, sep="\n  ")
     return claims
 
 

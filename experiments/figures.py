@@ -135,6 +135,48 @@ def final_errors(
     return _save(figure, stem)
 
 
+def errors_by_test(
+    errors: Mapping[str, Mapping[str, Sequence[float]]],
+    caption: str,
+    stem: Path,
+    along: str = "Test",
+) -> list[Path]:
+    """The error of every model by how it is tested: every seed small, mean and interval large.
+
+    Args:
+        errors: model -> test -> fractions, one for each seed.
+        caption: below the axes: what was run.
+        stem: path of the figure without its ending.
+        along: what the tests are, if not tests.
+
+    Returns:
+        The files written, a PNG and a PDF.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = _pyplot().subplots(figsize=(8, 4.8), layout="constrained")
+    tests = list(next(iter(errors.values())))
+    for i, (model, of_model) in enumerate(errors.items()):
+        at = np.arange(len(tests)) + 0.16 * (i - (len(errors) - 1) / 2)
+        for place, test in zip(at, tests, strict=True):
+            axes.plot(
+                [place] * len(of_model[test]), of_model[test], "o", ms=3, c=f"C{i}", alpha=0.4
+            )
+        means, halves = zip(*(student(of_model[test]) for test in tests), strict=True)
+        interval = {"yerr": halves, "elinewidth": 2, "capsize": 4} if np.isfinite(halves[0]) else {}
+        axes.errorbar(at, means, fmt="osD^vP"[i % 6], ms=8, color=f"C{i}", label=model, **interval)
+    axes.set_xticks(range(len(tests)), tests, fontsize=13)
+    axes.set_xlabel(along, fontsize=13)
+    axes.set_ylabel("Top-1 error (%)", fontsize=13)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    axes.tick_params(axis="y", labelsize=12)
+    axes.grid(axis="y", alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=12, frameon=False)
+    figure.supxlabel(caption, fontsize=9, color="0.35")
+    return _save(figure, stem)
+
+
 def method_errors(
     curves: Mapping[str, Mapping[str, Sequence[Curve]]], caption: str, stem: Path
 ) -> list[Path]:

@@ -138,6 +138,11 @@ def read_curve(folder: Path, arm: str) -> Curve:
     )
 
 
+def diverged(folder: Path) -> bool:
+    """Whether a run ended because its loss was not finite."""
+    return bool(json.loads((folder / "status.json").read_text())["status"] == "diverged")
+
+
 def write_csv(curves: Sequence[Curve], file: Path) -> None:
     """Every evaluation of every curve, a row each."""
     with file.open("w", newline="") as out:

@@ -9,7 +9,6 @@ white noise.
 
 import collections
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def imagenet() -> Config:
 
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Measures, and writes figure.png, figure.pdf, profile.csv and claims.json."""
+    """Measures, and writes figure.png, figure.pdf and profile.csv."""
     names.check("padding", config.padding, arch.PADDINGS)
     names.check("rectifier", config.rectifier, models.RECTIFIERS)
     nets = [arch.with_padding(arch.get(name), config.padding) for name in config.archs]
@@ -72,10 +71,9 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         "log-normal variable, with 95 % intervals"
     )
     written = figures.signal_profiles(profiles, caption, workdir / "figure")
-    table, judged = workdir / "profile.csv", workdir / "claims.json"
+    table = workdir / "profile.csv"
     results.write_profiles(profiles, table)
-    judged.write_text(json.dumps([dataclasses.asdict(c) for c in claims], indent=2) + "\n")
-    print("\nWritten:", *written, table, judged, sep="\n  ")
+    print("\nWritten:", *written, table, sep="\n  ")
     return claims
 
 

@@ -57,7 +57,8 @@ class Start:
 def begin(config: TrainConfig, data: RunData, parallel: Parallel) -> Start:
     """Draws and calibrates the parameters of a run, twice for the clock."""
     pixels = data.pixel_statistics()
-    state = drawn = start.state(config, start.model(config, data.num_classes), None, pixels)
+    net = start.model(config, data.num_classes)
+    state = drawn = start.state(config, net, None, pixels, data.steps_per_epoch)
     batch = next(data.train_batches())
     reports: list[CalibrationReport] = []
     seconds = [0.0, 0.0]

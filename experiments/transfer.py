@@ -10,11 +10,9 @@ arms of a seed share the pre-trained net, the examples and their order.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments import common, convergence, figures, results
 from experiments.results import Claim, Curve
@@ -101,17 +99,16 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     curves = {arm: [results.read_curve(f, arm) for f in folders] for arm, folders in arms.items()}
     claims = judge(config, curves)
     written = figures.final_errors(curves, *_titles(config, seeds), workdir / "figure")
-    table, points, judged = (workdir / name for name in ("table.md", "curves.csv", "claims.json"))
+    table, points = workdir / "table.md", workdir / "curves.csv"
     table.write_text(markdown(config, curves))
     results.write_csv([curve for of_arm in curves.values() for curve in of_arm], points)
-    judged.write_text(json.dumps([dataclasses.asdict(c) for c in claims], indent=2) + "\n")
-    print(f"\n{table.read_text()}\nWritten:", *written, table, points, judged, *runs, sep="\n  ")
+    print(f"\n{table.read_text()}\nWritten:", *written, table, points, *runs, sep="\n  ")
     return claims
 
 
 def pretraining(config: Config, seed: int) -> TrainConfig:
     """The run on the first classes, all examples of them."""
-    return _train_config(
+    return common.train_config(
         config,
         seed=seed,
         classes=config.pretrain_classes,
@@ -125,9 +122,9 @@ def pretraining(config: Config, seed: int) -> TrainConfig:
 def of_arm(config: Config, arm: str, seed: int, pretrained: Path) -> TrainConfig:
     """The run on few examples of the other classes."""
     if arm == SCRATCH:
-        return _train_config(config, seed=seed, fresh="", frozen="")
+        return common.train_config(config, seed=seed, fresh="", frozen="")
     trunk, init = arm.split(": ")
-    return _train_config(
+    return common.train_config(
         config,
         seed=seed,
         pretrained=str(pretrained),
@@ -135,11 +132,6 @@ def of_arm(config: Config, arm: str, seed: int, pretrained: Path) -> TrainConfig
         datadep=DATADEP[init],
         datadep_only="" if init == PLAIN else config.fresh,
     )
-
-
-def _train_config(config: Config, **fields: Any) -> TrainConfig:
-    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{**own, **fields})
 
 
 def _slug(arm: str) -> str:

@@ -12,6 +12,7 @@ them; reductions to 32-pixel images follow. Two things the paper leaves open:
 
 import dataclasses
 import math
+from typing import Any
 
 from prelu_jax import names
 
@@ -130,6 +131,32 @@ def with_padding(arch: Arch, scheme: str) -> Arch:
             turn = 0
         layers.append(layer)
     return dataclasses.replace(arch, layers=tuple(layers))
+
+
+def with_width(arch: Arch, factor: float) -> Arch:
+    """The same network with a multiple of every layer's features, but for its outputs.
+
+    The weights of fully connected layers keep the variance of their sums: fan_in · stddev² stays.
+
+    Args:
+        arch: any network of this module.
+        factor: above 0; a layer has at least one feature.
+
+    Raises:
+        ValueError: the factor is not above 0.
+    """
+    if not 0 < factor < math.inf:
+        raise ValueError(f"with_width: factor is {factor}, expected a number above 0.")
+
+    def widened(layer: Layer) -> Layer:
+        changes: dict[str, Any] = {}
+        if isinstance(layer, Conv | Dense):
+            changes["features"] = max(1, round(layer.features * factor))
+        if isinstance(layer, Dense | Logits):
+            changes["stddev"] = layer.stddev / math.sqrt(factor)
+        return dataclasses.replace(layer, **changes)
+
+    return dataclasses.replace(arch, layers=tuple(map(widened, arch.layers)))
 
 
 def _padding(kernel_size: int, turn: int) -> tuple[int, int]:
@@ -252,31 +279,32 @@ SMALL_14_REDUCED = _small_reduced("small_14_reduced", 6)
 SMALL_30_REDUCED = _small_reduced("small_30_reduced", 6 + 16)
 
 
-def _large_reduced(name: str, convs: int) -> Arch:
+def _large_reduced(name: str, convs: int, features: tuple[int, int, int]) -> Arch:
     return Arch(
         name,
         32,
         (
             Conv("conv1", 8, 7, stride=2, padding=(3, 3)),
-            *_stage("conv2", convs, 16, 3),
+            *_stage("conv2", convs, features[0], 3),
             MaxPool("pool2", 2),
-            *_stage("conv3", convs, 32, 3),
+            *_stage("conv3", convs, features[1], 3),
             MaxPool("pool3", 2),
-            *_stage("conv4", convs, 32, 3),
+            *_stage("conv4", convs, features[2], 3),
             SpatialPyramid("spp", (4, 2, 1)),
             *_REDUCED_FULLY_CONNECTED,
         ),
     )
 
 
-MODEL_A_REDUCED = _large_reduced("model_a_reduced", 5)
-MODEL_B_REDUCED = _large_reduced("model_b_reduced", 6)
+MODEL_A_REDUCED = _large_reduced("model_a_reduced", 5, (16, 32, 32))
+MODEL_B_REDUCED = _large_reduced("model_b_reduced", 6, (16, 32, 32))
+MODEL_C_REDUCED = _large_reduced("model_c_reduced", 6, (24, 48, 56))
 
 REGISTRY: dict[str, Arch] = {
     arch.name: arch
     for arch in (
         *(SMALL_14, SMALL_30, MODEL_A, MODEL_B, MODEL_C, VGG_19),
-        *(SMALL_14_REDUCED, SMALL_30_REDUCED, MODEL_A_REDUCED, MODEL_B_REDUCED),
+        *(SMALL_14_REDUCED, SMALL_30_REDUCED, MODEL_A_REDUCED, MODEL_B_REDUCED, MODEL_C_REDUCED),
     )
 }
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from prelu_jax import pooling, rectifiers
+from prelu_jax import pooling, rectifiers, streams
 
 
 class PReLU(nn.Module):
@@ -79,8 +79,6 @@ class Dropout(nn.Module):
         """Drops units of ``[b, features]``; ``first_example`` is row 0's place in the batch."""
         if not train or self.rate == 0.0:
             return x
-        key = self.make_rng("dropout")
-        examples = jnp.arange(x.shape[0]) + first_example
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, examples)
+        keys = streams.by_example(self.make_rng("dropout"), x.shape[0], first_example)
         keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))

@@ -23,6 +23,7 @@ WEIGHTED = (Conv, Dense, Logits)
         ("small_30_reduced", 30),
         ("model_a_reduced", 19),
         ("model_b_reduced", 22),
+        ("model_c_reduced", 22),
     ],
 )
 def test_depth(name, depth):
@@ -48,6 +49,21 @@ def test_even_kernels_are_padded_in_turn_and_odd_ones_on_both_sides():
     pads = [layer.padding for layer in arch.SMALL_30.layers if isinstance(layer, Conv)]
     assert pads[:6] == [(0, 0), (0, 1), (1, 0), (0, 1), (1, 0), (0, 1)]
     assert {layer.padding for layer in arch.MODEL_B.layers[2:8]} == {(1, 1)}
+
+
+def test_a_narrower_network_keeps_its_shape_and_the_variance_of_its_sums():
+    net, narrow = arch.MODEL_B, arch.with_width(arch.MODEL_B, 1 / 16)
+    assert [type(layer) for layer in narrow.layers] == [type(layer) for layer in net.layers]
+    for layer, of in zip(narrow.layers, net.layers, strict=True):
+        if isinstance(layer, Conv | Dense):
+            assert layer.features == of.features // 16
+        if isinstance(layer, Dense | Logits):
+            assert layer.stddev**2 / 16 == pytest.approx(of.stddev**2)
+    assert arch.with_width(net, 1) == net
+    assert arch.with_width(net, 1e-9).layers[0].features == 1
+    for factor in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="expected a number above 0"):
+            arch.with_width(net, factor)
 
 
 def test_with_padding_changes_what_keeps_its_size_and_nothing_else():

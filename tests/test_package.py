@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {  # package or module -> what of the project it may import, besides itself
     "prelu_jax.names": set(),
+    "prelu_jax.streams": set(),
     "prelu_jax.rectifiers": set(),
     "prelu_jax.pooling": set(),
     "prelu_jax.initializers": {"names", "rectifiers"},
@@ -18,10 +19,10 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.moment_maps": {"arch", "rectifiers"},
     "prelu_jax.maxima": {"arch", "moment_maps", "pooling"},
     "prelu_jax.theory": {"arch", "maxima", "moment_maps", "names", "rectifiers"},
-    "prelu_jax.modules": {"pooling", "rectifiers"},
+    "prelu_jax.modules": {"pooling", "rectifiers", "streams"},
     "prelu_jax.nnx": {"pooling", "rectifiers"},
     "prelu_jax.models": {"arch", "initializers", "modules", "names", "pooling", "rectifiers"},
-    "prelu_jax.data": {"names"},
+    "prelu_jax.data": {"names", "streams"},
     "prelu_jax.signal": set(),
     "prelu_jax.datadep": {"initializers", "names", "signal"},  # to see a model as signal does
     "prelu_jax.diagnosis": {"models", "signal", "theory"},
@@ -36,7 +37,7 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
 }
 # `initializers.layers` alone knows Flax's layers; the rules and the fans do not.
 FLAX_FREE = (
-    *("names", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "theory"),
+    *("names", "streams", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "theory"),
     *("initializers.fans", "initializers.rules", "initializers.factories"),
 )
 
@@ -75,7 +76,13 @@ def test_imports_follow_the_layers():
     [
         (r"\bpmap\(", {"prelu_jax.training.parallel"}),
         (r"(import|from) matplotlib", {"experiments.figures", "prelu_jax.signal.plot"}),
-        (r"absl import .*\bflags\b", {"prelu_jax.data.folder", "experiments.common"}),
+        (
+            r"absl import .*\bflags\b",
+            {
+                *("prelu_jax.data.folder", "prelu_jax.data.statistics"),
+                *("experiments.common", "experiments.report"),
+            },
+        ),
     ],
 )
 def test_some_things_have_one_home(pattern, homes):
@@ -92,8 +99,8 @@ def test_importing_the_library_brings_in_nothing_heavy():
     assert not heavy.intersection(loaded)
 
 
-def test_figures_are_drawn_without_jax():
-    code = "import sys, experiments.figures, experiments.results; print(*sys.modules)"
+def test_figures_are_drawn_and_results_gathered_without_jax():
+    code = "import sys, experiments.figures, experiments.report; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()

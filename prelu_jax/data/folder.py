@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import app, flags
 
-from prelu_jax.data import sources
+from prelu_jax.data import decoding, sources
 
 try:
     import tensorflow_datasets as tfds
@@ -102,13 +102,11 @@ class FolderOfImages(
             for path in paths:
                 image = path.read_bytes()
                 try:
-                    if not image:
-                        raise ValueError("it is empty")
-                    sources.decode({"image": image, "key": str(path)})
-                except ValueError as error:
+                    decoding.decode({"image": image, "key": str(path)})
+                except decoding.BadImageError as error:
                     if not self.skip_bad_images:
                         raise ValueError(
-                            f"{path} does not decode ({error}). Mend or remove it, or pass "
+                            f"{path} does not decode. Mend or remove it, or pass "
                             "--on_bad_image=skip to leave such files out."
                         ) from error
                     self.bad_images.append(str(path))

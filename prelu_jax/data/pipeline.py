@@ -10,15 +10,62 @@ from collections.abc import Iterator
 import cv2
 import grain
 import numpy as np
+from absl import logging
 
-from prelu_jax.data import sources
+from prelu_jax.data import decoding, sources
 
 cv2.setNumThreads(0)  # Grain's threads decode one image each; threads inside would compete
 
 Batch = dict[str, np.ndarray]
 
-_THREADS = 8
+THREADS = 8
 _PREFETCHED_BATCHES = 16
+
+
+class Tally:
+    """What is odd about the images that were read: the keys of records, each once.
+
+    Attributes:
+        skip_bad_images: whether records that do not decode are left out; else they raise.
+        left_out: those that do not decode.
+        enlarged: those that are smaller than the crop.
+    """
+
+    def __init__(self, skip_bad_images: bool = False) -> None:
+        self.skip_bad_images = skip_bad_images
+        self.left_out: set[str] = set()
+        self.enlarged: set[str] = set()
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of each kind that there is."""
+        kinds = {"left_out": len(self.left_out), "enlarged": len(self.enlarged)}
+        return {kind: count for kind, count in kinds.items() if count}
+
+    def decode(self, record: sources.Record, side: int, crop_size: int = 0) -> np.ndarray | None:
+        """The image with its shorter side at ``side``; None for one that is left out.
+
+        Raises:
+            BadImageError: the record does not decode, and such records are not left out.
+        """
+        try:
+            image = decoding.decode(record, side)
+        except decoding.BadImageError as error:
+            if not self.skip_bad_images:
+                raise
+            if error.key not in self.left_out:
+                self.left_out.add(error.key)
+                logging.warning("%s It is left out; so far: %d.", error, len(self.left_out))
+            return None
+        height, width = image.shape[:2]
+        if min(height, width) < crop_size:
+            if not self.enlarged:
+                logging.warning(
+                    "Record %r is %d×%d pixels, smaller than the crop of %d: it is enlarged; "
+                    "others are counted.",
+                    *(record["key"], height, width, crop_size),
+                )
+            self.enlarged.add(record["key"])
+        return decoding.resize_shorter_side(image, side)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,58 +86,82 @@ class Crop:
         if not 1 <= self.size <= self.min_side <= self.max_side:
             raise ValueError(f"Crop: expected 1 <= size <= min_side <= max_side, got {self}.")
 
-    def random(self, record: sources.Record, rng: np.random.Generator) -> sources.Record:
-        """A crop at a random place of the image at a random scale."""
+    def random(
+        self, record: sources.Record, rng: np.random.Generator, tally: Tally
+    ) -> np.ndarray | None:
+        """A crop at a random place of the image at a random scale; None if it is left out."""
         side = int(rng.integers(self.min_side, self.max_side + 1))
-        image = resize_shorter_side(sources.decode(record), side)
+        image = tally.decode(record, side, self.size)
+        if image is None:
+            return None
         top, left = (int(rng.integers(0, n - self.size + 1)) for n in image.shape[:2])
-        return self._cut(record, image, top, left)
+        return image[top : top + self.size, left : left + self.size]
 
-    def centre(self, record: sources.Record) -> sources.Record:
-        """The crop in the middle of the image at the smallest scale."""
-        image = resize_shorter_side(sources.decode(record), self.min_side)
-        top, left = ((n - self.size) // 2 for n in image.shape[:2])
-        return self._cut(record, image, top, left)
-
-    def _cut(
-        self, record: sources.Record, image: np.ndarray, top: int, left: int
-    ) -> sources.Record:
-        crop = image[top : top + self.size, left : left + self.size]
-        return {"image": crop, "label": np.int32(record["label"])}
-
-
-def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
-    """The image with its shorter side at ``side`` pixels and its shape kept."""
-    height, width = image.shape[:2]
-    if min(height, width) == side:
-        return image
-    scale = side / min(height, width)
-    size = (max(side, round(width * scale)), max(side, round(height * scale)))
-    # INTER_LINEAR alone does not antialias when it shrinks.
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    def centre(self, record: sources.Record, tally: Tally) -> np.ndarray | None:
+        """The crop in the middle of the image at the smallest scale; None if it is left out."""
+        image = tally.decode(record, self.min_side, self.size)
+        return None if image is None else _middle(image, self.size, self.size)
 
 
 def train_batches(
-    split: sources.Split, crop: Crop, batch_size: int, seed: int, first: int, stop: int
+    split: sources.Split,
+    crop: Crop,
+    batch_size: int,
+    seed: int,
+    first: int,
+    stop: int,
+    tally: Tally | None = None,
+    threads: int = THREADS,
 ) -> Iterator[Batch]:
     """Batches ``first, …, stop - 1`` of an endless run through the split, shuffled every epoch.
 
+    Args:
+        split: where the images come from.
+        crop: the size of the crops and of the images.
+        batch_size: examples a batch.
+        seed: chooses the order and the crops.
+        first: the number of the first batch.
+        stop: the number after the last one.
+        tally: told what is odd. In the place of a record that is left out comes the next of the
+            split that decodes.
+        threads: that read ahead; they make no difference to what is read.
+
     Yields:
         ``image``, uint8 ``[batch_size, size, size, 3]``, and ``label``, int32 ``[batch_size]``.
+
+    Raises:
+        ValueError: an image does not decode and is not left out, or a label is none of the split's
+            classes; the error names the record.
     """
+    of_run = tally or Tally()
+
+    def example(index: int, rng: np.random.Generator) -> sources.Record:
+        for i in range(index, index + len(split)):
+            record = _labelled(split, i % len(split))
+            image = crop.random(record, rng, of_run)
+            if image is not None:
+                return {"image": image, "label": np.int32(record["label"])}
+        raise ValueError(f"None of the {len(split)} images decodes.")
+
     batches = (
-        grain.MapDataset.source(split)
+        grain.MapDataset.range(len(split))
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(crop.random)
+        .random_map(example)
         .batch(batch_size)
     )
-    return iter(batches.slice(slice(first, stop)).to_iter_dataset(_read_options()))
+    return iter(batches.slice(slice(first, stop)).to_iter_dataset(_read_options(threads)))
 
 
 def eval_batches(
-    split: sources.Split, crop: Crop, batch_size: int, examples: int = 0, seed: int = 0
+    split: sources.Split,
+    crop: Crop,
+    batch_size: int,
+    examples: int = 0,
+    seed: int = 0,
+    tally: Tally | None = None,
+    threads: int = THREADS,
 ) -> Iterator[Batch]:
     """Every example of the split once, in centre crops; the last batch is padded.
 
@@ -100,21 +171,39 @@ def eval_batches(
         batch_size: examples a batch.
         examples: 0 for all, else how many to draw without replacement.
         seed: chooses the examples when not all are asked for.
+        tally: told what is odd; a record that is left out is masked.
+        threads: that read ahead; they make no difference to what is read.
 
     Yields:
         ``image``, ``label``, and ``mask``, float32 ``[batch_size]``: 1 for an example, 0 for
-        padding.
+        padding and for what is left out.
+
+    Raises:
+        ValueError: as `train_batches`.
     """
-    dataset = grain.MapDataset.source(split)
+
+    of_run = tally or Tally()
+
+    def example(index: int) -> sources.Record:
+        record = _labelled(split, index)
+        image = crop.centre(record, of_run)
+        if image is None:
+            image = np.zeros((crop.size, crop.size, 3), np.uint8)
+            return {"image": image, "label": np.int32(0), "mask": np.float32(0)}
+        return {"image": image, "label": np.int32(record["label"]), "mask": np.float32(1)}
+
+    dataset = grain.MapDataset.range(len(split))
     if 0 < examples < len(split):
         dataset = dataset.seed(seed).shuffle().slice(slice(0, examples))
-    batches = dataset.map(crop.centre).batch(batch_size)
-    for batch in batches.to_iter_dataset(_read_options()):
-        yield _pad({**batch, "mask": np.ones(len(batch["label"]), np.float32)}, batch_size)
+    batches = dataset.map(example).batch(batch_size)
+    for batch in batches.to_iter_dataset(_read_options(threads)):
+        yield _pad(batch, batch_size)
 
 
-def whole_images(split: sources.Split, side: int, multiple: int = 1) -> Iterator[Batch]:
-    """Every example of the split once, in order, as a whole image.
+def whole_images(
+    split: sources.Split, side: int, multiple: int = 1, tally: Tally | None = None
+) -> Iterator[Batch]:
+    """Every example of the split once, in order, as a whole image; but for what is left out.
 
     Args:
         split: where the images come from.
@@ -122,19 +211,43 @@ def whole_images(split: sources.Split, side: int, multiple: int = 1) -> Iterator
         multiple: the longer side is trimmed, evenly at both ends, to ``side`` and a multiple of
             this, so that there are fewer shapes to compile for: of images up to a times as long
             as wide, at most ``2 · (a - 1) · side / multiple + 1``.
+        tally: told what is odd.
 
     Yields:
         ``image``, uint8 ``[h, w, 3]``, and ``label``, int32.
+
+    Raises:
+        ValueError: as `train_batches`.
     """
 
-    def whole(record: sources.Record) -> sources.Record:
-        image = resize_shorter_side(sources.decode(record), side)
-        height, width = (side + (n - side) // multiple * multiple for n in image.shape[:2])
-        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-        image = image[top : top + height, left : left + width]
-        return {"image": image, "label": np.int32(record["label"])}
+    of_run = tally or Tally()
 
-    yield from grain.MapDataset.source(split).map(whole).to_iter_dataset(_read_options())
+    def whole(index: int) -> sources.Record | None:
+        record = _labelled(split, index)
+        image = of_run.decode(record, side)
+        if image is None:
+            return None  # Grain leaves it out
+        height, width = (side + (n - side) // multiple * multiple for n in image.shape[:2])
+        return {"image": _middle(image, height, width), "label": np.int32(record["label"])}
+
+    dataset = grain.MapDataset.range(len(split)).map(whole)
+    yield from dataset.to_iter_dataset(_read_options(THREADS))
+
+
+def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def _labelled(split: sources.Split, index: int) -> sources.Record:
+    """The record at an index, whose label is a class: a loss of another would be no error."""
+    record = split[index]
+    if not 0 <= record["label"] < len(split.class_names):
+        raise ValueError(
+            f"Record {record['key']!r} has label {record['label']}, expected one of the dataset's "
+            f"{len(split.class_names)} classes, numbered from 0. Is it a split without labels?"
+        )
+    return record
 
 
 def _pad(batch: Batch, batch_size: int) -> Batch:
@@ -142,5 +255,5 @@ def _pad(batch: Batch, batch_size: int) -> Batch:
     return {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
 
 
-def _read_options() -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PREFETCHED_BATCHES)
+def _read_options(threads: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_PREFETCHED_BATCHES)

@@ -1,8 +1,8 @@
 """Where labelled images come from: the embedded digits, or any prepared TFDS dataset.
 
 A split is a random-access sequence of records ``{'image', 'label', 'key'}``. The image is either
-encoded (JPEG, PNG, …) or already an array; `decode` turns both into RGB. TensorFlow is not needed:
-TFDS reads the array_record format without it.
+encoded (JPEG, PNG, …) or already an array; `decoding.decode` turns both into RGB. TensorFlow is not
+needed: TFDS reads the array_record format without it.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def load(dataset: str, split: str, data_dir: str = "") -> Split:
     if dataset == DIGITS:
         names.check("split of digits", split, ("train", "test"))
         return _digits(split)
-    return _tfds(dataset, split, tfds_folder(data_dir))
+    return _tfds(dataset, split, version_folder(dataset, data_dir))
 
 
 def subset(split: Split, classes: str = "", examples_per_class: int = 0, seed: int = 0) -> Split:
@@ -141,25 +141,6 @@ class _Chosen(Sequence[Record]):
         return {**record, "label": self.renumbered[record["label"]]}
 
 
-def decode(record: Record) -> np.ndarray:
-    """The record's image as RGB uint8 ``[h, w, 3]``, upright, whatever it was stored as.
-
-    Raises:
-        ValueError: the bytes are no image; the error names the record.
-    """
-    image = record["image"]
-    if isinstance(image, bytes):
-        # The colour flag turns grey, CMYK and palette files into three channels and applies EXIF
-        # orientation; TFDS's own decoder does neither.
-        rgb = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if rgb is None:
-            raise ValueError(
-                f"Record {record['key']!r} holds {len(image)} bytes that do not decode."
-            )
-        return rgb
-    return image
-
-
 def _digits(split: str) -> Split:
     from sklearn.datasets import load_digits  # heavy, and only the default dataset needs it
 
@@ -225,7 +206,13 @@ def _prepared(folder: Path) -> dict[str, Path]:
     return {name: path for name, (_, path) in sorted(found.items())}
 
 
-def _tfds(dataset: str, split: str, folder: Path) -> Split:
+def version_folder(dataset: str, data_dir: str = "") -> Path:
+    """The folder of a prepared TFDS dataset's newest version.
+
+    Raises:
+        ValueError: no such dataset is prepared; see `load`.
+    """
+    folder = tfds_folder(data_dir)
     prepared = _prepared(folder)
     try:
         names.check("dataset", dataset, (DIGITS, *prepared))
@@ -233,14 +220,19 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
         raise ValueError(
             f"{error} TFDS datasets are looked for in {folder}. To prepare one: `python -m "
             "prelu_jax.data.folder --images=DIR --name=NAME` for a folder of images, or, with "
-            f"TensorFlow installed, `tfds build {dataset} --file_format=array_record`."
+            f"TensorFlow installed, `tfds build {dataset} --file_format=array_record`; then, if it "
+            "is large, `python -m prelu_jax.data.statistics --dataset=NAME` for its mean image."
         ) from None
+    return prepared[dataset]
+
+
+def _tfds(dataset: str, split: str, folder: Path) -> Split:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(f"{NEEDS_TFDS} ({error})") from error
     # From its files, not by its name: TFDS may know another dataset of that name.
-    builder = tfds.builder_from_directory(prepared[dataset])
+    builder = tfds.builder_from_directory(folder)
     features = dict(builder.info.features.items())
     if "image" not in features or not hasattr(features.get("label"), "names"):
         raise ValueError(
@@ -252,7 +244,7 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:  # another file format
         raise ValueError(
-            f"Dataset {dataset!r} in {prepared[dataset]} is not stored as array_record, the format "
+            f"Dataset {dataset!r} in {folder} is not stored as array_record, the format "
             f"that needs no TensorFlow. Prepare it again: `tfds build {dataset} "
             "--file_format=array_record`."
         ) from error

@@ -1,7 +1,8 @@
 """Scores of every example of a split: made, averaged over scales and models, counted as errors."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,7 +53,7 @@ def predict(
     return np.stack([scores[place] for place in range(len(labels))]), np.array(labels)
 
 
-def average(scores: Mapping[Hashable, np.ndarray]) -> np.ndarray:
+def average(scores: Mapping[Any, np.ndarray]) -> np.ndarray:
     """The mean of several models' or scales' softmax scores of the same examples (Table 7).
 
     Args:

@@ -1,11 +1,14 @@
 """What one run is, as a typed record; it stops at `loop.train`."""
 
 import dataclasses
+import itertools
+import math
 import re
 
 from prelu_jax import arch, datadep, initializers, models, names
 
 DTYPES = ("float32", "bfloat16")
+ON_BAD_IMAGE = ("fail", "skip")
 
 
 @dataclasses.dataclass
@@ -21,10 +24,13 @@ class TrainConfig:
     examples_per_class: int = 0  # train on so many of each class, chosen by the seed; 0 for all
     min_side: int = 32  # training images are resized to a shorter side drawn from
     max_side: int = 32  # [min_side, max_side], then cropped to the network's size
+    on_bad_image: str = "fail"  # a record that does not decode; 'skip': it is left out and counted
     flip: bool = True  # mirror half of the training images
+    colour: float = 0.0  # std of Krizhevsky's colour altering, 0.1 in the paper; 0 for none
     pixel_rms: float = 0.0  # scale pixels to this after subtracting the mean; 0: leave in 0..255
 
     arch: str = "small_14"
+    width: float = 1.0  # of every layer but the last, in widths of the arch's
     padding: str = "alternating"
     rectifier: str = "relu"
     initializer: str = "he_normal"  # of the convolutions
@@ -37,13 +43,15 @@ class TrainConfig:
     frozen: str = ""  # regex: parameters that are not trained, e.g. 'conv'
 
     batch_size: int = 128  # over all devices
+    accumulate: int = 1  # parts that a device takes one after another, to need less memory
     num_steps: int = 1000
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4  # kernels only
-    plateau_factor: float = 0.1  # the learning rate's, when the error plateaus
+    drop_factor: float = 0.1  # the learning rate's, when the error plateaus
     plateau_patience: int = 10  # evaluations without a lower error that make a plateau
-    min_learning_rate: float = 1e-4
+    min_learning_rate: float = 1e-4  # on plateaus, the rate drops no further
+    drop_epochs: str = ""  # '30,60': the rate drops after these instead, whatever the error does
 
     log_every: int = 10  # steps
     eval_every: int = 100  # steps; the error on the test split, and the plateau's count
@@ -60,17 +68,20 @@ def validate(config: TrainConfig) -> None:
     names.check("initializer", config.initializer, initializers.REGISTRY)
     names.check("mode", config.mode, initializers.MODES)
     names.check("dtype", config.dtype, DTYPES)
+    names.check("on_bad_image", config.on_bad_image, ON_BAD_IMAGE)
     datadep.resolve(config.datadep)
     counts = ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every")
-    for field in (*counts, "plateau_patience"):
+    for field in (*counts, "accumulate", "plateau_patience"):
         _require(config, field, getattr(config, field) >= 1, "at least 1")
-    at_least_0 = ("test_examples", "examples_per_class", "pixel_rms", "weight_decay")
+    at_least_0 = ("test_examples", "examples_per_class", "colour", "pixel_rms", "weight_decay")
     for field in (*at_least_0, "signal_every"):
         _require(config, field, getattr(config, field) >= 0, "at least 0")
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2³¹)")
+    _require(config, "width", 0 < config.width < math.inf, "above 0")
     _require(config, "learning_rate", config.learning_rate > 0, "above 0")
     _require(config, "momentum", 0 <= config.momentum < 1, "in [0, 1)")
-    _require(config, "plateau_factor", 0 < config.plateau_factor < 1, "in (0, 1)")
+    _require(config, "drop_factor", 0 < config.drop_factor < 1, "in (0, 1)")
+    drop_epochs(config)
     drawn_anyway = not config.fresh or bool(config.pretrained)
     _require(config, "fresh", drawn_anyway, "to be empty without config.pretrained")
     for field in ("fresh", "frozen"):
@@ -82,6 +93,17 @@ def validate(config: TrainConfig) -> None:
         # Then a resumed run logs the same intervals as one that was never interrupted.
         value = getattr(config, field)
         _require(config, field, value % config.log_every == 0, f"a multiple of {config.log_every}")
+
+
+def drop_epochs(config: TrainConfig) -> tuple[float, ...]:
+    """The epochs after which the rate drops; none if it drops on plateaus."""
+    try:
+        epochs = tuple(float(e) for e in config.drop_epochs.split(",") if config.drop_epochs)
+        rising = all(a < b < math.inf for a, b in itertools.pairwise((0.0, *epochs)))
+    except ValueError:
+        rising, epochs = False, ()
+    _require(config, "drop_epochs", rising, "rising numbers of epochs above 0, as in '30,60'")
+    return epochs
 
 
 def _compiles(pattern: str) -> bool:

@@ -15,6 +15,7 @@ from prelu_jax.training import calibration, pretrained, run_data, signal_log, st
 from prelu_jax.training import config as config_lib
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.checkpoint import Checkpoints
+from prelu_jax.training.finished import Finished
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.run_data import RunData
 from prelu_jax.training.run_folder import DIVERGED, DONE, RUNNING, RunFolder
@@ -65,7 +66,7 @@ def train(
 def check(config: config_lib.TrainConfig, parallel: Parallel) -> None:
     """Raises a ValueError if the configuration cannot be, here, before anything compiles."""
     config_lib.validate(config)
-    parallel.check_batch_size(config.batch_size)
+    parallel.check_batch_size(config.batch_size, config.accumulate)
     run_data.splits(config)
 
 
@@ -73,14 +74,14 @@ def _start(
     config: config_lib.TrainConfig,
     data: RunData,
     net: models.RectifierNet,
-    source: pretrained.Pretrained | None,
+    source: Finished | None,
     run: RunFolder,
     checkpoints: Checkpoints,
     parallel: Parallel,
 ) -> tuple[state_lib.TrainState, float | None]:
     """The newest checkpoint's state and test error, or the state of step 0 and None."""
     pixels = source.pixels if source else data.pixel_statistics()
-    fresh = start.state(config, net, source, pixels)
+    fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
     restored = checkpoints.restore(fresh)
     if restored is not None:
         return restored, run.rewind(int(restored.step))["test_error"]
@@ -148,7 +149,9 @@ class _Run:
                 self.checkpoints.save(state)
                 self.run.write_status(RUNNING, step)
             self.progress(step, self.error)
-        return self.run.write_status(DONE, config.num_steps, test_error=self.error)
+        return self.run.write_status(
+            DONE, config.num_steps, test_error=self.error, **self.data.tally.counts()
+        )
 
     def _log(self, step: int, interval: list[dict[str, Any]], started: float) -> int | None:
         """Writes the interval's metrics, or returns the first step that is not finite."""
@@ -193,7 +196,7 @@ class _Run:
             return state, False
         self.error = results["test_error"]
         state = state_lib.observe_error(state, self.error)
-        rate = self.config.learning_rate * float(state.plateau.scale)
+        rate = self.config.learning_rate * float(state.rate_scale)
         epoch = step / self.data.steps_per_epoch
         self.run.log({"step": step, "epoch": epoch, **results, "learning_rate": rate})
         return state, True

@@ -1,4 +1,4 @@
-"""SGD as the paper trains: decay on kernels only, a learning rate that drops on a plateau."""
+"""SGD as the paper trains: decay on kernels only, a learning rate that drops."""
 
 import functools
 import operator
@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
@@ -17,11 +18,22 @@ class Optimizer(NamedTuple):
         descent: gradients to updates; its ``update`` takes ``rate_scale``, the plateau's factor.
         plateau: counts evaluations without a lower error and holds the factor.
         weight_decay: of kernels (`decays`), part of ``descent``.
+        drop_factor: what the rate is multiplied with when it drops.
+        drop_steps: when it drops, whatever the error does; empty: when the error plateaus.
     """
 
     descent: optax.GradientTransformationExtraArgs
     plateau: optax.GradientTransformationExtraArgs
     weight_decay: float
+    drop_factor: float
+    drop_steps: tuple[int, ...]
+
+    def rate_scale(self, step: jax.Array, plateau: Any) -> jax.Array:
+        """The learning rate over the first one, in the step after ``step`` others."""
+        if not self.drop_steps:
+            return plateau.scale
+        dropped = jnp.sum(step >= jnp.array(self.drop_steps))
+        return jnp.float32(self.drop_factor) ** dropped.astype(jnp.float32)
 
 
 @functools.cache  # equal recipes are one object: states that differ in values compile once
@@ -29,10 +41,11 @@ def sgd(
     learning_rate: float,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
-    plateau_factor: float = 0.1,
+    drop_factor: float = 0.1,
     plateau_patience: int = 10,
     min_learning_rate: float = 1e-4,
     frozen: str = "",
+    drop_steps: tuple[int, ...] = (),
 ) -> Optimizer:
     """SGD with momentum, as Caffe and He et al. 2015 (Eq. 4) write it.
 
@@ -43,11 +56,12 @@ def sgd(
         learning_rate: the first rate.
         momentum: of the velocity.
         weight_decay: of kernels (`decays`).
-        plateau_factor: what the rate is multiplied with when the error plateaus.
+        drop_factor: what the rate is multiplied with when it drops.
         plateau_patience: evaluations without a lower error that make a plateau.
-        min_learning_rate: the rate drops no further.
+        min_learning_rate: on plateaus, the rate drops no further.
         frozen: regex of the parameters (`matching`) that are left as they are: no update, no decay,
             no velocity kept.
+        drop_steps: numbers of steps after which the rate drops, instead of on plateaus.
     """
     descent = optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decays),
@@ -61,11 +75,11 @@ def sgd(
             optax.masked(optax.set_to_zero(), lambda p: matching(p, frozen)),
         )
     plateau = optax.contrib.reduce_on_plateau(
-        factor=plateau_factor,
+        factor=drop_factor,
         patience=plateau_patience,
         min_scale=min(1.0, min_learning_rate / learning_rate),
     )
-    return Optimizer(descent, plateau, weight_decay)
+    return Optimizer(descent, plateau, weight_decay, drop_factor, drop_steps)
 
 
 def decays(params: Any) -> Any:

@@ -43,12 +43,13 @@ class Parallel:
         )
         return mapped
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raises a ValueError if the devices cannot share a batch of this size equally."""
-        if batch_size % len(self.devices):
+    def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
+        """Raises a ValueError if the devices cannot share a batch equally, in parts of a size."""
+        if batch_size % (len(self.devices) * parts):
+            each = f", in {parts} parts each (config.accumulate)" if parts > 1 else ""
             raise ValueError(
                 f"config.batch_size is {batch_size}, expected a multiple of the "
-                f"{len(self.devices)} devices that share it."
+                f"{len(self.devices)} devices that share it{each}."
             )
 
     def replicate(self, tree: Any) -> Any:

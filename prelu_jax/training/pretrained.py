@@ -1,8 +1,7 @@
 """What a run takes over from a finished one, and what of it."""
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +9,13 @@ import numpy as np
 from flax import traverse_util
 
 from prelu_jax import models
-from prelu_jax.data.augment import PixelStatistics
-from prelu_jax.training.checkpoint import Checkpoints
+from prelu_jax.training import finished
 from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.finished import Finished, by_path
 from prelu_jax.training.optimizer import matching
-from prelu_jax.training.run_folder import DONE, RunFolder
 
 
-class Pretrained(NamedTuple):
-    """The end of a finished run.
-
-    Attributes:
-        params: its parameters, float32.
-        pixels: what they were trained to see; a run that takes over the one takes the other.
-    """
-
-    params: Any
-    pixels: PixelStatistics
-
-
-def find(config: TrainConfig, net: models.RectifierNet) -> Pretrained | None:
+def find(config: TrainConfig, net: models.RectifierNet) -> Finished | None:
     """The run that ``config.pretrained`` names, once it is sure to fit; None if it names none.
 
     Args:
@@ -43,38 +29,30 @@ def find(config: TrainConfig, net: models.RectifierNet) -> Pretrained | None:
     """
     if not (config.pretrained or config.frozen):
         return None
-    size = net.arch.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
+    shapes = finished.shapes(net)
     _check_patterns(config, shapes)
     if not config.pretrained:
         return None
-    source = _load(config, size)
+    source = _load(config, net.arch.image_size)
     _check_fit(config, shapes, source)
     return source
 
 
-def _load(config: TrainConfig, size: int) -> Pretrained:
+def _load(config: TrainConfig, size: int) -> Finished:
     """The last checkpoint of the finished run, whose inputs must be the new one's."""
     folder = Path(config.pretrained)
-    status = RunFolder(folder).status()
-    if status["status"] != DONE:
-        found = f"one that is {status['status']!r}" if (folder / "status.json").exists() else "none"
-        raise ValueError(
-            f"config.pretrained is {folder}, expected the folder of a finished run, found {found}."
-        )
-    checkpoints = Checkpoints(folder / "checkpoints")
-    try:
-        arrays = checkpoints.arrays()
-    finally:
-        checkpoints.close()
-    source = Pretrained(arrays["params"], PixelStatistics(**arrays["pixels"]))
-    theirs = json.loads((folder / "config.json").read_text())["pixel_rms"]
+    source = finished.load(folder, "config.pretrained")
+    theirs = source.config.pixel_rms
     if (theirs, len(source.pixels.mean)) != (config.pixel_rms, size):
         raise ValueError(
             f"config.pretrained is {folder}, whose inputs, {len(source.pixels.mean)} pixels wide "
             f"with pixel_rms {theirs}, are taken over; expected {size} pixels and pixel_rms "
             f"{config.pixel_rms}."
+        )
+    if config.colour and not np.any(source.pixels.colour):
+        raise ValueError(
+            f"config.colour is {config.colour}, expected config.pretrained to be a run that knows "
+            f"how its images' colours vary: that in {folder} is older than colour altering."
         )
     return source
 
@@ -85,20 +63,17 @@ def _check_patterns(config: TrainConfig, shapes: Any) -> None:
         if pattern and not any(jax.tree.leaves(matching(shapes, pattern))):
             raise ValueError(
                 f"config.{field} is {pattern!r}, expected to be found in a parameter's path: "
-                f"{', '.join(_flat(shapes))}."
+                f"{', '.join(by_path(shapes))}."
             )
     if all(jax.tree.leaves(matching(shapes, config.frozen))):
         raise ValueError(f"config.frozen is {config.frozen!r}: that leaves nothing to train.")
 
 
-def _check_fit(config: TrainConfig, shapes: Any, source: Pretrained) -> None:
-    ours, fresh = (_flat(tree) for tree in (shapes, matching(shapes, config.fresh)))
-    theirs = {path: np.shape(leaf) for path, leaf in _flat(source.params).items()}
-    misfits = [
-        f"{path}: {theirs.get(path, 'nothing')} there, {leaf.shape} asked"
-        for path, leaf in ours.items()
-        if not fresh[path] and theirs.get(path) != leaf.shape
-    ]
+def _check_fit(config: TrainConfig, shapes: Any, source: Finished) -> None:
+    drawn = by_path(matching(shapes, config.fresh))
+    ours = {path: leaf for path, leaf in by_path(shapes).items() if not drawn[path]}
+    theirs = {path: leaf for path, leaf in by_path(source.params).items() if path in ours}
+    misfits = finished.differing(ours, theirs)
     if misfits:
         raise ValueError(
             f"The parameters of config.pretrained, {config.pretrained}, do not fit "
@@ -106,15 +81,11 @@ def _check_fit(config: TrainConfig, shapes: Any, source: Pretrained) -> None:
         )
 
 
-def take_over(params: Any, source: Pretrained, fresh: str) -> Any:
+def take_over(params: Any, source: Finished, fresh: str) -> Any:
     """The parameters of the finished run, and of ``params`` those that ``fresh`` is found in."""
-    theirs, drawn_anyway = _flat(source.params), _flat(matching(params, fresh))
+    theirs, drawn_anyway = by_path(source.params), by_path(matching(params, fresh))
     taken = {
         path: leaf if drawn_anyway[path] else jnp.asarray(theirs[path])
-        for path, leaf in _flat(params).items()
+        for path, leaf in by_path(params).items()
     }
     return traverse_util.unflatten_dict(taken, sep="/")
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    return traverse_util.flatten_dict(tree, sep="/")

@@ -7,7 +7,8 @@ calibration.json   with `datadep`: what each method did, layer by layer (`Calibr
 metrics.jsonl      a line per logging interval, evaluation and measurement of the signal; no clock
                    in it, so that an interrupted run and an undisturbed one write the same bytes
 events.*           the same for TensorBoard, with steps per second
-status.json        'running', 'done' or 'diverged', and the step
+status.json        'running', 'done' or 'diverged', and the step; at the end also how many images
+                   were left out or enlarged since the last start, if any were
 checkpoints/       see `checkpoint`
 """
 

@@ -12,14 +12,15 @@ from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.training import optimizer as optimizer_lib
 from prelu_jax.training import pretrained
 from prelu_jax.training import state as state_lib
-from prelu_jax.training.config import TrainConfig
-from prelu_jax.training.pretrained import Pretrained
+from prelu_jax.training.config import TrainConfig, drop_epochs
+from prelu_jax.training.finished import Finished
 
 
 def model(config: TrainConfig, num_classes: int) -> models.RectifierNet:
     """The network of a run."""
+    net = arch.with_padding(arch.get(config.arch), config.padding)
     return models.build(
-        arch.with_padding(arch.get(config.arch), config.padding),
+        arch.with_width(net, config.width),
         num_classes,
         config.rectifier,
         config.initializer,
@@ -31,8 +32,9 @@ def model(config: TrainConfig, num_classes: int) -> models.RectifierNet:
 def state(
     config: TrainConfig,
     net: models.RectifierNet,
-    source: Pretrained | None,
+    source: Finished | None,
     pixels: PixelStatistics,
+    steps_per_epoch: float,
 ) -> state_lib.TrainState:
     """The state of step 0, before it is calibrated.
 
@@ -41,17 +43,22 @@ def state(
         net: its network (`model`).
         source: the finished run that it takes parameters from, if any (`pretrained.find`).
         pixels: what its inputs are normalised with.
+        steps_per_epoch: by which the epochs of the configuration are steps.
     """
+    drop_steps = tuple(round(epoch * steps_per_epoch) for epoch in drop_epochs(config))
     optimizer = optimizer_lib.sgd(
         config.learning_rate,
         config.momentum,
         config.weight_decay,
-        config.plateau_factor,
+        config.drop_factor,
         config.plateau_patience,
         config.min_learning_rate,
         config.frozen,
+        drop_steps,
     )
-    fresh = state_lib.create(net, optimizer, pixels, config.seed, config.flip)
+    fresh = state_lib.create(
+        net, optimizer, pixels, config.seed, config.flip, config.colour, config.accumulate
+    )
     if source:
         fresh = fresh.replace(params=pretrained.take_over(fresh.params, source, config.fresh))
     return fresh.replace(model=net.uninitialized())

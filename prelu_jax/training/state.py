@@ -23,10 +23,12 @@ class TrainState(struct.PyTreeNode):
         params: the model's parameters, float32.
         velocity: state of ``optimizer.descent``.
         plateau: state of ``optimizer.plateau``: the best error, the count, the rate's factor.
-        pixels: what is subtracted from images and what they are multiplied with.
+        pixels: what is subtracted from images, what they are multiplied with, how colours vary.
         model: the Linen module (static).
         optimizer: the two halves of the recipe (static).
         flip: whether training images are mirrored (static).
+        colour: how much training images are recoloured, see `augment.alter_colour` (static).
+        accumulate: the parts that a device takes one after another in a step (static).
     """
 
     step: jax.Array
@@ -38,6 +40,13 @@ class TrainState(struct.PyTreeNode):
     model: nn.Module = struct.field(pytree_node=False)
     optimizer: Optimizer = struct.field(pytree_node=False)
     flip: bool = struct.field(pytree_node=False, default=False)
+    colour: float = struct.field(pytree_node=False, default=0.0)
+    accumulate: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def rate_scale(self) -> jax.Array:
+        """The learning rate of the next step over the first one."""
+        return self.optimizer.rate_scale(self.step, self.plateau)
 
 
 def stream(seed: jax.typing.ArrayLike, name: str, step: jax.typing.ArrayLike = 0) -> jax.Array:
@@ -46,13 +55,15 @@ def stream(seed: jax.typing.ArrayLike, name: str, step: jax.typing.ArrayLike = 0
     return jax.random.fold_in(key, step)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "flip"))
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "flip", "colour", "accumulate"))
 def create(
     model: nn.Module,
     optimizer: Optimizer,
     pixels: PixelStatistics,
     seed: jax.typing.ArrayLike,
     flip: bool = False,
+    colour: float = 0.0,
+    accumulate: int = 1,
 ) -> TrainState:
     """The state at step 0: parameters drawn from the seed, velocity zero.
 
@@ -70,6 +81,8 @@ def create(
         model=model,
         optimizer=optimizer,
         flip=flip,
+        colour=colour,
+        accumulate=accumulate,
     )
 
 

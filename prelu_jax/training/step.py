@@ -16,7 +16,7 @@ class Inputs(NamedTuple):
     """What the model is called with in a step of training.
 
     Attributes:
-        images: normalised and, if the run asks for it, half of them mirrored.
+        images: normalised and, if the run asks for it, half of them mirrored, all recoloured.
         call_kwargs: keywords of the call.
         rngs: keys of the model's random streams.
     """
@@ -26,13 +26,25 @@ class Inputs(NamedTuple):
     rngs: dict[str, jax.Array]
 
 
-def inputs(state: TrainState, batch: dict[str, jax.Array], axis_name: str | None) -> Inputs:
-    """The inputs of the step that the state is before; the arguments are those of `train_step`."""
-    images = batch["image"]
-    first_example = images.shape[0] * jax.lax.axis_index(axis_name) if axis_name else 0
+def first_example(batch: dict[str, jax.Array], axis_name: str | None) -> jax.typing.ArrayLike:
+    """Where this device's part of a batch begins in the whole of it."""
+    return batch["label"].shape[0] * jax.lax.axis_index(axis_name) if axis_name else 0
+
+
+def inputs(state: TrainState, images: jax.Array, first_example: jax.typing.ArrayLike = 0) -> Inputs:
+    """The inputs of the step that the state is before.
+
+    Args:
+        state: the run before the step.
+        images: uint8 ``[b, h, w, 3]``, some of the batch.
+        first_example: the place of the first of them in the global batch.
+    """
     x = augment.normalize(images, state.pixels)
     if state.flip:
         x = augment.random_flip(stream(state.seed, "flip", state.step), x, first_example)
+    if state.colour:
+        key = stream(state.seed, "colour", state.step)
+        x = augment.alter_colour(key, x, state.pixels, state.colour, first_example)
     return Inputs(
         images=x,
         call_kwargs={"train": True, "first_example": first_example},
@@ -59,20 +71,13 @@ def train_step(
         The state after it, the same on every device, and the metrics of the whole batch: 'loss',
         'error', and by parameter path 'grad_rms', 'param_rms' and 'slope_mean', before the step.
     """
-    images, call_kwargs, rngs = inputs(state, batch, axis_name)
-    labels = batch["label"]
-
-    def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
-        scores: Any = state.model.apply({"params": params}, images, rngs=rngs, **call_kwargs)
-        return mean_loss(scores, labels), jnp.mean(scores.argmax(axis=-1) != labels)
-
-    (loss, error), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, error), grads = _gradients(state, batch, first_example(batch, axis_name))
     if axis_name:
         # Devices hold equal parts, so the mean of their means is the mean over the batch.
         loss, error, grads = jax.lax.pmean((loss, error, grads), axis_name)
 
     updates, velocity = state.optimizer.descent.update(
-        grads, state.velocity, state.params, rate_scale=state.plateau.scale
+        grads, state.velocity, state.params, rate_scale=state.rate_scale
     )
     params = optax.apply_updates(state.params, updates)
     metrics = {
@@ -84,6 +89,40 @@ def train_step(
     }
     new_state = state.replace(step=state.step + 1, params=params, velocity=velocity)
     return new_state, metrics
+
+
+def _gradients(
+    state: TrainState, batch: dict[str, jax.Array], first: jax.typing.ArrayLike
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """Mean loss and error of a device's examples, and the gradient of the loss.
+
+    Taken in equal parts one after another, they need the memory of one: the mean of the parts'
+    means is the mean, and an example meets the same random numbers in any part.
+    """
+
+    def of_part(images: jax.Array, labels: jax.Array, first: jax.typing.ArrayLike) -> Any:
+        x, call_kwargs, rngs = inputs(state, images, first)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
+            scores: Any = state.model.apply({"params": params}, x, rngs=rngs, **call_kwargs)
+            return mean_loss(scores, labels), jnp.mean(scores.argmax(axis=-1) != labels)
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    images, labels, n = batch["image"], batch["label"], state.accumulate
+    if n == 1:
+        return of_part(images, labels, first)
+    size = len(labels) // n
+    parts = (
+        images.reshape(n, size, *images.shape[1:]),
+        labels.reshape(n, size),
+        first + size * jnp.arange(n),
+    )
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, *(p[0] for p in parts)))
+    total, _ = jax.lax.scan(
+        lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(*part)), None), zeros, parts
+    )
+    return jax.tree.map(lambda x: x / n, total)
 
 
 def _rms(x: jax.Array) -> jax.Array:

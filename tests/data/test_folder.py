@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from prelu_jax.data import folder, sources
+from prelu_jax.data import decoding, folder, sources
 from tests.conftest import write_images
 
 COUNTS = {"train": {"cat": 3, "dog": 2}, "test": {"dog": 1}}
@@ -105,5 +105,5 @@ def test_hidden_folders_are_no_classes(images):
 
 def test_images_of_the_folder_decode(images):
     file = next(images.glob("train/*/*.jpg"))
-    image = sources.decode({"image": file.read_bytes(), "key": "k"})
+    image = decoding.decode({"image": file.read_bytes(), "key": "k"})
     assert image.dtype == np.uint8

@@ -1,3 +1,6 @@
+import logging
+
+import cv2
 import numpy as np
 import pytest
 
@@ -53,17 +56,9 @@ def test_scales_are_drawn_between_the_two_sides():
     split = split_of(1)
     widths = set()
     for seed in range(30):
-        image = crop.random(split[0], np.random.default_rng(seed))["image"]
+        image = crop.random(split[0], np.random.default_rng(seed), pipeline.Tally())
         widths.add(int(image[-1, 0, 1]) - int(image[0, 0, 1]))
     assert min(widths) < 25 < 35 < max(widths)
-
-
-@pytest.mark.parametrize(("height", "width", "expected"), [(40, 60, (20, 30)), (10, 15, (20, 30))])
-def test_the_shorter_side_is_resized_and_the_shape_kept(height, width, expected):
-    image = np.zeros((height, width, 3), np.uint8)
-    assert pipeline.resize_shorter_side(image, 20).shape[:2] == expected
-    transposed = pipeline.resize_shorter_side(image.transpose(1, 0, 2), 20)
-    assert transposed.shape[:2] == expected[::-1]
 
 
 def test_evaluation_sees_every_example_once_and_pads_the_last_batch():
@@ -112,8 +107,125 @@ def test_a_crop_larger_than_the_image_side_is_refused():
         pipeline.Crop(size=32, min_side=20, max_side=40)
 
 
-def test_a_record_that_does_not_decode_is_named_in_the_error():
-    split = split_of(3)
-    split.records[1]["image"] = b"broken"
-    with pytest.raises(ValueError, match="Record '1'"):
-        list(pipeline.eval_batches(split, CROP, 2))
+def decodable(n=10):
+    """A split of JPEGs, each of one grey level that tells its index."""
+    records = [
+        {"image": cv2.imencode(".jpg", np.full((48, 64), 10 * i, np.uint8))[1].tobytes()}
+        | {"label": i, "key": f"cat/{i}.jpg"}
+        for i in range(n)
+    ]
+    return sources.Split(records, tuple(map(str, range(n))))
+
+
+def with_broken(*indices):
+    split = decodable()
+    for i in indices:
+        split.records[i]["image"] = b"broken"
+    return split
+
+
+READERS = {
+    "train": lambda split: pipeline.train_batches(split, CROP, 5, 0, 0, 4),
+    "eval": lambda split: pipeline.eval_batches(split, CROP, 5),
+    "whole": lambda split: pipeline.whole_images(split, 32),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_record_that_does_not_decode_is_named_in_the_error(read):
+    with pytest.raises(ValueError, match="Record 'cat/7.jpg' holds 6 bytes that do not decode"):
+        list(read(with_broken(7)))
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_is_no_class_is_named_in_the_error(read, label):
+    split = decodable()
+    split.records[3]["label"] = label
+    message = f"Record 'cat/3.jpg' has label {label}, expected one of the dataset's 10 classes"
+    with pytest.raises(ValueError, match=message):
+        list(read(split))
+
+
+def test_in_training_the_next_image_takes_the_place_of_one_that_does_not_decode():
+    tally = pipeline.Tally(skip_bad_images=True)
+    arguments = (CROP, 5, 3, 0, 6)  # three epochs
+    whole = list(pipeline.train_batches(decodable(), *arguments))
+    mended = list(pipeline.train_batches(with_broken(3, 4, 9), *arguments, tally))
+    assert tally.left_out == {"cat/3.jpg", "cat/4.jpg", "cat/9.jpg"}
+    replaced = {3: 5, 4: 5, 9: 0}
+    for a, b in zip(whole, mended, strict=True):
+        expected = [replaced.get(int(label), int(label)) for label in a["label"]]
+        assert b["label"].tolist() == expected
+        assert (b["image"] // 10).max(axis=(1, 2, 3)).tolist() == expected
+    later = pipeline.train_batches(with_broken(3, 4, 9), CROP, 5, 3, 4, 6, tally)
+    for a, b in zip(mended[4:], later, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+    assert len(tally.left_out) == 3
+
+
+def test_when_nothing_decodes_training_ends():
+    with pytest.raises(ValueError, match="None of the 10 images decodes"):
+        next(
+            pipeline.train_batches(
+                with_broken(*range(10)), CROP, 5, 0, 0, 1, pipeline.Tally(skip_bad_images=True)
+            )
+        )
+
+
+def test_in_a_test_an_image_that_does_not_decode_is_masked_and_counted(caplog):
+    tally = pipeline.Tally(skip_bad_images=True)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            split = with_broken(3, 8)
+            batches = list(pipeline.eval_batches(split, CROP, 4, tally=tally))
+    seen = np.concatenate([batch["label"][batch["mask"] > 0] for batch in batches])
+    assert seen.tolist() == [0, 1, 2, 4, 5, 6, 7, 9]
+    assert {batch["image"].shape for batch in batches} == {(4, 32, 32, 3)}
+    assert tally.left_out == {"cat/3.jpg", "cat/8.jpg"}
+    assert [record.message.split("; ")[1] for record in caplog.records] == [
+        *("so far: 1.", "so far: 2.")
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_neither_threads_nor_a_restart_change_a_byte(threads):
+    crop = pipeline.Crop(size=24, min_side=24, max_side=60)
+    photos = sources.Split(
+        [*split_of(6, 90, 120).records, *with_broken(2).records], tuple("0123456789")
+    )
+
+    def read(first, threads):
+        tally = pipeline.Tally(skip_bad_images=True)
+        batches = pipeline.train_batches(photos, crop, 3, 7, first, 20, tally, threads)
+        return [b["image"].tobytes() + b["label"].tobytes() for b in batches]
+
+    alone = read(0, 1)
+    assert len(set(alone)) == 20
+    assert read(0, threads) == alone
+    for first in (1, 13, 19):
+        assert read(first, threads) == alone[first:]
+
+
+def test_whole_images_that_do_not_decode_are_passed_over_and_counted():
+    tally = pipeline.Tally(skip_bad_images=True)
+    found = [int(x["label"]) for x in pipeline.whole_images(with_broken(0, 5), 32, tally=tally)]
+    assert found == [1, 2, 3, 4, 6, 7, 8, 9]
+    assert tally.counts() == {"left_out": 2}
+
+
+def test_images_smaller_than_the_crop_are_enlarged_and_counted(caplog):
+    tally = pipeline.Tally()
+    crop = pipeline.Crop(size=50, min_side=50, max_side=60)
+    with caplog.at_level(logging.WARNING):
+        for batches in (
+            pipeline.train_batches(decodable(), crop, 5, 0, 0, 4, tally),  # 48 × 64 pixels
+            pipeline.eval_batches(decodable(), crop, 5, tally=tally),
+        ):
+            assert {batch["image"].shape for batch in batches} == {(5, 50, 50, 3)}
+    assert tally.counts() == {"enlarged": 10}
+    assert len(caplog.records) == 1
+    assert "is 48×64 pixels, smaller than the crop of 50" in caplog.records[0].message
+    untold = pipeline.Tally()
+    list(pipeline.eval_batches(decodable(), CROP, 5, tally=untold))
+    assert untold.counts() == {}

@@ -18,7 +18,7 @@ def test_from_a_flag_to_a_picture(experiment, tmp_path):
     for text in ("Claims:", "FAIL  ", "n = 1", "figure.png", "figure.pdf", "curves.csv"):
         assert text in done.stdout
     assert "step/s" in done.stderr
-    for name in ("figure.png", "figure.pdf", "curves.csv", "claims.json"):
+    for name in ("figure.png", "figure.pdf", "curves.csv", "experiment.json"):
         assert (tmp_path / name).stat().st_size > 100
     for arm, rule in (("he", "variance 2 / fan_out"), ("xavier", "variance 1 / fan_out")):
         report = json.loads((tmp_path / arm / "seed_0/init_report.json").read_text())

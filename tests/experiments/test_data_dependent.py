@@ -1,13 +1,12 @@
 import csv
 import dataclasses
-import json
 import types
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import data_dependent, starts
+from experiments import data_dependent, record, starts
 from experiments.data_dependent import BOTH, HE, LSUV, METHODS, WITHIN, Condition, Found
 from experiments.results import Curve
 from prelu_jax.training.parallel import Parallel
@@ -33,7 +32,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
         assert text in done.stdout
     for name in ("errors.png", "errors.pdf", "rates.png", "rates.pdf", "table.md"):
         assert (tmp_path / name).stat().st_size > 100
-    assert len(json.loads((tmp_path / "claims.json").read_text())) == 5
+    assert len(record.read(tmp_path).claims) == 5
     rows = {row["method"]: row for row in csv.DictReader((tmp_path / "runs.csv").open())}
     assert list(rows) == list(data_dependent.JUDGED)
     assert float(rows[HE]["seconds"]) == 0 < float(rows[WITHIN]["seconds"])
@@ -96,7 +95,7 @@ def test_a_start_has_the_mean_image_of_its_own_data_and_is_measured_in_float32(m
     """Of two images per class, other ones for every seed; nothing is drawn or measured here."""
     given, precisions = [], []
 
-    def state(config, model, source, pixels):
+    def state(config, model, source, pixels, steps_per_epoch):
         given.append(pixels.mean)
         return types.SimpleNamespace(model=model, params={})
 

@@ -1,11 +1,10 @@
 import csv
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
-from experiments import results, signal_profile
+from experiments import record, results, signal_profile
 from experiments.results import Profile
 from experiments.signal_profile import (
     ARMS,
@@ -30,12 +29,12 @@ def test_from_the_command_to_the_picture(tmp_path):
         "signal_profile",
         *("--seeds=3", "--config.archs=small_14_reduced", f"--workdir={tmp_path}"),
     )
-    claims = json.loads((tmp_path / "claims.json").read_text())
-    assert claims[0]["passed"]
-    assert claims[2]["passed"]
-    assert claims[3]["passed"]
-    assert "healthy 3" in claims[0]["measured"]
-    assert done.returncode == (0 if claims[1]["passed"] else 1), done.stderr
+    claims = record.read(tmp_path).claims
+    assert claims[0].passed
+    assert claims[2].passed
+    assert claims[3].passed
+    assert "healthy 3" in claims[0].measured
+    assert done.returncode == (0 if claims[1].passed else 1), done.stderr
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     rows = list(csv.DictReader((tmp_path / "profile.csv").open()))
     assert len(rows) == len(ARMS) * 2 * len(LAYERS)

@@ -18,7 +18,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
     assert done.returncode == 1  # eight steps teach nothing: the claims fail
     for text in ("Claims:", "FAIL  ", "n = 1", "| frozen | within + between |"):
         assert text in done.stdout
-    for name in ("figure.png", "figure.pdf", "table.md", "curves.csv", "claims.json"):
+    for name in ("figure.png", "figure.pdf", "table.md", "curves.csv", "experiment.json"):
         assert (tmp_path / name).stat().st_size > 100
     for arm, frozen in (("trained_plain", False), ("frozen_within_between", True)):
         report = json.loads((tmp_path / arm / "seed_0/init_report.json").read_text())

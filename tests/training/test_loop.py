@@ -150,6 +150,13 @@ def test_the_rate_drops_on_a_plateau_across_an_interruption_too(tmp_path):
     assert rates == pytest.approx([1e-8, 1e-9, 1e-10, 1e-11])
 
 
+def test_the_rate_drops_at_given_epochs(tmp_path):
+    config = tiny_config(drop_epochs="0.05,0.1")  # 1,500 images in batches of 16: steps 5 and 9
+    loop.train(config, tmp_path, parallel=one)
+    rates = [r["learning_rate"] for r in records(tmp_path) if "learning_rate" in r]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
+
+
 def test_a_finished_run_is_not_trained_again(finished):
     def fail(step, error):
         raise AssertionError(step)
@@ -211,6 +218,14 @@ def test_what_cannot_be_is_refused_before_the_folder_is_made(tmp_path):
         ({"eval_every": 3}, "config.eval_every is 3, expected a multiple of 2"),
         ({"learning_rate": 0.0}, "config.learning_rate is 0.0, expected above 0"),
         ({"min_side": 16}, "config.min_side is 16, expected at least the 32 pixels"),
+        ({"accumulate": 0}, "config.accumulate is 0, expected at least 1"),
+        ({"accumulate": 3}, r"multiple of the \d devices that share it, in 3 parts each"),
+        ({"drop_epochs": "30,20"}, "config.drop_epochs is 30,20, expected rising numbers"),
+        ({"drop_epochs": "30;60"}, "config.drop_epochs is 30;60, expected rising numbers"),
+        ({"drop_epochs": "0,inf"}, "config.drop_epochs is 0,inf, expected rising numbers"),
+        ({"on_bad_image": "skp"}, "Unknown on_bad_image 'skp'. Did you mean 'skip'"),
+        ({"width": 0.0}, "config.width is 0.0, expected above 0"),
+        ({"colour": -0.1}, "config.colour is -0.1, expected at least 0"),
         ({"signal_every": -1}, "config.signal_every is -1, expected at least 0"),
     ):
         with pytest.raises(ValueError, match=message):

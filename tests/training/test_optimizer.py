@@ -1,10 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from prelu_jax.training import optimizer, state
-from tests.training.conftest import make_state
+from prelu_jax.training import optimizer, state, step
+from tests.training.conftest import make_batch, make_state
 
 
 def test_velocity_follows_eq_4_with_decay_on_kernels_alone():
@@ -39,6 +40,22 @@ def test_the_rate_drops_tenfold_on_a_plateau_and_no_further_than_its_minimum():
         run = state.observe_error(run, error)
         scales.append(float(run.plateau.scale))
     assert scales == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01])
+
+
+def test_the_rate_drops_after_given_steps_whatever_the_error_does():
+    run = make_state(learning_rate=0.01, plateau_patience=1, drop_steps=(3, 5), weight_decay=0.0)
+    scales, updates = [], []
+    step_once = jax.jit(step.train_step)
+    for _ in range(7):
+        scales.append(float(run.rate_scale))
+        run = state.observe_error(run, 0.9)  # a plateau from the first on
+        still = run.replace(velocity=jax.tree.map(jnp.zeros_like, run.velocity))
+        run, _ = step_once(still, make_batch())
+        moved = run.params["conv1"]["kernel"] - still.params["conv1"]["kernel"]
+        updates.append(float(jnp.linalg.norm(moved)))
+    assert scales == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert 5 < updates[2] / updates[3] < 20
+    assert 5 < updates[4] / updates[5] < 20
 
 
 def test_equal_recipes_are_one_object():

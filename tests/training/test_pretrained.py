@@ -48,7 +48,7 @@ def tuned(first, **fields):
     return tiny_config(**{**SHORT, **few, **source, **fields})
 
 
-PARTLY_FROZEN = {"frozen": "conv2|bias", "weight_decay": 0.1}
+PARTLY_FROZEN = {"frozen": "conv2|bias", "weight_decay": 0.1, "colour": 0.1}
 # At such a rate what is not zero stays as it is in float32: the end is the start.
 STILL = {"learning_rate": 1e-30, "min_learning_rate": 1e-30}
 
@@ -158,6 +158,18 @@ def test_a_run_that_is_not_finished_is_no_source(tmp_path):
     (tmp_path / "status.json").write_text('{"status": "diverged", "step": 3}')
     with pytest.raises(ValueError, match="a finished run, found one that is 'diverged'"):
         loop.train(tuned(tmp_path), tmp_path / "run", parallel=one)
+
+
+def test_a_run_from_before_colour_altering_is_a_source_for_runs_without_it(
+    first, tmp_path, monkeypatch
+):
+    old = end(first)
+    del old["pixels"]["colour"]
+    monkeypatch.setattr(Checkpoints, "arrays", lambda self: old)
+    with pytest.raises(ValueError, match="config.colour is 0.1.*is older than colour altering"):
+        loop.train(tuned(first, colour=0.1), tmp_path / "run", parallel=one)
+    assert not (tmp_path / "run").exists()
+    assert loop.train(tuned(first), tmp_path / "run", parallel=one)["status"] == "done"
 
 
 def test_a_path_matches_where_the_regex_is_found_and_never_an_empty_one():

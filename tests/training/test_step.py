@@ -85,6 +85,27 @@ def test_the_step_compiles_once_for_runs_that_differ_in_seed_alone(parallel):
     assert not [event for event in compiled if "backend_compile" in event]
 
 
+@pytest.mark.parametrize("parallel", [one, four], ids=["one device", "four devices"])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(parallel):
+    """With flips, colours and dropout: an example meets its own in any part."""
+    batch = make_batch()
+    whole = make_state().replace(colour=0.1)
+    state, metrics = jax.jit(step.train_step)(whole, batch)
+    parts = parallel.replicate(whole.replace(accumulate=4))
+    of_parts, metrics_of_parts = parallel.train_step(parts, batch)
+    for a, b in ((state.velocity, of_parts.velocity), (metrics, metrics_of_parts)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=2e-5, atol=2e-6), a, b)
+
+
+def test_a_batch_in_parts_needs_less_memory():
+    def needed(parts):
+        state = make_state().replace(accumulate=parts)
+        compiled = jax.jit(step.train_step).lower(state, make_batch(256)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert needed(8) < needed(1) / 4
+
+
 def test_flipping_and_dropout_are_drawn_anew_each_step():
     state = make_state("relu", learning_rate=1e-9)
     losses = []
@@ -92,6 +113,24 @@ def test_flipping_and_dropout_are_drawn_anew_each_step():
         state, metrics = jax.jit(step.train_step)(state, make_batch())
         losses.append(float(metrics["loss"]))
     assert len(set(losses)) == 3
+
+
+def test_colours_are_drawn_alike_on_any_number_of_devices_and_anew_each_step():
+    state = make_state("relu", flip=False).replace(colour=0.1)
+    batch = make_batch()
+
+    def images(state, batch, axis_name=None):
+        return step.inputs(state, batch["image"], step.first_example(batch, axis_name)).images
+
+    alone = jax.jit(images)(state, batch)
+    mapped = jax.pmap(lambda *args: images(*args, axis_name=AXIS), AXIS, in_axes=(None, 0))
+    np.testing.assert_allclose(np.concatenate(mapped(state, four.split(batch))), alone, atol=1e-6)
+    plain = augment.normalize(jnp.asarray(batch["image"]), state.pixels)
+    later = jax.jit(images)(state.replace(step=state.step + 1), batch)
+    added, added_later = ((x - plain)[:, 0, 0] for x in (alone, later))
+    assert (abs(added - added_later) > 1e-6).all()
+    std = 0.1 * 0.1 * 255 / 64  # of a, its eigenvalue, the pixels' unit
+    assert abs(np.std(added) / std - 1) < 5 / np.sqrt(2 * added.size)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():

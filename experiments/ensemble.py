@@ -1,0 +1,165 @@
+"""He et al. 2015, Table 7: six models together.
+
+    python -m experiments.ensemble --scale=laptop
+    python -m experiments.ensemble --config.members=DIR,DIR,...
+
+The four models of Table 6 and two more of A and B, each tested densely at all scales; their softmax
+scores are averaged. In the work folder of `experiments.large_models` its runs are not trained
+again. With ``members``, the ensemble of finished runs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from experiments import common, figures, large_models, results, testing
+from experiments.large_models import A_RELU, A, B, C
+from experiments.results import Claim
+from experiments.testing import Scores
+from prelu_jax import evaluation
+from prelu_jax.training import finished
+
+ENSEMBLE = "ensemble"
+_OTHER_SEED = 1000  # of the fifth and the sixth member: ensembles of several seeds share none
+# "Six models including those of Table 6", "only one model C" (§4): what the others are, it leaves
+# open.
+MEMBERS = ((A_RELU, 0), (A, 0), (B, 0), (C, 0), (A, _OTHER_SEED), (B, _OTHER_SEED))
+_PAPER_TOP_5 = {C: "5.71 (validation)", ENSEMBLE: "4.94 (test)"}
+
+Errors = Mapping[str, Sequence[tuple[float, float]]]  # member or ensemble -> of each seed
+
+
+@dataclasses.dataclass
+class Config(large_models.Config):
+    """The members' training and tests."""
+
+    members: str = ""  # folders of finished runs, comma-separated: their ensemble, nothing trained
+
+
+def of_scale(scale: str) -> Config:
+    """The configuration of `experiments.large_models`."""
+    return Config(**dataclasses.asdict(large_models.SCALES[scale]()))
+
+
+def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
+    """Trains and tests the members, or reads them; writes the table and the figure."""
+    if config.members:
+        return _given(config, workdir)
+    first = range(config.seed, config.seed + seeds)
+    runs = {
+        (model, seed + other): workdir / large_models.slug(model) / f"seed_{seed + other}"
+        for seed in first
+        for model, other in MEMBERS
+    }
+    tested = large_models.train_and_test(config, runs)
+    ensembles = [
+        {name(member): tested[member[0], seed + member[1]] for member in MEMBERS} for seed in first
+    ]
+    errors = errors_of(ensembles, config.scales)
+    _write(workdir, errors, f"{config.dataset}; seeds {config.seed} to {first[-1]}")
+    return judge(errors)
+
+
+def _given(config: Config, workdir: Path) -> list[Claim]:
+    """The ensemble of finished runs; it claims nothing."""
+    folders = [Path(folder.strip()) for folder in config.members.split(",")]
+    parallel = common.devices(config.test_batch_size)  # before anything is read on them
+    check_alike(folders)
+    tested = {str(folder): testing.scores(folder, config, parallel) for folder in folders}
+    _write(workdir, errors_of([tested], config.scales), f"{len(folders)} finished runs")
+    return []
+
+
+def check_alike(folders: Iterable[Path]) -> None:
+    """Raises a ValueError unless the runs were tested on the same examples of the same classes."""
+    about = {}
+    for folder in folders:
+        c = finished.load(folder, "config.members").config
+        about[folder] = f"{c.dataset}/{c.test_split}, classes {c.classes or 'all'}"
+    if len(set(about.values())) > 1:
+        raise ValueError(
+            "config.members: expected runs with the same test examples and classes, got "
+            f"{'; '.join(f'{folder}: {of}' for folder, of in about.items())}."
+        )
+
+
+def name(member: tuple[str, int]) -> str:
+    """What a member of every ensemble is called."""
+    model, other = member
+    return f"{model}, again" if other else model
+
+
+def errors_of(
+    ensembles: Sequence[Mapping[str, Scores | None]], scales: Sequence[int]
+) -> dict[str, list[tuple[float, float]]]:
+    """Multi-scale errors of every member, and of the ensemble of those that did not diverge.
+
+    Args:
+        ensembles: of each seed: member -> what it says of the test examples.
+        scales: of the dense test.
+
+    Raises:
+        ValueError: all members of an ensemble diverged.
+    """
+    errors: dict[str, list[tuple[float, float]]] = {m: [] for m in (*ensembles[0], ENSEMBLE)}
+    for members in ensembles:
+        sound = {member: tested for member, tested in members.items() if tested is not None}
+        if not sound:
+            raise ValueError("Every member of an ensemble diverged: nothing is left to average.")
+        for member, tested in members.items():
+            errors[member].append(large_models.of_tests(tested, scales)[-1])
+        together = evaluation.average({m: tested.multi_scale for m, tested in sound.items()})
+        some = next(iter(sound.values()))  # all share their labels
+        errors[ENSEMBLE].append((some.error(together, 1), some.error(together, 5)))
+    return errors
+
+
+def judge(errors: Errors) -> list[Claim]:
+    """What Table 7 says, as a difference within seeds whose 95 % interval decides."""
+    top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
+    members = [of for name, of in top_1.items() if name != ENSEMBLE]
+    best = min(members, key=sum)
+    differences = [a - b for a, b in zip(top_1[ENSEMBLE], best, strict=True)]
+    return [
+        Claim(
+            "Table 7: the ensemble has a lower top-1 error than its best member",
+            results.below_zero(differences),
+            f"difference: {results.summary(differences, ' points', 100)}",
+        )
+    ]
+
+
+def _write(workdir: Path, errors: Errors, caption: str) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
+    of_test = {large_models.MULTI_SCALE: top_1}
+    written = figures.errors_by_test(
+        of_test, f"{caption}; mean and 95 % interval", workdir / "figure", "Model"
+    )
+    table = workdir / "table.md"
+    table.write_text(markdown(errors))
+    print(f"\n{table.read_text()}\nWritten:", *written, table, sep="\n  ")
+
+
+def markdown(errors: Errors) -> str:
+    """Table 7: the paper beside means and 95 % intervals over the seeds."""
+    n = len(errors[ENSEMBLE])
+    lines = [
+        "Dense test, multi-scale; top-1 / top-5 error, %; means and 95 % Student intervals over "
+        f"n = {n} seed{'s' if n > 1 else ''}. A member that diverged counts 100 % and is left out "
+        "of its ensemble.",
+        "",
+        "| | paper, ImageNet, top-5 | ours |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {_PAPER_TOP_5.get(name, '–')} | {large_models.ours(of)} |"
+        for name, of in errors.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    scales = {scale: functools.partial(of_scale, scale) for scale in large_models.SCALES}
+    common.main("ensemble", scales, run, default_seeds=5)

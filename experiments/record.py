@@ -1,0 +1,125 @@
+"""What is kept of a finished experiment, in its folder, for `experiments.report`."""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.results import Claim
+
+_FILE = "experiment.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One experiment as it was run; its tables and figures lie beside it.
+
+    Attributes:
+        name, scale, seeds: of the experiment.
+        command: that ran it.
+        finished: the day, ISO 8601.
+        seconds: wall-clock, compilation included, of all commands that finished in the folder.
+        resumed: one that did not finish was there before: the time is not all of it.
+        hardware, versions: what it ran on.
+        claims: what came of it.
+    """
+
+    name: str
+    scale: str
+    seeds: int
+    command: str
+    finished: str
+    seconds: float
+    resumed: bool
+    hardware: str
+    versions: str
+    claims: tuple[Claim, ...]
+
+
+def write(
+    folder: Path,
+    name: str,
+    scale: str,
+    seeds: int,
+    seconds: float,
+    resumed: bool,
+    claims: Sequence[Claim],
+) -> None:
+    """Keeps the record of this process's experiment in its folder; see `Record`.
+
+    Args:
+        folder, name, scale, seeds, claims: of the experiment.
+        seconds: that this command took.
+        resumed: the folder was there before the command.
+    """
+    if (folder / _FILE).exists():
+        earlier = read(folder)
+        seconds, resumed = earlier.seconds + seconds, earlier.resumed
+    record = Record(
+        name,
+        scale,
+        seeds,
+        command=shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]]),
+        finished=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        seconds=round(seconds, 1),
+        resumed=resumed,
+        hardware=_hardware(),
+        versions=_versions(),
+        claims=tuple(claims),
+    )
+    (folder / _FILE).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
+
+
+def read(folder: Path) -> Record:
+    """The record of an experiment's folder.
+
+    Raises:
+        ValueError: the file is no record.
+    """
+    file = folder / _FILE
+    try:
+        fields = json.loads(file.read_text())
+        claims = tuple(Claim(**claim) for claim in fields.pop("claims"))
+        return Record(**fields, claims=claims)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{file} is no record of an experiment ({error}). Give the experiment's command again: "
+            "finished runs are read, not repeated."
+        ) from error
+
+
+def find(root: Path) -> list[Path]:
+    """Every folder below ``root``, or itself, that holds a record."""
+    return sorted(file.parent for file in root.rglob(_FILE))
+
+
+def _hardware() -> str:
+    """The devices that JAX computes on."""
+    import jax  # here: records are read without it
+
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} × {devices[0].device_kind}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    model = next(models, "") or platform.processor() or platform.machine()
+    return f"{os.cpu_count()} cores of {model}"
+
+
+def _versions() -> str:
+    """Of Python and of the packages that decide a result."""
+    import flax
+    import jax
+
+    import prelu_jax
+
+    return (
+        f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}, "
+        f"prelu_jax {prelu_jax.__version__}"
+    )

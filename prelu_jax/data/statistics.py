@@ -1,0 +1,72 @@
+"""Measures the pixels of a prepared dataset, once, and keeps the outcome beside it.
+
+    python -m prelu_jax.data.statistics --dataset=NAME --size=224 --side=256
+
+The mean image of the centre crops and the covariance of their colours (`moments`): what a run
+subtracts, and how it alters colours.
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+from tqdm import tqdm
+
+from prelu_jax.data import moments, pipeline, sources
+
+_BATCH = 100
+
+
+def measure(
+    dataset: str, split: str, crop: pipeline.Crop, data_dir: str, tally: pipeline.Tally
+) -> Path:
+    """Measures a split of a prepared dataset; returns the file that it wrote.
+
+    Raises:
+        ValueError: no such dataset or split, or an image that does not decode and is not left out.
+    """
+    folder = sources.version_folder(dataset, data_dir)
+    images = sources.load(dataset, split, data_dir)
+    batches = pipeline.eval_batches(images, crop, _BATCH, tally=tally)
+    found = moments.measure(tqdm(batches, total=-(-len(images) // _BATCH), unit="batch"))
+    file = moments.path(folder, split, crop.size, crop.min_side)
+    moments.save(file, found)
+    return file
+
+
+def command(dataset: str, split: str, crop: pipeline.Crop, data_dir: str) -> str:
+    """The command that measures a split."""
+    other = f" --split={split}" if split != "train" else ""
+    other += f" --data_dir={data_dir}" if data_dir else ""
+    return (
+        f"python -m prelu_jax.data.statistics --dataset={dataset} --size={crop.size} "
+        f"--side={crop.min_side}{other}"
+    )
+
+
+def main(argv: list[str]) -> None:
+    """The command; see the module."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+    values = flags.FLAGS
+    tally = pipeline.Tally(values.on_bad_image == "skip")
+    try:
+        crop = pipeline.Crop(values.size, values.side, values.side)
+        file = measure(values.dataset, values.split, crop, values.data_dir, tally)
+    except (ValueError, ImportError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    found = moments.load(file)
+    print(f"{int(found.images)} images; mean red, green, blue: {found.mean.mean(axis=(0, 1))}")
+    print("".join(f"{kind}: {count}\n" for kind, count in tally.counts().items()), end="")
+    print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("dataset", None, "Name of a prepared dataset.", required=True)
+    flags.DEFINE_string("split", "train", "What is measured, in TFDS's syntax.")
+    flags.DEFINE_string("data_dir", "", "TFDS's folder; by default its own default.")
+    flags.DEFINE_integer("size", 224, "Side of the crops, in pixels.")
+    flags.DEFINE_integer("side", 256, "Shorter side of the images that they are cut from.")
+    flags.DEFINE_enum(
+        "on_bad_image", "fail", ["fail", "skip"], "What to do with a record that does not decode."
+    )
+    app.run(main)

@@ -1,0 +1,92 @@
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from prelu_jax.data import decoding, folder, moments, pipeline, sources, statistics
+from tests.conftest import write_images
+from tests.experiments.conftest import ROOT, environment
+
+CROP = pipeline.Crop(24, 32, 32)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """TFDS's folder with a dataset 'photos'."""
+    root = tmp_path_factory.mktemp("statistics")
+    images = write_images(root / "images", {"train": {"a": 3, "b": 2}, "test": {"a": 1}})
+    folder.prepare(images, "photos", str(root / "tfds"))
+    return root / "tfds"
+
+
+def test_the_moments_are_those_of_all_centre_crops(prepared):
+    file = statistics.measure("photos", "train", CROP, str(prepared), pipeline.Tally())
+    assert file == prepared / "photos/1.0.0/pixel_moments_train_24_of_32.npz"
+    found = moments.load(file)
+    crops = []
+    split = sources.load("photos", "train", str(prepared))
+    for record in map(split.__getitem__, range(len(split))):
+        image = decoding.resize_shorter_side(decoding.decode(record, 32), 32).astype(float)
+        top, left = ((n - 24) // 2 for n in image.shape[:2])
+        crops.append(image[top : top + 24, left : left + 24])
+    assert int(found.images) == 5
+    np.testing.assert_allclose(found.mean, np.mean(crops, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.variance, np.var(crops, axis=0).mean(), rtol=1e-9)
+    covariance = np.cov(np.reshape(crops, (-1, 3)).T, bias=True)
+    np.testing.assert_allclose(found.covariance, covariance, rtol=1e-9)
+    before = file.read_bytes()
+    statistics.measure("photos", "train", CROP, str(prepared), pipeline.Tally())
+    assert file.read_bytes() == before
+
+
+def test_the_command_that_an_error_gives_measures_what_was_missing(prepared):
+    done = run(*statistics.command("photos", "test", CROP, str(prepared)).split()[1:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 images; mean red, green, blue: [")
+    assert int(moments.load(prepared / "photos/1.0.0/pixel_moments_test_24_of_32.npz").images) == 1
+
+
+def test_what_cannot_be_measured_is_said(prepared):
+    for arguments, message in (
+        (["--dataset=photso", f"--data_dir={prepared}"], "Did you mean 'photos'"),
+        (
+            ["--dataset=photos", f"--data_dir={prepared}", "--size=64", "--side=32"],
+            "Crop: expected",
+        ),
+        (["--dataset=photos", f"--data_dir={prepared}", "--split=dev"], "split of photos 'dev'"),
+    ):
+        where = f"--data_dir={prepared}"
+        done = run("-m", "prelu_jax.data.statistics", *arguments, where)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    file = tmp_path / "pixel_moments_train_24_of_32.npz"
+    for content in (b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="24_of_32.npz cannot be read .*measure anew"):
+            moments.load(file)
+
+
+def test_records_that_do_not_decode_are_left_out_of_the_moments():
+    grey = cv2.imencode(".png", np.full((24, 24), 50, np.uint8))[1].tobytes()
+    records = [{"image": image, "label": 0, "key": "k"} for image in (grey, b"broken", grey)]
+    tally = pipeline.Tally(skip_bad_images=True)
+    crop = pipeline.Crop(24, 24, 24)
+    batches = pipeline.eval_batches(sources.Split(records, ("a",)), crop, 2, tally=tally)
+    found = moments.measure(batches)
+    assert int(found.images) == 2
+    np.testing.assert_array_equal(found.mean, 50.0)
+    bad = sources.Split(records[1:2], ("a",))
+    with pytest.raises(ValueError, match="no image to measure: none is given, or none decodes"):
+        moments.measure(pipeline.eval_batches(bad, crop, 2, tally=tally))

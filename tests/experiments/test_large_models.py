@@ -1,0 +1,177 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments import ensemble, large_models, record, testing
+from experiments.ensemble import ENSEMBLE
+from experiments.large_models import A_RELU, MODELS, MULTI_SCALE, TEN_VIEW, A, B, C
+from experiments.testing import Scores
+from prelu_jax.training.parallel import Parallel
+from tests.experiments.conftest import SHORT, run
+
+# One network for all three models: less to compile.
+TINY = (
+    *(flag for flag in SHORT if "config.arch=" not in flag),
+    f"--config.archs={('small_14_reduced',) * 3}",
+    "--config.scales=40,48",
+    "--config.test_batch_size=99",
+)
+
+
+@pytest.mark.slow
+def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
+    done = run("large_models", f"--workdir={tmp_path}", *TINY)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1  # eight steps teach nothing
+    for text in ("Table 4", "| multi-scale | 24.02 / 6.51 |", "Table 6", "| C, PReLU | 21.59"):
+        assert text in done.stdout
+    assert len(record.read(tmp_path).claims) == 6
+    folder = tmp_path / "a_prelu/seed_0"
+    labels, dense = (np.load(folder / f"scores/{name}.npy") for name in ("labels", "dense_48"))
+    assert (labels.shape, dense.shape) == ((297,), (297, 10))  # every test digit
+    np.testing.assert_allclose(dense.sum(axis=1), 1, rtol=1e-5)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/seed_0/scores/*.npy")}
+    assert len(before) == 4 * 4
+
+    together = run("ensemble", f"--workdir={tmp_path}", *TINY)
+    assert "Traceback" not in together.stderr, together.stderr
+    assert "| ensemble | 4.94 (test) |" in together.stdout
+    assert all(file.stat().st_mtime_ns == then for file, then in before.items())
+    assert (tmp_path / "a_prelu/seed_1000/scores/dense_48.npy").exists()
+
+    members = f"--config.members={folder},{tmp_path / 'c_prelu/seed_0'}"
+    given = run("ensemble", f"--workdir={tmp_path / 'given'}", members, *TINY)
+    assert given.returncode == 0, given.stderr
+    mean = np.mean([np.load(f"{tmp_path}/{m}_prelu/seed_0/scores/dense_40.npy") for m in "ac"], 0)
+    other = np.mean([np.load(f"{tmp_path}/{m}_prelu/seed_0/scores/dense_48.npy") for m in "ac"], 0)
+    error = 100 * np.mean((mean + other).argmax(axis=1) != labels)
+    assert f"| ensemble | 4.94 (test) | {error:.1f} /" in given.stdout
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scales": (40, 31)}, r"config.scales is \(40, 31\), expected sides of at least the 32"),
+        ({"scales": (40, 40)}, "each once"),
+        ({"scales": ()}, "config.scales is"),
+        ({"ten_view_scale": 8}, "config.ten_view_scale is 8"),
+        ({"test_batch_size": 3}, "config.test_batch_size is 3, expected a multiple of the 4"),
+        ({"arch": "model_a"}, "config.arch is set for each model"),
+        ({"archs": ("model_a_reduced",)}, "expected networks for models A, B and C"),
+    ],
+)
+def test_tests_that_cannot_be_are_refused_before_anything_trains(
+    fields, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("experiments.common.devices", lambda batch_size: Parallel())
+    config = dataclasses.replace(large_models.laptop(), **fields)
+    with pytest.raises(ValueError, match=message):
+        large_models.run(config, tmp_path / "runs", 1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_models_differ_in_network_and_rectifier_alone():
+    config = large_models.laptop()
+    runs = {model: large_models.of_model(config, model, 3) for model in MODELS}
+    a, b = runs[A_RELU], runs[A]
+    assert [k for k in vars(a) if getattr(a, k) != getattr(b, k)] == ["rectifier"]
+    assert {run.arch for run in runs.values()} == set(config.archs)
+    b, c = runs[B], runs[C]
+    assert [k for k in vars(b) if getattr(b, k) != getattr(c, k)] == ["arch"]
+    assert {run.seed for run in runs.values()} == {3}
+
+
+def errors(**multi):
+    """Errors of every test, 0.3 but for the multi-scale ones given by model."""
+    short = {"a_relu": A_RELU, "a": A, "b": B, "c": C}
+    n = len(next(iter(multi.values())))
+    tests = (TEN_VIEW, "s = 40", "s = 48", MULTI_SCALE)
+    by_model = {model: {test: [0.3] * n for test in tests} for model in MODELS}
+    for key, values in multi.items():
+        by_model[short[key]][MULTI_SCALE] = values
+    return by_model
+
+
+@pytest.mark.parametrize(
+    ("multi", "passed"),
+    [
+        # Seeds differ more than models: what counts is the difference within each.
+        (
+            {"a_relu": [0.2, 0.3], "a": [0.19, 0.2901], "b": [0.1, 0.2], "c": [0.05, 0.1501]},
+            [True, True, False, False, True, True],
+        ),
+        ({"a": [0.2, 0.2001], "c": [0.1, 0.1]}, [True, True, True, True, True, True]),
+        ({"a_relu": [0.2, 0.4], "a": [0.4, 0.2]}, [True, False, False, False, False, False]),
+        ({"b": [0.3, 0.9]}, [False, False, False, False, False, False]),
+        ({"a": [0.1]}, [True, False, False, False, False, False]),  # one seed shows nothing
+    ],
+)
+def test_a_claim_passes_if_its_interval_lies_below_zero(multi, passed):
+    config = dataclasses.replace(large_models.laptop(), learned=0.5)
+    claims = large_models.judge(config, errors(**multi))
+    assert [claim.passed for claim in claims] == passed
+
+
+def sure(*wrong):
+    """Sure scores of four examples of two classes; those at ``wrong`` are of the other class."""
+    labels = np.array([0, 1, 0, 1])
+    scores = np.eye(2)[labels] * 0.8 + 0.1
+    scores[list(wrong)] = scores[list(wrong), ::-1]
+    return Scores(labels, scores, {40: scores, 48: scores})
+
+
+def test_errors_are_counted_by_test_and_a_run_that_diverged_is_wrong_everywhere():
+    one = dataclasses.replace(sure(1), ten_view=sure(0, 1, 2).ten_view)
+    assert large_models.of_tests(one, (40, 48)) == [(0.75, 0), (0.25, 0), (0.25, 0), (0.25, 0)]
+    assert large_models.of_tests(None, (40, 48)) == [(1.0, 1.0)] * 4
+
+
+def test_an_ensemble_outvotes_its_members_and_leaves_out_what_diverged():
+    members = {"a": sure(0), "b": sure(1), "c": sure(2), "d": None}
+    found = ensemble.errors_of([members], (40, 48))
+    assert found == {
+        **{name: [(0.25, 0)] for name in "abc"},
+        "d": [(1.0, 1.0)],
+        ENSEMBLE: [(0.0, 0.0)],
+    }
+    with pytest.raises(ValueError, match="Every member of an ensemble diverged"):
+        ensemble.errors_of([{"d": None}], (40, 48))
+
+
+@pytest.mark.parametrize(
+    ("together", "passed"), [([0.1, 0.2], True), ([0.1, 0.4], False), ([0.2, 0.3], False)]
+)
+def test_an_ensemble_is_judged_by_its_best_member(together, passed):
+    errors = {
+        "a": [(0.2, 0), (0.3, 0)],
+        "b": [(0.9, 0), (0.9, 0)],
+        ENSEMBLE: [(error, 0) for error in together],
+    }
+    assert [claim.passed for claim in ensemble.judge(errors)] == [passed]
+
+
+def test_members_of_other_classes_are_refused(tmp_path, monkeypatch):
+    configs = {"a": {"classes": "0-4"}, "b": {"classes": ""}}
+
+    def load(folder, what):
+        config = dataclasses.replace(large_models.laptop(), **configs[folder.name])
+        return testing.finished.Finished(config, {}, None)
+
+    monkeypatch.setattr(ensemble.finished, "load", load)
+    with pytest.raises(ValueError, match="a: digits/test, classes 0-4; .*b: digits/test, classes"):
+        ensemble.check_alike([tmp_path / "a", tmp_path / "b"])
+
+
+def test_the_tables_set_the_paper_beside_means_and_intervals():
+    pairs = {
+        model: {test: [(e, e / 10) for e in of] for test, of in by.items()}
+        for model, by in errors(a=[0.2, 0.1], c=[0.05, 0.05]).items()
+    }
+    text = large_models.markdown(large_models.laptop(), pairs)
+    # t(0.975, 1) = 12.706, times √2 · 5 / √2 points.
+    row = "| multi-scale | 24.02 / 6.51 | 30.0 ± 0.0 / 3.0 ± 0.0 | 22.97 / 6.28 | 15.0 ± 63.5 /"
+    assert row in text
+    assert "| 40 | 26.25 / 8.25 |" in text
+    assert "| C, PReLU | 21.59 / 5.71 | 5.0 ± 0.0 / 0.5 ± 0.0 |" in text
+    assert "n = 2 seeds of digits" in text

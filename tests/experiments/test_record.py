@@ -1,0 +1,46 @@
+import pytest
+
+from experiments import record
+from experiments.results import Claim
+
+CLAIMS = [Claim("He converges", True, "3 %"), Claim("Xavier stalls", False, "2 of 3")]
+
+
+def write(folder, resumed):
+    record.write(folder, "convergence_30", "laptop", 3, 10.0, resumed, CLAIMS)
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x.py", "--scale=laptop", "--config.arch=a b"])
+    write(tmp_path, False)
+    found = record.read(tmp_path)
+    assert found.claims == tuple(CLAIMS)
+    assert found.command == (
+        "python -m experiments.convergence_30 --scale=laptop '--config.arch=a b'"
+    )
+    assert (found.seeds, found.resumed) == (3, False)
+    assert found.hardware
+    assert "jax" in found.versions
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_commands_that_finish_in_a_folder_add_up(tmp_path, interrupted):
+    write(tmp_path, resumed=interrupted)
+    write(tmp_path, resumed=True)
+    found = record.read(tmp_path)
+    assert found.seconds == 20.0
+    assert found.resumed == interrupted
+
+
+def test_records_are_found_at_any_depth(tmp_path):
+    for name in ("b", "a/deeper"):
+        (tmp_path / name).mkdir(parents=True)
+        write(tmp_path / name, False)
+    assert record.find(tmp_path) == [tmp_path / "a/deeper", tmp_path / "b"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"claims": [{"statement": "x"}]}'])
+def test_what_is_no_record_is_named_with_what_to_do(tmp_path, text):
+    (tmp_path / "experiment.json").write_text(text)
+    with pytest.raises(ValueError, match="experiment.json is no record.*command again"):
+        record.read(tmp_path)

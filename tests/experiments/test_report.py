@@ -1,0 +1,258 @@
+import base64
+import dataclasses
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from experiments import page, report
+from experiments.record import Record
+from experiments.results import Claim
+from tests.experiments.conftest import ROOT, run
+
+CLAIMS = (Claim("E[y²] < 1 | *all* seeds", True, "3 % & n_l <b>3</b>"), Claim("stalls", False, "2"))
+RECORD = Record(
+    name="convergence_30",
+    scale="laptop",
+    seeds=3,
+    command="python -m experiments.convergence_30 '--config.arch=a b'",
+    finished="2026-11-26",
+    seconds=3789.4,
+    resumed=False,
+    hardware="2 cores of _AMD_",
+    versions="Python 3.11.7, jax 0.10.2",
+    claims=CLAIMS,
+)
+BY_HAND = "# Mine\n\n## Kept <sub>1</sub>\n\n| a |\n|---|\n| 1 |\n"
+
+
+def experiment(folder, figures=("figure",), table="", **fields):
+    """A finished experiment's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(dataclasses.replace(RECORD, **fields)))
+    (folder / "experiment.json").write_text(text)
+    for i, figure in enumerate(figures):
+        cv2.imwrite(str(folder / f"{figure}.png"), np.full((4, 4), i, np.uint8))
+    if table:
+        (folder / "table.md").write_text(table)
+    return folder
+
+
+def written(runs, out, text=None):
+    """What the command makes of ``out/results.md``."""
+    if text is not None:
+        out.mkdir(exist_ok=True)
+        (out / "results.md").write_text(text)
+    report.report(runs, out)
+    return (out / "results.md").read_text()
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """One experiment, in the folder that it takes by itself."""
+    experiment(tmp_path / "runs/convergence_30_laptop")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "docs"
+
+
+def keys(text):
+    return re.findall(r"<!-- experiment: (.*) -->", text)
+
+
+def test_a_new_file_in_full(tmp_path, out, check_golden):
+    runs = tmp_path / "runs"
+    experiment(runs / "deep/convergence_30_laptop", seconds=0.2, seeds=1, resumed=True)
+    figures = ("rates", "errors")
+    experiment(runs / "b (2)", figures, "A table.\n\n| x |\n|---|\n| 1 |\n", name="data_dependent")
+    check_golden("report.md", written(runs, out))
+
+
+def test_figures_are_copied_under_names_of_their_own(tmp_path, out):
+    runs = tmp_path / "runs"
+    default = experiment(runs / "convergence_30_laptop")
+    other = experiment(runs / "slow", ("figure", "errors"))
+    experiment(default / "he/seed_0", name="nested", figures=())
+    cv2.imwrite(str(default / "he/of_a_run.png"), np.zeros((4, 4), np.uint8))
+    written(runs, out)
+    copied = {file.name: file.read_bytes() for file in (out / "figures").iterdir()}
+    assert copied == {
+        "convergence_30_laptop.png": (default / "figure.png").read_bytes(),
+        "convergence_30_laptop_in_slow.png": (other / "figure.png").read_bytes(),
+        "convergence_30_laptop_in_slow_errors.png": (other / "errors.png").read_bytes(),
+    }
+
+
+def test_what_is_written_by_hand_stays(runs, out):
+    appended = written(runs, out, BY_HAND)
+    assert appended.startswith(f"{BY_HAND}\n{report.BEGIN}\n")
+    assert appended.endswith(f"\n{report.END}\n")
+    around = written(runs, out, f"{appended}\n## After\n\nText without an end")
+    assert around == f"{appended}\n## After\n\nText without an end"
+    assert report.BEGIN not in BY_HAND
+
+
+def test_twice_gives_the_same_bytes(runs, out):
+    experiment(runs / "second run", ("a b", "c"))
+
+    def files():
+        return {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
+
+    written(runs, out, BY_HAND)
+    first = files()
+    written(runs, out)
+    assert files() == first
+    assert len(first) == 5
+
+
+def test_a_section_is_replaced_by_its_folder_and_kept_without(tmp_path, runs, out):
+    elsewhere = tmp_path / "elsewhere"
+    experiment(elsewhere / "big", scale="imagenet", hardware="8 × H100")
+    experiment(elsewhere / "convergence_22_laptop", name="convergence_22")
+    experiment(elsewhere / "convergence_30_laptop", hardware="the old machine")
+    before = written(elsewhere, out)
+    after = written(runs, out)
+    # Sorted by name, then scale; nothing twice.
+    assert keys(after) == [
+        "convergence_22 laptop convergence_22_laptop",
+        "convergence_30 imagenet big",
+        "convergence_30 laptop convergence_30_laptop",
+    ]
+    assert "the old machine" in before
+    assert after == before.replace("the old machine", r"2 cores of \_AMD\_")
+
+
+def test_one_experiment_in_two_folders_is_two_sections(runs, out):
+    experiment(runs / "slow - > 1", claims=(Claim("slow", True, "x"),))
+    text = written(runs, out)
+    assert keys(text) == [
+        "convergence_30 laptop convergence_30_laptop",
+        "convergence_30 laptop slow%20-%20%3E%201",
+    ]
+    assert "Xavier (laptop)\n" in text
+    assert "Xavier (laptop, in slow - > 1)\n" in text
+    assert written(runs, out) == text
+
+
+def test_paths_below_the_current_folder_are_relative(tmp_path, out, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    paths = ("here/runs/a", "hereafter/b", "c")
+    command = " ".join(f"--x={tmp_path / path}" for path in paths) + f" --y=/sub{tmp_path}/here/d"
+    text = written(experiment(tmp_path / "e", command=command), out)
+    assert (
+        f"\n--x=runs/a --x={tmp_path}/hereafter/b --x={tmp_path}/c --y=/sub{tmp_path}/here/d\n"
+        in text
+    )
+
+
+def test_the_page_shows_all_of_it_and_needs_no_other_file(tmp_path, runs, out):
+    experiment(runs / "it (2)", ("a [b]",), "| k | v |\n|---|---|\n| 1 | 2 |")
+    figure = experiment(tmp_path / "by_hand") / "figure.png"
+    out.mkdir()
+    (out / "own figure.png").write_bytes(figure.read_bytes())
+    web = "https://example.org/x.png"
+    written(runs, out, f"{BY_HAND}![own](<own figure.png>) ![web]({web})\n")
+    html = (out / "results.html").read_text()
+    sources = re.findall(r'<img src="(.*?)"', html)
+    embedded = [source.removeprefix("data:image/png;base64,") for source in sources]
+    assert len(embedded) == 4
+    assert embedded.pop(1) == web
+    assert {base64.b64decode(data) for data in embedded} == {figure.read_bytes()}
+    assert html.count("<table>") == 4  # one by hand, two of claims, one of table.md
+    assert "<sub>1</sub>" in html
+    assert (
+        "<td>E[y²] &lt; 1 | *all* seeds</td>\n<td>3 % &amp; n_l &lt;b&gt;3&lt;/b&gt;</td>" in html
+    )
+    assert "on 2 cores of _AMD_; Python 3.11.7" in html
+    assert "prefers-color-scheme: dark" in html
+    assert not re.search(r"<link|<script|url\(|@import", html)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\[a](b) [c][d] ![e](f) `g` *h* _i_ __j__ snake_case ~~k~~ $l$ <m> &amp; n|o \| \\",
+        "<!-- experiments.report: end -->",
+        "https://x.org/_a_?b=1&lt=2",
+        "two\n  lines | <script>",
+    ],
+)
+def test_text_is_shown_as_it_is(text, tmp_path):
+    shown = page.render(f"| x |\n|---|\n| {report._escape(text)} |\n", tmp_path, {})
+    cell = re.search("<td>(.*)</td>", shown)[1]
+    cell = cell.replace("<br>", "\n  ")
+    for sign, entity in (("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("&", "&amp;")):
+        cell = cell.replace(entity, sign)
+    assert cell == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.3, "under 1 s"), (59.6, "1 min"), (3600, "1 h"), (3789.4, "1 h 3 min 9 s")],
+)
+def test_durations(seconds, shown):
+    assert report._duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["{begin}\n", "{end}\n{begin}\n", "{begin}\n{end}\n{begin}\n{end}"]
+)
+def test_markers_that_do_not_match_are_refused(runs, out, text):
+    text = text.format(begin=report.BEGIN, end=report.END)
+    with pytest.raises(ValueError, match=r"results.md has the marker lines .*Mend them"):
+        written(runs, out, text)
+    assert (out / "results.md").read_text() == text
+
+
+def test_nothing_is_written_where_something_is_wrong(runs, out):
+    with pytest.raises(ValueError, match="missing.png is shown, but not there. Mend the link"):
+        written(runs, out, "![x](missing.png)\n")
+    (out / "results.md").unlink()
+    twin = experiment(runs / "sweep/convergence_30_laptop")
+    with pytest.raises(ValueError, match="hold the same experiment.*Rename one"):
+        written(runs, out)
+    (twin / "experiment.json").write_text("{")
+    with pytest.raises(
+        ValueError, match="sweep/convergence_30_laptop/experiment.json is no record"
+    ):
+        written(runs, out)
+    assert list(out.iterdir()) == []
+
+
+def test_from_a_flag_to_a_page(runs, out):
+    for seed, status in enumerate(("done", "running", "diverged")):
+        folder = runs / f"convergence_30_laptop/he/seed_{seed}"
+        folder.mkdir(parents=True)
+        (folder / "status.json").write_text(json.dumps({"status": status, "step": 4}))
+    done = run("report", f"--runs={runs}", f"--out={out}")
+    assert done.returncode == 0, done.stderr  # though a claim fails: it is told
+    assert done.stdout.splitlines() == [
+        f"not finished, left out: {runs}/convergence_30_laptop/he/seed_1",
+        "1 PASS, 1 FAIL  convergence_30 (laptop)",
+        "Written:",
+        f"  {out}/results.md",
+        f"  {out}/results.html",
+    ]
+    assert (out / "results.html").stat().st_size > 1000
+    assert "seed_1" not in (out / "results.md").read_text()
+
+
+def test_where_nothing_is_finished_the_command_says_what_to_do(tmp_path):
+    done = run("report", f"--runs={tmp_path / 'none'}", f"--out={tmp_path / 'docs'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: No finished experiment in {tmp_path / 'none'}.")
+    command = re.search(r"python -m experiments\.\w+ --scale=laptop", done.stderr)[0]
+    assert command in (ROOT / "README.md").read_text()
+    assert not (tmp_path / "docs").exists()
+
+
+def test_help_fits_a_screen():
+    lines = run("report", "--help").stdout.splitlines()
+    assert len(lines) < 24
+    assert {"--runs", "--out"} <= {line.strip().partition(":")[0] for line in lines}
