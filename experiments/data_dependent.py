@@ -23,7 +23,6 @@ from tqdm import tqdm
 from experiments import common, convergence, figures, results, starts
 from experiments.results import Claim, Curve
 from prelu_jax import names
-from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.datadep.report import BetweenStage
 from prelu_jax.training import config as config_lib
 from prelu_jax.training.config import TrainConfig
@@ -112,7 +111,7 @@ class Found:
         change_rates: C̃ of every layer at step 0 ``[L]``, under a random loss of its own.
         spread: the standard deviation of their logarithms.
         left: the same as between-layer leaves it, under the loss it works with; nan without.
-        seconds, compiled: of the calibration, without and with compilation.
+        seconds, first_call_seconds: of the calibration, see `starts.Start`.
         highest_rate: of the ladder, at which a short run learns; 0 for none.
     """
 
@@ -121,7 +120,7 @@ class Found:
     spread: float
     left: float
     seconds: float
-    compiled: float
+    first_call_seconds: float
     highest_rate: float
 
 
@@ -151,14 +150,13 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         raise ValueError(f"config.ladder_steps is over config.num_steps, {config.num_steps}.")
     parallel = common.devices(config.batch_size)
     parallel.check_batch_size(config.batch_size)
-    pixels = RunData(runs[0][2]).pixel_statistics()
     found: dict[Condition, dict[str, list[Found]]] = {
         condition: {method: [] for method in config.methods} for condition in conditions
     }
     workdir.mkdir(parents=True, exist_ok=True)
     for condition, method, each in (bar := tqdm(runs, unit="run")):
         bar.set_description(f"{condition}, {method}, seed {each.seed}")
-        found[condition][method].append(_run(config, each, method, pixels, parallel))
+        found[condition][method].append(_run(config, each, method, parallel))
         if (condition, method) == runs[-1][:2]:
             claims = _write(config, found, workdir)  # of the seeds so far
     return claims
@@ -171,15 +169,13 @@ def of_run(config: Config, condition: Condition, method: str, seed: int) -> Trai
     return common.train_config(config, **dataclasses.asdict(condition), **fields)
 
 
-def _run(
-    config: Config, of: TrainConfig, method: str, pixels: PixelStatistics, parallel: Parallel
-) -> Found:
+def _run(config: Config, of: TrainConfig, method: str, parallel: Parallel) -> Found:
     data = RunData(of)
-    begun = starts.begin(of, data, pixels, parallel)
-    stable = (
+    begun = starts.begin(of, data, parallel)
+    learned = (
         rate
         for rate in sorted(config.ladder, reverse=True)
-        if starts.is_stable(of, begun, data, parallel, rate, config.ladder_steps)
+        if starts.learns(of, begun, data, parallel, rate, config.ladder_steps)
     )
     stages = [stage for report in begun.reports for stage in report.stages]
     evened = (stage.spread_after for stage in stages if isinstance(stage, BetweenStage))
@@ -189,8 +185,8 @@ def _run(
         spread=begun.spread,
         left=next(evened, math.nan),
         seconds=begun.seconds,
-        compiled=begun.compiled,
-        highest_rate=next(stable, 0.0),
+        first_call_seconds=begun.first_call_seconds,
+        highest_rate=next(learned, 0.0),
     )
 
 
@@ -279,7 +275,7 @@ def markdown(config: Config, found: Grid) -> str:
         "final error, %": lambda each: 100 * each.curve.final_error(),
         "spread of log C̃": lambda each: each.spread,
         "init., s": lambda each: each.seconds,
-        "highest stable rate × 1000": lambda each: 1000 * each.highest_rate,
+        "highest rate that learns × 1000": lambda each: 1000 * each.highest_rate,
     }
     lines = [
         f"Means and 95 % Student intervals over n = {n} seed{'s' if n > 1 else ''}. Steps: in how "
@@ -303,7 +299,7 @@ def _cell(values: Sequence[float]) -> str:
 
 def write_csv(found: Grid, file: Path) -> None:
     """A row for each run; change rates in one cell, in the order of layers."""
-    own = ("spread", "left", "seconds", "compiled", "highest_rate")
+    own = ("spread", "left", "seconds", "first_call_seconds", "highest_rate")
     with file.open("w", newline="") as out:
         writer = csv.writer(out)
         known: list[Any] = ["arch", "rectifier", "padding", "method", "seed", "status"]

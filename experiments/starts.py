@@ -15,7 +15,6 @@ import numpy as np
 from experiments.results import Curve
 from prelu_jax import evaluation, signal
 from prelu_jax.data import augment
-from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.datadep import CalibrationReport
 from prelu_jax.training import calibration, start
 from prelu_jax.training.config import TrainConfig
@@ -37,14 +36,15 @@ class Start:
         change_rates: C̃ of every layer ``[L]`` (Krähenbühl et al. 2015), under a random loss
             of its own on the first batch.
         seconds: that its calibration takes, with nothing left to compile; 0 without one.
-        compiled: the same the first time.
+        first_call_seconds: the same the first time, with what no run before it, nor the cache on
+            disk, has compiled.
     """
 
     state: TrainState
     reports: list[CalibrationReport]
     change_rates: np.ndarray
     seconds: float
-    compiled: float
+    first_call_seconds: float
 
     @property
     def spread(self) -> float:
@@ -54,8 +54,9 @@ class Start:
         return float(np.std(np.log(self.change_rates)))
 
 
-def begin(config: TrainConfig, data: RunData, pixels: PixelStatistics, parallel: Parallel) -> Start:
+def begin(config: TrainConfig, data: RunData, parallel: Parallel) -> Start:
     """Draws and calibrates the parameters of a run, twice for the clock."""
+    pixels = data.pixel_statistics()
     net = start.model(config, data.num_classes)
     state = drawn = start.state(config, net, None, pixels, data.steps_per_epoch)
     batch = next(data.train_batches())
@@ -67,12 +68,13 @@ def begin(config: TrainConfig, data: RunData, pixels: PixelStatistics, parallel:
             state, reports = calibration.calibrate(config, drawn, batch, parallel)
             jax.block_until_ready(state.params)
             seconds[call] = time.monotonic() - began
-    measured = signal.measure(
-        state.model,
-        {"params": state.params},
-        augment.normalize(jax.numpy.asarray(batch["image"]), pixels),
-        key=stream(config.seed, "change_rates"),
-    )
+    with jax.default_matmul_precision("highest"):  # as calibrations compute
+        measured = signal.measure(
+            state.model,
+            {"params": state.params},
+            augment.normalize(jax.numpy.asarray(batch["image"]), pixels),
+            key=stream(config.seed, "change_rates"),
+        )
     rates = np.array([row.change_rate for row in measured.layers], np.float64)
     return Start(state, reports, rates, seconds[1], seconds[0])
 
@@ -101,7 +103,7 @@ def _test_error(state: TrainState, data: RunData, parallel: Parallel) -> float:
     return found["test_error"]
 
 
-def is_stable(
+def learns(
     config: TrainConfig, begun: Start, data: RunData, parallel: Parallel, rate: float, steps: int
 ) -> bool:
     """Whether the loss stays finite at a learning rate and ends at least 1 % below its start.

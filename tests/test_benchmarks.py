@@ -1,5 +1,8 @@
 """The benchmarks run; what they find is for quiet machines and is not asserted here."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
@@ -20,7 +23,18 @@ def test_the_cost_of_a_measurement_is_compared(monkeypatch):
 def test_the_cost_of_a_calibration_is_compared(monkeypatch, capsys):
     monkeypatch.setitem(REGISTRY, "tiny", TINY)
     monkeypatch.setattr(calibration, "_installed", lambda *modules: False)
+    precisions = []
+
+    def spied(function, *args):
+        precisions.append(jax.config.jax_default_matmul_precision)
+        return function(*args)
+
+    for name in ("_of_the_pass", "farthest"):  # what compiles and what measures
+        spy = functools.partial(spied, getattr(calibration, name))
+        monkeypatch.setattr(calibration, name, spy)
     ratios = calibration.run(net="tiny", batch_size=8, repeats=2)
+    assert precisions == ["highest"] * 2
+    assert jax.config.jax_default_matmul_precision is None
     assert [ratio.what for ratio in ratios] == [
         "time: within_layer's pass / a forward pass",
         "time: lsuv's pass / a forward pass",

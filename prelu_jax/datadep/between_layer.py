@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prelu_jax import signal
-from prelu_jax.datadep import homogeneity
+from prelu_jax.datadep import homogeneity, options
 from prelu_jax.datadep.homogeneity import Freedom
 from prelu_jax.datadep.report import BetweenRow, BetweenStage
 from prelu_jax.datadep.session import Session
@@ -28,11 +29,11 @@ class BetweenLayer:
     f_k = (C̃_k / C̃)^(α/2) and C̃ the geometric mean, which leaves the outputs of a homogeneous
     network alone, since Π f_k = 1; biases follow, each with the product of the factors up to its
     layer. The gradient of W_k is divided by f_k and C̃_k by f_k², so that α = 1 is exact in one step
-    and the spread shrinks by 1 − α otherwise.
+    and each iteration leaves |1 − α| of the spread otherwise.
 
-    The paper's Algorithm 2 is transcribed with r_k = (C̃ / C̃_k)^(α/2), the inverse. That is a
-    misprint: it multiplies the spread by 1 + α in each iteration. The authors' code has the
-    direction used here.
+    Transcriptions of the paper's Algorithm 2 have r_k = (C̃ / C̃_k)^(α/2), the inverse (the print
+    itself was not at hand). That cannot be meant: it multiplies the spread by 1 + α in each
+    iteration. The authors' code has the direction used here.
 
     Beyond chains: of all rescalings of kernels and biases that leave the model's function as it is
     (`homogeneity`), the one that makes the rates most equal. A branch of a residual sum keeps its
@@ -48,6 +49,8 @@ class BetweenLayer:
     tolerance: float = 0.01
 
     def __post_init__(self) -> None:
+        options.check_type(self, "alpha", numbers.Real)
+        options.check_type(self, "tolerance", numbers.Real)
         if not 0 < self.alpha < 2:
             raise ValueError(
                 f"between_layer: alpha is {self.alpha}, expected above 0 and below 2: beyond, "
@@ -98,7 +101,7 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
     first, removable = log_rates, [np.inf]
     while True:
         log_factors = step(log_rates, freedom, biases)
-        removable.append(2 * _rms([log_factors[name] for name in log_rates]))
+        removable.append(2 * float(np.std([log_factors[name] for name in log_rates])))
         promised = 1 - _SLOWEST * min(method.alpha, 2 - method.alpha)
         if removable[-1] <= method.tolerance or removable[-1] > promised * removable[-2]:
             break
@@ -163,7 +166,3 @@ def _log_rates(session: Session) -> dict[str, float]:
 
 def _times(values: jax.Array, log_factor: float) -> jax.Array:
     return values * jnp.asarray(math.exp(log_factor), values.dtype)
-
-
-def _rms(values: list[float]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))

@@ -68,7 +68,8 @@ def calibrate(
         The calibrated variables and a `datadep.CalibrationReport`; for NNX the report.
 
     Raises:
-        TypeError: neither Linen nor NNX, the wrong number of arguments, or a list as the batch.
+        TypeError: neither Linen nor NNX, the wrong number of arguments, a list as the batch, an
+            argument of a wrong type, or a call inside `jit` and its kin.
         ValueError: an unknown method; the batch is empty, a single example or not finite; patterns
             that match nothing; layers that cannot be seen inside `scan` and kin; an output that is
             not finite; and as `signal.measure`. The model and the variables are then unchanged.
@@ -87,9 +88,12 @@ def calibrate(
             f"the batch is a list of {len(batch)}; expected an iterator of batches, iter([...]), a "
             "tuple of the model's positional arguments, or one array."
         )
+    if not (key is None or hasattr(key, "dtype")):
+        raise TypeError(f"key is {key!r}, expected one of jax.random.key, e.g. jax.random.key(0).")
     batch = _joined(batch) if isinstance(batch, Iterator) else batch
     variables = given[0] if given else None
     part = batch if axis_name is None else jax.tree.map(_part, batch)
+    _check_not_traced(given, batch)
     planned = plan.make(model, variables, part, only, except_, rngs, call_kwargs, axis_name)
     _check_finite(batch)
     state = variables_of(model, variables)
@@ -122,7 +126,8 @@ def _full_precision() -> contextlib.AbstractContextManager[Any]:
     """Products of float32 in float32, unless the user has chosen.
 
     Accelerators round factors to 10 bits or fewer by default. A layer's noise reaches the moments
-    of all behind it: after 30 layers on an H100 they were off by 0.05 to 8, and by 2e-4 with this.
+    of all behind it: on an H100 the channel farthest from a mean of 0 and a std of 1 was off by
+    0.05 in a net of 30 layers, by 8 in a larger one of as many, and by at most 2e-4 with this.
     """
     config: Any = jax.config  # whose options have no types
     if config.jax_default_matmul_precision is not None:
@@ -140,6 +145,14 @@ def _joined(batches: Iterator[Any]) -> Any:
     if not held:
         raise ValueError("the iterator holds no batch.")
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *held)
+
+
+def _check_not_traced(*values: Any) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+        raise TypeError(
+            "calibrate was called inside jit, vmap, grad or their kin, where there are no numbers "
+            "to look at. Call it outside: it compiles by itself."
+        )
 
 
 def _check_finite(batch: Any) -> None:

@@ -64,9 +64,11 @@ def filters(
     - ``kmeans``: patches whitened to ``count`` directions at most and scaled to unit norm, as by
       the authors; of these the centroids of scikit-learn's MiniBatchKMeans.
 
-    Where ``pca`` or ``zca`` has fewer than ``count`` to give, and for ``kmeans`` of `too_few`
-    patches, random directions of the whitened patches fill the rest: also of unit variance.
-    Where no input varies, all filters are 0.
+    What patches do not give is random. Where they vary in fewer than ``count`` directions, as where
+    inputs are constant or follow from others, ``pca`` and ``zca`` give as many filters as they can,
+    and random directions of the whitened patches are the rest: also of unit variance. (The
+    centroids of ``kmeans`` are as many as are asked for.) Only where there are fewer patches than
+    ``count``, as by the authors, or where in a group none varies, are all filters Gaussian.
 
     Args:
         kind: one of `KINDS`.
@@ -77,14 +79,19 @@ def filters(
         axis_name: the axis of `jax.pmap`. Every device returns the same bits.
 
     Returns:
-        Filters as columns, float32 ``[groups, rows, count]``; and a bool, whether in every group
-        the patches are no fewer than ``count`` and vary in min(count, rows) directions.
+        Filters as columns, float32 ``[groups, rows, count]``; and a bool, whether the patches give
+        what they could: they are no fewer than ``count`` and of full rank, which is to say that
+        they vary in min(count, rows) directions, in every group.
 
     Raises:
         ValueError: an unknown kind, patches that are not ``[groups, n, rows]``, or no count.
     """
     _check(kind, patches, count)
     groups, n, rows = patches.shape
+    keys = jax.random.split(key, groups + 1)
+    gaussian = jax.random.normal(keys[-1], (groups, rows, count))
+    if too_few(patches, count, axis_name):
+        return gaussian, jnp.array(False)
     everywhere: Callable[[jax.Array], jax.Array] = lambda x: x  # noqa: E731
     first: bool | jax.Array = True
     if axis_name is not None:
@@ -94,15 +101,15 @@ def filters(
     mean = everywhere(patches.mean(1, keepdims=True))
     centred = patches - mean
     covariance = everywhere(_dot(centred.mT, centred) / n)
-    few = too_few(patches, count, axis_name)
     if axis_name is not None and kind == "kmeans":
         centred = lax.all_gather(centred, axis_name, axis=1, tiled=True)
-    make = functools.partial(_group, "pca" if few and kind == "kmeans" else kind, count, first)
+    make = functools.partial(_group, kind, count, first)
     rounding = (_CONSTANT * jnp.abs(mean).max((1, 2))) ** 2
-    matrix, rank = jax.vmap(make)(centred, covariance, rounding, jax.random.split(key, groups))
+    matrix, rank = jax.vmap(make)(centred, covariance, rounding, keys[:-1])
     if axis_name is not None:  # one LAPACK, called from several threads, may differ in last bits
         matrix, rank = lax.psum((jnp.where(first, matrix, 0), jnp.where(first, rank, 0)), axis_name)
-    return matrix, (rank >= min(count, rows)).all() & (not few)
+    matrix = jnp.where((rank > 0)[:, None, None], matrix, gaussian)
+    return matrix, (rank >= min(count, rows)).all()
 
 
 def _check(kind: str, patches: jax.Array, count: int) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from prelu_jax import initializers, names
-from prelu_jax.datadep import filters
+from prelu_jax.datadep import filters, options
 from prelu_jax.datadep.walk import Layer, OnePass, Redrawn
 from prelu_jax.datadep.within_layer import WithinLayer
 from prelu_jax.signal.sites import Visit
@@ -26,8 +27,9 @@ class FromPatches(WithinLayer):
 
     A patch is what one position of the output sees: of a convolution its window, with the layer's
     stride, padding, dilation and groups; of a fully connected layer its input. Where there are
-    fewer patches than filters, or of a layer of another kind, the kernel is Gaussian. Biases are 0
-    before `WithinLayer` sets them.
+    fewer patches than filters, where none varies, or of a layer of another kind, the kernel is
+    Gaussian. Patches that are rank deficient, as where an input is constant, give as many filters
+    as they can: the rest are random (see `filters`). Biases are 0 before `WithinLayer` sets them.
 
     Attributes:
         kind: 'pca', 'zca' or 'kmeans'; see `filters`.
@@ -40,6 +42,7 @@ class FromPatches(WithinLayer):
     def __post_init__(self) -> None:
         super().__post_init__()
         names.check("kind of filters", self.kind, filters.KINDS)
+        options.check_type(self, "max_patches", numbers.Integral)
         if self.max_patches < 2:
             raise ValueError(f"{self.kind}: max_patches is {self.max_patches}, expected 2 or more.")
 
@@ -50,18 +53,16 @@ class FromPatches(WithinLayer):
     def redraw(self, layer: Layer, visit: Visit, key: jax.Array, axis_name: str | None) -> Redrawn:
         """The filters, or a Gaussian kernel."""
         kernel = visit.parameters["kernel"]
-        of_sample, of_filters, of_fallback = jax.random.split(key, 3)
-        fallback = jax.random.normal(of_fallback, kernel.shape)
+        of_sample, of_filters = jax.random.split(key)
         if not has_patches(visit.layer):
-            return Redrawn(fallback.astype(kernel.dtype), jnp.array(False))
+            gaussian = jax.random.normal(of_filters, kernel.shape)
+            return Redrawn(gaussian.astype(kernel.dtype), jnp.array(False))
         devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
         sample = patches(layer, visit, of_sample, self.max_patches // devices, axis_name)
         count = math.prod(layer.channels) // layer.layout.feature_group_count
-        if filters.too_few(sample, count, axis_name):
-            return Redrawn(fallback.astype(kernel.dtype), jnp.array(False))
         found, enough = filters.filters(self.kind, sample, count, of_filters, axis_name)
         drawn = initializers.from_matrices(found, kernel.shape, layer.layout)
-        return Redrawn(jnp.where(enough, drawn, fallback).astype(kernel.dtype), enough)
+        return Redrawn(drawn.astype(kernel.dtype), enough)
 
 
 def has_patches(layer: Any) -> bool:

@@ -1,12 +1,14 @@
 """Layer-sequential unit variance (Mishkin & Matas 2015)."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from prelu_jax import initializers
+from prelu_jax.datadep import options
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.walk import Correction, Layer, OnePass
 
@@ -29,6 +31,8 @@ class Lsuv(OnePass):
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
+        options.check_type(self, "orthonormal", bool)
+        options.check_type(self, "tolerance", numbers.Real)
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"lsuv: tolerance is {self.tolerance}, expected 0 (none) to below 1.")
 
@@ -49,17 +53,22 @@ class Lsuv(OnePass):
 
     def correction(self, moments: Moments, has_bias: bool) -> Correction:
         """The same scale for every channel, 1 if nothing varies; no shift."""
-        var = _var(moments)
-        near = jnp.abs(var - 1) < self.tolerance
-        scale = jnp.where(near | (var == 0), 1, jax.lax.rsqrt(jnp.where(var == 0, 1, var)))
+        std = _std(moments)
+        near = jnp.abs(jnp.square(std) - 1) < self.tolerance
+        scale = 1 / jnp.where(near | (std == 0), 1, std)
         return Correction(jnp.full_like(moments.std, scale), jnp.zeros_like(moments.std))
 
     def error(self, moments: Moments, has_bias: bool) -> float:
         """How far the variance is from its target; 0 within the tolerance."""
-        off = abs(float(_var(moments)) - 1)
+        off = abs(float(_std(moments)) ** 2 - 1)
         return off if off >= self.tolerance and moments.varies.any() else 0.0
 
 
-def _var(moments: Moments) -> jax.Array:
-    """The variance of the whole output: within channels and between their means."""
-    return (moments.std**2).mean() + moments.mean.var()
+def _std(moments: Moments) -> jax.Array:
+    """Of the whole output, within channels and between their means.
+
+    In units of the largest moment, whose square fits in float32.
+    """
+    largest = jnp.maximum(jnp.abs(moments.mean), moments.std).max()
+    unit = jnp.where(largest == 0, 1, largest)
+    return jnp.sqrt(jnp.square(moments.std / unit).mean() + (moments.mean / unit).var()) * largest

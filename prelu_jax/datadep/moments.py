@@ -50,18 +50,25 @@ def of_channels(y: jax.Array, channel_axes: Axes, axis_name: str | None = None) 
 def pooled(moments: Sequence[Moments], counts: Sequence[int]) -> Moments:
     """The moments of several outputs of one layer together.
 
+    In units of the largest moment of each channel, whose square fits in float32.
+
     Args:
         moments: of each output.
         counts: how many values of a channel each has.
     """
+    if len(moments) == 1:
+        return moments[0]
     weights = [count / sum(counts) for count in counts]
-    mean = sum(w * m.mean for w, m in zip(weights, moments, strict=True))
-    square = sum(
-        w * (jnp.square(m.std) + jnp.square(m.mean - mean))
-        for w, m in zip(weights, moments, strict=True)
+    largest = jnp.stack([jnp.maximum(jnp.abs(m.mean), m.std) for m in moments]).max(axis=0)
+    unit = jnp.where(largest == 0, 1, largest)
+    means, stds = [m.mean / unit for m in moments], [m.std / unit for m in moments]
+    mean = sum(w * m for w, m in zip(weights, means, strict=True))
+    var = sum(
+        w * (jnp.square(s) + jnp.square(m - mean))
+        for w, m, s in zip(weights, means, stds, strict=True)
     )
     varies = jnp.any(jnp.stack([m.varies for m in moments]), axis=0)
-    return Moments(jnp.asarray(mean), jnp.sqrt(square), varies)
+    return Moments(mean * largest, jnp.sqrt(var) * largest, varies)
 
 
 def wide(values: jax.Array) -> jax.Array:

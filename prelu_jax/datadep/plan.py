@@ -65,20 +65,16 @@ def make(
         except_: one that keeps kernels as they are.
 
     Raises:
-        TypeError, ValueError: as `signal.prepare`; a batch of one example; a pattern that is none,
-            or matches no kernel; no layer left; a layer to be calibrated is called inside `scan`,
-            `remat`, `vmap`, `jit` or `cond`.
+        TypeError, ValueError: as `signal.prepare`; a batch of one example; a pattern that is no
+            string or no regular expression, or matches no kernel; no layer left; a layer to be
+            calibrated is called inside `scan`, `remat`, `vmap`, `jit` or `cond`.
     """
     shapes = jax.tree.map(_shape, (variables, batch, rngs))
     leaves, structure = jax.tree.flatten(shapes)
     options = tuple(sorted((call_kwargs or {}).items()))
     given = (model, tuple(leaves), structure, only, except_, options, axis_name)
-    if isinstance(model, nnx.Module):  # one object, whatever becomes of it
-        return _make(*given)
-    try:
-        hash(given)
-    except TypeError:  # a field of the model, or a keyword
-        return _make(*given)
+    if isinstance(model, nnx.Module) or not checks.is_hashable(given):
+        return _make(*given)  # an NNX model is one object, whatever becomes of it
     return _remembered(*given)
 
 
@@ -156,6 +152,8 @@ def _excluded(kernels: Collection[str], only: str | None, except_: str | None) -
     for option, pattern in (("only", only), ("except_", except_)):
         if pattern is None:
             continue
+        if not isinstance(pattern, str):
+            raise TypeError(f"{option} is {pattern!r}, expected a regular expression as a str.")
         try:
             found = {name for name in kernels if re.search(pattern, name)}
         except re.error as error:

@@ -29,22 +29,22 @@ def resolve(method: str | Method | Sequence[str | Method]) -> tuple[Method, ...]
         ValueError: an unknown name, or none at all.
         TypeError: what is neither a name nor a method.
     """
-    if isinstance(method, Method):
-        return (method,)
+    expected = (
+        f"expected a name of {', '.join(REGISTRY)}, an instance of one of prelu_jax.datadep's "
+        "methods, such as WithinLayer(), or a sequence of these."
+    )
     if isinstance(method, str):
         method = [name.strip() for name in method.split(",")]
-    if not isinstance(method, Sequence) or not method:
-        raise TypeError(
-            f"method is {method!r}, expected a name of {', '.join(REGISTRY)}, a method of "
-            "prelu_jax.datadep, or a sequence of these."
-        )
+    given = method if isinstance(method, Sequence) else [method]
+    if not given:
+        raise ValueError(f"method is {method!r}, {expected}")
     found: list[Method | None] = []
-    for each in method:
-        if not isinstance(each, str | Method):
-            raise TypeError(f"method holds {each!r}, expected names and methods.")
+    for each in given:
         if isinstance(each, str):
             names.check("method", each, REGISTRY)
             found.append(REGISTRY[each]())
-        else:
+        elif isinstance(each, Method):
             found.append(each)
+        else:
+            raise TypeError(f"method is {method!r}, {expected}")
     return tuple(each for each in found if each is not None)

@@ -88,7 +88,7 @@ def _notes(layer: Layer, constant: tuple[int, ...], enough: bool, resists: bool)
     if resists:
         yield "does not follow its kernel and bias: left as it was"
     if not enough:
-        yield "too few patches for its filters, or no such layer: Gaussian"
+        yield "too few patches or directions for its filters, or no such layer: the rest are random"
     if layer.bias is None:
         yield "no bias: the mean is free"
     if constant:
@@ -153,7 +153,7 @@ class BetweenRow:
         parameter: the path of its kernel.
         factor: what the kernel was multiplied with.
         rate_before, rate_after: its rate of change C̃; nan for none.
-        held: whether no factor but the one common to all rescalings leaves the function as it is.
+        held: whether no factor but 1 leaves the function as it is.
     """
 
     layer: str
@@ -195,17 +195,23 @@ class BetweenStage:
     def table(self) -> Table:
         """The rows, for rich."""
         spreads = f"{self.spread_before:.3g} to {self.spread_after:.3g}"
-        table = _table(
-            f"{self.method}: spread of log C̃ from {spreads} in {self.iterations} iterations"
-        )
+        iterations = "one iteration" if self.iterations == 1 else f"{self.iterations} iterations"
+        table = _table(f"{self.method}: spread of log C̃ from {spreads} in {iterations}")
         for name in ("factor", "C̃ before", "C̃ after"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", overflow="fold")
         for row in self.layers:
             rates = (f"{rate:.3g}" for rate in (row.rate_before, row.rate_after))
-            note = "held: a factor would change the model's function" if row.held else ""
-            table.add_row(Text(row.layer), f"{row.factor:.3g}", *rates, Text(note))
+            notes = "; ".join(_between_notes(row))
+            table.add_row(Text(row.layer), f"{row.factor:.3g}", *rates, Text(notes))
         return table
+
+
+def _between_notes(row: BetweenRow) -> Iterator[str]:
+    if row.held:
+        yield "held: a factor would change the model's function"
+    if np.isnan(row.rate_before):
+        yield "no rate: its kernel or the gradient there is zero or not finite"
 
 
 def _spread(rates: list[float]) -> float:

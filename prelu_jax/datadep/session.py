@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from prelu_jax.datadep.plan import Plan
+from prelu_jax.signal import checks
 
 Function = Callable[[Any, Any], Any]  # of what every device has, and of its part of the batch
 
@@ -58,34 +59,29 @@ class Session:
 
 
 def compiler(compiled: Callable[[Function], Function] | None) -> Callable[[Function], Function]:
-    """``compiled`` with a memory for functions that are equal; by default `jax.jit`.
+    """``compiled``, by default `jax.jit`, called once for functions that are equal.
 
-    By default the memory is the process's: to calibrate an equal model again compiles nothing.
+    By default what is compiled stays with the process: to calibrate an equal model again compiles
+    nothing.
     """
-    made: list[tuple[Function, Function]] = []
+    made: list[tuple[Function, Function]] = []  # of functions without a hash
+
+    @functools.cache
+    def by_hash(function: Function) -> Function:
+        return functools.partial(_call, function) if compiled is None else compiled(function)
 
     def remembered(function: Function) -> Function:
-        hashable = _is_hashable(function)
-        if compiled is None and hashable:
-            return functools.partial(_call, function)
+        if checks.is_hashable(function):
+            return by_hash(function)
         for known, program in made:
             if known == function:
                 return program
         # What compiles may have a memory of its own, keyed by the function.
-        keyed = function if hashable else lambda replicated, batch: function(replicated, batch)
-        program = (compiled or jax.jit)(keyed)
+        program = (compiled or jax.jit)(lambda replicated, batch: function(replicated, batch))
         made.append((function, program))
         return program
 
     return remembered
-
-
-def _is_hashable(function: Function) -> bool:
-    try:
-        hash(function)
-    except TypeError:  # a field of the model, or a keyword, that cannot key a cache
-        return False
-    return True
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -63,7 +63,7 @@ class Layer:
 
 
 class Redrawn(NamedTuple):
-    """A kernel found from the layer's input, and whether there was enough to find it from."""
+    """A kernel from the layer's input, and whether that had enough patches and directions."""
 
     kernel: jax.Array
     enough: jax.Array
@@ -104,8 +104,9 @@ class Control(NamedTuple):
     """What a pass does at each layer, by kernel path.
 
     Attributes:
-        measured: whether the layer takes the correction that its own moments ask for ...
-        given: ... or else this one.
+        measured: whether the layer is drawn anew, if the method does so, and takes the correction
+            that its own moments ask for ...
+        given: ... or else keeps its kernel and takes this one.
     """
 
     measured: dict[str, jax.Array | np.ndarray]
@@ -198,19 +199,22 @@ class _Step:
         changes = {"kernel": self.redrawn[name].kernel}
         if layer.bias is not None:
             changes["bias"] = jnp.zeros_like(visit.parameters["bias"])
-        return visit.again(changes)
+        return jnp.where(self.control.measured[name], visit.again(changes), visit.y)
 
     def parameters(self, before: Mapping[str, jax.Array]) -> Parameters:
         """The parameters that have changed."""
         after: Parameters = {}
         for name, (scale, shift) in self.corrections.items():
             layer = self.layers[name]
-            redrawn = self.redrawn.get(name)
-            kernel = before[name] if redrawn is None else redrawn.kernel
+            redrawn, measured = self.redrawn.get(name), self.control.measured[name]
+            kernel = before[name]
+            if redrawn is not None:
+                kernel = jnp.where(measured, redrawn.kernel, kernel)
             after[name] = _corrected(kernel, scale, jnp.zeros_like(shift), layer.site.kernel_axes)
             if layer.bias is not None:
                 bias = before[layer.bias]
-                bias = bias if redrawn is None else jnp.zeros_like(bias)
+                if redrawn is not None:
+                    bias = jnp.where(measured, jnp.zeros_like(bias), bias)
                 after[layer.bias] = _corrected(bias, scale, shift, layer.site.bias_axes)
         return after
 
@@ -220,10 +224,15 @@ class _Step:
             name: {
                 "before": moments_lib.pooled(*zip(*calls, strict=True)),
                 "correction": self.corrections[name],
-                "enough": self.redrawn[name].enough if name in self.redrawn else jnp.array(True),
+                "enough": self._enough(name),
             }
             for name, calls in self.moments.items()
         }
+
+    def _enough(self, name: str) -> jax.Array:
+        if name not in self.redrawn:
+            return jnp.array(True)
+        return self.redrawn[name].enough | ~jnp.asarray(self.control.measured[name])
 
 
 def _corrected(values: jax.Array, scale: Any, shift: Any, axes: Axes) -> jax.Array:

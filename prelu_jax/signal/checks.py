@@ -99,6 +99,15 @@ def batch_size_of(batch: Any) -> int:
     return leaves[0].shape[0]
 
 
+def is_hashable(value: Any) -> bool:
+    """Whether it can key a cache; not so with a list for a field of the model, or as a keyword."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 def is_float(value: Any) -> bool:
     """Whether a value is an array of real floats, concrete or abstract."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)

@@ -274,11 +274,8 @@ _statistics = jax.jit(Probe.statistics, static_argnums=0)
 
 
 def _compiled(probe: Probe) -> Callable[..., Any]:
-    if probe.loss is not None:  # it may close over labels that are others the next time
-        return jax.jit(probe.statistics)
-    try:
-        hash(probe)
-    except TypeError:  # a field of the model, or a keyword, that cannot key a cache
+    # A loss may close over labels that are others the next time.
+    if probe.loss is not None or not checks.is_hashable(probe):
         return jax.jit(probe.statistics)
     return functools.partial(_statistics, probe)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -130,10 +130,16 @@ def observed(
     """
     keyword = "query" if site.kind.endswith(".attend") else "inputs"
     x = args[0] if args else kwargs[keyword]
+    if isinstance(x, Mapping | Sequence):
+        raise TypeError(
+            f"the layer {site.path or site.kind!r} was given a {type(x).__name__}, expected an "
+            "array. Is a part of the batch what the model takes?"
+        )
     if not site.looks_up and not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
         raise ValueError(
             f"the layer {site.path or site.kind!r} was given {jnp.result_type(x)} of shape "
-            f"{jnp.shape(x)}, expected floats. Convert images first: images.astype(float32) / 255."
+            f"{jnp.shape(x)}, expected floats. Convert numbers first, x.astype(jnp.float32), those "
+            "of images / 255 as well; numbers of tokens or of classes go through nn.Embed."
         )
     y = call(*args, **kwargs)
     if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):

@@ -4,6 +4,7 @@ The state is unmapped on both sides (``in_axes=(None, 0)``, ``out_axes=None``): 
 shapes everywhere, in a checkpoint too. JAX does not check that replicas agree; a test does.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from prelu_jax import evaluation
 from prelu_jax.training import signal_log, step
 
 AXIS = "devices"
+MOST_PROGRAMS = 128  # an experiment over eight conditions and nine methods has some fifty
 
 _Function = Callable[[Any, Any], Any]
 
@@ -23,27 +25,23 @@ class Parallel:
 
     def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
         self.devices = list(devices or jax.local_devices())
-        self._programs: dict[_Function, _Function] = {}
-        self._train = self._pmap(step.train_step)
-        self._eval = self._pmap(evaluation.eval_step)
-        self._signal = self._pmap(signal_log.statistics)
+        self._train = self._pmap(functools.partial(step.train_step, axis_name=AXIS))
+        self._eval = self._pmap(functools.partial(evaluation.eval_step, axis_name=AXIS))
+        self._signal = self._pmap(functools.partial(signal_log.statistics, axis_name=AXIS))
+        self._remembered = functools.lru_cache(MOST_PROGRAMS)(self._pmap)
 
     def over_batch(self, function: _Function) -> _Function:
         """``function(replicated, batch)`` over the devices, for a batch that `split` has split.
 
-        Compiled once for functions that are equal.
+        Compiled once for functions that are equal, of the last `MOST_PROGRAMS`.
         """
-        if function not in self._programs:
-            self._programs[function] = jax.pmap(
-                function, AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices
-            )
-        return self._programs[function]
+        return self._remembered(function)
 
-    def _pmap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def mapped(state: Any, batch: Any) -> Any:
-            return function(state, batch, axis_name=AXIS)
-
-        return self.over_batch(mapped)
+    def _pmap(self, function: _Function) -> _Function:
+        mapped: _Function = jax.pmap(
+            function, AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices
+        )
+        return mapped
 
     def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
         """Raises a ValueError if the devices cannot share a batch equally, in parts of a size."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from prelu_jax import datadep
 from tests.signal.nets import drawn, images
@@ -34,6 +35,7 @@ class Float16(nn.Module):
 
 
 DENSE = nn.Dense(3)
+OVERFLOWS = nn.Sequential((nn.Dense(3), lambda y: jnp.exp(100 * y), nn.Dense(2)))
 X = images(8, 4)
 
 
@@ -50,7 +52,7 @@ X = images(8, 4)
             {},
             "in float16, with the layers up to it corrected",
         ),
-        (DENSE, X * 1e38, {}, "pj.diagnose says where it begins"),
+        (OVERFLOWS, X, {}, "pj.diagnose says where it begins"),
         (DENSE, X, {"method": "within-layer"}, "Did you mean 'within_layer'"),
         (DENSE, X, {"only": "conv"}, "only is 'conv', which matches none of the kernels: kernel"),
         (DENSE, X, {"except_": "("}, "except_ is '(', no regular expression"),
@@ -85,13 +87,64 @@ def test_missing_parameters_are_told(variables, message):
         datadep.calibrate(DENSE, variables, X)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key": 0}, "key is 0, expected one of jax.random.key"),
+        ({"only": 3}, "only is 3, expected a regular expression as a str"),
+        ({"except_": ["kernel"]}, "except_ is ['kernel'], expected a regular expression as a str"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_told(options, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        datadep.calibrate(DENSE, drawn(DENSE, X), X, **options)
+
+
+def test_a_layer_that_is_given_a_dict_is_named():
+    with pytest.raises(TypeError, match="the layer 'Dense' was given a dict, expected an array"):
+        datadep.calibrate(DENSE, drawn(DENSE, X), {"image": X})
+
+
+def test_integers_are_told_whatever_they_are():
+    with pytest.raises(ValueError, match=r"int32 of shape \(8, 4\).*astype.*nn.Embed"):
+        datadep.calibrate(DENSE, drawn(DENSE, X), X.astype(jnp.int32))
+
+
+@pytest.mark.parametrize("model", [DENSE, nnx.Linear(4, 3, rngs=nnx.Rngs(0))])
+def test_calibrate_says_that_it_cannot_be_traced(model):
+    variables = () if isinstance(model, nnx.Module) else (drawn(DENSE, X),)
+    with pytest.raises(TypeError, match="calibrate was called inside jit"):
+        jax.jit(lambda x: datadep.calibrate(model, *variables, x))(X)
+
+
 def test_the_number_of_arguments_and_the_type_of_the_method_are_checked():
     with pytest.raises(TypeError, match="calibrate\\(model, variables, batch\\) for Linen"):
         datadep.calibrate(DENSE, X)
-    with pytest.raises(TypeError, match="method is 3"):
-        datadep.calibrate(DENSE, drawn(DENSE, X), X, method=3)
+    for method in (3, datadep.WithinLayer, ["pca", datadep.Lsuv]):
+        with pytest.raises(TypeError, match=r"method is .*such as WithinLayer\(\)"):
+            datadep.calibrate(DENSE, drawn(DENSE, X), X, method=method)
+    with pytest.raises(ValueError, match=r"method is \[\], expected a name of none"):
+        datadep.calibrate(DENSE, drawn(DENSE, X), X, method=[])
     with pytest.raises(TypeError, match="expected a Linen or NNX module"):
         datadep.calibrate(jnp.tanh, {}, X)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        (datadep.BetweenLayer, "alpha", "1"),
+        (datadep.BetweenLayer, "tolerance", None),
+        (datadep.Lsuv, "tolerance", "0"),
+        (datadep.Lsuv, "orthonormal", 0.02),
+        (datadep.WithinLayer, "target_mean", True),
+        (datadep.FromPatches, "target_mean", "kmeans"),
+        (datadep.FromPatches, "max_patches", 1e4),
+    ],
+)
+def test_types_of_options_are_checked(method, option, value):
+    message = f"{method.__name__}: {option} is {value!r}, expected "
+    with pytest.raises(TypeError, match=re.escape(message)):
+        method(**{option: value})
 
 
 @pytest.mark.parametrize(

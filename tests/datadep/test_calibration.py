@@ -13,6 +13,7 @@ from flax import linen as nn
 
 import prelu_jax as pj
 from prelu_jax import datadep, signal
+from prelu_jax.datadep import moments
 from tests.datadep.nets import LINEN, SHAPE, nnx_parameters, nnx_with
 from tests.signal.nets import drawn, flat, images
 
@@ -134,6 +135,19 @@ def test_damping_shrinks_the_spread_by_one_minus_alpha(alpha):
     assert len(removable) > 3
 
 
+@pytest.mark.parametrize("net", ["residual", "inception"])
+def test_what_can_be_removed_and_what_is_left_add_up_to_the_spread(net):
+    """As variances of log C̃. Not all factors of the inception's rescalings multiply to 1."""
+    x = images(*SHAPE)
+    variables = drawn(LINEN[net], x)
+    variables["params"]["head"]["kernel"] *= 30
+    _, report = datadep.calibrate(LINEN[net], variables, x, method="between_layer")
+    stage = report.stages[0]
+    assert stage.removable[0] > 0.5
+    both = np.hypot(stage.removable[0], stage.spread_after)
+    assert stage.spread_before == pytest.approx(both, rel=1e-3)
+
+
 def test_the_printed_exponent_diverges():
     """Algorithm 2 with r_k = (C̃ / C̃_k)^(α/2), as transcribed: the step, taken backwards."""
     x = images(*SHAPE)
@@ -237,21 +251,26 @@ class Resisting(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.relu(nn.Dense(8, name="first")(x))
-        x = nn.relu(nn.WeightNorm(nn.Dense(8, name="normed", use_bias=False))(x))
+        x = nn.relu(nn.WeightNorm(nn.Dense(8, name="normed"))(x))
         return nn.Dense(3, name="last")(x)
 
 
-def test_a_layer_that_does_not_follow_its_kernel_is_left_alone():
+@pytest.mark.parametrize("method", ["within_layer", "lsuv", "pca"])
+def test_a_layer_that_does_not_follow_its_kernel_is_left_alone(method):
     x = images(32, 6)
     model = Resisting()
     before = drawn(model, x)
-    after, report = datadep.calibrate(model, before, x)
+    after, report = datadep.calibrate(model, before, x, method=method)
     rows = {row.layer: row for row in report.stages[0].layers}
-    assert "does not follow its kernel and bias: left as it was" in rows["normed"].notes
-    np.testing.assert_array_equal(flat(after)["normed/kernel"], flat(before)["normed/kernel"])
-    moments = channel_moments(model, after, x)
+    assert rows["normed"].notes == ("does not follow its kernel and bias: left as it was",)
+    for leaf in ("kernel", "bias"):  # bit for bit
+        name = f"normed/{leaf}"
+        np.testing.assert_array_equal(flat(after)[name], flat(before)[name])
+    if method == "lsuv":
+        return
+    found = channel_moments(model, after, x)
     for name in ("first", "last"):
-        np.testing.assert_allclose(moments[name][1], 1, atol=1e-3)
+        np.testing.assert_allclose(found[name][1], 1, atol=1e-3)
 
 
 def test_dead_and_constant_channels_are_left_as_they_were_and_named():
@@ -283,6 +302,30 @@ def test_a_channel_far_smaller_than_the_others_is_not_taken_for_dead():
     after, report = datadep.calibrate(model, variables, x)
     assert report.stages[0].layers[0].constant == ()
     np.testing.assert_allclose(np.std(model.apply(after, x), axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-27, 1e22])
+@pytest.mark.parametrize("method", [datadep.WithinLayer(), datadep.Lsuv(orthonormal=False)])
+def test_outputs_whose_squares_do_not_fit_in_float32_are_calibrated(method, scale):
+    variables = drawn(DENSE, X)
+    variables["params"]["kernel"] *= np.float32(scale)
+    variables["params"]["bias"] *= np.float32(scale)
+    after, report = datadep.calibrate(DENSE, variables, X, method=method)
+    assert report.stages[0].layers[0].notes == ()
+    y = np.asarray(DENSE.apply(after, X), np.float64)
+    stds = y.std(axis=0) if isinstance(method, datadep.WithinLayer) else y.std()
+    np.testing.assert_allclose(stds, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_moments_of_several_calls_are_those_of_all_their_values(scale):
+    y = scale * np.asarray(images(12, 5), np.float64) + scale * np.array([0, 3, -2, 0, 0])
+    y[:, 3], y[:4, 4] = 0, 0  # never varies; does not in the first call
+    parts = [moments.of_channels(jnp.asarray(v, jnp.float32), (-1,)) for v in (y[:4], y[4:])]
+    found = moments.pooled(parts, [4, 8])
+    np.testing.assert_allclose(found.mean, y.mean(axis=0), rtol=1e-5, atol=1e-7 * scale)
+    np.testing.assert_allclose(found.std, y.std(axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(found.varies, [True, True, True, False, True])
 
 
 def test_only_and_except_choose_by_kernel_path():
@@ -360,6 +403,21 @@ def test_none_is_a_method_that_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, variables, drawn(DENSE, X))
     assert report.stages == ()
     assert "left as it is" in str(report)
+
+
+def test_a_layer_without_a_rate_of_change_has_a_reason():
+    model = nn.Sequential((nn.Dense(3), nn.Dense(3), nn.Dense(2)))
+    variables = drawn(model, X)
+    kernel = variables["params"]["layers_1"]["kernel"]
+    kernel[...] = 0
+    _, report = datadep.calibrate(model, variables, X, method="between_layer")
+    text = " ".join(str(report).split())
+    assert np.isnan([row.rate_before for row in report.stages[0].layers]).tolist() == [1, 1, 0]
+    assert text.count("no rate") == 2
+    kernel[...] = 30 * np.asarray(images(3, 3))
+    _, report = datadep.calibrate(model, variables, X, method="between_layer")
+    assert report.stages[0].iterations == 1
+    assert " in one iteration layer" in " ".join(str(report).split())
 
 
 def test_the_report(check_golden):

@@ -1,10 +1,15 @@
 """A calibration over devices, mapped or sharded, is that of one device."""
 
+import functools
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from prelu_jax import datadep
+from prelu_jax.training.parallel import MOST_PROGRAMS, Parallel
 from tests.datadep.nets import LINEN, SHAPE
 from tests.signal.nets import drawn, flat, images
 
@@ -51,6 +56,42 @@ def test_every_replica_ends_with_the_same_bits():
     datadep.calibrate(model, variables, split, method=method, **options)
     assert len(seen) > 20
     assert all((leaf == leaf[0]).all() for leaf in seen)
+
+
+class Twice(nn.Module):
+    """A layer that is called again on its own output, and a field that has no hash if a list."""
+
+    field: Any
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(4, name="layer")
+        return layer(nn.relu(layer(x)))
+
+
+@pytest.mark.parametrize("field", [(), []])
+def test_a_function_that_is_called_in_many_passes_is_compiled_once(field):
+    x, seen = images(16, 4), []
+
+    def compiled(function):
+        seen.append(function)
+        return jax.jit(function)
+
+    model = Twice(field)
+    _, report = datadep.calibrate(model, drawn(model, x), x, compiled=compiled)
+    assert report.stages[0].passes > 3
+    assert len(seen) == 1
+    hash(seen[0])  # so that what compiles can remember it too
+
+
+def test_programs_over_devices_are_remembered_up_to_a_number():
+    parallel = Parallel(jax.devices()[:2])
+    functions = [functools.partial(jax.tree.map, i) for i in range(MOST_PROGRAMS + 1)]
+    first = parallel.over_batch(functions[0])
+    assert parallel.over_batch(functions[0]) is first
+    for function in functions[1:]:
+        parallel.over_batch(function)
+    assert parallel.over_batch(functions[0]) is not first
 
 
 def test_sharded_batches_and_kernels():

@@ -171,8 +171,24 @@ def test_layers_with_too_few_patches_or_of_other_kinds_are_gaussian():
         notes = {row.layer: row.notes for row in report.stages[0].layers}
         assert notes["conv"] == ()
         assert notes["transposed"] == notes["wide"] != ()
-        assert "Gaussian" in notes["wide"][0]
+        assert "random" in notes["wide"][0]
         assert max(row.error for row in report.stages[0].layers) < 1e-3
+
+
+@pytest.mark.parametrize("kind", filters.KINDS)
+def test_a_constant_input_costs_no_more_than_its_own_direction(kind):
+    x = images(64, 5).at[:, 2].set(0.7)
+    model = nn.Dense(5)
+    after, report = datadep.calibrate(model, drawn(model, x), x, method=kind, key=KEY)
+    (row,) = report.stages[0].layers
+    assert row.error < 1e-3
+    assert "directions" in row.notes[0]
+    kernel = flat(after)["kernel"]
+    assert np.abs(kernel[2]).max() < 1e-4 * np.abs(kernel).max()  # a Gaussian one would hear it
+    if kind == "pca":
+        correlations = np.corrcoef(np.asarray(model.apply(after, x)).T)
+        np.testing.assert_allclose(correlations[:4, :4], np.eye(4), atol=1e-3)
+        assert np.abs(correlations[4, :4]).max() > 0.1  # the one that is filled in
 
 
 def test_the_kinds_are_registered():
