@@ -70,6 +70,7 @@ def imagenet() -> Config:
         test_examples=3000,
         min_side=256,
         max_side=512,
+        colour=0.1,
         arch="model_b",
         batch_size=128,
         num_steps=30_000,  # 3 epochs, the figure's range

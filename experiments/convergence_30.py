@@ -69,6 +69,7 @@ def imagenet() -> Config:
         test_examples=3000,
         min_side=256,  # Table 2: the small model is trained at one scale
         max_side=256,
+        colour=0.1,
         arch="small_30",
         batch_size=128,
         num_steps=100_000,  # 10 epochs, the figure's range

@@ -157,6 +157,8 @@ def train_and_test(
             f"config.archs is {config.archs}, expected networks for models A, B and C, as in "
             "--config.archs=\"'model_a','model_b','model_c'\"."
         )
+    if not config.scales:
+        raise ValueError("config.scales is empty, expected the sides of the dense test's images.")
     parallel = common.devices(config.batch_size)
     for name in config.archs:
         testing.check(config, arch.get(name).image_size, parallel)

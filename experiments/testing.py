@@ -30,7 +30,7 @@ _STEPS = {
 class ScoredConfig(TrainConfig):
     """A `TrainConfig`, and how its runs are tested when they are finished."""
 
-    scales: tuple[int, ...] = evaluation.SCALES  # shorter sides of the dense test's images
+    scales: tuple[int, ...] = evaluation.SCALES  # shorter sides of the dense test's images, if any
     ten_view_scale: int = evaluation.SCALES[0]  # the same of the 10-view test's
     test_batch_size: int = 16  # whole images over all devices
 
@@ -42,7 +42,7 @@ class Scores:
     Attributes:
         labels: int32 ``[n]``.
         ten_view: softmax scores ``[n, classes]``.
-        dense: the same by scale.
+        dense: the same by scale; there may be none.
     """
 
     labels: np.ndarray
@@ -62,7 +62,7 @@ class Scores:
 def check(config: ScoredConfig, size: int, parallel: Parallel) -> None:
     """Raises a ValueError if networks for images of a size cannot be tested so."""
     for field, scales in (("scales", config.scales), ("ten_view_scale", [config.ten_view_scale])):
-        if not scales or min(scales) < size or len(set(scales)) < len(scales):
+        if min(scales, default=size) < size or len(set(scales)) < len(scales):
             raise ValueError(
                 f"config.{field} is {getattr(config, field)}, expected sides of at least the "
                 f"{size} pixels of the networks, each once."

@@ -22,9 +22,16 @@ SHELL = [
     if line.partition("#")[0].strip()
 ]
 SHORT_PROFILE = ("--seeds=2", "--config.archs=small_14_reduced")
-# Run as they stand here by tests/experiments/test_<name>.py, which look at what they write too.
+# Run as they stand here, but for the work folder and their length, by tests/experiments:
+# test_<name>.py and test_imagenet_scale.py, which look at what they write too.
 RUN_THERE = [
-    f"python -m experiments.{name} --scale=laptop" for name in ("data_dependent", "transfer")
+    *(
+        f"python -m experiments.{name} --scale=laptop"
+        for name in ("data_dependent", "transfer", "rectifiers", "large_models")
+    ),
+    "python -m experiments.ensemble --scale=laptop --workdir=runs/large_models_laptop",
+    "python -m experiments.large_models --scale=imagenet --config.dtype=bfloat16",
+    "python -m experiments.report",
 ]
 # What a command cannot have in a test: its data set, its hours.
 DATA = ("--config.dataset=digits", "--config.test_split=test")
@@ -39,7 +46,7 @@ def test_the_two_commands_come_first():
 
 
 def test_every_command_is_of_a_kind_that_is_run_here():
-    known = ("make ", "python -m experiments.", "python -m prelu_jax.data.folder ", "pip install ")
+    known = ("make ", "python -m experiments.", "python -m prelu_jax.data.", "pip install ")
     assert [line for line in SHELL if not line.startswith(known)] == []
 
 
@@ -81,12 +88,21 @@ def test_experiments_run(line, tmp_path):
     assert (tmp_path / "figure.png").exists()
 
 
-@pytest.mark.parametrize("line", commands("python -m prelu_jax.data.folder "))
-def test_folders_are_imported(line, tmp_path):
+def test_folders_are_imported_and_measured(tmp_path):
     images = write_images(tmp_path / "images", {"train": {"a": 2}, "test": {"a": 1}})
-    arguments = [*shlex.split(line)[1:], f"--images={images}", f"--data_dir={tmp_path / 'tfds'}"]
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "train: 2 images" in done.stdout
+    (imported,) = commands("python -m prelu_jax.data.folder ")
+    (measured,) = commands("python -m prelu_jax.data.statistics ")
+    for line, changes, said in (
+        (imported, [f"--images={images}"], "cifar10/train: 2 images"),
+        (measured, ["--dataset=cifar10"], "2 images; mean red, green, blue"),
+    ):
+        arguments = [*shlex.split(line)[1:], *changes, f"--data_dir={tmp_path / 'tfds'}"]
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout

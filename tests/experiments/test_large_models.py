@@ -21,7 +21,7 @@ TINY = (
 
 @pytest.mark.slow
 def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
-    done = run("large_models", f"--workdir={tmp_path}", *TINY)
+    done = run("large_models", "--scale=laptop", f"--workdir={tmp_path}", *TINY)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 1  # eight steps teach nothing
     for text in ("Table 4", "| multi-scale | 24.02 / 6.51 |", "Table 6", "| C, PReLU | 21.59"):
@@ -34,7 +34,7 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/seed_0/scores/*.npy")}
     assert len(before) == 4 * 4
 
-    together = run("ensemble", f"--workdir={tmp_path}", *TINY)
+    together = run("ensemble", "--scale=laptop", f"--workdir={tmp_path}", *TINY)
     assert "Traceback" not in together.stderr, together.stderr
     assert "| ensemble | 4.94 (test) |" in together.stdout
     assert all(file.stat().st_mtime_ns == then for file, then in before.items())
@@ -54,7 +54,7 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
     [
         ({"scales": (40, 31)}, r"config.scales is \(40, 31\), expected sides of at least the 32"),
         ({"scales": (40, 40)}, "each once"),
-        ({"scales": ()}, "config.scales is"),
+        ({"scales": ()}, "config.scales is empty"),
         ({"ten_view_scale": 8}, "config.ten_view_scale is 8"),
         ({"test_batch_size": 3}, "config.test_batch_size is 3, expected a multiple of the 4"),
         ({"arch": "model_a"}, "config.arch is set for each model"),
