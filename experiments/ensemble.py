@@ -1,11 +1,11 @@
 """He et al. 2015, Table 7: six models together.
 
-    python -m experiments.ensemble --scale=laptop
+    python -m experiments.ensemble --scale=laptop --config.runs=runs/large_models_laptop
     python -m experiments.ensemble --config.members=DIR,DIR,...
 
 The four models of Table 6 and two more of A and B, each tested densely at all scales; their softmax
-scores are averaged. In the work folder of `experiments.large_models` its runs are not trained
-again. With ``members``, the ensemble of finished runs.
+scores are averaged. With ``runs``, those of `experiments.large_models` are not trained again; with
+``members``, it is the ensemble of any finished runs.
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ Errors = Mapping[str, Sequence[tuple[float, float]]]  # member or ensemble -> of
 class Config(large_models.Config):
     """The members' training and tests."""
 
+    runs: str = ""  # work folder of large_models, whose runs are taken; empty for none
     members: str = ""  # folders of finished runs, comma-separated: their ensemble, nothing trained
 
 
@@ -47,12 +48,8 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     if config.members:
         return _given(config, workdir)
     first = range(config.seed, config.seed + seeds)
-    runs = {
-        (model, seed + other): workdir / large_models.slug(model) / f"seed_{seed + other}"
-        for seed in first
-        for model, other in MEMBERS
-    }
-    tested = large_models.train_and_test(config, runs)
+    which = [(model, seed + other) for seed in first for model, other in MEMBERS]
+    tested = large_models.train_and_test(config, which, Path(config.runs or workdir))
     ensembles = [
         {name(member): tested[member[0], seed + member[1]] for member in MEMBERS} for seed in first
     ]

@@ -7,7 +7,7 @@ tested in ten views (Table 5) and densely at three scales and all of them togeth
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -107,16 +107,12 @@ def imagenet() -> Config:
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains and tests every model over the seeds, writes the tables, the figure, the claims."""
-    models = {
-        (model, seed): workdir / slug(model) / f"seed_{seed}"
-        for seed in range(config.seed, config.seed + seeds)
-        for model in MODELS
-    }
+    which = [(m, seed) for seed in range(config.seed, config.seed + seeds) for m in MODELS]
     tests = [TEN_VIEW, *(f"s = {side}" for side in config.scales), MULTI_SCALE]
     errors: dict[str, dict[str, list[tuple[float, float]]]] = {
         model: {test: [] for test in tests} for model in MODELS
     }
-    for (model, _), tested in train_and_test(config, models).items():
+    for (model, _), tested in train_and_test(config, which, workdir).items():
         for test, of_test in zip(tests, of_tests(tested, config.scales), strict=True):
             errors[model][test].append(of_test)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -133,18 +129,19 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     written = figures.errors_by_test(top_1, caption, workdir / "figure")
     table = workdir / "table.md"
     table.write_text(markdown(config, errors))
-    print(f"\n{table.read_text()}\nWritten:", *written, table, *models.values(), sep="\n  ")
+    print(f"\n{table.read_text()}\nWritten:", *written, table, sep="\n  ")
     return judge(config, top_1)
 
 
 def train_and_test(
-    config: Config, runs: Mapping[tuple[str, int], Path]
+    config: Config, which: Iterable[tuple[str, int]], workdir: Path
 ) -> dict[tuple[str, int], Scores | None]:
     """Every model of every seed, trained and tested unless its folder holds it.
 
     Args:
         config: of the experiment.
-        runs: (model, seed) -> folder.
+        which: models and seeds.
+        workdir: holds a folder for each run.
 
     Returns:
         What each run says of the test examples; None of one that diverged.
@@ -162,16 +159,20 @@ def train_and_test(
     parallel = common.devices(config.batch_size)
     for name in config.archs:
         testing.check(config, arch.get(name).image_size, parallel)
+    folders = {
+        (model, seed): workdir / model.lower().replace(", ", "_") / f"seed_{seed}"
+        for model, seed in which
+    }
     common.train_all(
         {
             folder: (f"{model} seed {seed}", of_model(config, model, seed))
-            for (model, seed), folder in runs.items()
+            for (model, seed), folder in folders.items()
         },
         parallel,
     )
     return {
-        which: None if results.diverged(folder) else testing.scores(folder, config, parallel)
-        for which, folder in tqdm(runs.items(), desc="tests", unit="run")
+        run: None if results.diverged(folder) else testing.scores(folder, config, parallel)
+        for run, folder in tqdm(folders.items(), desc="tests", unit="run")
     }
 
 
@@ -179,11 +180,6 @@ def of_model(config: Config, model: str, seed: int) -> TrainConfig:
     """The configuration of one run."""
     place, rectifier = MODELS[model]
     return common.train_config(config, arch=config.archs[place], rectifier=rectifier, seed=seed)
-
-
-def slug(model: str) -> str:
-    """The name of a model's folder."""
-    return model.lower().replace(", ", "_")
 
 
 def of_tests(tested: Scores | None, scales: Sequence[int]) -> list[tuple[float, float]]:

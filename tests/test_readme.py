@@ -29,7 +29,7 @@ RUN_THERE = [
         f"python -m experiments.{name} --scale=laptop"
         for name in ("data_dependent", "transfer", "rectifiers", "large_models")
     ),
-    "python -m experiments.ensemble --scale=laptop --workdir=runs/large_models_laptop",
+    "python -m experiments.ensemble --scale=laptop --config.runs=runs/large_models_laptop",
     "python -m experiments.large_models --scale=imagenet --config.dtype=bfloat16",
     "python -m experiments.report",
 ]

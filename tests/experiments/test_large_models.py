@@ -34,10 +34,13 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/seed_0/scores/*.npy")}
     assert len(before) == 4 * 4
 
-    together = run("ensemble", "--scale=laptop", f"--workdir={tmp_path}", *TINY)
+    table = (tmp_path / "table.md").read_bytes()
+    shared = (f"--workdir={tmp_path / 'ensemble'}", f"--config.runs={tmp_path}")
+    together = run("ensemble", "--scale=laptop", *shared, *TINY)
     assert "Traceback" not in together.stderr, together.stderr
     assert "| ensemble | 4.94 (test) |" in together.stdout
     assert all(file.stat().st_mtime_ns == then for file, then in before.items())
+    assert (tmp_path / "table.md").read_bytes() == table
     assert (tmp_path / "a_prelu/seed_1000/scores/dense_48.npy").exists()
 
     members = f"--config.members={folder},{tmp_path / 'c_prelu/seed_0'}"
