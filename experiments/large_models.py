@@ -40,7 +40,7 @@ class Config(ScoredConfig):
     archs: tuple[str, ...] = ("model_a", "model_b", "model_c")
     arch: str = ""  # set for each model; leave it empty
     rectifier: str = ""  # the same
-    learned: float = 1.0  # the regression band: no model ends above this multi-scale top-1 error
+    learned: float = 0.35  # the regression band: no run ends above this 10-view top-1 error
 
 
 def laptop() -> Config:
@@ -48,6 +48,7 @@ def laptop() -> Config:
     return dataclasses.replace(
         _reduced(),
         dataset="digits",
+        learned=0.05,
         flip=False,  # a mirrored digit is another sign
         num_steps=1000,
         drop_epochs="25,35",
@@ -79,7 +80,7 @@ def _reduced() -> Config:
         # times the crop, would leave a fifth of them.
         min_side=36,
         max_side=48,
-        scales=(40, 48, 56),
+        scales=(40, 44, 48),
         ten_view_scale=40,
         test_batch_size=100,
         pixel_rms=convergence.PIXEL_RMS,
@@ -198,13 +199,12 @@ def judge(config: Config, top_1: Mapping[str, Mapping[str, Sequence[float]]]) ->
     multi = {model: by[MULTI_SCALE] for model, by in top_1.items()}
     singles = [of for test, of in top_1[A].items() if test not in (TEN_VIEW, MULTI_SCALE)]
     best_single = min(singles, key=lambda of: sum(of))
-    worst = max(error for of in multi.values() for error in of)
+    views = {model: by[TEN_VIEW] for model, by in top_1.items()}
     return [
         Claim(
-            f"Every model learns: multi-scale top-1 error at most {config.learned:.1%} in every "
-            "seed",
-            worst <= config.learned,
-            "; ".join(f"[{m}] {results.summary(of, ' %', 100)}" for m, of in multi.items()),
+            f"Every model learns: 10-view top-1 error at most {config.learned:.0%} in every seed",
+            max(error for of in views.values() for error in of) <= config.learned,
+            "\n      ".join(f"{m}: {results.summary(of, ' %', 100)}" for m, of in views.items()),
         ),
         _lower("Table 4: model A, multi-scale: PReLU", multi[A], "ReLU", multi[A_RELU]),
         _lower("Table 4: model A, PReLU: multi-scale", multi[A], "the best scale", best_single),

@@ -1,5 +1,7 @@
 """The tests of the paper's tables on finished runs, kept in the run's folder (He et al. 2015, §3).
 
+Images are mirrored too if they were in training.
+
 scores/labels.npy          of every test example, in order
 scores/ten_view_<s>.npy    softmax scores ``[n, classes]`` of images with a shorter side of s
 scores/dense_<s>.npy       the same of every window, densely
@@ -21,8 +23,9 @@ from prelu_jax.training.parallel import AXIS, Parallel
 
 # Made once: `Parallel` compiles a function once.
 _STEPS = {
-    "ten_view": functools.partial(evaluation.ten_view_step, axis_name=AXIS),
-    "dense": functools.partial(evaluation.dense_step, axis_name=AXIS),
+    (test, mirror): functools.partial(step, axis_name=AXIS, mirror=mirror)
+    for test, step in (("ten_view", evaluation.ten_view_step), ("dense", evaluation.dense_step))
+    for mirror in (True, False)
 }
 
 
@@ -96,7 +99,7 @@ def scores(folder: Path, config: ScoredConfig, parallel: Parallel) -> Scores:
     def of_test(test: str, side: int) -> np.ndarray:
         file = kept / f"{test}_{side}.npy"
         if not file.exists():
-            step = parallel.over_batch(_STEPS[test])
+            step = parallel.over_batch(_STEPS[test, run.config.flip])
             # A seventh of the crop is two places of the last map of models A to C: few shapes.
             trimmed = model.arch.image_size // 7
             images = pipeline.whole_images(split, side, trimmed, tally)

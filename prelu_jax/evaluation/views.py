@@ -72,7 +72,7 @@ def _parts(model: RectifierNet) -> tuple[RectifierNet, SpatialPyramid, Rectifier
 
 
 def dense_step(
-    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None
+    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
 ) -> jax.Array:
     """`dense_scores` of every image and of its mirror image, averaged.
 
@@ -80,6 +80,7 @@ def dense_step(
         state: a `training.state.TrainState`; its model, parameters and pixel statistics are read.
         batch: ``image``: whole images of one shape, uint8 ``[b, h, w, 3]``.
         axis_name: the mapped axis that other devices' parts lie along; None for one device.
+        mirror: False for networks that were trained without: a mirrored digit is another sign.
 
     Returns:
         float32 ``[b, classes]``, of all devices' images in order.
@@ -89,9 +90,8 @@ def dense_step(
     """
     images = batch["image"]
     x = augment.normalize(images, _resized(state.pixels, images.shape[1:]))
-    both = jnp.concatenate([x, x[:, :, ::-1]])
-    scores = dense_scores(state.model, state.params, both)
-    return _gather(scores.reshape(2, len(x), -1).mean(axis=0), axis_name)
+    scores = dense_scores(state.model, state.params, _mirrored_too(x) if mirror else x)
+    return _gather(_mean_of_views(scores, len(x)), axis_name)
 
 
 def _resized(pixels: augment.PixelStatistics, shape: tuple[int, ...]) -> augment.PixelStatistics:
@@ -104,12 +104,12 @@ def _resized(pixels: augment.PixelStatistics, shape: tuple[int, ...]) -> augment
 
 
 def ten_view_step(
-    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None
+    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
 ) -> jax.Array:
     """Softmax scores of the four corners, the centre and their mirror images, averaged.
 
     Args:
-        state, batch, axis_name: as `dense_step`.
+        state, batch, axis_name, mirror: as `dense_step`; without mirror images, views are five.
 
     Returns:
         float32 ``[b, classes]``, of all devices' images in order.
@@ -119,9 +119,9 @@ def ten_view_step(
     """
     crops = _five_crops(batch["image"], state.model.arch.image_size)
     x = augment.normalize(crops, state.pixels)
-    views = jnp.concatenate([x, x[:, :, ::-1]])
+    views = _mirrored_too(x) if mirror else x
     scores = jax.nn.softmax(state.model.apply({"params": state.params}, views))
-    return _gather(scores.reshape(10, len(batch["image"]), -1).mean(axis=0), axis_name)
+    return _gather(_mean_of_views(scores, len(batch["image"])), axis_name)
 
 
 def _five_crops(images_bhwc: jax.Array, size: int) -> jax.Array:
@@ -134,6 +134,15 @@ def _five_crops(images_bhwc: jax.Array, size: int) -> jax.Array:
     return jnp.concatenate(
         [images_bhwc[:, top : top + size, left : left + size] for top, left in places]
     )
+
+
+def _mirrored_too(x_bhwc: jax.Array) -> jax.Array:
+    return jnp.concatenate([x_bhwc, x_bhwc[:, :, ::-1]])
+
+
+def _mean_of_views(scores: jax.Array, images: int) -> jax.Array:
+    """``[views · images, classes] -> [images, classes]``."""
+    return scores.reshape(-1, images, scores.shape[-1]).mean(axis=0)
 
 
 def _gather(scores: jax.Array, axis_name: str | None) -> jax.Array:

@@ -127,8 +127,11 @@ def test_dense_step_averages_the_image_and_its_mirror_image_less_the_stretched_m
         for flipped in (x, x[:, :, ::-1])
     ]
     assert np.abs(scores[0] - scores[1]).max() > 1e-4
-    found = evaluation.dense_step(state, {"image": jnp.asarray(images)})
+    batch = {"image": jnp.asarray(images)}
+    found = evaluation.dense_step(state, batch)
     np.testing.assert_allclose(found, np.mean(scores, axis=0), atol=1e-5)
+    as_it_is = evaluation.dense_step(state, batch, mirror=False)
+    np.testing.assert_allclose(as_it_is, scores[0], atol=1e-5)
 
 
 def test_at_the_crops_size_dense_and_plain_test_subtract_the_same_mean():
@@ -152,8 +155,11 @@ def test_ten_views_are_corners_and_centre_and_their_mirror_images():
             jax.nn.softmax(state.model.apply({"params": state.params}, view))
             for view in (x, x[:, :, ::-1])
         ]
-    found = evaluation.ten_view_step(state, {"image": jnp.asarray(images)})
+    batch = {"image": jnp.asarray(images)}
+    found = evaluation.ten_view_step(state, batch)
     np.testing.assert_allclose(found, np.mean(scores, axis=0), atol=1e-5)
+    as_they_are = evaluation.ten_view_step(state, batch, mirror=False)
+    np.testing.assert_allclose(as_they_are, np.mean(scores[::2], axis=0), atol=1e-5)
 
 
 def test_bfloat16_scores_are_close_to_float32_ones():
