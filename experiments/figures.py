@@ -29,7 +29,7 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) 
     """
     from matplotlib.ticker import PercentFormatter
 
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
     for arm in dict.fromkeys(curve.arm for curve in curves):
         of_arm = [curve for curve in curves if curve.arm == arm]
@@ -51,7 +51,7 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) 
     axes.set_title(title, fontsize=13)
     figure.legend(loc="outside upper center", ncols=2, fontsize=12, frameon=False)
     figure.supxlabel(caption, fontsize=8, color="0.35")
-    return _save(figure, stem)
+    return save(figure, stem)
 
 
 def signal_profiles(profiles: Sequence[Profile], caption: str, stem: Path) -> list[Path]:
@@ -70,7 +70,7 @@ def signal_profiles(profiles: Sequence[Profile], caption: str, stem: Path) -> li
     nets = list(dict.fromkeys(p.net for p in profiles))
     arms = list(dict.fromkeys(p.arm for p in profiles))
     size = {"figsize": (4.3 * len(nets), 7.5), "layout": "constrained"}
-    figure, grid = _pyplot().subplots(2, len(nets), squeeze=False, sharey="row", **size)
+    figure, grid = pyplot().subplots(2, len(nets), squeeze=False, sharey="row", **size)
     for p in profiles:
         row, column = ("forward", "backward").index(p.direction), nets.index(p.net)
         axes, colour = grid[row, column], _PROFILE_COLOURS[arms.index(p.arm)]
@@ -95,7 +95,7 @@ def signal_profiles(profiles: Sequence[Profile], caption: str, stem: Path) -> li
     grid[1, 0].set_ylabel("Backward: E[Δy²]", fontsize=13)
     figure.legend(loc="outside upper center", ncols=len(arms), fontsize=12, frameon=False)
     figure.supxlabel(caption, fontsize=9, color="0.35")
-    return _save(figure, stem)
+    return save(figure, stem)
 
 
 def final_errors(
@@ -114,7 +114,7 @@ def final_errors(
     """
     from matplotlib.ticker import PercentFormatter
 
-    figure, axes = _pyplot().subplots(figsize=(8, 1.6 + 0.5 * len(curves)), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(8, 1.6 + 0.5 * len(curves)), layout="constrained")
     groups = list(dict.fromkeys(arm.partition(":")[0] for arm in curves))
     for row, (arm, of_arm) in enumerate(curves.items()):
         colour = _GROUP_COLOURS[groups.index(arm.partition(":")[0])]
@@ -132,7 +132,7 @@ def final_errors(
     axes.grid(alpha=0.25)
     figure.suptitle(title, fontsize=13)
     figure.supxlabel(caption, fontsize=9, color="0.35")
-    return _save(figure, stem)
+    return save(figure, stem)
 
 
 def errors_by_test(
@@ -154,7 +154,7 @@ def errors_by_test(
     """
     from matplotlib.ticker import PercentFormatter
 
-    figure, axes = _pyplot().subplots(figsize=(8, 4.8), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(8, 4.8), layout="constrained")
     tests = list(next(iter(errors.values())))
     for i, (model, of_model) in enumerate(errors.items()):
         at = np.arange(len(tests)) + 0.16 * (i - (len(errors) - 1) / 2)
@@ -174,7 +174,7 @@ def errors_by_test(
     axes.grid(axis="y", alpha=0.25)
     figure.legend(loc="outside upper center", ncols=4, fontsize=12, frameon=False)
     figure.supxlabel(caption, fontsize=9, color="0.35")
-    return _save(figure, stem)
+    return save(figure, stem)
 
 
 def method_errors(
@@ -213,7 +213,7 @@ def method_errors(
         handles, labels, loc="outside right center", fontsize=13, frameon=False, title="at step 0"
     )
     figure.supxlabel(caption, fontsize=10, color="0.35")
-    return _save(figure, stem)
+    return save(figure, stem)
 
 
 def change_rates(
@@ -247,14 +247,14 @@ def change_rates(
     panels[0].invert_yaxis()
     figure.colorbar(dots, ax=panels, label="Layer", shrink=0.8, pad=0.03)
     figure.supxlabel(f"{caption}; spread: of log C̃ over layers", fontsize=10, color="0.35")
-    return _save(figure, stem)
+    return save(figure, stem)
 
 
 def _panels(conditions: Mapping[str, Any], height: float) -> tuple[Any, Sequence[Any]]:
     """A panel for each condition, two in a row, titled with its name."""
     columns = min(2, len(conditions))
     rows = -(-len(conditions) // columns)
-    figure, grid = _pyplot().subplots(
+    figure, grid = pyplot().subplots(
         *(rows, columns),
         figsize=(2.5 + 4.6 * columns, height * rows),
         squeeze=False,
@@ -272,7 +272,7 @@ def _panels(conditions: Mapping[str, Any], height: float) -> tuple[Any, Sequence
     return figure, panels
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     """Imported late: not needed to read results, and slow."""
     import matplotlib as mpl
 
@@ -282,9 +282,10 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, stem: Path) -> list[Path]:
+def save(figure: Any, stem: Path) -> list[Path]:
+    """Writes a figure as a PNG and a PDF, closes it and returns the files."""
     files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for file in files:
         figure.savefig(file, dpi=150)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return files

@@ -186,14 +186,15 @@ def below_zero(values: Sequence[float]) -> bool:
     return mean + half < 0
 
 
-def short(values: Sequence[float], scale: float = 1.0) -> str:
+def short(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
     """A cell of a table: mean ± half the 95 % interval, or in how many seeds it happened."""
     x = np.asarray(values, np.float64) * scale
     reached = np.isfinite(x).sum()
     if reached < len(x):
         return f"in {reached} of {len(x)}"
     mean, half = student(x)
-    return f"{mean:.1f} ± {half:.1f}" if np.isfinite(half) else f"{mean:.1f}"
+    shown = f"{mean:.{digits}f}"
+    return f"{shown} ± {half:.{digits}f}" if np.isfinite(half) else shown
 
 
 def summary(values: Sequence[float], unit: str, scale: float = 1.0) -> str:

@@ -1,0 +1,225 @@
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import rectifiers, slope_figures, slopes
+from experiments.rectifiers import CHANNEL_WISE, LEAKY, RELU, SHARED
+from experiments.results import Curve
+from experiments.slopes import Slopes
+from prelu_jax import arch, models
+from tests.experiments.conftest import SHORT, run
+
+LAYERS = tuple(rectifiers.TABLE_1)
+PAPER = {arm: np.array(of) for arm, of in rectifiers.paper_slopes(LAYERS).items()}
+
+
+def test_from_a_flag_to_a_picture(tmp_path):
+    done = run("rectifiers", "--scale=laptop", f"--workdir={tmp_path}", *SHORT)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1  # one seed shows nothing: the claims fail
+    for text in ("Claims:", "FAIL  Table 1", "n = 1", "| PReLU: channel-wise | 32.64 |", "Written"):
+        assert text in done.stdout
+    stems = ("figure", "slopes_training", "slopes_depth")
+    pictures = [f"{stem}{suffix}" for stem in stems for suffix in (".png", ".pdf")]
+    for name in (*pictures, "table.md", "curves.csv", "slopes.csv", "experiment.json"):
+        assert (tmp_path / name).stat().st_size > 100
+    with (tmp_path / "slopes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 4 * len(LAYERS)  # arms, logging steps, layers
+    assert [row["steps_taken"] for row in rows[:: len(LAYERS)]] == 2 * ["1", "3", "5", "7"]
+    # What is drawn and tabled is what the run folder logged, layer by layer.
+    lines = (tmp_path / "prelu/seed_0/metrics.jsonl").read_text().splitlines()
+    logged = [r["slope_mean"] for r in map(json.loads, lines) if "slope_mean" in r][-1]
+    assert {row["layer"]: float(row["slope"]) for row in rows[-len(LAYERS) :]} == pytest.approx(
+        {name.removesuffix("_prelu"): slope for name, slope in logged.items()}, abs=1e-6
+    )
+    assert f"| conv1 | 0.681 | 0.250 | 0.596 | {logged['conv1_prelu']:.3f} |" in done.stdout
+    refused = run(
+        "rectifiers", f"--workdir={tmp_path / 'other'}", *SHORT, "--config.rectifier=relu"
+    )
+    assert "config.rectifier is set for each arm" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("scale", ["laptop", "cifar10", "imagenet"])
+def test_arms_differ_in_their_rectifier_alone(scale):
+    config = getattr(rectifiers, scale)()
+    runs = [vars(rectifiers.of_arm(config, arm, 3)) for arm in rectifiers.ARMS]
+    names = {"relu", "leaky_relu", "prelu", "prelu_shared"}
+    assert {of["rectifier"] for of in runs} == names
+    assert all({**of, "rectifier": "relu"} == runs[0] for of in runs)
+    assert runs[0]["seed"] == 3
+
+
+def test_imagenet_is_the_papers_protocol():
+    config = rectifiers.imagenet()
+    assert config.num_steps * 128 == pytest.approx(75 * 1_281_167, abs=64)
+    assert (config.batch_size, config.min_side, config.max_side) == (128, 256, 256)
+    assert (config.learning_rate, config.weight_decay, config.momentum) == (0.01, 5e-4, 0.9)
+    assert config.arch == "small_14"
+
+
+def test_table_1_has_the_rectified_layers_of_the_network_in_order():
+    assert rectifiers.rectified("small_14") == rectifiers.rectified("small_14_reduced") == LAYERS
+    assert len(LAYERS) == 13
+    parameters = models.build(arch.SMALL_14, 10, rectifier="prelu_shared").slopes({})
+    assert tuple(parameters) == LAYERS
+    assert rectifiers.paper_slopes(rectifiers.rectified("small_30")) == {}
+    printed = rectifiers.paper_slopes(LAYERS)
+    # conv1 "significantly greater than 0", the text's two numbers; fc2's, and both columns' sums.
+    assert [printed[arm][0] for arm in (SHARED, CHANNEL_WISE)] == [0.681, 0.596]
+    assert [printed[arm][-1] for arm in (SHARED, CHANNEL_WISE)] == [0.031, 0.075]
+    assert sum(printed[SHARED]) == pytest.approx(2.385)
+    assert sum(printed[CHANNEL_WISE]) == pytest.approx(2.977)
+    # Gains of the text: 1.2 % channel-wise, 1.1 % shared.
+    gains = {arm: rectifiers.TABLE_2[RELU] - rectifiers.TABLE_2[arm] for arm in PAPER}
+    assert gains == pytest.approx({SHARED: 1.11, CHANNEL_WISE: 1.18})
+
+
+def curves(**errors):
+    """Final errors of every seed by the arm's rectifier; others are as good as ReLU."""
+    relu = errors.get("relu", [0.1, 0.1, 0.1])
+    steps = np.array([0, 50, 100])
+    return {
+        arm: [
+            Curve(arm, seed, "done", steps, steps / 2, np.array([0.9, last, last]))
+            for seed, last in enumerate(errors.get(rectifier, relu))
+        ]
+        for arm, rectifier in rectifiers.ARMS.items()
+    }
+
+
+def run_with(final, seed=0, status="done"):
+    """A run whose slopes go from 0.25 to given ones in two logging steps."""
+    values = np.stack([np.full(len(LAYERS), 0.25), final])
+    return Slopes(seed, status, LAYERS, np.array([24, 49]), values)
+
+
+def seeds_of(*finals):
+    return [run_with(np.asarray(final), seed) for seed, final in enumerate(finals)]
+
+
+def around(final, n=3, noise=1e-3):
+    rng = np.random.default_rng(0)
+    return [final + rng.normal(0, noise, len(LAYERS)) for _ in range(n)]
+
+
+LEARNED = {arm: seeds_of(*around(final)) for arm, final in PAPER.items()}
+
+
+@pytest.mark.parametrize(
+    ("errors", "passed"),
+    [
+        # Seeds differ more than arms: what counts is the difference within each.
+        ({"relu": [0.3, 0.34, 0.38], "prelu": [0.28, 0.32, 0.35]}, [True, False]),
+        ({"relu": [0.3, 0.34, 0.38], "prelu_shared": [0.28, 0.32, 0.35]}, [False, True]),
+        ({"relu": [0.3, 0.4, 0.5], "prelu": [0.1, 0.41, 0.49]}, [False, False]),
+        ({"relu": [0.1, 0.1], "prelu": [0.2, 0.2], "prelu_shared": [0.2, 0.2]}, [False, False]),
+        ({"relu": [0.1, 0.1, 0.1], "leaky_relu": [0.01, 0.01, 0.01]}, [False, False]),
+        ({"relu": [0.3], "prelu": [0.1], "prelu_shared": [0.1]}, [False, False]),  # one seed
+    ],
+)
+def test_errors_are_judged_within_seeds(errors, passed):
+    claims = rectifiers.judge(curves(**errors), LEARNED)
+    assert [claim.passed for claim in claims[:2]] == passed
+
+
+def changed(layer, value):
+    final = PAPER[CHANNEL_WISE].copy()
+    final[LAYERS.index(layer)] = value
+    return final
+
+
+GROWING = np.linspace(0.1, 0.4, len(LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("finals", "first", "shrink"),
+    [
+        (around(PAPER[CHANNEL_WISE]), True, True),
+        (around(GROWING), False, False),
+        (around(GROWING[::-1]), True, True),
+        # One layer of one seed lies above conv1.
+        ([*around(PAPER[CHANNEL_WISE], 7), changed("fc2", 0.597)], False, True),
+        # Above it in all seeds but by a hair: it decides nothing.
+        ([changed("fc2", 0.595), changed("fc2", 0.2), changed("fc2", 0.5959)], False, True),
+        ([GROWING, GROWING[::-1], GROWING[::-1]], False, False),
+        ([PAPER[CHANNEL_WISE]], False, False),  # one seed shows nothing
+    ],
+)
+def test_slopes_are_judged_by_the_interval_over_seeds(finals, first, shrink):
+    claims = rectifiers.judge(curves(), {**LEARNED, CHANNEL_WISE: seeds_of(*finals)})
+    of_channel_wise, of_shared, of_depth = (claim.passed for claim in claims[2:])
+    assert (of_channel_wise, of_shared, of_depth) == (first, True, shrink)
+    shared = rectifiers.judge(curves(), {**LEARNED, SHARED: seeds_of(*finals)})
+    assert [claim.passed for claim in shared[2:]] == [True, first, True]
+
+
+def test_a_run_that_diverged_fails_its_claims_and_is_counted_in_the_table():
+    lost = [dataclasses.replace(LEARNED[CHANNEL_WISE][0], status="diverged")]
+    learned = {**LEARNED, CHANNEL_WISE: lost + LEARNED[CHANNEL_WISE][1:]}
+    claims = rectifiers.judge(curves(), learned)
+    assert [claim.passed for claim in claims[2:]] == [False, True, False]
+    table = rectifiers.markdown(rectifiers.laptop(), curves(), learned)
+    assert "| 0.596 | in 2 of 3 |" in table
+
+
+def test_correlation_is_of_ranks_with_depth():
+    assert rectifiers.with_depth(GROWING**3) == pytest.approx(1)
+    # Spearman, 1 - 6 Σd² / (n (n² - 1)), of the ranks that Table 1's column has.
+    ranks = PAPER[CHANNEL_WISE].argsort().argsort()
+    squares = np.sum((ranks - np.arange(13)) ** 2)
+    assert rectifiers.with_depth(PAPER[CHANNEL_WISE]) == pytest.approx(1 - squares / 364)
+
+
+def test_the_table_has_the_paper_beside_ours_with_differences_within_seeds():
+    by_arm = curves(relu=[0.3, 0.1], prelu=[0.28, 0.08], leaky_relu=[0.1, 0.1])
+    learned = {arm: of[:2] for arm, of in LEARNED.items()}
+    learned[SHARED] = seeds_of(np.full(13, 0.2), np.full(13, 0.2))
+    lines = rectifiers.markdown(rectifiers.laptop(), by_arm, learned).splitlines()
+    # t(0.975, 1) = 12.706, times √2 · 10 / √2 points.
+    assert f"| {RELU} | 33.82 | 20.0 ± 127.1 | – |" in lines
+    assert f"| {CHANNEL_WISE} | 32.64 | 18.0 ± 127.1 | -2.0 ± 0.0 |" in lines
+    assert f"| {LEAKY} | – | 10.0 ± 0.0 | -10.0 ± 127.1 |" in lines
+    assert any(
+        line.startswith("| conv2_4 | 0.561 | 0.200 ± 0.000 | 0.464 | 0.46") for line in lines
+    )
+    assert [line.split(" | ")[0] for line in lines[-13:]] == [f"| {layer}" for layer in LAYERS]
+    assert "n = 2 seeds" in lines[0]
+    assert "only `--scale=imagenet` compares" in lines[0]
+
+
+def test_figures_are_drawn_for_one_seed_and_for_runs_that_diverged(tmp_path):
+    lost = [
+        dataclasses.replace(run_with(PAPER[SHARED]), status="diverged"),
+        Slopes(1, "diverged", LAYERS, np.zeros(0), np.zeros((0, len(LAYERS)))),  # before logging
+    ]
+    several = {SHARED: lost + LEARNED[SHARED], CHANNEL_WISE: lost}
+    one = {arm: of[:1] for arm, of in LEARNED.items()}
+    for name, learned, paper in (("one", one, PAPER), ("several", several, {})):
+        written = [
+            *slope_figures.over_training(learned, 0.25, "caption", tmp_path / f"{name}_training"),
+            *slope_figures.over_depth(learned, paper, "caption", tmp_path / f"{name}_depth"),
+        ]
+        assert [file.suffix for file in written] == 2 * [".png", ".pdf"]
+        assert all(file.stat().st_size > 5000 for file in written)
+
+
+def test_slopes_are_read_in_order_of_depth_at_the_steps_taken(tmp_path):
+    records = [
+        {"step": 0, "test_error": 0.9},
+        # Sorted by name, as Flax has it: conv3_10 before conv3_2.
+        {"step": 5, "slope_mean": {"conv3_10_prelu": 0.3, "conv3_2_prelu": 0.2}},
+        {"step": 10, "slope_mean": {"conv3_10_prelu": 0.5, "conv3_2_prelu": 0.4}},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "config.json").write_text('{"seed": 7}')
+    (tmp_path / "status.json").write_text('{"status": "done"}')
+    read = slopes.read(tmp_path, ("conv3_2", "conv3_10"))
+    assert (read.seed, read.steps.tolist()) == (7, [4, 9])
+    assert read.values.tolist() == [[0.2, 0.3], [0.4, 0.5]]
+    assert read.final().tolist() == [0.4, 0.5]
+    assert np.isnan(dataclasses.replace(read, status="diverged").final()).all()
