@@ -269,13 +269,18 @@ def draw(config: Config, curves: Curves, learned: Learned, workdir: Path) -> lis
         f"{config.dataset}, {config.arch}; {config.num_steps} steps of {config.batch_size}, SGD "
         f"{config.learning_rate:g}, momentum {config.momentum:g};\nseeds {seeds[0]} to {seeds[-1]};"
     )
-    mean = f"{setting} mean and 95 % interval"
+    mean = f"{setting} mean and 95 % interval over them"
     paper = paper_slopes(learned[SHARED][0].layers)
     errors = f"{setting} small: each seed, large: mean and 95 % interval"
     title = f"{config.dataset}: the rectifiers of He et al. 2015, Table 2"
     return [
         *figures.final_errors(curves, title, errors, workdir / "figure"),
-        *slope_figures.over_training(learned, initial_slope(), mean, workdir / "slopes_training"),
+        *slope_figures.over_training(
+            learned,
+            initial_slope(),
+            f"{mean}; dotted: before training",
+            workdir / "slopes_training",
+        ),
         *slope_figures.over_depth(learned, paper, mean, workdir / "slopes_depth"),
     ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def over_training(
     scale = ScalarMappable(BoundaryNorm(np.arange(len(layers) + 1) - 0.5, 256), "turbo")
     colours = scale.to_rgba(np.arange(len(layers)))
     for axes, (arm, of_arm) in zip(panels, slopes.items(), strict=True):
-        axes.axhline(initial, color="0.5", ls="dotted", lw=1.2)
+        axes.axhline(initial, color="0.4", ls="dotted", lw=1.5)
         done = [run for run in of_arm if run.status == "done"]
         for i, colour in enumerate(colours if done else []):
             by_seed = np.array([run.values[:, i] for run in done])  # [seeds, n]
@@ -42,7 +43,7 @@ def over_training(
             if len(done) > 1:
                 band = {"color": colour, "alpha": 0.12, "lw": 0}
                 axes.fill_between(done[0].steps, mean - half, mean + half, **band)
-        axes.set_title(arm, fontsize=13)
+        axes.set_title(f"{arm}, n = {len(done)}", fontsize=13)
         axes.set_xlabel("Steps", fontsize=13)
         axes.set_xlim(left=0)
         axes.tick_params(labelsize=12)
@@ -85,13 +86,17 @@ def over_depth(
             mean, half = np.transpose([results.student(of_layer) for of_layer in finals.T])
             interval = {"yerr": half, "elinewidth": 2, "capsize": 4} if len(finals) > 1 else {}
             axes.errorbar(x, mean, fmt="o-", ms=8, color="tab:orange", label="ours", **interval)
-        axes.set_title(arm, fontsize=13)
+        axes.set_title(f"{arm}, n = {len(finals)}", fontsize=13)
         axes.set_xticks(x, layers, rotation=60, fontsize=11)
         axes.set_xlabel("Layer", fontsize=13)
         axes.tick_params(axis="y", labelsize=12)
         axes.grid(alpha=0.25)
-    grid[0, 0].set_ylabel("Learned slope a, mean over channels", fontsize=13)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=12, frameon=False)
+    grid[0, 0].set_ylabel("Learned slope a", fontsize=13)
+    by_label: dict[str, Any] = {}
+    for axes in grid[0]:  # a panel of runs that all diverged shows none of ours
+        lines, labels = axes.get_legend_handles_labels()
+        by_label.update(zip(labels, lines, strict=True))
+    place = {"loc": "outside upper center", "ncols": 2, "fontsize": 12, "frameon": False}
+    figure.legend(by_label.values(), by_label.keys(), **place)
     figure.supxlabel(caption, fontsize=10, color="0.35")
     return figures.save(figure, stem)
