@@ -105,7 +105,7 @@ def errors_of(
         if not sound:
             raise ValueError("Every member of an ensemble diverged: nothing is left to average.")
         for member, tested in members.items():
-            errors[member].append(large_models.of_tests(tested, scales)[-1])
+            errors[member].append(testing.errors(tested, scales)[-1])
         together = evaluation.average({m: tested.multi_scale for m, tested in sound.items()})
         some = next(iter(sound.values()))  # all share their labels
         errors[ENSEMBLE].append((some.error(together, 1), some.error(together, 5)))
@@ -130,7 +130,7 @@ def judge(errors: Errors) -> list[Claim]:
 def _write(workdir: Path, errors: Errors, caption: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
-    of_test = {large_models.MULTI_SCALE: top_1}
+    of_test = {testing.MULTI_SCALE: top_1}
     written = figures.errors_by_test(
         of_test, f"{caption}; mean and 95 % interval", workdir / "figure", "Model"
     )
@@ -151,7 +151,7 @@ def markdown(errors: Errors) -> str:
         "|---|---|---|",
     ]
     lines += [
-        f"| {name} | {_PAPER_TOP_5.get(name, '–')} | {large_models.ours(of)} |"
+        f"| {name} | {_PAPER_TOP_5.get(name, '–')} | {testing.cell(of)} |"
         for name, of in errors.items()
     ]
     return "\n".join(lines) + "\n"

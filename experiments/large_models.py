@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from experiments import common, convergence, figures, results, testing
 from experiments.results import Claim
-from experiments.testing import ScoredConfig, Scores
+from experiments.testing import MULTI_SCALE, TEN_VIEW, ScoredConfig, Scores, cell
 from prelu_jax import arch
 from prelu_jax.training.config import TrainConfig
 
 A_RELU, A, B, C = "A, ReLU", "A, PReLU", "B, PReLU", "C, PReLU"
 MODELS = {A_RELU: (0, "relu"), A: (0, "prelu"), B: (1, "prelu"), C: (2, "prelu")}  # arch, rectifier
-TEN_VIEW, MULTI_SCALE = "10-view", "multi-scale"
 
 # What the paper's tables say, top-1 and top-5 error in %.
 _PAPER_10_VIEW = {A_RELU: (26.48, 8.59), A: (25.59, 8.23), B: (25.53, 8.13), C: (24.27, 7.38)}
@@ -114,7 +113,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         model: {test: [] for test in tests} for model in MODELS
     }
     for (model, _), tested in train_and_test(config, which, workdir).items():
-        for test, of_test in zip(tests, of_tests(tested, config.scales), strict=True):
+        for test, of_test in zip(tests, testing.errors(tested, config.scales), strict=True):
             errors[model][test].append(of_test)
     workdir.mkdir(parents=True, exist_ok=True)
     last = config.seed + seeds - 1
@@ -172,7 +171,7 @@ def train_and_test(
         parallel,
     )
     return {
-        run: None if results.diverged(folder) else testing.scores(folder, config, parallel)
+        run: testing.scores(folder, config, parallel)
         for run, folder in tqdm(folders.items(), desc="tests", unit="run")
     }
 
@@ -183,29 +182,13 @@ def of_model(config: Config, model: str, seed: int) -> TrainConfig:
     return common.train_config(config, arch=config.archs[place], rectifier=rectifier, seed=seed)
 
 
-def of_tests(tested: Scores | None, scales: Sequence[int]) -> list[tuple[float, float]]:
-    """Top-1 and top-5 error of a run in ten views, at every scale, and at all of them together.
-
-    A run that diverged is wrong everywhere.
-    """
-    if tested is None:
-        return [(1.0, 1.0)] * (2 + len(scales))
-    scores = [tested.ten_view, *(tested.dense[side] for side in scales), tested.multi_scale]
-    return [(tested.error(of, 1), tested.error(of, 5)) for of in scores]
-
-
 def judge(config: Config, top_1: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Claim]:
     """What the tables say, each as a difference within seeds whose 95 % interval decides."""
     multi = {model: by[MULTI_SCALE] for model, by in top_1.items()}
     singles = [of for test, of in top_1[A].items() if test not in (TEN_VIEW, MULTI_SCALE)]
     best_single = min(singles, key=lambda of: sum(of))
-    views = {model: by[TEN_VIEW] for model, by in top_1.items()}
     return [
-        Claim(
-            f"Every model learns: 10-view top-1 error at most {config.learned:.0%} in every seed",
-            max(error for of in views.values() for error in of) <= config.learned,
-            "\n      ".join(f"{m}: {results.summary(of, ' %', 100)}" for m, of in views.items()),
-        ),
+        testing.learned({model: by[TEN_VIEW] for model, by in top_1.items()}, config.learned),
         _lower("Table 4: model A, multi-scale: PReLU", multi[A], "ReLU", multi[A_RELU]),
         _lower("Table 4: model A, PReLU: multi-scale", multi[A], "the best scale", best_single),
         _lower("Tables 5, 6: model A, PReLU: multi-scale", multi[A], "10-view", top_1[A][TEN_VIEW]),
@@ -245,7 +228,7 @@ def markdown(config: Config, errors: Errors) -> str:
         ]
         cells = [test.removeprefix("s = ")]
         for model in (A_RELU, A):
-            cells += [_paper(_PAPER_TABLE_4[model][row]), ours(errors[model][test])]
+            cells += [_paper(_PAPER_TABLE_4[model][row]), cell(errors[model][test])]
         cells.append(" / ".join(results.short(of, 100) for of in differences))
         lines.append(f"| {' | '.join(cells)} |")
     for title, test, paper in (
@@ -253,17 +236,12 @@ def markdown(config: Config, errors: Errors) -> str:
         ("Table 6, dense and multi-scale", MULTI_SCALE, _PAPER_MULTI_SCALE),
     ):
         lines += ["", f"{title}:", "", "| model | paper | ours |", "|---|---|---|"]
-        lines += [f"| {m} | {_paper(paper[m])} | {ours(errors[m][test])} |" for m in MODELS]
+        lines += [f"| {m} | {_paper(paper[m])} | {cell(errors[m][test])} |" for m in MODELS]
     return "\n".join(lines) + "\n"
 
 
 def _paper(errors: tuple[float, float]) -> str:
     return " / ".join(f"{error:.2f}" for error in errors)
-
-
-def ours(errors: Sequence[tuple[float, float]]) -> str:
-    """A cell of a table: top-1 / top-5 error of the seeds."""
-    return " / ".join(results.short(of_k, 100) for of_k in zip(*errors, strict=True))
 
 
 SCALES = {"laptop": laptop, "cifar10": cifar10, "imagenet": imagenet}

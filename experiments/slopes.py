@@ -7,6 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
+
+# Table 1: layer -> (channel-shared slope, mean of the channel-wise slopes).
+TABLE_1 = {
+    "conv1": (0.681, 0.596),
+    "conv2_1": (0.103, 0.321),
+    "conv2_2": (0.099, 0.204),
+    "conv2_3": (0.228, 0.294),
+    "conv2_4": (0.561, 0.464),
+    "conv3_1": (0.126, 0.196),
+    "conv3_2": (0.089, 0.152),
+    "conv3_3": (0.124, 0.145),
+    "conv3_4": (0.062, 0.124),
+    "conv3_5": (0.008, 0.134),
+    "conv3_6": (0.210, 0.198),
+    "fc1": (0.063, 0.074),
+    "fc2": (0.031, 0.075),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,3 +84,20 @@ def write_csv(slopes: Mapping[str, Sequence[Slopes]], file: Path) -> None:
                 for step, values in zip(run.steps, run.values, strict=True):
                     for layer, value in zip(run.layers, values, strict=True):
                         writer.writerow([arm, run.seed, step, layer, f"{value:.6f}"])
+
+
+def paper(layers: Sequence[str], arms: Sequence[str]) -> dict[str, list[float]]:
+    """Table 1 by arm, a slope for every layer; empty for layers that are not the table's.
+
+    Args:
+        layers: of a network.
+        arms: what to call the channel-shared and the channel-wise slopes.
+    """
+    if list(layers) != list(TABLE_1):
+        return {}
+    return {arm: [row[i] for row in TABLE_1.values()] for i, arm in enumerate(arms)}
+
+
+def with_depth(values: Sequence[float] | np.ndarray) -> float:
+    """Spearman's correlation of slopes ``[L]`` with depth; not a number if a slope is none."""
+    return float(stats.spearmanr(np.arange(len(values)), values).statistic)

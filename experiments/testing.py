@@ -10,16 +10,20 @@ scores/dense_<s>.npy       the same of every window, densely
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments import results
+from experiments.results import Claim
 from prelu_jax import evaluation
 from prelu_jax.data import pipeline
 from prelu_jax.training import finished, run_data, start
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import AXIS, Parallel
+
+TEN_VIEW, MULTI_SCALE = "10-view", "multi-scale"
 
 # Made once: `Parallel` compiles a function once.
 _STEPS = {
@@ -77,8 +81,8 @@ def check(config: ScoredConfig, size: int, parallel: Parallel) -> None:
         )
 
 
-def scores(folder: Path, config: ScoredConfig, parallel: Parallel) -> Scores:
-    """The tests of a finished run; those that its folder holds are not made again.
+def scores(folder: Path, config: ScoredConfig, parallel: Parallel) -> Scores | None:
+    """The tests of a run, None if it diverged; those that its folder holds are not made again.
 
     Args:
         folder: of the run.
@@ -88,6 +92,8 @@ def scores(folder: Path, config: ScoredConfig, parallel: Parallel) -> Scores:
     Raises:
         ValueError: the run is not finished, or its checkpoint is another network's.
     """
+    if results.diverged(folder):
+        return None
     run = finished.load(folder)
     _, split = run_data.splits(run.config)
     model = start.model(run.config, len(split.class_names))
@@ -113,6 +119,33 @@ def scores(folder: Path, config: ScoredConfig, parallel: Parallel) -> Scores:
     ten_view = of_test("ten_view", config.ten_view_scale)
     dense = {side: of_test("dense", side) for side in config.scales}
     return Scores(np.load(kept / "labels.npy"), ten_view, dense)
+
+
+def errors(scores: Scores | None, scales: Sequence[int]) -> list[tuple[float, float]]:
+    """Top-1 and top-5 error of a run in ten views, at every scale, and at all of them together.
+
+    A run that diverged, of which there are no scores, is wrong everywhere.
+    """
+    if scores is None:
+        return [(1.0, 1.0)] * (1 + len(scales) + bool(scales))
+    tests = [scores.ten_view, *(scores.dense[side] for side in scales)]
+    if scales:
+        tests.append(scores.multi_scale)
+    return [(scores.error(test, 1), scores.error(test, 5)) for test in tests]
+
+
+def learned(top_1: Mapping[str, Sequence[float]], at_most: float) -> Claim:
+    """The regression band: that every run learns, by its 10-view top-1 error."""
+    return Claim(
+        f"Every run learns: {TEN_VIEW} top-1 error at most {at_most:.0%} in every seed",
+        max(error for of in top_1.values() for error in of) <= at_most,
+        "\n      ".join(f"{arm}: {results.summary(of, ' %', 100)}" for arm, of in top_1.items()),
+    )
+
+
+def cell(of_seeds: Sequence[tuple[float, float]]) -> str:
+    """A cell of a table: top-1 / top-5 error in %, means and intervals."""
+    return " / ".join(results.short(of_k, 100) for of_k in zip(*of_seeds, strict=True))
 
 
 def _save(file: Path, array: np.ndarray) -> None:

@@ -45,7 +45,8 @@ class RunFolder:
         if not file.exists():
             _write_json(file, asked)
             return
-        written = json.loads(file.read_text())
+        # A field that an older version did not have is at its default, which changes nothing.
+        written = {**dataclasses.asdict(TrainConfig()), **json.loads(file.read_text())}
         differing = [
             f"{key}: {written.get(key)!r} there, {asked.get(key)!r} asked"
             for key in sorted({*written, *asked})

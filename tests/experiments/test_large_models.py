@@ -5,8 +5,8 @@ import pytest
 
 from experiments import ensemble, large_models, record, testing
 from experiments.ensemble import ENSEMBLE
-from experiments.large_models import A_RELU, MODELS, MULTI_SCALE, TEN_VIEW, A, B, C
-from experiments.testing import Scores
+from experiments.large_models import A_RELU, MODELS, A, B, C
+from experiments.testing import MULTI_SCALE, TEN_VIEW, Scores
 from prelu_jax.training.parallel import Parallel
 from tests.experiments.conftest import SHORT, run
 
@@ -134,8 +134,8 @@ def sure(*wrong):
 
 def test_errors_are_counted_by_test_and_a_run_that_diverged_is_wrong_everywhere():
     one = dataclasses.replace(sure(1), ten_view=sure(0, 1, 2).ten_view)
-    assert large_models.of_tests(one, (40, 48)) == [(0.75, 0), (0.25, 0), (0.25, 0), (0.25, 0)]
-    assert large_models.of_tests(None, (40, 48)) == [(1.0, 1.0)] * 4
+    assert testing.errors(one, (40, 48)) == [(0.75, 0), (0.25, 0), (0.25, 0), (0.25, 0)]
+    assert testing.errors(None, (40, 48)) == [(1.0, 1.0)] * 4
 
 
 def test_an_ensemble_outvotes_its_members_and_leaves_out_what_diverged():

@@ -7,20 +7,25 @@ import pytest
 
 from experiments import rectifiers, slope_figures, slopes
 from experiments.rectifiers import CHANNEL_WISE, LEAKY, RELU, SHARED
-from experiments.results import Curve
 from experiments.slopes import Slopes
 from prelu_jax import arch, models
 from tests.experiments.conftest import SHORT, run
 
-LAYERS = tuple(rectifiers.TABLE_1)
-PAPER = {arm: np.array(of) for arm, of in rectifiers.paper_slopes(LAYERS).items()}
+LAYERS = tuple(slopes.TABLE_1)
+PAPER = {arm: np.array(of) for arm, of in slopes.paper(LAYERS, rectifiers.LEARNED).items()}
 
 
 def test_from_a_flag_to_a_picture(tmp_path):
     done = run("rectifiers", "--scale=laptop", f"--workdir={tmp_path}", *SHORT)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 1  # one seed shows nothing: the claims fail
-    for text in ("Claims:", "FAIL  Table 1", "n = 1", "| PReLU: channel-wise | 32.64 |", "Written"):
+    for text in (
+        "Claims:",
+        "FAIL  Table 1",
+        "n = 1",
+        "| PReLU: channel-wise | 32.64 / 12.75 |",
+        "Written",
+    ):
         assert text in done.stdout
     stems = ("figure", "slopes_training", "slopes_depth")
     pictures = [f"{stem}{suffix}" for stem in stems for suffix in (".png", ".pdf")]
@@ -67,29 +72,29 @@ def test_table_1_has_the_rectified_layers_of_the_network_in_order():
     assert len(LAYERS) == 13
     parameters = models.build(arch.SMALL_14, 10, rectifier="prelu_shared").slopes({})
     assert tuple(parameters) == LAYERS
-    assert rectifiers.paper_slopes(rectifiers.rectified("small_30")) == {}
-    printed = rectifiers.paper_slopes(LAYERS)
+    assert slopes.paper(rectifiers.rectified("small_30"), rectifiers.LEARNED) == {}
+    printed = slopes.paper(LAYERS, rectifiers.LEARNED)
     # conv1 "significantly greater than 0", the text's two numbers; fc2's, and both columns' sums.
     assert [printed[arm][0] for arm in (SHARED, CHANNEL_WISE)] == [0.681, 0.596]
     assert [printed[arm][-1] for arm in (SHARED, CHANNEL_WISE)] == [0.031, 0.075]
     assert sum(printed[SHARED]) == pytest.approx(2.385)
     assert sum(printed[CHANNEL_WISE]) == pytest.approx(2.977)
     # Gains of the text: 1.2 % channel-wise, 1.1 % shared.
-    gains = {arm: rectifiers.TABLE_2[RELU] - rectifiers.TABLE_2[arm] for arm in PAPER}
+    gains = {arm: rectifiers.TABLE_2[RELU][0] - rectifiers.TABLE_2[arm][0] for arm in PAPER}
     assert gains == pytest.approx({SHARED: 1.11, CHANNEL_WISE: 1.18})
 
 
-def curves(**errors):
-    """Final errors of every seed by the arm's rectifier; others are as good as ReLU."""
+def errors_of(**errors):
+    """Top-1 and top-5 errors of every seed by the arm's rectifier; others are as good as ReLU."""
     relu = errors.get("relu", [0.1, 0.1, 0.1])
-    steps = np.array([0, 50, 100])
     return {
-        arm: [
-            Curve(arm, seed, "done", steps, steps / 2, np.array([0.9, last, last]))
-            for seed, last in enumerate(errors.get(rectifier, relu))
-        ]
+        arm: [(one, one / 10) for one in errors.get(rectifier, relu)]
         for arm, rectifier in rectifiers.ARMS.items()
     }
+
+
+def judge(errors, learned):
+    return rectifiers.judge(rectifiers.laptop(), errors, learned)
 
 
 def run_with(final, seed=0, status="done"):
@@ -123,8 +128,8 @@ LEARNED = {arm: seeds_of(*around(final)) for arm, final in PAPER.items()}
     ],
 )
 def test_errors_are_judged_within_seeds(errors, passed):
-    claims = rectifiers.judge(curves(**errors), LEARNED)
-    assert [claim.passed for claim in claims[:2]] == passed
+    claims = judge(errors_of(**errors), LEARNED)
+    assert [claim.passed for claim in claims[1:3]] == passed
 
 
 def changed(layer, value):
@@ -151,39 +156,43 @@ GROWING = np.linspace(0.1, 0.4, len(LAYERS))
     ],
 )
 def test_slopes_are_judged_by_the_interval_over_seeds(finals, first, shrink):
-    claims = rectifiers.judge(curves(), {**LEARNED, CHANNEL_WISE: seeds_of(*finals)})
-    of_channel_wise, of_shared, of_depth = (claim.passed for claim in claims[2:])
+    claims = rectifiers.judge(
+        rectifiers.laptop(), errors_of(), {**LEARNED, CHANNEL_WISE: seeds_of(*finals)}
+    )
+    of_channel_wise, of_shared, of_depth = (claim.passed for claim in claims[3:])
     assert (of_channel_wise, of_shared, of_depth) == (first, True, shrink)
-    shared = rectifiers.judge(curves(), {**LEARNED, SHARED: seeds_of(*finals)})
-    assert [claim.passed for claim in shared[2:]] == [True, first, True]
+    shared = rectifiers.judge(
+        rectifiers.laptop(), errors_of(), {**LEARNED, SHARED: seeds_of(*finals)}
+    )
+    assert [claim.passed for claim in shared[3:]] == [True, first, True]
 
 
 def test_a_run_that_diverged_fails_its_claims_and_is_counted_in_the_table():
     lost = [dataclasses.replace(LEARNED[CHANNEL_WISE][0], status="diverged")]
     learned = {**LEARNED, CHANNEL_WISE: lost + LEARNED[CHANNEL_WISE][1:]}
-    claims = rectifiers.judge(curves(), learned)
-    assert [claim.passed for claim in claims[2:]] == [False, True, False]
-    table = rectifiers.markdown(rectifiers.laptop(), curves(), learned)
+    claims = judge(errors_of(), learned)
+    assert [claim.passed for claim in claims[3:]] == [False, True, False]
+    table = rectifiers.markdown(rectifiers.laptop(), errors_of(), learned)
     assert "| 0.596 | in 2 of 3 |" in table
 
 
 def test_correlation_is_of_ranks_with_depth():
-    assert rectifiers.with_depth(GROWING**3) == pytest.approx(1)
+    assert slopes.with_depth(GROWING**3) == pytest.approx(1)
     # Spearman, 1 - 6 Σd² / (n (n² - 1)), of the ranks that Table 1's column has.
     ranks = PAPER[CHANNEL_WISE].argsort().argsort()
     squares = np.sum((ranks - np.arange(13)) ** 2)
-    assert rectifiers.with_depth(PAPER[CHANNEL_WISE]) == pytest.approx(1 - squares / 364)
+    assert slopes.with_depth(PAPER[CHANNEL_WISE]) == pytest.approx(1 - squares / 364)
 
 
 def test_the_table_has_the_paper_beside_ours_with_differences_within_seeds():
-    by_arm = curves(relu=[0.3, 0.1], prelu=[0.28, 0.08], leaky_relu=[0.1, 0.1])
+    by_arm = errors_of(relu=[0.3, 0.1], prelu=[0.28, 0.08], leaky_relu=[0.1, 0.1])
     learned = {arm: of[:2] for arm, of in LEARNED.items()}
     learned[SHARED] = seeds_of(np.full(13, 0.2), np.full(13, 0.2))
     lines = rectifiers.markdown(rectifiers.laptop(), by_arm, learned).splitlines()
     # t(0.975, 1) = 12.706, times √2 · 10 / √2 points.
-    assert f"| {RELU} | 33.82 | 20.0 ± 127.1 | – |" in lines
-    assert f"| {CHANNEL_WISE} | 32.64 | 18.0 ± 127.1 | -2.0 ± 0.0 |" in lines
-    assert f"| {LEAKY} | – | 10.0 ± 0.0 | -10.0 ± 127.1 |" in lines
+    assert f"| {RELU} | 33.82 / 13.34 | 20.0 ± 127.1 / 2.0 ± 12.7 | – |" in lines
+    assert f"| {CHANNEL_WISE} | 32.64 / 12.75 | 18.0 ± 127.1 / 1.8 ± 12.7 | -2.0 ± 0.0 |" in lines
+    assert f"| {LEAKY} | – | 10.0 ± 0.0 / 1.0 ± 0.0 | -10.0 ± 127.1 |" in lines
     assert any(
         line.startswith("| conv2_4 | 0.561 | 0.200 ± 0.000 | 0.464 | 0.46") for line in lines
     )

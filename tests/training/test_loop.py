@@ -12,6 +12,7 @@ from prelu_jax.training import loop
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.run_data import RunData
+from prelu_jax.training.run_folder import RunFolder
 from prelu_jax.training.state import stream
 from tests.training.conftest import TINY, make_state, tiny_config
 
@@ -170,6 +171,18 @@ def test_a_folder_of_another_configuration_is_refused_with_the_fields_that_diffe
     with pytest.raises(ValueError, match=r"learning_rate: 0.01 there, 0.5 asked; seed: 0.*3 asked"):
         loop.train(tiny_config(rectifier="prelu", learning_rate=0.5, seed=3), finished)
     assert (finished / "config.json").read_bytes() == before
+
+
+def test_a_folder_of_before_a_field_was_added_is_taken_as_having_its_default(tmp_path):
+    run = RunFolder(tmp_path)
+    run.claim(tiny_config())
+    file = tmp_path / "config.json"
+    older = json.loads(file.read_text())
+    del older["width"]
+    file.write_text(json.dumps(older))
+    run.claim(tiny_config())
+    with pytest.raises(ValueError, match="width: 1.0 there, 0.5 asked"):
+        run.claim(tiny_config(width=0.5))
 
 
 def test_a_run_that_diverges_says_where_and_keeps_the_last_good_checkpoint(tmp_path):
