@@ -212,7 +212,8 @@ def markdown(config: Config, errors: Errors) -> str:
     lines = [
         f"Top-1 / top-5 error, %; means and 95 % Student intervals over n = {n} "
         f"seed{'s' if n > 1 else ''} of {config.dataset}. The paper's are single models on "
-        "ImageNet: only their order compares with other data. A run that diverged counts 100 %.",
+        "ImageNet: only their order compares with other data. Views are five, and no "
+        "image is mirrored, where training does not mirror. A run that diverged counts 100 %.",
         "",
         "Table 4, model A, dense test:",
         "",

@@ -36,12 +36,18 @@ def test_from_a_flag_to_a_picture(tmp_path):
     assert len(rows) == 2 * 4 * len(LAYERS)  # arms, logging steps, layers
     assert [row["steps_taken"] for row in rows[:: len(LAYERS)]] == 2 * ["1", "3", "5", "7"]
     # What is drawn and tabled is what the run folder logged, layer by layer.
-    lines = (tmp_path / "prelu/seed_0/metrics.jsonl").read_text().splitlines()
-    logged = [r["slope_mean"] for r in map(json.loads, lines) if "slope_mean" in r][-1]
+    logged, shared = (
+        [r["slope_mean"] for r in map(json.loads, lines) if "slope_mean" in r][-1]
+        for lines in (
+            (tmp_path / arm / "seed_0/metrics.jsonl").read_text().splitlines()
+            for arm in ("prelu", "prelu_shared")
+        )
+    )
     assert {row["layer"]: float(row["slope"]) for row in rows[-len(LAYERS) :]} == pytest.approx(
         {name.removesuffix("_prelu"): slope for name, slope in logged.items()}, abs=1e-6
     )
-    assert f"| conv1 | 0.681 | 0.250 | 0.596 | {logged['conv1_prelu']:.3f} |" in done.stdout
+    ours = [f"{of['conv1_prelu']:.3f}" for of in (shared, logged)]
+    assert f"| conv1 | 0.681 | {ours[0]} | 0.596 | {ours[1]} |" in done.stdout
     refused = run(
         "rectifiers", f"--workdir={tmp_path / 'other'}", *SHORT, "--config.rectifier=relu"
     )
