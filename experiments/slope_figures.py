@@ -15,6 +15,9 @@ def over_training(
 ) -> list[Path]:
     """Slope against steps, a line for each layer, its colour its depth; a panel for each arm.
 
+    Panels have scales of their own: a layer's one slope gathers the gradients of all its channels,
+    and moves much further than theirs.
+
     Args:
         slopes: arm -> those of every seed; runs that diverged are left out.
         initial: every slope before training.
@@ -29,7 +32,7 @@ def over_training(
 
     layers = next(iter(slopes.values()))[0].layers
     size = {"figsize": (4.6 * len(slopes) + 1.6, 5.2), "layout": "constrained"}
-    figure, grid = figures.pyplot().subplots(1, len(slopes), squeeze=False, sharey=True, **size)
+    figure, grid = figures.pyplot().subplots(1, len(slopes), squeeze=False, **size)
     panels = grid[0]
     scale = ScalarMappable(BoundaryNorm(np.arange(len(layers) + 1) - 0.5, 256), "turbo")
     colours = scale.to_rgba(np.arange(len(layers)))
@@ -41,7 +44,7 @@ def over_training(
             mean, half = np.transpose([results.student(at) for at in by_seed.T])
             axes.plot(done[0].steps, mean, color=colour, lw=2)
             if len(done) > 1:
-                band = {"color": colour, "alpha": 0.12, "lw": 0}
+                band = {"color": colour, "alpha": 0.05, "lw": 0}
                 axes.fill_between(done[0].steps, mean - half, mean + half, **band)
         axes.set_title(f"{arm}, n = {len(done)}", fontsize=13)
         axes.set_xlabel("Steps", fontsize=13)
@@ -58,6 +61,7 @@ def over_training(
 
 def over_depth(
     slopes: Mapping[str, Sequence[Slopes]],
+    initial: float,
     paper: Mapping[str, Sequence[float]],
     caption: str,
     stem: Path,
@@ -66,6 +70,7 @@ def over_depth(
 
     Args:
         slopes: arm -> those of every seed; runs that diverged are left out.
+        initial: every slope before training.
         paper: arm -> the paper's slopes ``[L]``; empty for a network that it does not have.
         caption: below the axes: what was run.
         stem: path of the figure without its ending.
@@ -78,6 +83,7 @@ def over_depth(
     size = {"figsize": (5.2 * len(slopes), 5.2), "layout": "constrained"}
     figure, grid = figures.pyplot().subplots(1, len(slopes), squeeze=False, sharey=True, **size)
     for axes, (arm, of_arm) in zip(grid[0], slopes.items(), strict=True):
+        axes.axhline(initial, color="0.4", ls="dotted", lw=1.5)
         if arm in paper:
             style = {"color": "black", "ms": 7, "mfc": "white", "lw": 1.2}
             axes.plot(x, paper[arm], "s--", label="paper, ImageNet", **style)
