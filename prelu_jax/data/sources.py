@@ -214,14 +214,16 @@ def version_folder(dataset: str, data_dir: str = "") -> Path:
     """
     folder = tfds_folder(data_dir)
     prepared = _prepared(folder)
+    there = f" --data_dir={data_dir}" if data_dir else ""
     try:
         names.check("dataset", dataset, (DIGITS, *prepared))
     except ValueError as error:
         raise ValueError(
             f"{error} TFDS datasets are looked for in {folder}. To prepare one: `python -m "
-            "prelu_jax.data.folder --images=DIR --name=NAME` for a folder of images, or, with "
-            f"TensorFlow installed, `tfds build {dataset} --file_format=array_record`; then, if it "
-            "is large, `python -m prelu_jax.data.statistics --dataset=NAME` for its mean image."
+            f"prelu_jax.data.folder --images=DIR --name={dataset}{there}` for a folder of images, "
+            f"or, with TensorFlow installed, `tfds build {dataset} --file_format=array_record"
+            f"{there}`; then, if it is large, `python -m prelu_jax.data.statistics --dataset="
+            f"{dataset}{there}` for its mean image."
         ) from None
     return prepared[dataset]
 

@@ -48,9 +48,14 @@ def evaluate(
 
     Returns:
         'test_loss', 'test_error' (a fraction) and 'test_examples'.
+
+    Raises:
+        ValueError: the batches hold no example.
     """
     sums = jax.device_get([step(batch) for batch in batches])
     count = sum(int(s["count"]) for s in sums)
+    if not count:
+        raise ValueError("There is no example to evaluate: none is given, or none decodes.")
     return {
         "test_loss": sum(float(s["loss"]) for s in sums) / count,
         "test_error": sum(int(s["errors"]) for s in sums) / count,

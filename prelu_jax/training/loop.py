@@ -67,7 +67,7 @@ def check(config: config_lib.TrainConfig, parallel: Parallel) -> None:
     """Raises a ValueError if the configuration cannot be, here, before anything compiles."""
     config_lib.validate(config)
     parallel.check_batch_size(config.batch_size, config.accumulate)
-    run_data.splits(config)
+    run_data.check(config)
 
 
 def _start(

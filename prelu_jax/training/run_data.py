@@ -1,6 +1,7 @@
 """What a run reads: its splits, its batches and its mean image."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from prelu_jax import arch
 from prelu_jax.data import augment, moments, pipeline, sources, statistics
@@ -24,14 +25,46 @@ def splits(config: TrainConfig) -> tuple[sources.Split, sources.Split]:
     )
 
 
+def check(config: TrainConfig) -> None:
+    """Raises a ValueError if what the run reads is not there, or does not go together."""
+    train, _ = splits(config)
+    if not config.pretrained:  # else the mean image is that run's
+        _kept_moments(config, len(train))
+
+
+def _crop(config: TrainConfig) -> pipeline.Crop:
+    return pipeline.Crop(arch.get(config.arch).image_size, config.min_side, config.max_side)
+
+
+def _kept_moments(config: TrainConfig, images: int) -> Path | None:
+    """The file of moments beside the dataset; None for a run that measures its images itself.
+
+    Raises:
+        ValueError: there is none, and too many images to measure; the error gives the command.
+    """
+    c, crop = config, _crop(config)
+    if c.dataset == sources.DIGITS or c.classes or c.examples_per_class:
+        return None
+    folder = sources.version_folder(c.dataset, c.data_dir)
+    file = moments.path(folder, c.train_split, crop.size, crop.min_side)
+    if file.exists():
+        return file
+    if images > _SMALL:
+        raise ValueError(
+            f"{c.dataset}/{c.train_split} has {images} images, whose mean image and colours are "
+            f"not yet measured: {file} is missing. Measure them once: "
+            f"`{statistics.command(c.dataset, c.train_split, crop, c.data_dir)}`."
+        )
+    return None
+
+
 class RunData:
     """The splits of a run and the batches that it reads from them."""
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self._train, self._test = splits(config)
-        size = arch.get(config.arch).image_size
-        self._crop = pipeline.Crop(size, config.min_side, config.max_side)
+        self._crop = _crop(config)
         self.tally = pipeline.Tally(config.on_bad_image == "skip")
         self.num_classes = len(self._train.class_names)
         self.steps_per_epoch = len(self._train) / config.batch_size
@@ -56,22 +89,12 @@ class RunData:
         Raises:
             ValueError: it is large and nothing is kept; the error gives the command.
         """
-        return augment.pixel_statistics(self._moments(), self._config.pixel_rms)
-
-    def _moments(self) -> moments.PixelMoments:
-        c = self._config
-        if c.dataset != sources.DIGITS and not (c.classes or c.examples_per_class):
-            folder = sources.version_folder(c.dataset, c.data_dir)
-            file = moments.path(folder, c.train_split, self._crop.size, self._crop.min_side)
-            if file.exists():
-                return moments.load(file)
-            if len(self._train) > _SMALL:
-                raise ValueError(
-                    f"{c.dataset}/{c.train_split} has {len(self._train)} images, whose mean image "
-                    f"and colours are not yet measured: {file} is missing. Measure them once: "
-                    f"`{statistics.command(c.dataset, c.train_split, self._crop, c.data_dir)}`."
-                )
-        batches = pipeline.eval_batches(
-            self._train, self._crop, 100, _MEASURED_AT_START, tally=self.tally
-        )
-        return moments.measure(batches)
+        file = _kept_moments(self._config, len(self._train))
+        if file:
+            found = moments.load(file)
+        else:
+            few = pipeline.eval_batches(
+                self._train, self._crop, 100, _MEASURED_AT_START, tally=self.tally
+            )
+            found = moments.measure(few)
+        return augment.pixel_statistics(found, self._config.pixel_rms)

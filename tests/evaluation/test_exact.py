@@ -35,3 +35,8 @@ def test_every_example_counts_once_for_any_batch_size_and_device_count(devices, 
     assert results["test_error"] == wrong / 37
     loss = -np.mean(np.asarray(log_p)[np.arange(37), labels])
     np.testing.assert_allclose(results["test_loss"], loss, rtol=1e-5)
+
+
+def test_no_example_is_an_error():
+    with pytest.raises(ValueError, match="no example to evaluate"):
+        evaluation.evaluate(lambda batch: {"loss": 0.0, "errors": 0, "count": 0}, [{}])

@@ -62,6 +62,7 @@ def test_a_large_set_without_its_statistics_is_told_the_command(prepared, monkey
     )
     with pytest.raises(ValueError, match=message):
         loop.train(of_photos(prepared, min_side=40), tmp_path / "run", parallel=one)
+    assert not (tmp_path / "run").exists()
     few = of_photos(prepared, examples_per_class=2)  # a few are measured at the start
     RunData(few).pixel_statistics()
 
