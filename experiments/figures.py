@@ -1,5 +1,6 @@
 """Drawing, from curves alone."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,8 @@ def errors_by_test(
         means, halves = zip(*(student(of_model[test]) for test in tests), strict=True)
         interval = {"yerr": halves, "elinewidth": 2, "capsize": 4} if np.isfinite(halves[0]) else {}
         axes.errorbar(at, means, fmt="osD^vP"[i % 6], ms=8, color=f"C{i}", label=model, **interval)
-    axes.set_xticks(range(len(tests)), tests, fontsize=13)
+    names = [re.sub(r"([,:]) ", r"\1\n", test) for test in tests]  # the long ones in lines
+    axes.set_xticks(range(len(tests)), names, fontsize=13)
     axes.set_xlabel(along, fontsize=13)
     axes.set_ylabel("Top-1 error (%)", fontsize=13)
     axes.set_ylim(bottom=0)
