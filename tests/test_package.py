@@ -75,7 +75,10 @@ def test_imports_follow_the_layers():
     ("pattern", "homes"),
     [
         (r"\bpmap\(", {"prelu_jax.training.parallel"}),
-        (r"(import|from) matplotlib", {"experiments.figures", "prelu_jax.signal.plot"}),
+        (
+            r"(import|from) matplotlib",
+            {"experiments.figures", "experiments.slope_figures", "prelu_jax.signal.plot"},
+        ),
         (
             r"absl import .*\bflags\b",
             {
