@@ -138,7 +138,7 @@ def slope_gradient_errors(shape):
 
 @pytest.mark.slow
 def test_the_slope_gradient_of_a_large_bfloat16_layer_is_that_of_float64():
-    ours, flax_linen = slope_gradient_errors((256, 56, 56, 64))
+    ours, flax_linen = slope_gradient_errors((64, 56, 56, 64))
     print(f"ours {ours:.2e}, flax.linen.PReLU {flax_linen:.2e}")
     assert ours < 1e-3
 

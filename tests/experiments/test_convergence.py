@@ -125,7 +125,13 @@ def test_the_papers_own_setting_runs_on_prepared_photos(experiment, tmp_path):
     counts = {"train": {"a": 3, "b": 3}, "validation": {"a": 2, "b": 1}}
     images = write_images(tmp_path / "images", counts, side=260)
     folder.prepare(images, "photos", str(tmp_path / "tfds"))
-    arguments = {"dataset": "photos", "data_dir": tmp_path / "tfds", "batch_size": 2}
+    # Narrow: at full width the steps are compiled in tests/training/test_full_size.py.
+    arguments = {
+        "dataset": "photos",
+        "data_dir": tmp_path / "tfds",
+        "batch_size": 2,
+        "width": 1 / 8,
+    }
     steps = dict.fromkeys(("num_steps", "log_every", "eval_every", "checkpoint_every"), 1)
     done = run(
         experiment,
