@@ -47,6 +47,11 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains and tests the members, or reads them; writes the table and the figure."""
     if config.members:
         return _given(config, workdir)
+    if config.runs and not (Path(config.runs) / "a_prelu").is_dir():
+        raise ValueError(
+            f"config.runs is {config.runs}, expected the work folder of a finished "
+            "experiments.large_models."
+        )
     first = range(config.seed, config.seed + seeds)
     which = [(model, seed + other) for seed in first for model, other in MEMBERS]
     tested = large_models.train_and_test(config, which, Path(config.runs or workdir))
@@ -61,6 +66,11 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
 def _given(config: Config, workdir: Path) -> list[Claim]:
     """The ensemble of finished runs; it claims nothing."""
     folders = [Path(folder.strip()) for folder in config.members.split(",")]
+    if config.runs or not 1 < len(folders) == len(set(folders)):
+        raise ValueError(
+            f"config.members is {config.members}, expected two folders or more, each once, and "
+            "config.runs to be empty."
+        )
     parallel = common.devices(config.test_batch_size)  # before anything is read on them
     check_alike(folders)
     tested = {str(folder): testing.scores(folder, config, parallel) for folder in folders}

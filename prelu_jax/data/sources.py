@@ -210,8 +210,12 @@ def version_folder(dataset: str, data_dir: str = "") -> Path:
     """The folder of a prepared TFDS dataset's newest version.
 
     Raises:
-        ValueError: no such dataset is prepared; see `load`.
+        ValueError: no such dataset is prepared (see `load`), or it is the embedded one.
     """
+    if dataset == DIGITS:
+        raise ValueError(
+            f"{DIGITS!r} is embedded, not prepared: it has no folder to keep things in."
+        )
     folder = tfds_folder(data_dir)
     prepared = _prepared(folder)
     there = f" --data_dir={data_dir}" if data_dir else ""

@@ -56,12 +56,10 @@ def test_the_command_that_an_error_gives_measures_what_was_missing(prepared):
 
 def test_what_cannot_be_measured_is_said(prepared):
     for arguments, message in (
-        (["--dataset=photso", f"--data_dir={prepared}"], "Did you mean 'photos'"),
-        (
-            ["--dataset=photos", f"--data_dir={prepared}", "--size=64", "--side=32"],
-            "Crop: expected",
-        ),
-        (["--dataset=photos", f"--data_dir={prepared}", "--split=dev"], "split of photos 'dev'"),
+        (["--dataset=photso"], "Did you mean 'photos'"),
+        (["--dataset=digits"], "'digits' is embedded, not prepared"),
+        (["--dataset=photos", "--size=64", "--side=32"], "Crop: expected"),
+        (["--dataset=photos", "--split=dev"], "split of photos 'dev'"),
     ):
         where = f"--data_dir={prepared}"
         done = run("-m", "prelu_jax.data.statistics", *arguments, where)

@@ -162,6 +162,22 @@ def test_an_ensemble_is_judged_by_its_best_member(together, passed):
     assert [claim.passed for claim in ensemble.judge(errors)] == [passed]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"runs": "nowhere"}, "config.runs is nowhere, expected the work folder of"),
+        ({"members": "a"}, "config.members is a, expected two folders or more"),
+        ({"members": "a,b, a"}, "each once"),
+        ({"members": "a,b", "runs": "c"}, "config.runs to be empty"),
+    ],
+)
+def test_members_that_cannot_be_are_refused_before_anything_trains(fields, message, tmp_path):
+    config = dataclasses.replace(ensemble.of_scale("laptop"), **fields)
+    with pytest.raises(ValueError, match=message):
+        ensemble.run(config, tmp_path / "runs", 1)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_members_of_other_classes_are_refused(tmp_path, monkeypatch):
     configs = {"a": {"classes": "0-4"}, "b": {"classes": ""}}
 
