@@ -69,6 +69,9 @@ def main(
             if logging.get_verbosity() > 0:
                 raise
             raise SystemExit(f"error: {error} (--verbosity=1 shows where.)") from error
+        except KeyboardInterrupt:
+            print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+            sys.exit(130)  # as shells have it
         seconds = time.monotonic() - started
         record.write(folder, name, scale.value, seeds.value, seconds, resumed, claims)
         print("\nClaims:")

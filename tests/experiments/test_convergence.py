@@ -103,16 +103,20 @@ def test_a_killed_run_resumes_to_the_bytes_of_an_uninterrupted_one(tmp_path):
     whole = run("convergence_30", f"--workdir={tmp_path / 'whole'}", *longer)
     assert "Claims:" in whole.stdout, whole.stderr
     metrics = tmp_path / "killed/he/seed_0/metrics.jsonl"
-    process = start("convergence_30", f"--workdir={tmp_path / 'killed'}", *longer)
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and '"step": 22,' in metrics.read_text()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    status = json.loads((tmp_path / "killed/he/seed_0/status.json").read_text())
-    assert status["status"] == "running"
+    for stop, step in ((signal.SIGKILL, 22), (signal.SIGINT, 40)):
+        process = start("convergence_30", f"--workdir={tmp_path / 'killed'}", *longer)
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(stop)
+        _, said = process.communicate()
+        status = json.loads((tmp_path / "killed/he/seed_0/status.json").read_text())
+        assert status["status"] == "running"
+    assert process.returncode == 130
+    assert "Interrupted. The same command goes on where it stopped." in said
+    assert "Traceback" not in said
     resumed = run("convergence_30", f"--workdir={tmp_path / 'killed'}", *longer)
     assert "Claims:" in resumed.stdout, resumed.stderr
     for name in ("he/seed_0/metrics.jsonl", "xavier/seed_0/metrics.jsonl", "curves.csv"):
