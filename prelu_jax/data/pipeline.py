@@ -5,6 +5,7 @@ that resumes at step s asks for the batches from s on.
 """
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 
 import cv2
@@ -35,6 +36,7 @@ class Tally:
         self.skip_bad_images = skip_bad_images
         self.left_out: set[str] = set()
         self.enlarged: set[str] = set()
+        self._lock = threading.Lock()  # Grain's threads read side by side
 
     def counts(self) -> dict[str, int]:
         """How many there are of each kind that there is."""
@@ -52,19 +54,21 @@ class Tally:
         except decoding.BadImageError as error:
             if not self.skip_bad_images:
                 raise
-            if error.key not in self.left_out:
-                self.left_out.add(error.key)
-                logging.warning("%s It is left out; so far: %d.", error, len(self.left_out))
+            with self._lock:
+                if error.key not in self.left_out:
+                    self.left_out.add(error.key)
+                    logging.warning("%s It is left out; so far: %d.", error, len(self.left_out))
             return None
         height, width = image.shape[:2]
         if min(height, width) < crop_size:
-            if not self.enlarged:
-                logging.warning(
-                    "Record %r is %d×%d pixels, smaller than the crop of %d: it is enlarged; "
-                    "others are counted.",
-                    *(record["key"], height, width, crop_size),
-                )
-            self.enlarged.add(record["key"])
+            with self._lock:
+                if not self.enlarged:
+                    logging.warning(
+                        "Record %r is %d×%d pixels, smaller than the crop of %d: it is enlarged; "
+                        "others are counted.",
+                        *(record["key"], height, width, crop_size),
+                    )
+                self.enlarged.add(record["key"])
         return decoding.resize_shorter_side(image, side)
 
 
