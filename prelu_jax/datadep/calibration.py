@@ -93,7 +93,8 @@ def calibrate(
     batch = _joined(batch) if isinstance(batch, Iterator) else batch
     variables = given[0] if given else None
     part = batch if axis_name is None else jax.tree.map(_part, batch)
-    _check_not_traced(given, batch)
+    own = nnx.state(model) if isinstance(model, nnx.Module) else None
+    _check_not_traced(given, own, batch, key, rngs)
     planned = plan.make(model, variables, part, only, except_, rngs, call_kwargs, axis_name)
     _check_finite(batch)
     state = variables_of(model, variables)

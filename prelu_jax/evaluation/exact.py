@@ -17,7 +17,7 @@ def eval_step(state: Any, batch: dict[str, jax.Array], *, axis_name: str | None 
     """Sums over the batch's real examples, the same on every device.
 
     Args:
-        state: a `training.state.TrainState`; its model, parameters and pixel statistics are read.
+        state: a `training.state.TrainState`, or a `training.finished.Network`.
         batch: ``image``, ``label`` and ``mask`` (1 for an example, 0 for padding).
         axis_name: the mapped axis that other devices' parts lie along; None for one device.
 

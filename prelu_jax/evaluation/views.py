@@ -77,7 +77,7 @@ def dense_step(
     """`dense_scores` of every image and of its mirror image, averaged.
 
     Args:
-        state: a `training.state.TrainState`; its model, parameters and pixel statistics are read.
+        state: a `training.state.TrainState`, or a `training.finished.Network`.
         batch: ``image``: whole images of one shape, uint8 ``[b, h, w, 3]``.
         axis_name: the mapped axis that other devices' parts lie along; None for one device.
         mirror: False for networks that were trained without: a mirrored digit is another sign.

@@ -43,12 +43,14 @@ class TrainConfig:
     frozen: str = ""  # regex: parameters that are not trained, e.g. 'conv'
 
     batch_size: int = 128  # over all devices
-    accumulate: int = 1  # parts that a device takes one after another, to need less memory
+    # Parts that a device takes one after another, to need less memory. What measures the signal
+    # and what calibrates on the first batch take it whole.
+    accumulate: int = 1
     num_steps: int = 1000
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4  # kernels only
-    drop_factor: float = 0.1  # the learning rate's, when the error plateaus
+    drop_factor: float = 0.1  # what the learning rate is multiplied with when it drops
     plateau_patience: int = 10  # evaluations without a lower error that make a plateau
     min_learning_rate: float = 1e-4  # on plateaus, the rate drops no further
     drop_epochs: str = ""  # '30,60': the rate drops after these instead, whatever the error does
@@ -104,6 +106,21 @@ def drop_epochs(config: TrainConfig) -> tuple[float, ...]:
         rising, epochs = False, ()
     _require(config, "drop_epochs", rising, "rising numbers of epochs above 0, as in '30,60'")
     return epochs
+
+
+def drop_steps(config: TrainConfig, steps_per_epoch: float) -> tuple[int, ...]:
+    """The steps after which the rate drops.
+
+    Raises:
+        ValueError: it would drop before the first step, or twice at once.
+    """
+    steps = tuple(round(epoch * steps_per_epoch) for epoch in drop_epochs(config))
+    if any(a == b for a, b in itertools.pairwise((0, *steps))):
+        raise ValueError(
+            f"config.drop_epochs is {config.drop_epochs}, after steps {steps} with "
+            f"{steps_per_epoch:g} in an epoch: expected each after a step of its own."
+        )
+    return steps
 
 
 def _compiles(pattern: str) -> bool:

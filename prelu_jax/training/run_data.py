@@ -5,7 +5,7 @@ from pathlib import Path
 
 from prelu_jax import arch
 from prelu_jax.data import augment, moments, pipeline, sources, statistics
-from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.config import TrainConfig, drop_steps
 
 # A start of a run can wait for so many images, whose mean is that of all to a grey level.
 _MEASURED_AT_START = 10_000
@@ -28,6 +28,7 @@ def splits(config: TrainConfig) -> tuple[sources.Split, sources.Split]:
 def check(config: TrainConfig) -> None:
     """Raises a ValueError if what the run reads is not there, or does not go together."""
     train, _ = splits(config)
+    drop_steps(config, len(train) / config.batch_size)
     if not config.pretrained:  # else the mean image is that run's
         _kept_moments(config, len(train))
 

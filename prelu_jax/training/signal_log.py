@@ -22,7 +22,7 @@ def prepare(
     Args:
         state, batch, axis_name: as `step.train_step`.
     """
-    inputs = step.inputs(state, batch["image"], step.first_example(batch, axis_name))
+    inputs = step.inputs(state, batch["image"], step.first_of_part(batch, axis_name))
     probe = signal.prepare(
         state.model,
         {"params": state.params},

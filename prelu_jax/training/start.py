@@ -12,7 +12,7 @@ from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.training import optimizer as optimizer_lib
 from prelu_jax.training import pretrained
 from prelu_jax.training import state as state_lib
-from prelu_jax.training.config import TrainConfig, drop_epochs
+from prelu_jax.training.config import TrainConfig, drop_steps
 from prelu_jax.training.finished import Finished
 
 
@@ -45,7 +45,6 @@ def state(
         pixels: what its inputs are normalised with.
         steps_per_epoch: by which the epochs of the configuration are steps.
     """
-    drop_steps = tuple(round(epoch * steps_per_epoch) for epoch in drop_epochs(config))
     optimizer = optimizer_lib.sgd(
         config.learning_rate,
         config.momentum,
@@ -54,7 +53,7 @@ def state(
         config.plateau_patience,
         config.min_learning_rate,
         config.frozen,
-        drop_steps,
+        drop_steps(config, steps_per_epoch),
     )
     fresh = state_lib.create(
         net, optimizer, pixels, config.seed, config.flip, config.colour, config.accumulate

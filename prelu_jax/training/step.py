@@ -26,7 +26,7 @@ class Inputs(NamedTuple):
     rngs: dict[str, jax.Array]
 
 
-def first_example(batch: dict[str, jax.Array], axis_name: str | None) -> jax.typing.ArrayLike:
+def first_of_part(batch: dict[str, jax.Array], axis_name: str | None) -> jax.typing.ArrayLike:
     """Where this device's part of a batch begins in the whole of it."""
     return batch["label"].shape[0] * jax.lax.axis_index(axis_name) if axis_name else 0
 
@@ -71,7 +71,7 @@ def train_step(
         The state after it, the same on every device, and the metrics of the whole batch: 'loss',
         'error', and by parameter path 'grad_rms', 'param_rms' and 'slope_mean', before the step.
     """
-    (loss, error), grads = _gradients(state, batch, first_example(batch, axis_name))
+    (loss, error), grads = _gradients(state, batch, first_of_part(batch, axis_name))
     if axis_name:
         # Devices hold equal parts, so the mean of their means is the mean over the batch.
         loss, error, grads = jax.lax.pmean((loss, error, grads), axis_name)

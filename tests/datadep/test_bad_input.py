@@ -115,6 +115,13 @@ def test_calibrate_says_that_it_cannot_be_traced(model):
     variables = () if isinstance(model, nnx.Module) else (drawn(DENSE, X),)
     with pytest.raises(TypeError, match="calibrate was called inside jit"):
         jax.jit(lambda x: datadep.calibrate(model, *variables, x))(X)
+    with pytest.raises(TypeError, match="calibrate was called inside jit"):
+        jax.jit(lambda key: datadep.calibrate(model, *variables, X, key=key))(KEY)
+
+
+def test_calibrate_says_that_an_nnx_model_is_traced():
+    with pytest.raises(TypeError, match="calibrate was called inside jit"):
+        nnx.jit(lambda model: datadep.calibrate(model, X))(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
 
 
 def test_the_number_of_arguments_and_the_type_of_the_method_are_checked():

@@ -1,4 +1,5 @@
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,36 @@ def test_digits_are_predicted_the_same_for_any_batch_size_and_device_count(train
         assert scores.argmax(axis=1).tolist() == found[0][0].argmax(axis=1).tolist()
         assert evaluation.top_error(scores, labels, 1) < 0.5
         assert evaluation.top_error(scores, labels, 5) < 0.1
+
+
+@pytest.mark.slow
+def test_50_000_of_50_000_examples_are_predicted_the_same(trained):
+    state, test = trained
+    digits = [test.records[i] for i in range(len(test))]
+
+    class Many(Sequence):  # as many as ImageNet's validation images, no two alike
+        def __len__(self):
+            return 50_000
+
+        def __getitem__(self, i):
+            digit = digits[i % len(digits)]
+            image = np.roll(digit["image"] // 2 + i // len(digits), i % 7, axis=1)
+            return {**digit, "image": image.astype(np.uint8)}
+
+    split = sources.Split(Many(), test.class_names)
+    crop = pipeline.Crop(32, 32, 32)
+    found = []
+    for devices, batch_size in [(1, 1000), (4, 1024)]:
+        step = on_devices(evaluation.dense_step, state, devices)
+        scores, labels = evaluation.predict(step, pipeline.whole_images(split, 32), batch_size)
+        parallel = Parallel(jax.local_devices()[:devices])
+        batches = pipeline.eval_batches(split, crop, batch_size)
+        placed = parallel.replicate(state)
+        sums = evaluation.evaluate(lambda batch: parallel.eval_step(placed, batch), batches)
+        assert (len(scores), sums["test_examples"]) == (50_000, 50_000)
+        assert labels.tolist() == [digits[i % len(digits)]["label"] for i in range(50_000)]
+        found.append((scores.argmax(axis=1).tolist(), sums["test_error"]))
+    assert found[0] == found[1]
 
 
 def test_at_the_crops_size_ten_views_are_the_plain_test_of_the_image_and_its_mirror_image(trained):

@@ -141,6 +141,15 @@ def test_errors_are_judged_within_seeds(errors, passed):
     assert [claim.passed for claim in claims[1:3]] == passed
 
 
+def test_one_seed_of_one_arm_above_the_regression_band_fails_it():
+    at_most = rectifiers.laptop().learned
+    within, above = [at_most] * 3, [at_most, at_most, at_most + 1e-3]
+    for arm in ("relu", "prelu"):
+        errors = {"relu": within, "prelu": within, arm: above}
+        assert not judge(errors_of(**errors), LEARNED)[0].passed
+    assert judge(errors_of(relu=within, prelu=within), LEARNED)[0].passed
+
+
 def changed(layer, value):
     final = PAPER[CHANNEL_WISE].copy()
     final[LAYERS.index(layer)] = value

@@ -27,7 +27,7 @@ def test_a_step_of_the_papers_batch_fits_an_accelerator(net, dtype):
     create = functools.partial(state.create, model, optimizer.sgd(0.01), seed=0, colour=0.1)
     before = jax.eval_shape(create, pixels)
     batch = {"image": of((_BATCH, *image), np.uint8), "label": of((_BATCH,), np.int32)}
-    compiled = jax.jit(step.train_step, donate_argnums=0).lower(before, batch).compile()
+    compiled = jax.jit(step.train_step).lower(before, batch).compile()
     needed = memory(compiled)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(before.params))
     assert needed > 2 * parameters * jnp.dtype("float32").itemsize  # they and their velocity

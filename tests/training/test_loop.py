@@ -158,6 +158,13 @@ def test_the_rate_drops_at_given_epochs(tmp_path):
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
 
 
+@pytest.mark.parametrize("epochs", ["0.001", "0.05,0.051"])
+def test_rates_that_would_drop_at_once_are_refused(epochs, tmp_path):
+    with pytest.raises(ValueError, match=rf"drop_epochs is {epochs}, after steps .* 93.75 in an"):
+        loop.train(tiny_config(drop_epochs=epochs), tmp_path, parallel=one)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_a_finished_run_is_not_trained_again(finished):
     def fail(step, error):
         raise AssertionError(step)

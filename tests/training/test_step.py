@@ -120,7 +120,7 @@ def test_colours_are_drawn_alike_on_any_number_of_devices_and_anew_each_step():
     batch = make_batch()
 
     def images(state, batch, axis_name=None):
-        return step.inputs(state, batch["image"], step.first_example(batch, axis_name)).images
+        return step.inputs(state, batch["image"], step.first_of_part(batch, axis_name)).images
 
     alone = jax.jit(images)(state, batch)
     mapped = jax.pmap(lambda *args: images(*args, axis_name=AXIS), AXIS, in_axes=(None, 0))
