@@ -82,19 +82,19 @@ def test_50_000_of_50_000_examples_are_predicted_the_same(trained):
             return {**digit, "image": image.astype(np.uint8)}
 
     split = sources.Split(Many(), test.class_names)
-    crop = pipeline.Crop(32, 32, 32)
-    found = []
-    for devices, batch_size in [(1, 1000), (4, 1024)]:
+
+    def found(devices, batch_size):
         step = on_devices(evaluation.dense_step, state, devices)
         scores, labels = evaluation.predict(step, pipeline.whole_images(split, 32), batch_size)
-        parallel = Parallel(jax.local_devices()[:devices])
-        batches = pipeline.eval_batches(split, crop, batch_size)
-        placed = parallel.replicate(state)
-        sums = evaluation.evaluate(lambda batch: parallel.eval_step(placed, batch), batches)
-        assert (len(scores), sums["test_examples"]) == (50_000, 50_000)
+        summed = evaluation.evaluate(
+            on_devices(evaluation.eval_step, state, devices),
+            pipeline.eval_batches(split, pipeline.Crop(32, 32, 32), batch_size),
+        )
+        assert (len(scores), summed["test_examples"]) == (50_000, 50_000)
         assert labels.tolist() == [digits[i % len(digits)]["label"] for i in range(50_000)]
-        found.append((scores.argmax(axis=1).tolist(), sums["test_error"]))
-    assert found[0] == found[1]
+        return scores.argmax(axis=1).tolist(), summed["test_error"]
+
+    assert found(devices=1, batch_size=1000) == found(devices=4, batch_size=1024)
 
 
 def test_at_the_crops_size_ten_views_are_the_plain_test_of_the_image_and_its_mirror_image(trained):
