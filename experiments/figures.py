@@ -10,7 +10,7 @@ import numpy as np
 from experiments.results import Curve, Profile, student
 
 # The colours and dashes of He et al. 2015, Figures 2 and 3.
-_STYLES = {"He": ("red", "solid"), "Xavier": ("blue", "dashed")}
+_STYLES = (("red", "solid"), ("blue", "dashed"))
 _DECADES = (-15, 3)  # of a profile: what lies below is out of the picture
 _PROFILE_COLOURS = ("tab:red", "tab:orange", "tab:blue", "tab:green")
 _GROUP_COLOURS = ("0.35", "tab:blue", "tab:orange")
@@ -20,7 +20,7 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) 
     """Error against epochs, every seed thin and the median bold.
 
     Args:
-        curves: of one or more arms; the seeds of an arm share their epochs, unless one diverged.
+        curves: of one or two arms; the seeds of an arm share their epochs, unless one diverged.
         title: above the axes.
         caption: below them: what was run.
         stem: path of the figure without its ending.
@@ -32,9 +32,9 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) 
 
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    for arm in dict.fromkeys(curve.arm for curve in curves):
+    arms = dict.fromkeys(curve.arm for curve in curves)
+    for arm, (colour, dashes) in zip(arms, _STYLES, strict=False):
         of_arm = [curve for curve in curves if curve.arm == arm]
-        colour, dashes = _STYLES[arm]
         for curve in of_arm:
             axes.plot(curve.epochs, curve.errors, color=colour, ls=dashes, lw=0.8, alpha=0.45)
         shared = min(len(curve.epochs) for curve in of_arm)

@@ -1,0 +1,40 @@
+import dataclasses
+
+import pytest
+
+from experiments import learning, record
+from tests.experiments.conftest import SHORT, run
+
+
+@pytest.mark.slow
+def test_from_a_flag_to_the_table(tmp_path):
+    tiny = [flag for flag in SHORT if "config.arch=" not in flag]
+    tiny += ["--config.archs='small_14_reduced',", "--config.learned=0.99,"]
+    done = run("learning", "--scale=laptop", f"--workdir={tmp_path}", *tiny)
+    assert done.returncode == 0, done.stderr
+    assert "| small_14_reduced | 268,762 | 8 |" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "figure.png").exists()
+    (claim,) = record.read(tmp_path).claims
+    assert claim.statement == "small_14_reduced: 10-view error at most 99.0% in every seed"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arch": "model_a"}, "config.arch is set for each net"),
+        ({"learned": (0.1,)}, r"config.learned is \(0.1,\), expected one for each of"),
+    ],
+)
+def test_bands_and_nets_have_to_match(fields, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        learning.run(dataclasses.replace(learning.laptop(), **fields), tmp_path / "runs", 1)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_seed_above_the_band_fails_its_net_alone():
+    config = dataclasses.replace(learning.laptop(), learned=(0.1, 0.2))
+    first, second = config.archs
+    errors = {first: [(0.0, 0.1), (0.0, 0.1)], second: [(0.0, 0.1), (0.0, 0.21)]}
+    assert [claim.passed for claim in learning.judge(config, errors)] == [True, False]
+    table = learning.markdown(config, errors, {first: 1234, second: 5})
+    assert f"| {first} | 1,234 | 1,000 | 0.0 ± 0.0 | 10.0 ± 0.0 |" in table
