@@ -30,6 +30,7 @@ RUN_THERE = [
         for name in ("data_dependent", "transfer", "rectifiers", "large_models")
     ),
     "python -m experiments.ensemble --scale=laptop --config.runs=runs/large_models_laptop",
+    "python -m experiments.learning --scale=cifar10",
     "python -m experiments.large_models --scale=imagenet --config.dtype=bfloat16",
     "python -m experiments.report",
 ]
