@@ -19,7 +19,7 @@ class TrainConfig:
     data_dir: str = ""  # TFDS's folder; empty for its default
     train_split: str = "train"
     test_split: str = "test"
-    test_examples: int = 0  # evaluate on so many random test examples; 0 for all
+    test_examples: int = 0  # in training, test on so many random examples; 0 for all
     classes: str = ""  # of both splits, '0-4' or '0,2,7', renumbered from 0 on; empty for all
     examples_per_class: int = 0  # train on so many of each class, chosen by the seed; 0 for all
     min_side: int = 32  # training images are resized to a shorter side drawn from
