@@ -49,13 +49,16 @@ def laptop() -> Config:
 
 
 def cifar10() -> Config:
-    """CIFAR-10 photos, 30 epochs."""
+    """CIFAR-10 photos, 15 epochs."""
     return dataclasses.replace(
         _reduced(),
         dataset="cifar10",
         colour=0.1,
-        num_steps=23_400,
-        drop_epochs="20,26",
+        # The paper's. After 1,500 steps at seed 100, which no table uses, the 14-layer net has 47.5 %
+        # with 0.005 and 44.7 % with it.
+        learning_rate=0.01,
+        num_steps=11_700,
+        drop_epochs="10,13",
         log_every=100,
         eval_every=1300,
         checkpoint_every=1300,
