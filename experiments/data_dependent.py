@@ -132,6 +132,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     for field in OF_ARM:
         if getattr(config, field) != getattr(TrainConfig(), field):
             raise ValueError(f"config.{field} is set for each run; see archs, rectifiers, paddings")
+    starts.check(config)
     for method in config.methods:
         names.check("method", method, METHODS)
     if missing := set(JUDGED) - set(config.methods):
