@@ -23,6 +23,7 @@ from experiments import page, record
 BEGIN, END = "<!-- experiments.report: begin -->", "<!-- experiments.report: end -->"
 # A line before each section: name, scale and the folder's name, %-quoted.
 _KEY = re.compile(r"^<!-- experiment: (\S+) (\S+) (\S+) -->$", re.MULTILINE)
+_SEEDS = re.compile(r"^n = (\d+) seeds?;", re.MULTILINE)  # in a section, of its experiment
 # What Markdown, GitHub's too, would take for its own.
 _MARKUP = re.compile(
     r"[\\`*|~$]|&(?=[\w#])|<(?=[\w/!?])"
@@ -60,7 +61,8 @@ def report(runs: Path, out: Path) -> list[Section]:
 
     Raises:
         ValueError: no finished experiment; one that cannot be read; two that cannot be told apart;
-            markers that do not match; a figure shown that is not there. Nothing is written then.
+            markers that do not match; a section of more seeds in its place; a figure shown that is
+            not there. Nothing is written then.
     """
     sections: dict[Key, Section] = {}
     for new in map(section, record.find(runs)):
@@ -163,11 +165,23 @@ def merge(text: str, sections: Mapping[Key, Section], file: Path) -> str:
         )
     _, *pieces = _KEY.split(part)
     merged = {tuple(pieces[i : i + 3]): pieces[i + 3].strip() for i in range(0, len(pieces), 4)}
-    merged |= {key: new.markdown for key, new in sections.items()}
+    for key, new in sections.items():
+        _check_seeds(merged.get(key, ""), new, file)
+        merged[key] = new.markdown
     blocks = [
         f"<!-- experiment: {' '.join(key)} -->\n\n{merged[key]}\n\n" for key in sorted(merged)
     ]
     return f"{before}{BEGIN}\n\n{''.join(blocks)}{END}{after}"
+
+
+def _check_seeds(old: str, new: Section, file: Path) -> None:
+    """Raises a ValueError if a section would take the place of one of more seeds."""
+    had, has = _SEEDS.search(old), _SEEDS.search(new.markdown)
+    if had and has and int(had[1]) > int(has[1]):
+        raise ValueError(
+            f"{new.folder} has n = {has[1]}, and its section in {file} n = {had[1]} seeds. "
+            "Rename the folder, for a section of its own; or remove that section by hand first."
+        )
 
 
 def unfinished(runs: Path) -> list[Path]:

@@ -127,6 +127,15 @@ def test_a_section_is_replaced_by_its_folder_and_kept_without(tmp_path, runs, ou
     assert after == before.replace("the old machine", r"2 cores of \_AMD\_")
 
 
+def test_a_section_of_more_seeds_is_not_replaced(tmp_path, runs, out):
+    before = written(experiment(tmp_path / "elsewhere/convergence_30_laptop", seeds=5), out)
+    with pytest.raises(ValueError, match=r"laptop has n = 3, .*results.md n = 5.*Rename"):
+        written(runs, out)
+    assert (out / "results.md").read_text() == before
+    experiment(runs / "convergence_30_laptop", seeds=5, hardware="another")
+    assert "another" in written(runs, out)
+
+
 def test_one_experiment_in_two_folders_is_two_sections(runs, out):
     experiment(runs / "slow - > 1", claims=(Claim("slow", True, "x"),))
     text = written(runs, out)
