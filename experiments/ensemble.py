@@ -25,6 +25,7 @@ _OTHER_SEED = 1000  # of the fifth and the sixth member: ensembles of several se
 # "Six models including those of Table 6", "only one model C" (§4): what the others are, it leaves
 # open.
 MEMBERS = ((A_RELU, 0), (A, 0), (B, 0), (C, 0), (A, _OTHER_SEED), (B, _OTHER_SEED))
+_CLAIM = "members.txt"  # in the work folder: whose ensemble is there
 _PAPER_TOP_5 = {C: "5.71 (validation)", ENSEMBLE: "4.94 (test)"}
 
 Errors = Mapping[str, Sequence[tuple[float, float]]]  # member or ensemble -> of each seed
@@ -52,6 +53,8 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
             f"config.runs is {config.runs}, expected the work folder of a finished "
             "experiments.large_models."
         )
+    members = f"the models in {config.runs or workdir}"
+    check_claim(workdir, members)
     first = range(config.seed, config.seed + seeds)
     which = [(model, seed + other) for seed in first for model, other in MEMBERS]
     tested = large_models.train_and_test(config, which, Path(config.runs or workdir))
@@ -59,7 +62,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         {name(member): tested[member[0], seed + member[1]] for member in MEMBERS} for seed in first
     ]
     errors = errors_of(ensembles, config.scales)
-    _write(workdir, errors, f"{config.dataset}; seeds {config.seed} to {first[-1]}")
+    _write(workdir, members, errors, f"{config.dataset}; seeds {config.seed} to {first[-1]}")
     return judge(errors)
 
 
@@ -71,11 +74,23 @@ def _given(config: Config, workdir: Path) -> list[Claim]:
             f"config.members is {config.members}, expected two folders or more, each once, and "
             "config.runs to be empty."
         )
+    members = ", ".join(map(str, folders))
+    check_claim(workdir, members)
     parallel = common.devices(config.test_batch_size)  # before anything is read on them
     check_alike(folders)
     tested = {str(folder): testing.scores(folder, config, parallel) for folder in folders}
-    _write(workdir, errors_of([tested], config.scales), f"{len(folders)} finished runs")
+    errors = errors_of([tested], config.scales)
+    _write(workdir, members, errors, f"{len(folders)} finished runs")
     return []
+
+
+def check_claim(workdir: Path, members: str) -> None:
+    """Raises a ValueError if the work folder holds the ensemble of others."""
+    file = workdir / _CLAIM
+    if file.exists() and (there := file.read_text().strip()) != members:
+        raise ValueError(
+            f"{workdir} holds the ensemble of {there}, not of {members}. Choose another --workdir."
+        )
 
 
 def check_alike(folders: Iterable[Path]) -> None:
@@ -137,8 +152,9 @@ def judge(errors: Errors) -> list[Claim]:
     ]
 
 
-def _write(workdir: Path, errors: Errors, caption: str) -> None:
+def _write(workdir: Path, members: str, errors: Errors, caption: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / _CLAIM).write_text(f"{members}\n")
     top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
     of_test = {testing.MULTI_SCALE: top_1}
     written = figures.errors_by_test(

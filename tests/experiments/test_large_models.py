@@ -178,6 +178,22 @@ def test_members_that_cannot_be_are_refused_before_anything_trains(fields, messa
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_folder_that_holds_an_ensemble_of_others_is_refused(tmp_path, monkeypatch):
+    scores = iter([sure(), sure(1), sure(), sure(2)])
+    monkeypatch.setattr(ensemble, "check_alike", lambda folders: None)
+    monkeypatch.setattr(testing, "scores", lambda *args: next(scores))
+    monkeypatch.setattr("experiments.common.devices", lambda batch_size: Parallel())
+    config = dataclasses.replace(ensemble.of_scale("laptop"), scales=(40, 48))
+    for members in ("a,b", "a, b"):
+        ensemble.run(dataclasses.replace(config, members=members), tmp_path, 1)
+    table = (tmp_path / "table.md").read_bytes()
+    for other in ({"members": "a,c"}, {"runs": str(tmp_path)}):
+        (tmp_path / "a_prelu").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match="holds the ensemble of a, b, not of .*Choose another"):
+            ensemble.run(dataclasses.replace(config, **other), tmp_path, 1)
+    assert (tmp_path / "table.md").read_bytes() == table
+
+
 def test_members_of_other_classes_are_refused(tmp_path, monkeypatch):
     configs = {"a": {"classes": "0-4"}, "b": {"classes": ""}}
 
