@@ -143,13 +143,8 @@ def judge(errors: Errors) -> list[Claim]:
     members = [of for name, of in top_1.items() if name != ENSEMBLE]
     best = min(members, key=sum)
     differences = [a - b for a, b in zip(top_1[ENSEMBLE], best, strict=True)]
-    return [
-        Claim(
-            "Table 7: the ensemble has a lower top-1 error than its best member",
-            results.below_zero(differences),
-            f"difference: {results.summary(differences, ' points', 100)}",
-        )
-    ]
+    statement = "Table 7: the ensemble has a lower top-1 error than its best member"
+    return [results.below_zero_claim(statement, differences, " points", 100)]
 
 
 def _write(workdir: Path, members: str, errors: Errors, caption: str) -> None:

@@ -200,11 +200,8 @@ def judge(config: Config, top_1: Mapping[str, Mapping[str, Sequence[float]]]) ->
 
 def _lower(one: str, errors: Sequence[float], other: str, than: Sequence[float]) -> Claim:
     differences = [a - b for a, b in zip(errors, than, strict=True)]
-    return Claim(
-        f"{one} has a lower error than {other}",
-        results.below_zero(differences),
-        f"difference: {results.summary(differences, ' points', 100)}",
-    )
+    statement = f"{one} has a lower error than {other}"
+    return results.below_zero_claim(statement, differences, " points", 100)
 
 
 def markdown(config: Config, errors: Errors) -> str:

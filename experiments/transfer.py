@@ -156,11 +156,8 @@ def _lower_error(curves: Curves, arm: str, other: str) -> Claim:
     differences = [
         a.final_error() - b.final_error() for a, b in zip(curves[arm], curves[other], strict=True)
     ]
-    return Claim(
-        f"[{arm}] ends at a lower error than [{other}]",
-        results.below_zero(differences),
-        f"difference: {results.summary(differences, ' points', 100)}",
-    )
+    statement = f"[{arm}] ends at a lower error than [{other}]"
+    return results.below_zero_claim(statement, differences, " points", 100)
 
 
 def _fewer_steps(config: Config, curves: Curves, arm: str, other: str) -> Claim:
@@ -170,11 +167,8 @@ def _fewer_steps(config: Config, curves: Curves, arm: str, other: str) -> Claim:
         - min(b.steps_to(config.reached), config.num_steps)
         for a, b in zip(curves[arm], curves[other], strict=True)
     ]
-    return Claim(
-        f"[{arm}] reaches {config.reached:.0%} error in fewer steps than [{other}]",
-        results.below_zero(differences),
-        f"difference: {results.summary(differences, ' steps')}",
-    )
+    statement = f"[{arm}] reaches {config.reached:.0%} error in fewer steps than [{other}]"
+    return results.below_zero_claim(statement, differences, " steps")
 
 
 def markdown(config: Config, curves: Curves) -> str:

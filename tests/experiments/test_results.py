@@ -47,6 +47,15 @@ def test_a_summary_has_n_and_the_students_interval():
     assert never == "reached in 1 of n = 2 seeds (200 steps)"
 
 
+def test_what_an_interval_has_to_decide_is_not_decided_by_one_seed():
+    one = results.below_zero_claim("It falls", [-0.5], " points", 100)
+    assert not one.passed
+    assert one.measured == ("difference: -50 points, n = 1; not decided: one seed has no interval")
+    two = results.below_zero_claim("It falls", [-1.0, -1.0], "", of="correlation")
+    assert two.passed
+    assert two.measured.startswith("correlation: mean -1, 95 % interval ± 0, ")
+
+
 def test_a_claim_reads_as_a_verdict():
     assert str(Claim("It works", True, "n = 3")).startswith("PASS  It works\n")
     assert str(Claim("It works", False, "n = 3")).startswith("FAIL  It works\n")
