@@ -117,8 +117,9 @@ def _facts(found: record.Record) -> tuple[str, str, str]:
     # Where things lie on one machine helps on no other: paths from here, if they lead below it.
     here = re.compile(rf"(?<![\w/.-]){re.escape(str(Path.cwd()))}/")
     seeds = f"n = {found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    more = " (without a command that was stopped)" if found.resumed else ""
-    ran = f"{_duration(found.seconds)}{more} on {found.hardware}"
+    several = f" in {found.commands} commands" if found.commands > 1 else ""
+    more = ", and what a stopped command took before," if found.resumed else ""
+    ran = f"{_duration(found.seconds)}{several}{more} on {found.hardware}"
     claims = [
         f"| {_escape(claim.statement)} | {_escape(claim.measured)} "
         f"| {'PASS' if claim.passed else 'FAIL'} |"

@@ -210,6 +210,20 @@ def test_durations(seconds, shown):
 
 
 @pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({}, "1 min on 2 cores"),
+        ({"commands": 2}, "1 min in 2 commands on 2 cores"),
+        ({"resumed": True}, "1 min, and what a stopped command took before, on 2 cores"),
+        ({"resumed": True, "commands": 2}, "1 min in 2 commands, and what a stopped command took"),
+    ],
+)
+def test_the_time_says_of_which_commands_it_is(tmp_path, out, fields, shown):
+    folder = experiment(tmp_path / "runs/x", seconds=60, **fields)
+    assert f"; {shown}" in written(folder, out)
+
+
+@pytest.mark.parametrize(
     "text", ["{begin}\n", "{end}\n{begin}\n", "{begin}\n{end}\n{begin}\n{end}"]
 )
 def test_markers_that_do_not_match_are_refused(runs, out, text):
