@@ -124,13 +124,13 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         for arm in ARMS
     }
     parallel = common.devices(config.batch_size)
-    testing.check(config, arch.get(config.arch).image_size, parallel)
+    testing.check(config, arch.get(config.arch).image_size, parallel, [TEN_VIEW])
     common.train_all(runs, parallel)
 
     curves = {arm: [results.read_curve(f, arm) for f in of.values()] for arm, of in arms.items()}
     errors = {
         arm: [
-            testing.errors(testing.scores(folder, config, parallel), config.scales)[0]
+            testing.errors(testing.scores(folder, config, parallel, [TEN_VIEW]), TEN_VIEW)
             for folder in of.values()
         ]
         for arm, of in arms.items()
