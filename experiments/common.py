@@ -103,6 +103,20 @@ def _check_fields(argv: Sequence[str], config: Any) -> None:
             names.check("config field", flag.removeprefix("config."), fields)
 
 
+def check_unset(config: Any, fields: Sequence[str], instead: str = "") -> None:
+    """Raises a ValueError if a field that an experiment sets for each run is not at its default.
+
+    Args:
+        config: of the experiment.
+        fields: those.
+        instead: what the user may set, for the error.
+    """
+    for field in fields:
+        if getattr(config, field) != getattr(type(config), field):
+            see = f" See {instead}." if instead else ""
+            raise ValueError(f"config.{field} is set for each run; leave it as it is.{see}")
+
+
 def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
     """The run of an experiment's configuration: its own fields left out, some others set."""
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}

@@ -148,9 +148,7 @@ def train_and_test(
     Returns:
         What each run says of the test examples; None of one that diverged.
     """
-    for field in ("arch", "rectifier"):
-        if getattr(config, field):
-            raise ValueError(f"config.{field} is set for each model; see config.archs.")
+    common.check_unset(config, ["arch", "rectifier"], "config.archs")
     if len(config.archs) != 3:
         raise ValueError(
             f"config.archs is {config.archs}, expected networks for models A, B and C, as in "

@@ -112,8 +112,7 @@ def imagenet() -> Config:
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains every arm over the seeds, writes the tables, the figures and the claims."""
-    if config.rectifier:
-        raise ValueError("config.rectifier is set for each arm; leave it empty.")
+    common.check_unset(config, ["rectifier"])
     arms = {
         arm: {seed: workdir / rectifier / f"seed_{seed}" for seed in _seeds(config, seeds)}
         for arm, rectifier in ARMS.items()

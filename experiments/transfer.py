@@ -80,9 +80,7 @@ def cifar10() -> Config:
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains every arm over the seeds, writes the table, the figure and the claims."""
-    for field in ("pretrained", "datadep", "datadep_only"):
-        if getattr(config, field) != getattr(TrainConfig(), field):
-            raise ValueError(f"config.{field} is set for each arm; leave it as it is.")
+    common.check_unset(config, ["pretrained", "datadep", "datadep_only"])
     runs: dict[Path, tuple[str, TrainConfig]] = {}
     arms: dict[str, list[Path]] = {arm: [] for arm in ARMS}
     for seed in range(config.seed, config.seed + seeds):
