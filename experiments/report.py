@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -72,9 +72,10 @@ def report(runs: Path, out: Path) -> list[Section]:
                 "have the same name. Rename one of them."
             )
     if not sections:
+        missing = "" if runs.is_dir() else ": there is no such folder"
         raise ValueError(
-            f"No finished experiment in {runs}. This makes one, in about three minutes: "
-            "python -m experiments.convergence_30 --scale=laptop"
+            f"No finished experiment in {runs}{missing}. This makes one, in about three "
+            "minutes: python -m experiments.convergence_30 --scale=laptop"
         )
     file = out / "results.md"
     text = merge(file.read_text() if file.exists() else "# Results\n", sections, file)
@@ -112,8 +113,8 @@ def section(folder: Path) -> Section:
     )
 
 
-def _facts(found: record.Record) -> tuple[str, str, str]:
-    """The command, how it ran, and the claims."""
+def _facts(found: record.Record) -> Iterator[str]:
+    """The command, how it ran, and the claims, if there are any."""
     # Where things lie on one machine helps on no other: paths from here, if they lead below it.
     here = re.compile(rf"(?<![\w/.-]){re.escape(str(Path.cwd()))}/")
     seeds = f"n = {found.seeds} seed{'s' if found.seeds > 1 else ''}"
@@ -125,11 +126,10 @@ def _facts(found: record.Record) -> tuple[str, str, str]:
         f"| {'PASS' if claim.passed else 'FAIL'} |"
         for claim in found.claims
     ]
-    return (
-        f"```bash\n{here.sub('', found.command)}\n```",
-        _escape(f"{seeds}; {ran}; {found.versions}; {found.finished}."),
-        "\n".join(["| claim | measured | |", "|---|---|---|", *claims]),
-    )
+    yield f"```bash\n{here.sub('', found.command)}\n```"
+    yield _escape(f"{seeds}; {ran}; {found.versions}; {found.finished}.")
+    if claims:
+        yield "\n".join(["| claim | measured | |", "|---|---|---|", *claims])
 
 
 def _title(name: str) -> str:

@@ -183,6 +183,18 @@ def test_the_page_shows_all_of_it_and_needs_no_other_file(tmp_path, runs, out):
     assert not re.search(r"<link|<script|url\(|@import", html)
 
 
+def test_a_figure_of_no_known_kind_is_named(tmp_path):
+    (tmp_path / "x.figure").touch()
+    with pytest.raises(ValueError, match="x.figure is shown, but its ending tells no kind of im"):
+        page.render("![x](x.figure)\n", tmp_path, {})
+
+
+def test_an_experiment_that_claims_nothing_has_no_table_of_claims(tmp_path, out):
+    text = written(experiment(tmp_path / "runs/x", claims=()), out)
+    assert "| claim |" not in text
+    assert "\n\n\n" not in text
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -269,7 +281,10 @@ def test_from_a_flag_to_a_page(runs, out):
 def test_where_nothing_is_finished_the_command_says_what_to_do(tmp_path):
     done = run("report", f"--runs={tmp_path / 'none'}", f"--out={tmp_path / 'docs'}")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: No finished experiment in {tmp_path / 'none'}.")
+    said = f"error: No finished experiment in {tmp_path / 'none'}: there is no such folder."
+    assert done.stderr.startswith(said)
+    with pytest.raises(ValueError, match=f"No finished experiment in {tmp_path}. This makes"):
+        report.report(tmp_path, tmp_path / "docs")
     command = re.search(r"python -m experiments\.\w+ --scale=laptop", done.stderr)[0]
     assert command in (ROOT / "README.md").read_text()
     assert not (tmp_path / "docs").exists()
