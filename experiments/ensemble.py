@@ -21,6 +21,7 @@ from experiments.results import Claim
 from experiments.testing import MULTI_SCALE, Scores
 from prelu_jax import arch, evaluation
 from prelu_jax.training import finished
+from prelu_jax.training.config import TrainConfig
 
 ENSEMBLE = "ensemble"
 _OTHER_SEED = 1000  # of the fifth and the sixth member: ensembles of several seeds share none
@@ -64,7 +65,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         {name(member): tested[member[0], seed + member[1]] for member in MEMBERS} for seed in first
     ]
     errors = errors_of(ensembles)
-    _write(workdir, members, errors, f"{config.dataset}; seeds {config.seed} to {first[-1]}")
+    _write(workdir, members, errors, large_models.caption(config, seeds))
     return judge(errors)
 
 
@@ -80,11 +81,14 @@ def _given(config: Config, workdir: Path) -> list[Claim]:
     check_claim(workdir, members)
     parallel = common.devices(config.test_batch_size)  # before anything is read on them
     tests = [MULTI_SCALE]
-    for network in check_alike(folders):
-        testing.check(config, arch.get(network).image_size, parallel, tests)
+    runs = check_alike(folders)
+    for of_run in runs:
+        testing.check(config, arch.get(of_run.arch).image_size, parallel, tests)
     tested = {str(folder): testing.scores(folder, config, parallel, tests) for folder in folders}
     errors = errors_of([tested])
-    _write(workdir, members, errors, f"{len(folders)} finished runs")
+    steps = ", ".join(str(n) for n in sorted({of_run.num_steps for of_run in runs}))
+    caption = f"{runs[0].dataset}; {len(runs)} finished runs of {steps} steps; n = 1"
+    _write(workdir, members, errors, caption)
     return []
 
 
@@ -97,24 +101,23 @@ def check_claim(workdir: Path, members: str) -> None:
         )
 
 
-def check_alike(folders: Iterable[Path]) -> set[str]:
+def check_alike(folders: Iterable[Path]) -> list[TrainConfig]:
     """Raises a ValueError unless the runs were tested on the same examples of the same classes.
 
     Returns:
-        The names of their networks.
+        Their configurations.
     """
-    about, archs = {}, set()
-    for folder in folders:
-        c = finished.config(folder, "config.members")
+    configs = {folder: finished.config(folder, "config.members") for folder in folders}
+    about = {}
+    for folder, c in configs.items():
         place = f" in {c.data_dir}" if c.data_dir else ""
         about[folder] = f"{c.dataset}/{c.test_split}{place}, classes {c.classes or 'all'}"
-        archs.add(c.arch)
     if len(set(about.values())) > 1:
         raise ValueError(
             "config.members: expected runs with the same test examples and classes, got "
             f"{'; '.join(f'{folder}: {of}' for folder, of in about.items())}."
         )
-    return archs
+    return list(configs.values())
 
 
 def name(member: tuple[str, int]) -> str:
@@ -170,9 +173,7 @@ def _write(workdir: Path, members: str, errors: Errors, caption: str) -> None:
     (workdir / _CLAIM).write_text(f"{members}\n")
     top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
     of_test = {MULTI_SCALE: top_1}
-    written = figures.errors_by_test(
-        of_test, f"{caption}; mean and 95 % interval", workdir / "figure", "Model"
-    )
+    written = figures.errors_by_test(of_test, caption, workdir / "figure", "Model")
     table = workdir / "table.md"
     table.write_text(markdown(errors))
     print(f"\n{table.read_text()}\nWritten:", *written, table, sep="\n  ")

@@ -117,21 +117,24 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         for test in tests:
             errors[model][test].append(testing.errors(tested, test))
     workdir.mkdir(parents=True, exist_ok=True)
-    last = config.seed + seeds - 1
-    caption = (
-        f"{config.dataset}, {', '.join(config.archs)}; SGD {config.learning_rate:g}, "
-        f"{config.num_steps} steps of {config.batch_size};\nseeds {config.seed} to {last}; "
-        "mean and 95 % interval"
-    )
     top_1 = {
         model: {test: [one for one, _ in of] for test, of in by.items()}
         for model, by in errors.items()
     }
-    written = figures.errors_by_test(top_1, caption, workdir / "figure")
+    written = figures.errors_by_test(top_1, caption(config, seeds), workdir / "figure")
     table = workdir / "table.md"
     table.write_text(markdown(config, errors))
     print(f"\n{table.read_text()}\nWritten:", *written, table, sep="\n  ")
     return judge(config, top_1)
+
+
+def caption(config: Config, seeds: int) -> str:
+    """What a figure shows."""
+    return (
+        f"{config.dataset}, {', '.join(config.archs)}, width {config.width:g}; "
+        f"SGD {config.learning_rate:g}, {config.num_steps} steps of {config.batch_size};\n"
+        f"{figures.seeds(config.seed, seeds)}; mean and 95 % interval"
+    )
 
 
 def train_and_test(

@@ -258,11 +258,11 @@ def initial_slope() -> float:
 
 def draw(config: Config, errors: Errors, learned: Learned, workdir: Path) -> list[Path]:
     """Draws the figures of both tables and returns the files written."""
-    last = config.seed + len(errors[RELU]) - 1
+    seeds = figures.seeds(config.seed, len(errors[RELU]))
     caption = (
-        f"{config.dataset}, {config.arch}; {config.num_steps} steps of {config.batch_size}, SGD "
-        f"{config.learning_rate:g}, momentum {config.momentum:g};\nseeds {config.seed} to {last}; "
-        "mean and 95 % interval"
+        f"{config.dataset}, {config.arch}, width {config.width:g}; {config.num_steps} steps of "
+        f"{config.batch_size}, SGD {config.learning_rate:g}, momentum {config.momentum:g};\n"
+        f"{seeds}; mean and 95 % interval"
     )
     of_slopes = f"{caption}; dotted: before training"
     scales = f"{of_slopes}; each panel has a scale of its own"

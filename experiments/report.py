@@ -98,17 +98,19 @@ def section(folder: Path) -> Section:
         base, at = f"{base}_in_{own}", f"{at}, in {own}"
     heading = _escape(f"{_title(found.name)} ({at})")
     stems = {"" if png.stem == "figure" else f"_{png.stem}": png for png in folder.glob("*.png")}
-    figures = {f"figures/{base}{stem}.png": png for stem, png in sorted(stems.items())}
+    shown = {f"figures/{base}{stem}.png": stem for stem in sorted(stems)}
     passed = sum(claim.passed for claim in found.claims)
     blocks = [f"## {heading}", *_facts(found)]
-    blocks += [f"![{_escape(Path(path).stem)}]({quote(path)})" for path in figures]
+    for path, stem in shown.items():
+        words = _escape(stem.replace("_", ": ", 1).replace("_", " "))
+        blocks.append(f"![{heading}{words}]({quote(path)})")
     if (table := folder / "table.md").exists():
         blocks.append(table.read_text().strip())
     return Section(
         key=(quote(found.name, ""), quote(found.scale, ""), quote(own, "")),
         folder=folder,
         markdown="\n\n".join(blocks),
-        figures=figures,
+        figures={path: stems[stem] for path, stem in shown.items()},
         summary=f"{passed} PASS, {len(found.claims) - passed} FAIL  {found.name} ({at})",
     )
 

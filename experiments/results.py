@@ -147,7 +147,7 @@ def write_csv(curves: Sequence[Curve], file: Path) -> None:
     """Every evaluation of every curve, a row each."""
     with file.open("w", newline="") as out:
         writer = csv.writer(out)
-        writer.writerow(["initialisation", "seed", "step", "epoch", "test_error"])
+        writer.writerow(["arm", "seed", "step", "epoch", "test_error"])
         for curve in curves:
             for row in zip(curve.steps, curve.epochs, curve.errors, strict=True):
                 writer.writerow([curve.arm, curve.seed, *row])

@@ -189,6 +189,16 @@ def test_a_figure_of_no_known_kind_is_named(tmp_path):
         page.render("![x](x.figure)\n", tmp_path, {})
 
 
+def test_figures_are_named_in_words(tmp_path, out):
+    written(experiment(tmp_path / "runs/convergence_30_laptop", ("figure", "slopes_depth")), out)
+    html = (out / "results.html").read_text()
+    alts = re.findall(r'alt="(.*?)"', html)
+    assert [alt.partition(", stalls with Xavier")[2] for alt in alts] == [
+        " (laptop)",
+        " (laptop): slopes depth",
+    ]
+
+
 def test_an_experiment_that_claims_nothing_has_no_table_of_claims(tmp_path, out):
     text = written(experiment(tmp_path / "runs/x", claims=()), out)
     assert "| claim |" not in text
