@@ -62,10 +62,12 @@ def main(
         if scale.value != config_scale:
             raise SystemExit("error: give --scale on the command line, not in a flag file.")
         folder = Path(workdir.value or f"runs/{name}_{scale.value}")
-        started, resumed = time.monotonic(), folder.exists()
+        started, stopped = time.monotonic(), False
         try:
+            stopped = record.begin(folder)
             claims = run(holder.value, folder, seeds.value)
         except (ValueError, ImportError, OSError) as error:
+            record.refuse(folder, stopped)
             if logging.get_verbosity() > 0:
                 raise
             raise SystemExit(f"error: {error} (--verbosity=1 shows where.)") from error
@@ -73,10 +75,10 @@ def main(
             print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
             sys.exit(130)  # as shells have it
         seconds = time.monotonic() - started
-        record.write(folder, name, scale.value, seeds.value, seconds, resumed, claims)
         print("\nClaims:")
         for claim in claims:
             print(claim)
+        record.write(folder, name, scale.value, seeds.value, seconds, stopped, claims)
         sys.exit(0 if all(claim.passed for claim in claims) else 1)
 
     app.run(start)
@@ -99,6 +101,20 @@ def _check_fields(argv: Sequence[str], config: Any) -> None:
         flag = argument.lstrip("-").partition("=")[0].removeprefix("no")
         if argument.startswith("-") and flag.startswith("config."):
             names.check("config field", flag.removeprefix("config."), fields)
+
+
+def check_unset(config: Any, fields: Sequence[str], instead: str = "") -> None:
+    """Raises a ValueError if a field that an experiment sets for each run is not at its default.
+
+    Args:
+        config: of the experiment.
+        fields: those.
+        instead: what the user may set, for the error.
+    """
+    for field in fields:
+        if getattr(config, field) != getattr(type(config), field):
+            see = f" See {instead}." if instead else ""
+            raise ValueError(f"config.{field} is set for each run; leave it as it is.{see}")
 
 
 def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:

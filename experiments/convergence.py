@@ -44,8 +44,7 @@ def run(
         title: of the figure.
         judge: what the figure claims.
     """
-    if config.initializer:
-        raise ValueError("Set config.he_initializer or config.xavier_initializer, not initializer.")
+    common.check_unset(config, ["initializer"], "config.he_initializer, config.xavier_initializer")
     arms = {HE: config.he_initializer, XAVIER: config.xavier_initializer}
     runs = {
         workdir / arm.lower() / f"seed_{seed}": (arm, _of_arm(config, initializer, seed))

@@ -129,9 +129,8 @@ Grid = Mapping[Condition, Mapping[str, Sequence[Found]]]  # method -> its runs, 
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains every method in every condition; writes the table, two figures and the claims."""
-    for field in OF_ARM:
-        if getattr(config, field) != getattr(TrainConfig(), field):
-            raise ValueError(f"config.{field} is set for each run; see archs, rectifiers, paddings")
+    common.check_unset(config, OF_ARM, "config.archs, config.rectifiers, config.paddings")
+    starts.check(config)
     for method in config.methods:
         names.check("method", method, METHODS)
     if missing := set(JUDGED) - set(config.methods):

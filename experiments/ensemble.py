@@ -13,18 +13,22 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from experiments import common, figures, large_models, results, testing
 from experiments.large_models import A_RELU, A, B, C
 from experiments.results import Claim
-from experiments.testing import Scores
-from prelu_jax import evaluation
+from experiments.testing import MULTI_SCALE, Scores
+from prelu_jax import arch, evaluation
 from prelu_jax.training import finished
+from prelu_jax.training.config import TrainConfig
 
 ENSEMBLE = "ensemble"
 _OTHER_SEED = 1000  # of the fifth and the sixth member: ensembles of several seeds share none
 # "Six models including those of Table 6", "only one model C" (§4): what the others are, it leaves
 # open.
 MEMBERS = ((A_RELU, 0), (A, 0), (B, 0), (C, 0), (A, _OTHER_SEED), (B, _OTHER_SEED))
+_CLAIM = "members.txt"  # in the work folder: whose ensemble is there
 _PAPER_TOP_5 = {C: "5.71 (validation)", ENSEMBLE: "4.94 (test)"}
 
 Errors = Mapping[str, Sequence[tuple[float, float]]]  # member or ensemble -> of each seed
@@ -52,14 +56,16 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
             f"config.runs is {config.runs}, expected the work folder of a finished "
             "experiments.large_models."
         )
+    members = f"the models in {config.runs or workdir}"
+    check_claim(workdir, members)
     first = range(config.seed, config.seed + seeds)
     which = [(model, seed + other) for seed in first for model, other in MEMBERS]
-    tested = large_models.train_and_test(config, which, Path(config.runs or workdir))
+    tested = large_models.train_and_test(config, which, Path(config.runs or workdir), [MULTI_SCALE])
     ensembles = [
         {name(member): tested[member[0], seed + member[1]] for member in MEMBERS} for seed in first
     ]
-    errors = errors_of(ensembles, config.scales)
-    _write(workdir, errors, f"{config.dataset}; seeds {config.seed} to {first[-1]}")
+    errors = errors_of(ensembles)
+    _write(workdir, members, errors, large_models.caption(config, seeds))
     return judge(errors)
 
 
@@ -71,24 +77,47 @@ def _given(config: Config, workdir: Path) -> list[Claim]:
             f"config.members is {config.members}, expected two folders or more, each once, and "
             "config.runs to be empty."
         )
+    members = ", ".join(map(str, folders))
+    check_claim(workdir, members)
     parallel = common.devices(config.test_batch_size)  # before anything is read on them
-    check_alike(folders)
-    tested = {str(folder): testing.scores(folder, config, parallel) for folder in folders}
-    _write(workdir, errors_of([tested], config.scales), f"{len(folders)} finished runs")
+    tests = [MULTI_SCALE]
+    runs = check_alike(folders)
+    for of_run in runs:
+        testing.check(config, arch.get(of_run.arch).image_size, parallel, tests)
+    tested = {str(folder): testing.scores(folder, config, parallel, tests) for folder in folders}
+    errors = errors_of([tested])
+    steps = ", ".join(str(n) for n in sorted({of_run.num_steps for of_run in runs}))
+    caption = f"{runs[0].dataset}; {len(runs)} finished runs of {steps} steps; n = 1"
+    _write(workdir, members, errors, caption)
     return []
 
 
-def check_alike(folders: Iterable[Path]) -> None:
-    """Raises a ValueError unless the runs were tested on the same examples of the same classes."""
+def check_claim(workdir: Path, members: str) -> None:
+    """Raises a ValueError if the work folder holds the ensemble of others."""
+    file = workdir / _CLAIM
+    if file.exists() and (there := file.read_text().strip()) != members:
+        raise ValueError(
+            f"{workdir} holds the ensemble of {there}, not of {members}. Choose another --workdir."
+        )
+
+
+def check_alike(folders: Iterable[Path]) -> list[TrainConfig]:
+    """Raises a ValueError unless the runs were tested on the same examples of the same classes.
+
+    Returns:
+        Their configurations.
+    """
+    configs = {folder: finished.config(folder, "config.members") for folder in folders}
     about = {}
-    for folder in folders:
-        c = finished.load(folder, "config.members").config
-        about[folder] = f"{c.dataset}/{c.test_split}, classes {c.classes or 'all'}"
+    for folder, c in configs.items():
+        place = f" in {c.data_dir}" if c.data_dir else ""
+        about[folder] = f"{c.dataset}/{c.test_split}{place}, classes {c.classes or 'all'}"
     if len(set(about.values())) > 1:
         raise ValueError(
             "config.members: expected runs with the same test examples and classes, got "
             f"{'; '.join(f'{folder}: {of}' for folder, of in about.items())}."
         )
+    return list(configs.values())
 
 
 def name(member: tuple[str, int]) -> str:
@@ -98,28 +127,35 @@ def name(member: tuple[str, int]) -> str:
 
 
 def errors_of(
-    ensembles: Sequence[Mapping[str, Scores | None]], scales: Sequence[int]
+    ensembles: Sequence[Mapping[str, Scores | None]],
 ) -> dict[str, list[tuple[float, float]]]:
     """Multi-scale errors of every member, and of the ensemble of those that did not diverge.
 
     Args:
         ensembles: of each seed: member -> what it says of the test examples.
-        scales: of the dense test.
 
     Raises:
-        ValueError: all members of an ensemble diverged.
+        ValueError: two members were tested on other examples.
     """
     errors: dict[str, list[tuple[float, float]]] = {m: [] for m in (*ensembles[0], ENSEMBLE)}
     for members in ensembles:
-        sound = {member: tested for member, tested in members.items() if tested is not None}
-        if not sound:
-            raise ValueError("Every member of an ensemble diverged: nothing is left to average.")
-        for member, tested in members.items():
-            errors[member].append(testing.errors(tested, scales)[-1])
-        together = evaluation.average({m: tested.multi_scale for m, tested in sound.items()})
-        some = next(iter(sound.values()))  # all share their labels
-        errors[ENSEMBLE].append((some.error(together, 1), some.error(together, 5)))
+        for member, tested in {**members, ENSEMBLE: _together(members)}.items():
+            errors[member].append(testing.errors(tested, MULTI_SCALE))
     return errors
+
+
+def _together(members: Mapping[str, Scores | None]) -> Scores | None:
+    """What an ensemble says; None if all its members diverged."""
+    sound = {member: tested for member, tested in members.items() if tested is not None}
+    if not sound:
+        return None
+    first, *others = sound
+    labels = sound[first].labels
+    for other in others:
+        if not np.array_equal(sound[other].labels, labels):
+            raise ValueError(f"{first} and {other} were tested on examples with other labels.")
+    average = evaluation.average({m: tested.by_test[MULTI_SCALE] for m, tested in sound.items()})
+    return Scores(labels, {MULTI_SCALE: average})
 
 
 def judge(errors: Errors) -> list[Claim]:
@@ -128,22 +164,16 @@ def judge(errors: Errors) -> list[Claim]:
     members = [of for name, of in top_1.items() if name != ENSEMBLE]
     best = min(members, key=sum)
     differences = [a - b for a, b in zip(top_1[ENSEMBLE], best, strict=True)]
-    return [
-        Claim(
-            "Table 7: the ensemble has a lower top-1 error than its best member",
-            results.below_zero(differences),
-            f"difference: {results.summary(differences, ' points', 100)}",
-        )
-    ]
+    statement = "Table 7: the ensemble has a lower top-1 error than its best member"
+    return [results.below_zero_claim(statement, differences, " points", 100)]
 
 
-def _write(workdir: Path, errors: Errors, caption: str) -> None:
+def _write(workdir: Path, members: str, errors: Errors, caption: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / _CLAIM).write_text(f"{members}\n")
     top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
-    of_test = {testing.MULTI_SCALE: top_1}
-    written = figures.errors_by_test(
-        of_test, f"{caption}; mean and 95 % interval", workdir / "figure", "Model"
-    )
+    of_test = {MULTI_SCALE: top_1}
+    written = figures.errors_by_test(of_test, caption, workdir / "figure", "Model")
     table = workdir / "table.md"
     table.write_text(markdown(errors))
     print(f"\n{table.read_text()}\nWritten:", *written, table, sep="\n  ")
@@ -155,7 +185,7 @@ def markdown(errors: Errors) -> str:
     lines = [
         "Dense test, multi-scale; top-1 / top-5 error, %; means and 95 % Student intervals over "
         f"n = {n} seed{'s' if n > 1 else ''}. A member that diverged counts 100 % and is left out "
-        "of its ensemble.",
+        "of its ensemble; an ensemble of none counts 100 % too.",
         "",
         "| | paper, ImageNet, top-5 | ours |",
         "|---|---|---|",

@@ -121,9 +121,10 @@ def final_errors(
         colour = _GROUP_COLOURS[groups.index(arm.partition(":")[0])]
         errors = [curve.final_error() for curve in of_arm]
         mean, half = student(errors)
-        axes.plot(errors, [row] * len(errors), "o", ms=4, color=colour, alpha=0.35)
+        small = {"ms": 4, "color": colour, "alpha": 0.35, "clip_on": False}
+        axes.plot(errors, [row] * len(errors), "o", **small)
         interval = {"xerr": half, "elinewidth": 2, "capsize": 5} if len(errors) > 1 else {}
-        axes.errorbar(mean, row, fmt="D", ms=8, color=colour, **interval)
+        _whole(axes.errorbar(mean, row, fmt="D", ms=8, color=colour, **interval))
     axes.set_yticks(range(len(curves)), list(curves), fontsize=13)
     axes.invert_yaxis()
     axes.set_xlim(0, min(1, axes.get_xlim()[1]))
@@ -160,12 +161,13 @@ def errors_by_test(
     for i, (model, of_model) in enumerate(errors.items()):
         at = np.arange(len(tests)) + 0.16 * (i - (len(errors) - 1) / 2)
         for place, test in zip(at, tests, strict=True):
-            axes.plot(
-                [place] * len(of_model[test]), of_model[test], "o", ms=3, c=f"C{i}", alpha=0.4
-            )
+            small = {"ms": 3, "c": f"C{i}", "alpha": 0.4, "clip_on": False}
+            axes.plot([place] * len(of_model[test]), of_model[test], "o", **small)
         means, halves = zip(*(student(of_model[test]) for test in tests), strict=True)
         interval = {"yerr": halves, "elinewidth": 2, "capsize": 4} if np.isfinite(halves[0]) else {}
-        axes.errorbar(at, means, fmt="osD^vP"[i % 6], ms=8, color=f"C{i}", label=model, **interval)
+        fmt, colour = "osD^vP"[i % 6], f"C{i}"
+        drawn = axes.errorbar(at, means, fmt=fmt, ms=8, color=colour, label=model, **interval)
+        _whole(drawn)
     names = [re.sub(r"([,:]) ", r"\1\n", test) for test in tests]  # the long ones in lines
     axes.set_xticks(range(len(tests)), names, fontsize=13)
     axes.set_xlabel(along, fontsize=13)
@@ -204,7 +206,7 @@ def method_errors(
                 for curve in of_method
             ]
             marker = "osD^vP*X<"[i % 9]
-            style = {"color": f"C{i}", "marker": marker, "ms": 7, "lw": 2}
+            style = {"color": f"C{i}", "marker": marker, "ms": 7, "lw": 2, "clip_on": False}
             axes.plot(steps, np.median(errors, axis=0), label=method, **style)
         axes.set_xlabel("Steps", fontsize=13)
         axes.set_ylim(0, 1.03)
@@ -250,6 +252,16 @@ def change_rates(
     figure.colorbar(dots, ax=panels, label="Layer", shrink=0.8, pad=0.03)
     figure.supxlabel(f"{caption}; spread: of log C̃ over layers", fontsize=10, color="0.35")
     return save(figure, stem)
+
+
+def _whole(drawn: Any) -> None:
+    """Shows the marks of an errorbar whole at the frame, where its bars end."""
+    drawn[0].set(clip_on=False, zorder=3)
+
+
+def seeds(first: int, n: int) -> str:
+    """Seeds as a caption has them."""
+    return f"seeds {first} to {first + n - 1}, n = {n}" if n > 1 else f"seed {first}, n = 1"
 
 
 def _panels(conditions: Mapping[str, Any], height: float) -> tuple[Any, Sequence[Any]]:

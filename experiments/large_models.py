@@ -109,33 +109,36 @@ def imagenet() -> Config:
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains and tests every model over the seeds, writes the tables, the figure, the claims."""
     which = [(m, seed) for seed in range(config.seed, config.seed + seeds) for m in MODELS]
-    tests = [TEN_VIEW, *(f"s = {side}" for side in config.scales), MULTI_SCALE]
+    tests = [TEN_VIEW, *map(testing.at, config.scales), MULTI_SCALE]
     errors: dict[str, dict[str, list[tuple[float, float]]]] = {
         model: {test: [] for test in tests} for model in MODELS
     }
-    for (model, _), tested in train_and_test(config, which, workdir).items():
-        for test, of_test in zip(tests, testing.errors(tested, config.scales), strict=True):
-            errors[model][test].append(of_test)
+    for (model, _), tested in train_and_test(config, which, workdir, tests).items():
+        for test in tests:
+            errors[model][test].append(testing.errors(tested, test))
     workdir.mkdir(parents=True, exist_ok=True)
-    last = config.seed + seeds - 1
-    caption = (
-        f"{config.dataset}, {', '.join(config.archs)}; SGD {config.learning_rate:g}, "
-        f"{config.num_steps} steps of {config.batch_size};\nseeds {config.seed} to {last}; "
-        "mean and 95 % interval"
-    )
     top_1 = {
         model: {test: [one for one, _ in of] for test, of in by.items()}
         for model, by in errors.items()
     }
-    written = figures.errors_by_test(top_1, caption, workdir / "figure")
+    written = figures.errors_by_test(top_1, caption(config, seeds), workdir / "figure")
     table = workdir / "table.md"
     table.write_text(markdown(config, errors))
     print(f"\n{table.read_text()}\nWritten:", *written, table, sep="\n  ")
     return judge(config, top_1)
 
 
+def caption(config: Config, seeds: int) -> str:
+    """What a figure shows."""
+    return (
+        f"{config.dataset}, {', '.join(config.archs)}, width {config.width:g}; "
+        f"SGD {config.learning_rate:g}, {config.num_steps} steps of {config.batch_size};\n"
+        f"{figures.seeds(config.seed, seeds)}; mean and 95 % interval"
+    )
+
+
 def train_and_test(
-    config: Config, which: Iterable[tuple[str, int]], workdir: Path
+    config: Config, which: Iterable[tuple[str, int]], workdir: Path, tests: Sequence[str]
 ) -> dict[tuple[str, int], Scores | None]:
     """Every model of every seed, trained and tested unless its folder holds it.
 
@@ -143,23 +146,20 @@ def train_and_test(
         config: of the experiment.
         which: models and seeds.
         workdir: holds a folder for each run.
+        tests: see `testing.scores`.
 
     Returns:
         What each run says of the test examples; None of one that diverged.
     """
-    for field in ("arch", "rectifier"):
-        if getattr(config, field):
-            raise ValueError(f"config.{field} is set for each model; see config.archs.")
+    common.check_unset(config, ["arch", "rectifier"], "config.archs")
     if len(config.archs) != 3:
         raise ValueError(
             f"config.archs is {config.archs}, expected networks for models A, B and C, as in "
             "--config.archs=\"'model_a','model_b','model_c'\"."
         )
-    if not config.scales:
-        raise ValueError("config.scales is empty, expected the sides of the dense test's images.")
     parallel = common.devices(config.batch_size)
     for name in config.archs:
-        testing.check(config, arch.get(name).image_size, parallel)
+        testing.check(config, arch.get(name).image_size, parallel, tests)
     folders = {
         (model, seed): workdir / model.lower().replace(", ", "_") / f"seed_{seed}"
         for model, seed in which
@@ -172,7 +172,7 @@ def train_and_test(
         parallel,
     )
     return {
-        run: testing.scores(folder, config, parallel)
+        run: testing.scores(folder, config, parallel, tests)
         for run, folder in tqdm(folders.items(), desc="tests", unit="run")
     }
 
@@ -200,11 +200,8 @@ def judge(config: Config, top_1: Mapping[str, Mapping[str, Sequence[float]]]) ->
 
 def _lower(one: str, errors: Sequence[float], other: str, than: Sequence[float]) -> Claim:
     differences = [a - b for a, b in zip(errors, than, strict=True)]
-    return Claim(
-        f"{one} has a lower error than {other}",
-        results.below_zero(differences),
-        f"difference: {results.summary(differences, ' points', 100)}",
-    )
+    statement = f"{one} has a lower error than {other}"
+    return results.below_zero_claim(statement, differences, " points", 100)
 
 
 def markdown(config: Config, errors: Errors) -> str:
@@ -225,13 +222,13 @@ def markdown(config: Config, errors: Errors) -> str:
     for place, test in enumerate(dense):
         row = -1 if test == MULTI_SCALE else min(place, 2)
         differences = [
-            [a[k] - b[k] for a, b in zip(errors[A][test], errors[A_RELU][test], strict=True)]
-            for k in (0, 1)
+            (a[0] - b[0], a[1] - b[1])
+            for a, b in zip(errors[A][test], errors[A_RELU][test], strict=True)
         ]
         cells = [test.removeprefix("s = ")]
         for model in (A_RELU, A):
             cells += [_paper(_PAPER_TABLE_4[model][row]), cell(errors[model][test])]
-        cells.append(" / ".join(results.short(of, 100) for of in differences))
+        cells.append(cell(differences))
         lines.append(f"| {' | '.join(cells)} |")
     for title, test, paper in (
         ("Table 5, 10-view", TEN_VIEW, _PAPER_10_VIEW),

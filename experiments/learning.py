@@ -18,6 +18,7 @@ from experiments.results import Claim
 from experiments.testing import TEN_VIEW, ScoredConfig
 from prelu_jax import arch
 from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.parallel import Parallel
 
 Errors = Mapping[str, Sequence[tuple[float, float]]]  # arch -> centre crop, ten views, of each seed
 
@@ -30,7 +31,6 @@ class Config(ScoredConfig):
     learned: tuple[float, ...] = (1.0, 1.0)  # bands: no run of the arch ends above, in ten views
     arch: str = ""  # set for each net; leave it empty
     rectifier: str = "prelu"
-    scales: tuple[int, ...] = ()  # of nets with 4×4 maps, windows see no border (docs/findings.md)
 
 
 def laptop() -> Config:
@@ -79,8 +79,7 @@ def _reduced() -> Config:
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains and tests both nets over the seeds, writes the table, the figure and the claims."""
-    if config.arch:
-        raise ValueError("config.arch is set for each net; see config.archs.")
+    common.check_unset(config, ["arch"], "config.archs")
     if len(config.learned) != len(config.archs):
         raise ValueError(
             f"config.learned is {config.learned}, expected one for each of {config.archs}."
@@ -89,7 +88,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     folders = {name: [workdir / name / f"seed_{seed}" for seed in which] for name in config.archs}
     parallel = common.devices(config.batch_size)
     for name in config.archs:
-        testing.check(config, arch.get(name).image_size, parallel)
+        testing.check(config, arch.get(name).image_size, parallel, [TEN_VIEW])
     common.train_all(
         {
             folder: (f"{name} seed {seed}", of_net(config, name, seed))
@@ -101,16 +100,16 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     curves = {name: [results.read_curve(f, name) for f in of] for name, of in folders.items()}
     errors = {
         name: [
-            (curve.final_error(), testing.errors(testing.scores(f, config, parallel), ())[0][0])
-            for curve, f in zip(curves[name], of, strict=True)
+            (curve.final_error(), ten_view_error(folder, config, parallel))
+            for curve, folder in zip(curves[name], of, strict=True)
         ]
         for name, of in folders.items()
     }
     every = [curve for of in curves.values() for curve in of]
     caption = (
         f"{config.dataset}; SGD {config.learning_rate:g}, a tenth after {config.drop_epochs} "
-        f"epochs, batch {config.batch_size};\nseeds {which[0]} to {which[-1]}; thin: each seed, "
-        "bold: median"
+        f"epochs, batch {config.batch_size};\n{figures.seeds(config.seed, seeds)}; thin: each "
+        "seed, bold: median"
     )
     written = figures.error_curves(every, "PReLU on a longer schedule", caption, workdir / "figure")
     table, points = workdir / "table.md", workdir / "curves.csv"
@@ -124,6 +123,12 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
 def of_net(config: Config, name: str, seed: int) -> TrainConfig:
     """The configuration of one run."""
     return common.train_config(config, arch=name, seed=seed)
+
+
+def ten_view_error(folder: Path, config: Config, parallel: Parallel) -> float:
+    """Of a finished run, top-1."""
+    scores = testing.scores(folder, config, parallel, [TEN_VIEW])
+    return testing.errors(scores, TEN_VIEW)[0]
 
 
 def parameters(folder: Path) -> int:

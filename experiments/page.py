@@ -40,7 +40,7 @@ def render(text: str, folder: Path, figures: Mapping[str, Path]) -> str:
         figures: files that are to stand there, by their path in it, where they lie now.
 
     Raises:
-        ValueError: a figure is in neither.
+        ValueError: a figure is in neither, or no image by its ending.
     """
     markdown = MarkdownIt("commonmark").enable("table")
     tokens = markdown.parse(text)
@@ -51,6 +51,9 @@ def render(text: str, folder: Path, figures: Mapping[str, Path]) -> str:
         file = figures.get(path, folder / path)
         if not file.is_file():
             raise ValueError(f"{folder / path} is shown, but not there. Mend the link to it.")
-        kind, data = mimetypes.guess_type(path)[0], base64.b64encode(file.read_bytes()).decode()
+        kind = mimetypes.guess_type(path)[0] or ""
+        if not kind.startswith("image/"):
+            raise ValueError(f"{folder / path} is shown, but its ending tells no kind of image.")
+        data = base64.b64encode(file.read_bytes()).decode()
         token.attrs["src"] = f"data:{kind};base64,{data}"
     return f"{_HEAD}{markdown.renderer.render(tokens, markdown.options, {})}</html>\n"

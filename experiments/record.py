@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments.results import Claim
 
 _FILE = "experiment.json"
+_BEGUN = "experiment.begun"  # beside the record, from the beginning of a command to its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Record:
         resumed: one that did not finish was there before: the time is not all of it.
         hardware, versions: what it ran on.
         claims: what came of it.
+        commands: how many finished in the folder.
     """
 
     name: str
@@ -39,6 +41,28 @@ class Record:
     hardware: str
     versions: str
     claims: tuple[Claim, ...]
+    commands: int = 1
+
+
+def begin(folder: Path) -> bool:
+    """Notes in a folder that a command begins there, which `write` or `refuse` ends.
+
+    Returns:
+        Whether one before it did not end: its time is in no record.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return False  # nor is it made: the command may be refused
+    begun = folder / _BEGUN
+    stopped = begun.exists() or not (folder / _FILE).exists()
+    begun.touch()
+    return stopped
+
+
+def refuse(folder: Path, stopped: bool) -> None:
+    """Forgets a command that ended with an error; ``stopped``: what `begin` returned."""
+    begun = folder / _BEGUN
+    if begun.exists() and not stopped:
+        begun.unlink()
 
 
 def write(
@@ -55,11 +79,17 @@ def write(
     Args:
         folder, name, scale, seeds, claims: of the experiment.
         seconds: that this command took.
-        resumed: the folder was there before the command.
+        resumed: what `begin` returned.
     """
+    commands = 1
     if (folder / _FILE).exists():
-        earlier = read(folder)
-        seconds, resumed = earlier.seconds + seconds, earlier.resumed
+        try:
+            earlier = read(folder)
+        except ValueError:  # damaged: its time is lost, what was computed now must not be
+            resumed = True
+        else:
+            seconds, commands = earlier.seconds + seconds, earlier.commands + 1
+            resumed = earlier.resumed or resumed
     record = Record(
         name,
         scale,
@@ -71,8 +101,12 @@ def write(
         hardware=_hardware(),
         versions=_versions(),
         claims=tuple(claims),
+        commands=commands,
     )
-    (folder / _FILE).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
+    temporary = folder / f"{_FILE}.tmp"
+    temporary.write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
+    os.replace(temporary, folder / _FILE)
+    (folder / _BEGUN).unlink(missing_ok=True)
 
 
 def read(folder: Path) -> Record:

@@ -113,8 +113,7 @@ def imagenet() -> Config:
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains every arm over the seeds, writes the tables, the figures and the claims."""
-    if config.rectifier:
-        raise ValueError("config.rectifier is set for each arm; leave it empty.")
+    common.check_unset(config, ["rectifier"])
     arms = {
         arm: {seed: workdir / rectifier / f"seed_{seed}" for seed in _seeds(config, seeds)}
         for arm, rectifier in ARMS.items()
@@ -125,13 +124,13 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         for arm in ARMS
     }
     parallel = common.devices(config.batch_size)
-    testing.check(config, arch.get(config.arch).image_size, parallel)
+    testing.check(config, arch.get(config.arch).image_size, parallel, [TEN_VIEW])
     common.train_all(runs, parallel)
 
     curves = {arm: [results.read_curve(f, arm) for f in of.values()] for arm, of in arms.items()}
     errors = {
         arm: [
-            testing.errors(testing.scores(folder, config, parallel), config.scales)[0]
+            testing.errors(testing.scores(folder, config, parallel, [TEN_VIEW]), TEN_VIEW)
             for folder in of.values()
         ]
         for arm, of in arms.items()
@@ -179,12 +178,8 @@ def judge(config: Config, errors: Errors, learned: Learned) -> list[Claim]:
 
 
 def _lower_error(errors: Errors, arm: str) -> Claim:
-    differences = against_relu(errors, arm)
-    return Claim(
-        f"Table 2: [{arm}] ends at a lower error than [{RELU}]",
-        results.below_zero(differences),
-        f"difference: {results.summary(differences, ' points', 100)}",
-    )
+    statement = f"Table 2: [{arm}] ends at a lower error than [{RELU}]"
+    return results.below_zero_claim(statement, against_relu(errors, arm), " points", 100)
 
 
 def against_relu(errors: Errors, arm: str) -> list[float]:
@@ -196,11 +191,11 @@ def _first_is_largest(learned: Learned, arm: str) -> Claim:
     # Of every seed, the largest slope behind the first layer less the first: negative, if it is.
     behind = [float(np.max(of.final()[1:]) - of.final()[0]) for of in learned[arm]]
     first = learned[arm][0].layers[0]
-    return Claim(
-        f"Table 1: [{arm}] the slope of {first} is the largest of all layers in every seed",
-        all(value < 0 for value in behind) and results.below_zero(behind),
-        f"largest other slope less that of {first}: {results.summary(behind, '')}",
-    )
+    statement = f"Table 1: [{arm}] the slope of {first} is the largest of all layers in every seed"
+    of = f"largest other slope less that of {first}"
+    claim = results.below_zero_claim(statement, behind, "", of=of)
+    in_every_seed = all(value < 0 for value in behind)
+    return dataclasses.replace(claim, passed=claim.passed and in_every_seed)
 
 
 def _shrink(learned: Learned, arm: str) -> Claim:
@@ -209,12 +204,13 @@ def _shrink(learned: Learned, arm: str) -> Claim:
     means = finals.mean(axis=0)  # ranks do not say whether slopes have moved at all
     paper = slopes.paper(learned[arm][0].layers, LEARNED)
     beside = f"; the paper's {slopes.with_depth(paper[arm]):.3g}" if paper else ""
-    return Claim(
-        f"Table 1: [{arm}] slopes shrink with depth: Spearman's correlation is below 0",
-        results.below_zero(correlations),
-        f"correlation: {results.summary(correlations, '')}{beside}; means over seeds between "
-        f"{means.min():.3f} and {means.max():.3f}, {initial_slope():g} before training",
+    statement = f"Table 1: [{arm}] slopes shrink with depth: Spearman's correlation is below 0"
+    claim = results.below_zero_claim(statement, correlations, "", of="correlation")
+    more = (
+        f"{beside}; means over seeds between {means.min():.3f} and {means.max():.3f}, "
+        f"{initial_slope():g} before training"
     )
+    return dataclasses.replace(claim, measured=claim.measured + more)
 
 
 def markdown(config: Config, errors: Errors, learned: Learned) -> str:
@@ -263,11 +259,11 @@ def initial_slope() -> float:
 
 def draw(config: Config, errors: Errors, learned: Learned, workdir: Path) -> list[Path]:
     """Draws the figures of both tables and returns the files written."""
-    last = config.seed + len(errors[RELU]) - 1
+    seeds = figures.seeds(config.seed, len(errors[RELU]))
     caption = (
-        f"{config.dataset}, {config.arch}; {config.num_steps} steps of {config.batch_size}, SGD "
-        f"{config.learning_rate:g}, momentum {config.momentum:g};\nseeds {config.seed} to {last}; "
-        "mean and 95 % interval"
+        f"{config.dataset}, {config.arch}, width {config.width:g}; {config.num_steps} steps of "
+        f"{config.batch_size}, SGD {config.learning_rate:g}, momentum {config.momentum:g};\n"
+        f"{seeds}; mean and 95 % interval"
     )
     of_slopes = f"{caption}; dotted: before training"
     scales = f"{of_slopes}; each panel has a scale of its own"

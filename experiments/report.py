@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,6 +23,7 @@ from experiments import page, record
 BEGIN, END = "<!-- experiments.report: begin -->", "<!-- experiments.report: end -->"
 # A line before each section: name, scale and the folder's name, %-quoted.
 _KEY = re.compile(r"^<!-- experiment: (\S+) (\S+) (\S+) -->$", re.MULTILINE)
+_SEEDS = re.compile(r"^n = (\d+) seeds?;", re.MULTILINE)  # in a section, of its experiment
 # What Markdown, GitHub's too, would take for its own.
 _MARKUP = re.compile(
     r"[\\`*|~$]|&(?=[\w#])|<(?=[\w/!?])"
@@ -60,7 +61,8 @@ def report(runs: Path, out: Path) -> list[Section]:
 
     Raises:
         ValueError: no finished experiment; one that cannot be read; two that cannot be told apart;
-            markers that do not match; a figure shown that is not there. Nothing is written then.
+            markers that do not match; a section of more seeds in its place; a figure shown that is
+            not there. Nothing is written then.
     """
     sections: dict[Key, Section] = {}
     for new in map(section, record.find(runs)):
@@ -70,9 +72,10 @@ def report(runs: Path, out: Path) -> list[Section]:
                 "have the same name. Rename one of them."
             )
     if not sections:
+        missing = "" if runs.is_dir() else ": there is no such folder"
         raise ValueError(
-            f"No finished experiment in {runs}. This makes one, in about three minutes: "
-            "python -m experiments.convergence_30 --scale=laptop"
+            f"No finished experiment in {runs}{missing}. This makes one, in about three "
+            "minutes: python -m experiments.convergence_30 --scale=laptop"
         )
     file = out / "results.md"
     text = merge(file.read_text() if file.exists() else "# Results\n", sections, file)
@@ -95,38 +98,40 @@ def section(folder: Path) -> Section:
         base, at = f"{base}_in_{own}", f"{at}, in {own}"
     heading = _escape(f"{_title(found.name)} ({at})")
     stems = {"" if png.stem == "figure" else f"_{png.stem}": png for png in folder.glob("*.png")}
-    figures = {f"figures/{base}{stem}.png": png for stem, png in sorted(stems.items())}
+    shown = {f"figures/{base}{stem}.png": stem for stem in sorted(stems)}
     passed = sum(claim.passed for claim in found.claims)
     blocks = [f"## {heading}", *_facts(found)]
-    blocks += [f"![{_escape(Path(path).stem)}]({quote(path)})" for path in figures]
+    for path, stem in shown.items():
+        words = _escape(stem.replace("_", ": ", 1).replace("_", " "))
+        blocks.append(f"![{heading}{words}]({quote(path)})")
     if (table := folder / "table.md").exists():
         blocks.append(table.read_text().strip())
     return Section(
         key=(quote(found.name, ""), quote(found.scale, ""), quote(own, "")),
         folder=folder,
         markdown="\n\n".join(blocks),
-        figures=figures,
+        figures={path: stems[stem] for path, stem in shown.items()},
         summary=f"{passed} PASS, {len(found.claims) - passed} FAIL  {found.name} ({at})",
     )
 
 
-def _facts(found: record.Record) -> tuple[str, str, str]:
-    """The command, how it ran, and the claims."""
+def _facts(found: record.Record) -> Iterator[str]:
+    """The command, how it ran, and the claims, if there are any."""
     # Where things lie on one machine helps on no other: paths from here, if they lead below it.
     here = re.compile(rf"(?<![\w/.-]){re.escape(str(Path.cwd()))}/")
     seeds = f"n = {found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    more = " (without a command that was stopped)" if found.resumed else ""
-    ran = f"{_duration(found.seconds)}{more} on {found.hardware}"
+    several = f" in {found.commands} commands" if found.commands > 1 else ""
+    more = ", and what a stopped command took before," if found.resumed else ""
+    ran = f"{_duration(found.seconds)}{several}{more} on {found.hardware}"
     claims = [
         f"| {_escape(claim.statement)} | {_escape(claim.measured)} "
         f"| {'PASS' if claim.passed else 'FAIL'} |"
         for claim in found.claims
     ]
-    return (
-        f"```bash\n{here.sub('', found.command)}\n```",
-        _escape(f"{seeds}; {ran}; {found.versions}; {found.finished}."),
-        "\n".join(["| claim | measured | |", "|---|---|---|", *claims]),
-    )
+    yield f"```bash\n{here.sub('', found.command)}\n```"
+    yield _escape(f"{seeds}; {ran}; {found.versions}; {found.finished}.")
+    if claims:
+        yield "\n".join(["| claim | measured | |", "|---|---|---|", *claims])
 
 
 def _title(name: str) -> str:
@@ -163,11 +168,23 @@ def merge(text: str, sections: Mapping[Key, Section], file: Path) -> str:
         )
     _, *pieces = _KEY.split(part)
     merged = {tuple(pieces[i : i + 3]): pieces[i + 3].strip() for i in range(0, len(pieces), 4)}
-    merged |= {key: new.markdown for key, new in sections.items()}
+    for key, new in sections.items():
+        _check_seeds(merged.get(key, ""), new, file)
+        merged[key] = new.markdown
     blocks = [
         f"<!-- experiment: {' '.join(key)} -->\n\n{merged[key]}\n\n" for key in sorted(merged)
     ]
     return f"{before}{BEGIN}\n\n{''.join(blocks)}{END}{after}"
+
+
+def _check_seeds(old: str, new: Section, file: Path) -> None:
+    """Raises a ValueError if a section would take the place of one of more seeds."""
+    had, has = _SEEDS.search(old), _SEEDS.search(new.markdown)
+    if had and has and int(had[1]) > int(has[1]):
+        raise ValueError(
+            f"{new.folder} has n = {has[1]}, and its section in {file} n = {had[1]} seeds. "
+            "Rename the folder, for a section of its own; or remove that section by hand first."
+        )
 
 
 def unfinished(runs: Path) -> list[Path]:

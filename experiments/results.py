@@ -147,7 +147,7 @@ def write_csv(curves: Sequence[Curve], file: Path) -> None:
     """Every evaluation of every curve, a row each."""
     with file.open("w", newline="") as out:
         writer = csv.writer(out)
-        writer.writerow(["initialisation", "seed", "step", "epoch", "test_error"])
+        writer.writerow(["arm", "seed", "step", "epoch", "test_error"])
         for curve in curves:
             for row in zip(curve.steps, curve.epochs, curve.errors, strict=True):
                 writer.writerow([curve.arm, curve.seed, *row])
@@ -218,3 +218,24 @@ def summary(values: Sequence[float], unit: str, scale: float = 1.0) -> str:
         f"mean {mean:.4g}{unit}, 95 % interval ± {half:.2g}{unit}, "
         f"range {x.min():.4g} to {x.max():.4g}{unit}, n = {n} seeds"
     )
+
+
+def below_zero_claim(
+    statement: str,
+    values: Sequence[float],
+    unit: str,
+    scale: float = 1.0,
+    of: str = "difference",
+) -> Claim:
+    """That the mean of what the seeds say lies below 0, which its 95 % interval decides.
+
+    Args:
+        statement: of the claim.
+        values: one per seed; not finite for what did not happen.
+        unit, scale: as `summary` takes them.
+        of: what the values are, for people.
+    """
+    measured = f"{of}: {summary(values, unit, scale)}"
+    if len(values) == 1:
+        measured += "; not decided: one seed has no interval"
+    return Claim(statement, below_zero(values), measured)

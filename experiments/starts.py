@@ -54,6 +54,15 @@ class Start:
         return float(np.std(np.log(self.change_rates)))
 
 
+def check(config: TrainConfig) -> None:
+    """Raises a ValueError if short runs could not have learning rates of their own."""
+    if config.drop_epochs:
+        raise ValueError(
+            f"config.drop_epochs is {config.drop_epochs}, expected it to be empty: short runs take "
+            "their learning rates through the plateau's factor, which such a schedule has not."
+        )
+
+
 def begin(config: TrainConfig, data: RunData, parallel: Parallel) -> Start:
     """Draws and calibrates the parameters of a run, twice for the clock."""
     pixels = data.pixel_statistics()

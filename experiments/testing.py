@@ -9,9 +9,11 @@ scores/dense_<s>.npy       the same of every window, densely
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,28 +50,29 @@ class Scores:
 
     Attributes:
         labels: int32 ``[n]``.
-        ten_view: softmax scores ``[n, classes]``.
-        dense: the same by scale; there may be none.
+        by_test: test -> softmax scores ``[n, classes]``.
     """
 
     labels: np.ndarray
-    ten_view: np.ndarray
-    dense: Mapping[int, np.ndarray]
-
-    @functools.cached_property
-    def multi_scale(self) -> np.ndarray:
-        """Softmax scores averaged over the scales ``[n, classes]``."""
-        return evaluation.average(self.dense)
-
-    def error(self, scores: np.ndarray, k: int) -> float:
-        """Top-k error of scores, a fraction; of k classes or fewer, none."""
-        return evaluation.top_error(scores, self.labels, min(k, scores.shape[1]))
+    by_test: Mapping[str, np.ndarray]
 
 
-def check(config: ScoredConfig, size: int, parallel: Parallel) -> None:
-    """Raises a ValueError if networks for images of a size cannot be tested so."""
-    for field, scales in (("scales", config.scales), ("ten_view_scale", [config.ten_view_scale])):
-        if min(scales, default=size) < size or len(set(scales)) < len(scales):
+def check(config: ScoredConfig, size: int, parallel: Parallel, tests: Sequence[str]) -> None:
+    """Raises a ValueError if networks for images of a size cannot be tested so.
+
+    Args:
+        config: how they are tested.
+        size: of the images, pixels.
+        parallel: the devices.
+        tests: see `scores`.
+    """
+    asked: dict[str, Sequence[int]] = {}
+    if TEN_VIEW in tests:
+        asked["ten_view_scale"] = [config.ten_view_scale]
+    if MULTI_SCALE in tests:
+        asked["scales"] = config.scales
+    for field, sides in asked.items():
+        if min(sides, default=0) < size or len(set(sides)) < len(sides):
             raise ValueError(
                 f"config.{field} is {getattr(config, field)}, expected sides of at least the "
                 f"{size} pixels of the networks, each once."
@@ -81,57 +84,74 @@ def check(config: ScoredConfig, size: int, parallel: Parallel) -> None:
         )
 
 
-def scores(folder: Path, config: ScoredConfig, parallel: Parallel) -> Scores | None:
-    """The tests of a run, None if it diverged; those that its folder holds are not made again.
+def at(side: int) -> str:
+    """What the dense test at a scale is called, ``side`` pixels of the shorter side."""
+    return f"s = {side}"
+
+
+def scores(
+    folder: Path, config: ScoredConfig, parallel: Parallel, tests: Sequence[str]
+) -> Scores | None:
+    """Tests of a run, None if it diverged; those that its folder holds are not made again.
 
     Args:
         folder: of the run.
         config: how it is tested; the run itself is that of the folder.
         parallel: the devices.
+        tests: those asked for: `TEN_VIEW`, `at` a scale of ``config.scales``, `MULTI_SCALE`.
 
     Raises:
         ValueError: the run is not finished, or its checkpoint is another network's.
     """
     if results.diverged(folder):
         return None
+    dense = {at(side): ("dense", side) for side in config.scales}
+    singles = {TEN_VIEW: ("ten_view", config.ten_view_scale), **dense}
+    needed = [t for t in singles if t in tests or (MULTI_SCALE in tests and t in dense)]
+    files = {test: folder / "scores/{}_{}.npy".format(*singles[test]) for test in needed}
+    if missing := {file: singles[test] for test, file in files.items() if not file.exists()}:
+        _test(folder, missing, config.test_batch_size, parallel)
+    found = {test: np.load(file) for test, file in files.items()}
+    if MULTI_SCALE in tests:
+        found[MULTI_SCALE] = evaluation.average({test: found[test] for test in dense})
+    labels = np.load(folder / "scores/labels.npy")
+    return Scores(labels, {test: found[test] for test in tests})
+
+
+def _test(
+    folder: Path, tests: Mapping[Path, tuple[str, int]], batch_size: int, parallel: Parallel
+) -> None:
+    """Tests the run in a folder; each test's scores go to its file."""
     run = finished.load(folder)
     _, split = run_data.splits(run.config)
     model = start.model(run.config, len(split.class_names))
     net = parallel.replicate(finished.network(run, model))
     tally = pipeline.Tally(run.config.on_bad_image == "skip")
-    kept = folder / "scores"
-    kept.mkdir(exist_ok=True)
-
-    def of_test(test: str, side: int) -> np.ndarray:
-        file = kept / f"{test}_{side}.npy"
-        if not file.exists():
-            step = parallel.over_batch(_STEPS[test, run.config.flip])
-            # A seventh of the crop is two places of the last map of models A to C: few shapes.
-            trimmed = model.arch.image_size // 7
-            images = pipeline.whole_images(split, side, trimmed, tally)
-            found, labels = evaluation.predict(
-                lambda batch: step(net, parallel.split(batch)), images, config.test_batch_size
-            )
-            _save(kept / "labels.npy", labels)
-            _save(file, found)
-        return np.load(file)
-
-    ten_view = of_test("ten_view", config.ten_view_scale)
-    dense = {side: of_test("dense", side) for side in config.scales}
-    return Scores(np.load(kept / "labels.npy"), ten_view, dense)
+    for file, (test, side) in tests.items():
+        step = parallel.over_batch(_STEPS[test, run.config.flip])
+        # A seventh of the crop is two places of the last map of models A to C: few shapes.
+        images = pipeline.whole_images(split, side, model.arch.image_size // 7, tally)
+        score = functools.partial(_score, step, net, parallel)
+        found, labels = evaluation.predict(score, images, batch_size)
+        file.parent.mkdir(exist_ok=True)
+        _save(file.with_name("labels.npy"), labels)
+        _save(file, found)
 
 
-def errors(scores: Scores | None, scales: Sequence[int]) -> list[tuple[float, float]]:
-    """Top-1 and top-5 error of a run in ten views, at every scale, and at all of them together.
+def _score(step: Any, net: Any, parallel: Parallel, batch: Any) -> Any:
+    return step(net, parallel.split(batch))
+
+
+def errors(scores: Scores | None, test: str) -> tuple[float, float]:
+    """Top-1 and top-5 error of a run, fractions; of five classes or fewer no top-5: not a number.
 
     A run that diverged, of which there are no scores, is wrong everywhere.
     """
     if scores is None:
-        return [(1.0, 1.0)] * (1 + len(scales) + bool(scales))
-    tests = [scores.ten_view, *(scores.dense[side] for side in scales)]
-    if scales:
-        tests.append(scores.multi_scale)
-    return [(scores.error(test, 1), scores.error(test, 5)) for test in tests]
+        return 1.0, 1.0
+    found, labels = scores.by_test[test], scores.labels
+    top_5 = evaluation.top_error(found, labels, 5) if found.shape[1] > 5 else math.nan
+    return evaluation.top_error(found, labels, 1), top_5
 
 
 def learned(top_1: Mapping[str, Sequence[float]], at_most: float) -> Claim:
@@ -144,8 +164,9 @@ def learned(top_1: Mapping[str, Sequence[float]], at_most: float) -> Claim:
 
 
 def cell(of_seeds: Sequence[tuple[float, float]]) -> str:
-    """A cell of a table: top-1 / top-5 error in %, means and intervals."""
-    return " / ".join(results.short(of_k, 100) for of_k in zip(*of_seeds, strict=True))
+    """A cell of a table: top-1 / top-5 error in %, means and intervals; – for what there is not."""
+    by_k = zip(*of_seeds, strict=True)
+    return " / ".join("–" if np.isnan(of_k).any() else results.short(of_k, 100) for of_k in by_k)
 
 
 def _save(file: Path, array: np.ndarray) -> None:

@@ -80,9 +80,7 @@ def cifar10() -> Config:
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains every arm over the seeds, writes the table, the figure and the claims."""
-    for field in ("pretrained", "datadep", "datadep_only"):
-        if getattr(config, field) != getattr(TrainConfig(), field):
-            raise ValueError(f"config.{field} is set for each arm; leave it as it is.")
+    common.check_unset(config, ["pretrained", "datadep", "datadep_only"])
     runs: dict[Path, tuple[str, TrainConfig]] = {}
     arms: dict[str, list[Path]] = {arm: [] for arm in ARMS}
     for seed in range(config.seed, config.seed + seeds):
@@ -156,11 +154,8 @@ def _lower_error(curves: Curves, arm: str, other: str) -> Claim:
     differences = [
         a.final_error() - b.final_error() for a, b in zip(curves[arm], curves[other], strict=True)
     ]
-    return Claim(
-        f"[{arm}] ends at a lower error than [{other}]",
-        results.below_zero(differences),
-        f"difference: {results.summary(differences, ' points', 100)}",
-    )
+    statement = f"[{arm}] ends at a lower error than [{other}]"
+    return results.below_zero_claim(statement, differences, " points", 100)
 
 
 def _fewer_steps(config: Config, curves: Curves, arm: str, other: str) -> Claim:
@@ -170,11 +165,8 @@ def _fewer_steps(config: Config, curves: Curves, arm: str, other: str) -> Claim:
         - min(b.steps_to(config.reached), config.num_steps)
         for a, b in zip(curves[arm], curves[other], strict=True)
     ]
-    return Claim(
-        f"[{arm}] reaches {config.reached:.0%} error in fewer steps than [{other}]",
-        results.below_zero(differences),
-        f"difference: {results.summary(differences, ' steps')}",
-    )
+    statement = f"[{arm}] reaches {config.reached:.0%} error in fewer steps than [{other}]"
+    return results.below_zero_claim(statement, differences, " steps")
 
 
 def markdown(config: Config, curves: Curves) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 def check(kind: str, given: str, valid: Iterable[str]) -> None:
-    """Raises a ValueError that names the nearest valid name and lists all of them.
+    """Raises a ValueError that names a valid name nearby, if one is, and lists all of them.
 
     Args:
         kind: what the name stands for, e.g. 'initializer'.
@@ -15,6 +15,6 @@ def check(kind: str, given: str, valid: Iterable[str]) -> None:
     choices = list(valid)
     if given in choices:
         return
-    nearest = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(str(given), choices, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     raise ValueError(f"Unknown {kind} {given!r}.{hint} Valid: {', '.join(choices)}.")

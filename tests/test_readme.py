@@ -1,5 +1,7 @@
 """Every command and every block of Python in the README is run."""
 
+import importlib
+import inspect
 import re
 import shlex
 import subprocess
@@ -22,18 +24,24 @@ SHELL = [
     if line.partition("#")[0].strip()
 ]
 SHORT_PROFILE = ("--seeds=2", "--config.archs=small_14_reduced")
-# Run as they stand here, but for the work folder and their length, by tests/experiments:
-# test_<name>.py and test_imagenet_scale.py, which look at what they write too.
-RUN_THERE = [
-    *(
-        f"python -m experiments.{name} --scale=laptop"
-        for name in ("data_dependent", "transfer", "rectifiers", "large_models")
+TO_TABLES = "test_large_models.test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble"
+# Run as they stand here, but for the work folder and their length, by tests/experiments, which
+# look at what they write too.
+RUN_THERE = {
+    **{
+        f"python -m experiments.{name} --scale=laptop": f"test_{name}.test_from_a_flag_to_a_picture"
+        for name in ("data_dependent", "transfer", "rectifiers")
+    },
+    "python -m experiments.large_models --scale=laptop": TO_TABLES,
+    "python -m experiments.ensemble --scale=laptop --config.runs=runs/large_models_laptop": (
+        TO_TABLES
     ),
-    "python -m experiments.ensemble --scale=laptop --config.runs=runs/large_models_laptop",
-    "python -m experiments.learning --scale=cifar10",
-    "python -m experiments.large_models --scale=imagenet --config.dtype=bfloat16",
-    "python -m experiments.report",
-]
+    "python -m experiments.learning --scale=cifar10": "test_learning.test_from_a_flag_to_the_table",
+    "python -m experiments.large_models --scale=imagenet --config.dtype=bfloat16": (
+        "test_imagenet_scale.test_from_files_to_tables"
+    ),
+    "python -m experiments.report": "test_report.test_from_a_flag_to_a_page",
+}
 # What a command cannot have in a test: its data set, its hours.
 DATA = ("--config.dataset=digits", "--config.test_split=test")
 
@@ -66,9 +74,13 @@ def test_python_blocks_run(block):
     exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("line", RUN_THERE)
-def test_what_is_run_elsewhere_is_here(line):
+@pytest.mark.parametrize(("line", "test"), RUN_THERE.items())
+def test_what_is_run_elsewhere_is_here_and_there(line, test):
     assert line in SHELL
+    module, _, function = test.partition(".")
+    there = getattr(importlib.import_module(f"tests.experiments.{module}"), function)
+    experiment = line.split()[2].removeprefix("experiments.")
+    assert re.search(rf'run\(\s*\*?\(?"(experiments\.)?{experiment}"', inspect.getsource(there))
 
 
 @pytest.mark.slow

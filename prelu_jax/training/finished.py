@@ -40,6 +40,31 @@ class Network(struct.PyTreeNode):
     model: models.RectifierNet = struct.field(pytree_node=False)
 
 
+def config(folder: Path, what: str = "run") -> TrainConfig:
+    """The configuration of a finished run.
+
+    Args:
+        folder: of the run.
+        what: named it, for the error.
+
+    Raises:
+        ValueError: there is no finished run, or one of another version of this package.
+    """
+    status = RunFolder(folder).status()
+    if status["status"] != DONE:
+        found = f"one that is {status['status']!r}" if (folder / "status.json").exists() else "none"
+        raise ValueError(
+            f"{what} is {folder}, expected the folder of a finished run, found {found}."
+        )
+    fields = json.loads((folder / "config.json").read_text())
+    if unknown := set(fields) - {field.name for field in dataclasses.fields(TrainConfig)}:
+        raise ValueError(
+            f"{what} is {folder}, whose config.json has fields of another version of prelu_jax: "
+            f"{sorted(unknown)}."
+        )
+    return TrainConfig(**fields)
+
+
 def load(folder: Path, what: str = "run") -> Finished:
     """The last checkpoint of a finished run.
 
@@ -51,24 +76,13 @@ def load(folder: Path, what: str = "run") -> Finished:
         ValueError: there is no finished run, or one of another version of this package.
         OSError: its checkpoint cannot be read.
     """
-    status = RunFolder(folder).status()
-    if status["status"] != DONE:
-        found = f"one that is {status['status']!r}" if (folder / "status.json").exists() else "none"
-        raise ValueError(
-            f"{what} is {folder}, expected the folder of a finished run, found {found}."
-        )
-    config = json.loads((folder / "config.json").read_text())
-    if unknown := set(config) - {field.name for field in dataclasses.fields(TrainConfig)}:
-        raise ValueError(
-            f"{what} is {folder}, whose config.json has fields of another version of prelu_jax: "
-            f"{sorted(unknown)}."
-        )
+    of = config(folder, what)
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
         arrays = checkpoints.arrays()
     finally:
         checkpoints.close()
-    return Finished(TrainConfig(**config), arrays["params"], PixelStatistics(**arrays["pixels"]))
+    return Finished(of, arrays["params"], PixelStatistics(**arrays["pixels"]))
 
 
 def network(run: Finished, model: models.RectifierNet) -> Network:

@@ -41,7 +41,10 @@ def test_from_a_flag_to_a_picture(experiment, tmp_path):
         (["--config.dataset=digit"], "Unknown dataset 'digit'. Did you mean 'digits'?"),
         (["--config.he_initializer=he_norml"], "Unknown initializer 'he_norml'. Did you mean 'he"),
         (["--config.arch=small_31"], "Unknown arch 'small_31'. Did you mean 'small_30'?"),
-        (["--config.initializer=he_normal"], "Set config.he_initializer"),
+        (
+            ["--config.initializer=he_normal"],
+            "is set for each run; leave it as it is. See config.he_init",
+        ),
         (["--config.batch_size=large"], "batch_size"),
         (["--config.batch_size=2.5"], "batch_size"),
         (["--seeds=0"], "seeds"),

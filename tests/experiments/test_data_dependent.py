@@ -47,6 +47,13 @@ def test_from_a_flag_to_a_picture(tmp_path):
     assert "config.ladder_steps is over config.num_steps, 250" in refused.stderr
 
 
+def test_a_schedule_that_would_make_the_ladder_one_rate_is_refused(tmp_path):
+    config = dataclasses.replace(data_dependent.laptop(), drop_epochs="1")
+    with pytest.raises(ValueError, match="config.drop_epochs is 1, expected it to be empty"):
+        data_dependent.run(config, tmp_path / "run", 1)
+    assert not (tmp_path / "run").exists()
+
+
 def found(method, errors, spread=0.5, left=np.nan, status="done"):
     steps = np.array([0, 50, 100])
     return [

@@ -49,8 +49,10 @@ def test_from_files_to_tables(tmp_path):
         "prelu_jax.data.folder", f"--images={tmp_path / 'images'}", "--name=photos", data
     )
     assert "photos/train: 60 images" in prepared.stdout, prepared.stderr
+    assert prepared.returncode == 0
     measured = run("prelu_jax.data.statistics", "--dataset=photos", data)
     assert "60 images; mean red, green, blue" in measured.stdout, measured.stderr
+    assert measured.returncode == 0
     workdir = tmp_path / "runs"
     done = run(
         *("experiments.large_models", "--scale=imagenet", "--config.dtype=bfloat16"),
@@ -62,6 +64,7 @@ def test_from_files_to_tables(tmp_path):
         *("--config.test_batch_size=4", "--config.learning_rate=0.001", "--config.pixel_rms=1"),
     )
     assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1  # one seed shows nothing: the claims fail
     assert "n = 1 seed of photos" in done.stdout, done.stderr
     assert len(record.read(workdir).claims) == 6
     for model in ("a_relu", "a_prelu", "b_prelu", "c_prelu"):

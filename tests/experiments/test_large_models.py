@@ -41,7 +41,8 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
     assert "| ensemble | 4.94 (test) |" in together.stdout
     assert all(file.stat().st_mtime_ns == then for file, then in before.items())
     assert (tmp_path / "table.md").read_bytes() == table
-    assert (tmp_path / "a_prelu/seed_1000/scores/dense_48.npy").exists()
+    made = sorted(file.name for file in (tmp_path / "a_prelu/seed_1000/scores").iterdir())
+    assert made == ["dense_40.npy", "dense_48.npy", "labels.npy"]
 
     members = f"--config.members={folder},{tmp_path / 'c_prelu/seed_0'}"
     given = run("ensemble", f"--workdir={tmp_path / 'given'}", members, *TINY)
@@ -57,10 +58,10 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
     [
         ({"scales": (40, 31)}, r"config.scales is \(40, 31\), expected sides of at least the 32"),
         ({"scales": (40, 40)}, "each once"),
-        ({"scales": ()}, "config.scales is empty"),
+        ({"scales": ()}, r"config.scales is \(\), expected sides"),
         ({"ten_view_scale": 8}, "config.ten_view_scale is 8"),
         ({"test_batch_size": 3}, "config.test_batch_size is 3, expected a multiple of the 4"),
-        ({"arch": "model_a"}, "config.arch is set for each model"),
+        ({"arch": "model_a"}, "config.arch is set for each run.*See config.archs"),
         ({"archs": ("model_a_reduced",)}, "expected networks for models A, B and C"),
     ],
 )
@@ -124,30 +125,56 @@ def test_a_claim_passes_if_its_interval_lies_below_zero(multi, passed):
     assert [claim.passed for claim in claims] == passed
 
 
-def sure(*wrong):
+def sure(*wrong, classes=6):
     """Sure scores of four examples of two classes; those at ``wrong`` are of the other class."""
     labels = np.array([0, 1, 0, 1])
-    scores = np.eye(2)[labels] * 0.8 + 0.1
-    scores[list(wrong)] = scores[list(wrong), ::-1]
-    return Scores(labels, scores, {40: scores, 48: scores})
+    said = np.array([1 - label if i in wrong else label for i, label in enumerate(labels)])
+    scores = np.eye(classes)[said] * 0.8 + 0.1
+    return Scores(labels, dict.fromkeys((TEN_VIEW, "s = 40", "s = 48", MULTI_SCALE), scores))
 
 
-def test_errors_are_counted_by_test_and_a_run_that_diverged_is_wrong_everywhere():
-    one = dataclasses.replace(sure(1), ten_view=sure(0, 1, 2).ten_view)
-    assert testing.errors(one, (40, 48)) == [(0.75, 0), (0.25, 0), (0.25, 0), (0.25, 0)]
-    assert testing.errors(None, (40, 48)) == [(1.0, 1.0)] * 4
+def test_a_run_that_diverged_is_wrong_everywhere():
+    assert testing.errors(sure(1), TEN_VIEW) == (0.25, 0)
+    assert testing.errors(None, TEN_VIEW) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("classes", "cell"), [(6, "25.0 / 0.0"), (5, "25.0 / –")])
+def test_of_five_classes_there_is_no_top_5_error(classes, cell):
+    assert testing.cell([testing.errors(sure(1, classes=classes), TEN_VIEW)]) == cell
+
+
+def test_tests_on_disk_are_read_without_the_network_and_alone(tmp_path, monkeypatch):
+    (tmp_path / "status.json").write_text('{"status": "done"}')
+    (tmp_path / "scores").mkdir()
+    for side in (40, 48):
+        np.save(tmp_path / f"scores/dense_{side}.npy", np.full((3, 2), side))
+    np.save(tmp_path / "scores/labels.npy", np.arange(3))
+    config = dataclasses.replace(large_models.laptop(), scales=(40, 48))
+    found = testing.scores(tmp_path, config, None, [MULTI_SCALE, "s = 48"])
+    assert {test: of.mean() for test, of in found.by_test.items()} == {
+        MULTI_SCALE: 44,
+        "s = 48": 48,
+    }
+    monkeypatch.setattr(testing, "_test", lambda folder, tests, *_: pytest.fail(str([*tests])))
+    with pytest.raises(pytest.fail.Exception, match=r"^\[[^,]*ten_view_40.npy'\)\]$"):
+        testing.scores(tmp_path, config, None, [TEN_VIEW, MULTI_SCALE])
 
 
 def test_an_ensemble_outvotes_its_members_and_leaves_out_what_diverged():
     members = {"a": sure(0), "b": sure(1), "c": sure(2), "d": None}
-    found = ensemble.errors_of([members], (40, 48))
+    found = ensemble.errors_of([members, dict.fromkeys(members)])
+    wrong = (1.0, 1.0)
     assert found == {
-        **{name: [(0.25, 0)] for name in "abc"},
-        "d": [(1.0, 1.0)],
-        ENSEMBLE: [(0.0, 0.0)],
+        **{name: [(0.25, 0), wrong] for name in "abc"},
+        "d": [wrong, wrong],
+        ENSEMBLE: [(0.0, 0.0), wrong],  # of the second seed all diverged
     }
-    with pytest.raises(ValueError, match="Every member of an ensemble diverged"):
-        ensemble.errors_of([{"d": None}], (40, 48))
+
+
+def test_members_of_other_examples_are_refused():
+    other = dataclasses.replace(sure(), labels=np.array([0, 1, 1, 0]))
+    with pytest.raises(ValueError, match="runs/a and runs/c were tested on .* other labels"):
+        ensemble.errors_of([{"runs/a": sure(), "runs/b": None, "runs/c": other}])
 
 
 @pytest.mark.parametrize(
@@ -178,16 +205,57 @@ def test_members_that_cannot_be_are_refused_before_anything_trains(fields, messa
     assert not (tmp_path / "runs").exists()
 
 
-def test_members_of_other_classes_are_refused(tmp_path, monkeypatch):
-    configs = {"a": {"classes": "0-4"}, "b": {"classes": ""}}
+def test_a_folder_that_holds_an_ensemble_of_others_is_refused(tmp_path, monkeypatch):
+    scores = iter([sure(), sure(1), sure(), sure(2)])
+    config = dataclasses.replace(ensemble.of_scale("laptop"), arch="model_a_reduced")
+    monkeypatch.setattr(ensemble, "check_alike", lambda folders: [config])
+    monkeypatch.setattr(testing, "scores", lambda *args: next(scores))
+    monkeypatch.setattr("experiments.common.devices", lambda batch_size: Parallel())
+    for members in ("a,b", "a, b"):
+        ensemble.run(dataclasses.replace(config, members=members), tmp_path, 1)
+    table = (tmp_path / "table.md").read_bytes()
+    for other in ({"members": "a,c"}, {"runs": str(tmp_path)}):
+        (tmp_path / "a_prelu").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match="holds the ensemble of a, b, not of .*Choose another"):
+            ensemble.run(dataclasses.replace(config, **other), tmp_path, 1)
+    assert (tmp_path / "table.md").read_bytes() == table
 
-    def load(folder, what):
-        config = dataclasses.replace(large_models.laptop(), **configs[folder.name])
-        return testing.finished.Finished(config, {}, None)
 
-    monkeypatch.setattr(ensemble.finished, "load", load)
-    with pytest.raises(ValueError, match="a: digits/test, classes 0-4; .*b: digits/test, classes"):
+@pytest.fixture
+def members(monkeypatch):
+    """Configurations of finished runs, by the folder's name; without their checkpoints."""
+    configs = {}
+
+    def config(folder, what):
+        return dataclasses.replace(large_models.laptop(), **configs[folder.name])
+
+    monkeypatch.setattr(ensemble.finished, "config", config)
+    return configs
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ({"classes": "0-4"}, {}, "a: digits/test, classes 0-4; .*b: digits/test, classes all"),
+        ({}, {"data_dir": "/d"}, "a: digits/test, classes all; .*b: digits/test in /d, classes"),
+    ],
+)
+def test_members_of_other_classes_or_data_are_refused(a, b, message, tmp_path, members):
+    members.update(a=a, b=b)
+    with pytest.raises(ValueError, match=message):
         ensemble.check_alike([tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.parametrize("scales", [(), (40, 31), (40, 40)])
+def test_given_members_are_not_tested_at_scales_that_cannot_be(
+    scales, tmp_path, members, monkeypatch
+):
+    monkeypatch.setattr("experiments.common.devices", lambda batch_size: Parallel())
+    members.update({name: {"arch": "model_a_reduced"} for name in "ab"})
+    config = dataclasses.replace(ensemble.of_scale("laptop"), members="a,b", scales=scales)
+    with pytest.raises(ValueError, match="config.scales is .*expected sides of at least the 32"):
+        ensemble.run(config, tmp_path / "runs", 1)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_tables_set_the_paper_beside_means_and_intervals():

@@ -22,7 +22,7 @@ def test_from_a_flag_to_the_table(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"arch": "model_a"}, "config.arch is set for each net"),
+        ({"arch": "model_a"}, "config.arch is set for each run"),
         ({"learned": (0.1,)}, r"config.learned is \(0.1,\), expected one for each of"),
     ],
 )

@@ -26,10 +26,49 @@ def test_a_record_is_read_as_it_was_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_commands_that_finish_in_a_folder_add_up(tmp_path, interrupted):
     write(tmp_path, resumed=interrupted)
-    write(tmp_path, resumed=True)
+    write(tmp_path, resumed=False)
     found = record.read(tmp_path)
     assert found.seconds == 20.0
     assert found.resumed == interrupted
+
+
+def test_a_longer_command_that_was_stopped_after_a_finished_one_is_told(tmp_path):
+    folder = tmp_path / "runs"
+    assert not record.begin(folder)
+    assert not folder.exists()  # the command may be refused
+    folder.mkdir()
+    write(folder, resumed=False)
+    assert not record.begin(folder)
+    record.refuse(folder, False)  # as if it had not been given
+    assert not record.begin(folder)  # and is killed
+    stopped = record.begin(folder)
+    record.refuse(folder, stopped)
+    write(folder, resumed=record.begin(folder))
+    found = record.read(folder)
+    assert (found.resumed, found.commands, found.seconds) == (True, 2, 20.0)
+    assert not record.begin(folder)
+
+
+def test_a_folder_without_a_record_is_that_of_a_stopped_command(tmp_path):
+    assert not record.begin(tmp_path)  # made by hand
+    (tmp_path / "he").mkdir()
+    assert record.begin(tmp_path)
+
+
+def test_a_damaged_record_does_not_lose_what_was_computed(tmp_path):
+    (tmp_path / "experiment.json").write_text("{")
+    write(tmp_path, resumed=False)
+    found = record.read(tmp_path)
+    assert (found.claims, found.seconds, found.resumed) == (tuple(CLAIMS), 10.0, True)
+    assert [file.name for file in tmp_path.iterdir()] == ["experiment.json"]
+
+
+def test_a_record_older_than_the_count_of_commands_is_read(tmp_path):
+    write(tmp_path, resumed=False)
+    file = tmp_path / "experiment.json"
+    file.write_text(file.read_text().replace(',\n  "commands": 1', ""))
+    assert "commands" not in file.read_text()
+    assert record.read(tmp_path).commands == 1
 
 
 def test_records_are_found_at_any_depth(tmp_path):

@@ -48,7 +48,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
     refused = run(
         "rectifiers", f"--workdir={tmp_path / 'other'}", *SHORT, "--config.rectifier=relu"
     )
-    assert "config.rectifier is set for each arm" in refused.stderr
+    assert "config.rectifier is set for each run" in refused.stderr
     assert not (tmp_path / "other").exists()
 
 

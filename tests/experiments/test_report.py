@@ -127,6 +127,15 @@ def test_a_section_is_replaced_by_its_folder_and_kept_without(tmp_path, runs, ou
     assert after == before.replace("the old machine", r"2 cores of \_AMD\_")
 
 
+def test_a_section_of_more_seeds_is_not_replaced(tmp_path, runs, out):
+    before = written(experiment(tmp_path / "elsewhere/convergence_30_laptop", seeds=5), out)
+    with pytest.raises(ValueError, match=r"laptop has n = 3, .*results.md n = 5.*Rename"):
+        written(runs, out)
+    assert (out / "results.md").read_text() == before
+    experiment(runs / "convergence_30_laptop", seeds=5, hardware="another")
+    assert "another" in written(runs, out)
+
+
 def test_one_experiment_in_two_folders_is_two_sections(runs, out):
     experiment(runs / "slow - > 1", claims=(Claim("slow", True, "x"),))
     text = written(runs, out)
@@ -174,6 +183,28 @@ def test_the_page_shows_all_of_it_and_needs_no_other_file(tmp_path, runs, out):
     assert not re.search(r"<link|<script|url\(|@import", html)
 
 
+def test_a_figure_of_no_known_kind_is_named(tmp_path):
+    (tmp_path / "x.figure").touch()
+    with pytest.raises(ValueError, match="x.figure is shown, but its ending tells no kind of im"):
+        page.render("![x](x.figure)\n", tmp_path, {})
+
+
+def test_figures_are_named_in_words(tmp_path, out):
+    written(experiment(tmp_path / "runs/convergence_30_laptop", ("figure", "slopes_depth")), out)
+    html = (out / "results.html").read_text()
+    alts = re.findall(r'alt="(.*?)"', html)
+    assert [alt.partition(", stalls with Xavier")[2] for alt in alts] == [
+        " (laptop)",
+        " (laptop): slopes depth",
+    ]
+
+
+def test_an_experiment_that_claims_nothing_has_no_table_of_claims(tmp_path, out):
+    text = written(experiment(tmp_path / "runs/x", claims=()), out)
+    assert "| claim |" not in text
+    assert "\n\n\n" not in text
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -198,6 +229,20 @@ def test_text_is_shown_as_it_is(text, tmp_path):
 )
 def test_durations(seconds, shown):
     assert report._duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({}, "1 min on 2 cores"),
+        ({"commands": 2}, "1 min in 2 commands on 2 cores"),
+        ({"resumed": True}, "1 min, and what a stopped command took before, on 2 cores"),
+        ({"resumed": True, "commands": 2}, "1 min in 2 commands, and what a stopped command took"),
+    ],
+)
+def test_the_time_says_of_which_commands_it_is(tmp_path, out, fields, shown):
+    folder = experiment(tmp_path / "runs/x", seconds=60, **fields)
+    assert f"; {shown}" in written(folder, out)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +291,10 @@ def test_from_a_flag_to_a_page(runs, out):
 def test_where_nothing_is_finished_the_command_says_what_to_do(tmp_path):
     done = run("report", f"--runs={tmp_path / 'none'}", f"--out={tmp_path / 'docs'}")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: No finished experiment in {tmp_path / 'none'}.")
+    said = f"error: No finished experiment in {tmp_path / 'none'}: there is no such folder."
+    assert done.stderr.startswith(said)
+    with pytest.raises(ValueError, match=f"No finished experiment in {tmp_path}. This makes"):
+        report.report(tmp_path, tmp_path / "docs")
     command = re.search(r"python -m experiments\.\w+ --scale=laptop", done.stderr)[0]
     assert command in (ROOT / "README.md").read_text()
     assert not (tmp_path / "docs").exists()

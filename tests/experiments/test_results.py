@@ -27,6 +27,7 @@ def test_a_curve_is_read_from_its_run_folder(tmp_path):
     assert (read.epochs.tolist(), read.errors.tolist()) == ([0.0, 0.5], [0.9, 0.4])
     results.write_csv([read], tmp_path / "curves.csv")
     rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
+    assert list(rows[1]) == ["arm", "seed", "step", "epoch", "test_error"]
     assert list(rows[1].values()) == ["He", "7", "10", "0.5", "0.4"]
 
 
@@ -45,6 +46,15 @@ def test_a_summary_has_n_and_the_students_interval():
     assert results.summary([0.5], " %", 100) == "50 %, n = 1"
     never = results.summary([200.0, float("inf")], " steps")
     assert never == "reached in 1 of n = 2 seeds (200 steps)"
+
+
+def test_what_an_interval_has_to_decide_is_not_decided_by_one_seed():
+    one = results.below_zero_claim("It falls", [-0.5], " points", 100)
+    assert not one.passed
+    assert one.measured == ("difference: -50 points, n = 1; not decided: one seed has no interval")
+    two = results.below_zero_claim("It falls", [-1.0, -1.0], "", of="correlation")
+    assert two.passed
+    assert two.measured.startswith("correlation: mean -1, 95 % interval ± 0, ")
 
 
 def test_a_claim_reads_as_a_verdict():
@@ -92,3 +102,32 @@ def test_the_figure_is_drawn_for_one_seed_and_for_one_that_diverged(tmp_path):
         written = figures.error_curves(curves, "title", "caption", tmp_path / name)
         assert [file.suffix for file in written] == [".png", ".pdf"]
         assert all(file.stat().st_size > 5000 for file in written)
+
+
+def drawn_by_test(stem):
+    return figures.errors_by_test({"A": {"10-view": [0.0, 0.0]}}, "caption", stem)
+
+
+def drawn_by_arm(stem):
+    return figures.final_errors({"A": [curve([0.0])] * 2}, "title", "caption", stem)
+
+
+def drawn_over_steps(stem):
+    return figures.method_errors({"c": {"He": [curve([0.9, 0.0])] * 2}}, "caption", stem)
+
+
+@pytest.mark.parametrize("draw", [drawn_by_test, drawn_by_arm, drawn_over_steps])
+def test_a_mark_at_no_error_is_whole_and_its_interval_ends_at_the_frame(
+    draw, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(figures, "save", lambda figure, stem: figure)
+    axes = draw(tmp_path / "x").axes[0]
+    marks = [line for line in axes.lines if line.get_marker() in ("o", "D")]
+    assert marks
+    assert not any(mark.get_clip_on() for mark in marks)
+    assert all(bar.get_clip_on() for bar in axes.collections)
+
+
+def test_seeds_in_a_caption():
+    assert figures.seeds(3, 5) == "seeds 3 to 7, n = 5"
+    assert figures.seeds(3, 1) == "seed 3, n = 1"

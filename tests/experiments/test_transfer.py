@@ -29,7 +29,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
         lines = (tmp_path / arm / "seed_0/metrics.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["epoch"] == 8 * 8 / 15
     refused = run("transfer", f"--workdir={tmp_path / 'other'}", *TINY, "--config.pretrained=x")
-    assert "config.pretrained is set for each arm" in refused.stderr
+    assert "config.pretrained is set for each run" in refused.stderr
     assert not (tmp_path / "other").exists()
 
 

@@ -49,6 +49,11 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs(
         finished.network(finished.load(folder), models.build(TINY, classes, rectifier))
 
 
+def test_a_configuration_is_read_without_the_checkpoint(folder, monkeypatch):
+    monkeypatch.delattr(finished, "Checkpoints")
+    assert finished.config(folder) == tiny_config(**SHORT)
+
+
 def test_parameters_that_are_too_many_differ_too():
     image = jax.ShapeDtypeStruct((3,), np.float32)
     assert finished.differing({}, {"a": image}) == ["a: (3,) there, nothing asked"]
