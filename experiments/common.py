@@ -21,6 +21,7 @@ from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
 
 _EXAMPLES_A_CORE = 16  # of a batch, at least
+_THREADS_A_CORE = 4
 
 Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
 
@@ -162,10 +163,14 @@ def use_every_core(batch_size: int) -> None:
     times as many steps a second on two devices as on one of two threads. Accelerators, and a number
     of devices that the user has chosen, are left alone.
     """
+    # XLA runs all devices of a CPU on one pool of threads, by default one for each core, and a
+    # thread that waits for another device's part of a sum stays taken: with two devices on two
+    # cores, a queue of steps may wait for ever. NPROC is read when JAX first looks for devices.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("NPROC", str(_THREADS_A_CORE * (cores or 1)))
     chosen = os.environ.get("XLA_FLAGS", "") + " ".join(os.environ)
     if "host_platform_device_count" in chosen or "JAX_NUM_CPU_DEVICES" in chosen:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fitting = range(1, min(cores or 1, batch_size // _EXAMPLES_A_CORE) + 1)
     devices = max((n for n in fitting if batch_size % n == 0), default=1)
     jax.config.update("jax_num_cpu_devices", devices)

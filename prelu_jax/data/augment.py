@@ -33,7 +33,15 @@ def pixel_statistics(moments: PixelMoments, rms: float) -> PixelStatistics:
     Args:
         moments: of the training set.
         rms: what the inputs' root mean square shall be; 0 for a scale of 1.
+
+    Raises:
+        ValueError: a root mean square is asked for, and all images are the same one.
     """
+    if rms and not moments.variance > 0:
+        raise ValueError(
+            f"config.pixel_rms is {rms:g}, expected 0: the training images do not vary, and no "
+            "scale gives them a root mean square."
+        )
     scale = rms / np.sqrt(moments.variance) if rms else 1.0
     arrays = (moments.mean, scale, moments.covariance / 255**2)
     return PixelStatistics(*(jnp.asarray(array, jnp.float32) for array in arrays))

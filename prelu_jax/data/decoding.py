@@ -25,8 +25,12 @@ class BadImageError(ValueError):
 def decode(record: dict[str, Any], side: int = 0) -> np.ndarray:
     """The record's image as RGB uint8 ``[h, w, 3]``, upright, whatever it was stored as.
 
+    A file that is cut short is refused. A JPEG whose pixels are damaged in the middle decodes all
+    the same, to wrong colours or grey areas: the decoder mends what it can.
+
     Args:
-        record: its ``image`` and, for the error, its ``key``.
+        record: its ``image``, encoded or already such an array, which is returned as it is; and,
+            for the error, its ``key``.
         side: what the shorter side will be resized to, if that is known. A JPEG may then come at
             1/2, 1/4 or 1/8 of its size, where that divides it and leaves a shorter side of at
             least ``side``: the decoder averages in the frequency domain and saves the rest.

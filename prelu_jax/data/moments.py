@@ -1,6 +1,7 @@
 """The mean image of a training set and the covariance of its colours, kept with the dataset."""
 
 import os
+import shlex
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,6 +63,15 @@ def path(folder: Path, split: str, size: int, side: int) -> Path:
     return folder / f"pixel_moments_{split}_{size}_of_{side}.npz"
 
 
+def command(dataset: str, split: str, size: int, side: int, data_dir: str) -> str:
+    """The command that measures a split and writes `path`, for a shell."""
+    words = ["python", "-m", "prelu_jax.data.statistics", f"--dataset={dataset}"]
+    words += [f"--size={size}", f"--side={side}"]
+    words += [f"--split={split}"] if split != "train" else []
+    words += [f"--data_dir={data_dir}"] if data_dir else []
+    return shlex.join(words)
+
+
 def save(file: Path, moments: PixelMoments) -> None:
     """Writes the moments, whole or not at all; the same moments give the same bytes."""
     temporary = file.with_name(f"{file.name}.tmp")
@@ -70,14 +80,17 @@ def save(file: Path, moments: PixelMoments) -> None:
     os.replace(temporary, file)
 
 
-def load(file: Path) -> PixelMoments:
-    """The moments that `save` wrote.
+def load(file: Path, size: int) -> PixelMoments:
+    """The moments that `save` wrote, of crops ``size`` pixels wide.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or of other crops.
     """
     try:
         with np.load(file) as arrays:
-            return PixelMoments(**arrays)
+            found = PixelMoments(**arrays)
+        if found.mean.shape != (size, size, 3):
+            raise ValueError(f"a mean image of shape {found.mean.shape}, not {(size, size, 3)}")
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} cannot be read ({error}): remove it and measure anew.") from error
+    return found

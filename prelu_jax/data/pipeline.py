@@ -6,7 +6,7 @@ that resumes at step s asks for the batches from s on.
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import cv2
 import grain
@@ -37,6 +37,17 @@ class Tally:
         self.left_out: set[str] = set()
         self.enlarged: set[str] = set()
         self._lock = threading.Lock()  # Grain's threads read side by side
+
+    def keys(self) -> dict[str, list[str]]:
+        """The keys of each kind, sorted."""
+        with self._lock:
+            return {"left_out": sorted(self.left_out), "enlarged": sorted(self.enlarged)}
+
+    def add(self, keys: Mapping[str, Iterable[str]]) -> None:
+        """Takes over what another tally's `keys` says."""
+        with self._lock:
+            for kind, of_kind in keys.items():
+                getattr(self, kind).update(of_kind)
 
     def counts(self) -> dict[str, int]:
         """How many there are of each kind that there is."""

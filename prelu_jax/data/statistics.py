@@ -33,16 +33,6 @@ def measure(
     return file
 
 
-def command(dataset: str, split: str, crop: pipeline.Crop, data_dir: str) -> str:
-    """The command that measures a split."""
-    other = f" --split={split}" if split != "train" else ""
-    other += f" --data_dir={data_dir}" if data_dir else ""
-    return (
-        f"python -m prelu_jax.data.statistics --dataset={dataset} --size={crop.size} "
-        f"--side={crop.min_side}{other}"
-    )
-
-
 def main(argv: list[str]) -> None:
     """The command; see the module."""
     if len(argv) > 1:
@@ -50,11 +40,16 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     tally = pipeline.Tally(values.on_bad_image == "skip")
     try:
+        if not 1 <= values.size <= values.side:
+            raise ValueError(
+                f"--size={values.size} --side={values.side}: expected crops of at least 1 pixel, "
+                "and images no smaller than they."
+            )
         crop = pipeline.Crop(values.size, values.side, values.side)
         file = measure(values.dataset, values.split, crop, values.data_dir, tally)
     except (ValueError, ImportError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    found = moments.load(file)
+    found = moments.load(file, crop.size)
     print(f"{int(found.images)} images; mean red, green, blue: {found.mean.mean(axis=(0, 1))}")
     print("".join(f"{kind}: {count}\n" for kind, count in tally.counts().items()), end="")
     print(f"written to {file}")

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from prelu_jax import evaluation, models, signal
+from prelu_jax.data import augment
 from prelu_jax.training import calibration, pretrained, run_data, signal_log, start
 from prelu_jax.training import config as config_lib
 from prelu_jax.training import state as state_lib
@@ -80,12 +82,17 @@ def _start(
     parallel: Parallel,
 ) -> tuple[state_lib.TrainState, float | None]:
     """The newest checkpoint's state and test error, or the state of step 0 and None."""
-    pixels = source.pixels if source else data.pixel_statistics()
+    size = net.arch.image_size
+    unmeasured = augment.PixelStatistics(jnp.zeros((size, size, 3)), jnp.float32(1))
+    pixels = source.pixels if source else unmeasured
     fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
     restored = checkpoints.restore(fresh)
     if restored is not None:
+        data.tally.add(run.odd_images())
         return restored, run.rewind(int(restored.step))["test_error"]
     run.rewind(-1)
+    if not source:
+        fresh = fresh.replace(pixels=data.pixel_statistics())
     if config.datadep != "none":
         batch = next(data.train_batches())
         fresh, reports = calibration.calibrate(config, fresh, batch, parallel)
@@ -146,6 +153,7 @@ class _Run:
                 if not finite:
                     return self._diverged(step)
             if step % config.checkpoint_every == 0 or last:
+                self.run.write_odd_images(self.data.tally.keys())
                 self.checkpoints.save(state)
                 self.run.write_status(RUNNING, step)
             self.progress(step, self.error)

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 
 from prelu_jax import models
@@ -48,11 +47,6 @@ def _load(config: TrainConfig, size: int) -> Finished:
             f"config.pretrained is {folder}, whose inputs, {len(source.pixels.mean)} pixels wide "
             f"with pixel_rms {theirs}, are taken over; expected {size} pixels and pixel_rms "
             f"{config.pixel_rms}."
-        )
-    if config.colour and not np.any(source.pixels.colour):
-        raise ValueError(
-            f"config.colour is {config.colour}, expected config.pretrained to be a run that knows "
-            f"how its images' colours vary: that in {folder} is older than colour altering."
         )
     return source
 

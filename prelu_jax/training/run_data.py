@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prelu_jax import arch
-from prelu_jax.data import augment, moments, pipeline, sources, statistics
+from prelu_jax.data import augment, moments, pipeline, sources
 from prelu_jax.training.config import TrainConfig, drop_steps
 
-# A start of a run can wait for so many images, whose mean is that of all to a grey level.
-_MEASURED_AT_START = 10_000
-_SMALL = 100_000  # images: larger splits are measured whole, once, by `data.statistics`
+_SMALL = 100_000  # images, which the start of a run can wait for; more are measured by a command
 
 
 def splits(config: TrainConfig) -> tuple[sources.Split, sources.Split]:
@@ -54,7 +52,7 @@ def _kept_moments(config: TrainConfig, images: int) -> Path | None:
         raise ValueError(
             f"{c.dataset}/{c.train_split} has {images} images, whose mean image and colours are "
             f"not yet measured: {file} is missing. Measure them once: "
-            f"`{statistics.command(c.dataset, c.train_split, crop, c.data_dir)}`."
+            f"`{moments.command(c.dataset, c.train_split, crop.size, crop.min_side, c.data_dir)}`."
         )
     return None
 
@@ -92,10 +90,8 @@ class RunData:
         """
         file = _kept_moments(self._config, len(self._train))
         if file:
-            found = moments.load(file)
+            found = moments.load(file, self._crop.size)
         else:
-            few = pipeline.eval_batches(
-                self._train, self._crop, 100, _MEASURED_AT_START, tally=self.tally
-            )
-            found = moments.measure(few)
+            every = pipeline.eval_batches(self._train, self._crop, 100, tally=self.tally)
+            found = moments.measure(every)
         return augment.pixel_statistics(found, self._config.pixel_rms)

@@ -8,7 +8,8 @@ metrics.jsonl      a line per logging interval, evaluation and measurement of th
                    in it, so that an interrupted run and an undisturbed one write the same bytes
 events.*           the same for TensorBoard, with steps per second
 status.json        'running', 'done' or 'diverged', and the step; at the end also how many images
-                   were left out or enlarged since the last start, if any were
+                   were left out or enlarged, if any were
+odd_images.json    their keys, if there are any, at the last checkpoint
 checkpoints/       see `checkpoint`
 """
 
@@ -73,6 +74,16 @@ class RunFolder:
 
     def write_calibration(self, reports: list[dict[str, Any]]) -> None:
         _write_json(self.path / "calibration.json", reports)
+
+    def write_odd_images(self, keys: dict[str, list[str]]) -> None:
+        """Keeps what the run has met so far, if anything; a start from a checkpoint reads it."""
+        if any(keys.values()):
+            _write_json(self.path / "odd_images.json", keys)
+
+    def odd_images(self) -> dict[str, list[str]]:
+        """What `write_odd_images` kept."""
+        file = self.path / "odd_images.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
 
     def rewind(self, step: int) -> dict[str, Any]:
         """Forgets the metrics after a step, which a resumed run will write again.

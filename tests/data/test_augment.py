@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from prelu_jax.data import augment, moments
 
@@ -26,6 +27,13 @@ def test_without_an_rms_pixels_keep_their_unit():
     pixels = augment.pixel_statistics(moments.measure(batches()), rms=0.0)
     assert pixels.scale == 1.0
     assert pixels.mean.shape == (5, 6, 3)
+
+
+def test_images_that_do_not_vary_have_no_scale():
+    same = moments.measure([{"image": np.full((3, 4, 4, 3), 7, np.uint8), "mask": np.ones(3)}])
+    with pytest.raises(ValueError, match="config.pixel_rms is 2, expected 0"):
+        augment.pixel_statistics(same, 2.0)
+    assert augment.pixel_statistics(same, 0.0).scale == 1
 
 
 def test_half_of_the_images_are_mirrored_by_a_coin_of_their_own_place():

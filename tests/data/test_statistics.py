@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 
@@ -30,7 +31,7 @@ def prepared(tmp_path_factory):
 def test_the_moments_are_those_of_all_centre_crops(prepared):
     file = statistics.measure("photos", "train", CROP, str(prepared), pipeline.Tally())
     assert file == prepared / "photos/1.0.0/pixel_moments_train_24_of_32.npz"
-    found = moments.load(file)
+    found = moments.load(file, 24)
     crops = []
     split = sources.load("photos", "train", str(prepared))
     for record in map(split.__getitem__, range(len(split))):
@@ -48,17 +49,21 @@ def test_the_moments_are_those_of_all_centre_crops(prepared):
 
 
 def test_the_command_that_an_error_gives_measures_what_was_missing(prepared):
-    done = run(*statistics.command("photos", "test", CROP, str(prepared)).split()[1:])
+    command = moments.command("photos", "test", 24, 32, str(prepared))
+    done = run(*shlex.split(command)[1:])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 images; mean red, green, blue: [")
-    assert int(moments.load(prepared / "photos/1.0.0/pixel_moments_test_24_of_32.npz").images) == 1
+    file = prepared / "photos/1.0.0/pixel_moments_test_24_of_32.npz"
+    assert int(moments.load(file, 24).images) == 1
+    with pytest.raises(ValueError, match=r"shape \(24, 24, 3\), not \(32, 32, 3\).*measure anew"):
+        moments.load(file, 32)
 
 
 def test_what_cannot_be_measured_is_said(prepared):
     for arguments, message in (
         (["--dataset=photso"], "Did you mean 'photos'"),
         (["--dataset=digits"], "'digits' is embedded, not prepared"),
-        (["--dataset=photos", "--size=64", "--side=32"], "Crop: expected"),
+        (["--dataset=photos", "--size=64", "--side=32"], "--size=64 --side=32: expected crops"),
         (["--dataset=photos", "--split=dev"], "split of photos 'dev'"),
     ):
         where = f"--data_dir={prepared}"
@@ -73,7 +78,7 @@ def test_a_damaged_file_is_named(tmp_path):
     for content in (b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="24_of_32.npz cannot be read .*measure anew"):
-            moments.load(file)
+            moments.load(file, 24)
 
 
 def test_records_that_do_not_decode_are_left_out_of_the_moments():

@@ -1,5 +1,7 @@
 import json
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from experiments import convergence, convergence_30
 from prelu_jax.data import folder
 from tests.conftest import write_images
-from tests.experiments.conftest import SHORT, run, start
+from tests.experiments.conftest import ROOT, SHORT, environment, run, start
 
 
 @pytest.mark.parametrize("experiment", ["convergence_30", "convergence_22"])
@@ -59,6 +61,23 @@ def test_bad_flags_are_refused_before_anything_runs(arguments, message, tmp_path
     assert message in failed.stderr
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_devices_of_a_cpu_have_threads_to_spare():
+    # With as many threads as devices, steps that are queued wait for each other for ever.
+    program = """
+import collections, os, pathlib
+from experiments import common
+common.use_every_core(64)
+import jax
+jax.devices()
+names = [task.joinpath("comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]
+print(sum("XLAEigen" in name for name in names), len(os.sched_getaffinity(0)))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    threads, cores = map(int, done.stdout.split())
+    assert threads == 4 * cores
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):

@@ -160,18 +160,6 @@ def test_a_run_that_is_not_finished_is_no_source(tmp_path):
         loop.train(tuned(tmp_path), tmp_path / "run", parallel=one)
 
 
-def test_a_run_from_before_colour_altering_is_a_source_for_runs_without_it(
-    first, tmp_path, monkeypatch
-):
-    old = end(first)
-    del old["pixels"]["colour"]
-    monkeypatch.setattr(Checkpoints, "arrays", lambda self: old)
-    with pytest.raises(ValueError, match="config.colour is 0.1.*is older than colour altering"):
-        loop.train(tuned(first, colour=0.1), tmp_path / "run", parallel=one)
-    assert not (tmp_path / "run").exists()
-    assert loop.train(tuned(first), tmp_path / "run", parallel=one)["status"] == "done"
-
-
 def test_a_path_matches_where_the_regex_is_found_and_never_an_empty_one():
     params = {"conv1": {"kernel": 0, "bias": 0}, "fc1": {"kernel": 0}}
     assert optimizer.matching(params, "conv.*kernel|fc") == {

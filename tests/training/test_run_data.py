@@ -53,15 +53,17 @@ def test_what_is_kept_with_the_dataset_is_what_a_run_subtracts(prepared, monkeyp
 
 def test_a_large_set_without_its_statistics_is_told_the_command(prepared, monkeypatch, tmp_path):
     monkeypatch.setattr(run_data, "_SMALL", 10)
+    prepared = prepared.rename(prepared.with_name("with a space"))
     message = (
         "photos/train has 20 images, .*pixel_moments_train_32_of_40.npz is missing.*: `python -m "
-        "prelu_jax.data.statistics --dataset=photos --size=32 --side=40 --data_dir="
+        "prelu_jax.data.statistics --dataset=photos --size=32 --side=40 '--data_dir=.*a space'`"
     )
     with pytest.raises(ValueError, match=message):
         loop.train(of_photos(prepared, min_side=40), tmp_path / "run", parallel=one)
     assert not (tmp_path / "run").exists()
     few = of_photos(prepared, examples_per_class=2)  # a few are measured at the start
     RunData(few).pixel_statistics()
+    prepared.rename(prepared.with_name("tfds"))
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +88,23 @@ def test_a_damaged_record_fails_the_run_by_its_name(damaged, tmp_path):
         loop.train(of_photos(damaged, **SHORT), tmp_path, parallel=one)
 
 
-def test_damaged_records_are_left_out_and_counted_by_a_flag(damaged, tmp_path):
+def test_damaged_records_are_left_out_and_counted_by_a_flag(damaged, tmp_path, monkeypatch):
     config = of_photos(damaged, on_bad_image="skip", **SHORT)
-    status = loop.train(config, tmp_path, parallel=one)
+    status = loop.train(config, tmp_path / "whole", parallel=one)
     assert status["status"] == "done"
     assert (status["left_out"], status["enlarged"]) == (2, 1)
+
+    def stop(step, error):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, tmp_path / "stopped", stop, one)
+    met = tmp_path / "stopped/odd_images.json"
+    before = json.loads(met.read_text())
+    met.write_text(json.dumps({**before, "enlarged": ["met before the stop"]}))
+    monkeypatch.setattr(run_data.moments, "measure", None)  # the checkpoint has the mean image
+    assert loop.train(config, tmp_path / "stopped", parallel=one)["enlarged"] == 2
+    tmp_path = tmp_path / "whole"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {line["test_examples"] for line in lines if "test_examples" in line} == {5}
