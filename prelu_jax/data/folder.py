@@ -7,6 +7,7 @@ The folder holds splits, the splits hold classes, the classes hold JPEG or PNG f
 """
 
 import types
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def find_images(folder: Path) -> Files:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
+    if not (folder / "train").is_dir():
+        names = ", ".join(path.name for path in _visible(folder)) or "nothing"
+        within = [path for path in _visible(folder) if (path / "train").is_dir()]
+        hint = f" It seems to be {within[0]}." if within else ""
+        raise ValueError(f"{folder} holds {names}, expected a folder train/<class>/*.jpg.{hint}")
     files: Files = {}
     for split in _visible(folder):
         classes = {
@@ -47,9 +53,6 @@ def find_images(folder: Path) -> Files:
             raise ValueError(
                 f"{split} holds no image: expected <class>/*{{{','.join(_SUFFIXES)}}}."
             )
-    if "train" not in files:
-        found = ", ".join(files) or "nothing"
-        raise ValueError(f"{folder} holds {found}, expected a folder train/<class>/*.jpg.")
     empty = [name for name, images in files["train"].items() if not images]
     if empty:
         raise ValueError(
@@ -61,6 +64,13 @@ def find_images(folder: Path) -> Files:
         if unknown:
             raise ValueError(f"Split {split_name!r} has classes that 'train' lacks: {unknown}.")
     return files
+
+
+def ignored(folder: Path) -> dict[str, int]:
+    """How many files lie among the images that are none by their suffix, by suffix."""
+    classes = (label for split in _visible(folder) for label in _visible(split))
+    suffixes = (path.suffix.lower() for label in classes for path in _visible(label, False))
+    return dict(sorted(Counter(s for s in suffixes if s not in _SUFFIXES).items()))
 
 
 def _visible(folder: Path, folders: bool = True) -> list[Path]:
@@ -168,6 +178,8 @@ def main(argv: list[str]) -> None:
         raise SystemExit(f"error: {error}") from error
     for split, info in builder.info.splits.items():
         print(f"{_NAME.value}/{split}: {info.num_examples} images")
+    for suffix, count in ignored(Path(_IMAGES.value)).items():
+        print(f"left out, named {suffix or 'without a suffix'}: {count}")
     print(f"left out, not decodable: {len(builder.bad_images)}")
     for path in builder.bad_images:
         print(f"  {path}")

@@ -171,19 +171,34 @@ class _TfdsRecords(Sequence[Record]):
     """A TFDS data source with every record's image left encoded and its key added."""
 
     name: str
+    folder: Path
     source: Any
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: Any) -> Any:
-        record = self.source[index]
+        record = self._read(int(index))
         file_name = record.get("file_name", b"")
         return {
             "image": record["image"],
             "label": int(record["label"]),
             "key": file_name.decode() or f"{self.name}[{int(index)}]",
         }
+
+    def _read(self, index: int) -> Record:
+        try:
+            record = dict(self.source[index])
+        except (RuntimeError, OSError) as error:  # of array_record
+            reason = f"{error}"
+        else:
+            if record.get("label") is not None:  # past the end of a file that is cut short
+                return record
+            reason = "it is cut short"
+        raise ValueError(
+            f"{self.name}[{index}] cannot be read ({reason}). The dataset's files in {self.folder} "
+            "are damaged: remove the folder and prepare it again."
+        )
 
 
 def tfds_folder(data_dir: str) -> Path:
@@ -257,6 +272,9 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
     except ValueError as error:
         raise ValueError(f"Split {split!r} of dataset {dataset!r}: {error}") from error
     if not len(source):
-        raise ValueError(f"Split {split!r} of dataset {dataset!r} holds no image.")
-    records = _TfdsRecords(f"{dataset}/{split}", source)
+        raise ValueError(
+            f"Split {split!r} of dataset {dataset!r} holds no image. Ask for another part of it, "
+            "or prepare the dataset again."
+        )
+    records = _TfdsRecords(f"{dataset}/{split}", folder, source)
     return Split(records, tuple(features["label"].names))

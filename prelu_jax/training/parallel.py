@@ -45,11 +45,12 @@ class Parallel:
 
     def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
         """Raises a ValueError if the devices cannot share a batch equally, in parts of a size."""
-        if batch_size % (len(self.devices) * parts):
+        n = len(self.devices)
+        if batch_size % (n * parts):
             each = f", in {parts} parts each (config.accumulate)" if parts > 1 else ""
             raise ValueError(
                 f"config.batch_size is {batch_size}, expected a multiple of the "
-                f"{len(self.devices)} devices that share it{each}."
+                f"{f'{n} devices that share' if n > 1 else 'device that takes'} it{each}."
             )
 
     def replicate(self, tree: Any) -> Any:

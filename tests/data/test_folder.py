@@ -53,6 +53,8 @@ def command(images, tmp_path, *more):
 def test_a_file_that_does_not_decode_is_named_or_counted(images, tmp_path):
     (images / "train/cat/broken.jpg").write_bytes(b"no image")
     (images / "train/dog/empty.png").write_bytes(b"")
+    (images / "train/dog/photo.WEBP").write_bytes(b"")
+    (images / "test/dog/LICENSE").write_bytes(b"")
     failed = command(images, tmp_path)
     assert failed.returncode == 1
     assert "broken.jpg does not decode" in failed.stderr
@@ -62,6 +64,8 @@ def test_a_file_that_does_not_decode_is_named_or_counted(images, tmp_path):
     assert skipped.returncode == 0, skipped.stderr
     assert "pets/train: 5 images" in skipped.stdout
     assert "left out, not decodable: 2" in skipped.stdout
+    assert "left out, named .webp: 1" in skipped.stdout
+    assert "left out, named without a suffix: 1" in skipped.stdout
     assert "broken.jpg" in skipped.stdout
 
 
@@ -72,6 +76,7 @@ def test_a_file_that_does_not_decode_is_named_or_counted(images, tmp_path):
         ({"train": {"cat": 0}}, "train holds no image"),
         ({"train": {"cat": 1, "dog": 0}}, r"Classes of 'train' hold no image of their own.*dog"),
         ({"test": {"cat": 1}}, "holds test, expected a folder train"),
+        ({"photos/train": {"cat": 1}}, "holds photos, expected .* seems to be .*/photos"),
         ({"train": {"cat": 1}, "test": {"cow": 1}}, r"'test' has classes that 'train' lacks.*cow"),
     ],
 )

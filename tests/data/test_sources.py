@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from prelu_jax.data import decoding, sources
+from prelu_jax.data import decoding, folder, sources
+from tests.conftest import write_images
 
 
 def test_digits_are_every_digit_once_in_two_splits():
@@ -70,3 +71,21 @@ def test_a_class_with_too_few_examples_is_named():
         sources.subset(split, "0-1")
     with pytest.raises(ValueError, match=r"Class 1 \(dog\) has 1 examples, 2 asked for"):
         sources.subset(split, "1", 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: content[: len(content) // 2], "it is cut short"),
+        (lambda content: b"", "should be at least 64KB"),
+        (lambda content: content[:200] + bytes(500) + content[700:], "hash mismatch"),
+    ],
+)
+def test_damaged_files_of_a_dataset_are_named(damage, reason, tmp_path):
+    images = write_images(tmp_path / "images", {"train": {"a": 5}})
+    folder.prepare(images, "photos", str(tmp_path / "tfds"))
+    (file,) = (tmp_path / "tfds").rglob("*.array_record*")
+    file.write_bytes(damage(file.read_bytes()))
+    split = sources.load("photos", "train", str(tmp_path / "tfds"))
+    with pytest.raises(ValueError, match=rf"photos/train\[.\].*{reason}.*photos/1.0.0 are dam"):
+        [split[i] for i in range(5)]
