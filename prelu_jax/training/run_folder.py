@@ -16,11 +16,12 @@ checkpoints/       see `checkpoint`
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-from tensorboardX.proto import summary_pb2
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from prelu_jax.training.config import TrainConfig
 
@@ -32,7 +33,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._events: SummaryWriter | None = None
+        # No SummaryWriter: Ctrl-C can stop the queue to its thread, which it waits for at the end.
+        self._events: EventsWriter | None = None
 
     def claim(self, config: TrainConfig) -> None:
         """Makes the folder this configuration's.
@@ -108,15 +110,21 @@ class RunFolder:
         """
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+        step = record["step"]
         if self._events is None:
-            self._events = SummaryWriter(str(self.path), purge_step=record["step"])
+            self._events = EventsWriter(str(self.path / "events"))
+            # TensorBoard hides what a run that was stopped has written from this step on.
+            begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._events.write_event(event_pb2.Event(step=step, session_log=begun))
         # One event for all: one each would take longer than to measure what is in them.
         scalars = summary_pb2.Summary()
         for name, value in {**record, **clock}.items():
             values = value if isinstance(value, dict) else {"": value}
             for suffix, scalar in values.items():
                 scalars.value.add(tag=f"{name}/{suffix}" if suffix else name, simple_value=scalar)
-        self._events.file_writer.add_summary(scalars, record["step"])
+        event = event_pb2.Event(wall_time=time.time(), step=step, summary=scalars)
+        self._events.write_event(event)
+        self._events.flush()
 
     def close(self) -> None:
         if self._events is not None:

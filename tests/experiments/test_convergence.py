@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from experiments import convergence, convergence_30
+from experiments import convergence, convergence_30, record
 from prelu_jax.data import folder
 from tests.conftest import write_images
 from tests.experiments.conftest import ROOT, SHORT, environment, run, start
@@ -143,6 +143,12 @@ def test_a_killed_run_resumes_to_the_bytes_of_an_uninterrupted_one(tmp_path):
     assert "Claims:" in resumed.stdout, resumed.stderr
     for name in ("he/seed_0/metrics.jsonl", "xavier/seed_0/metrics.jsonl", "curves.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert record.read(tmp_path / "killed").resumed
+    assert not record.read(tmp_path / "whole").resumed
+    again = run("convergence_30", f"--workdir={tmp_path / 'whole'}", *longer)
+    assert "Claims:" in again.stdout, again.stderr
+    found = record.read(tmp_path / "whole")
+    assert (found.resumed, found.commands) == (False, 2)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -23,6 +24,16 @@ one = Parallel(jax.local_devices()[:1])
 
 def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(folder):
+    """What TensorBoard is told."""
+    for file in folder.glob("events.*"):
+        data = file.read_bytes()
+        while data:  # a TFRecord: its length in 8 bytes, 4 of a checksum, the event, 4 again
+            end = 12 + int.from_bytes(data[:8], "little")
+            yield event_pb2.Event.FromString(data[12:end])
+            data = data[end + 4 :]
 
 
 def undisturbed(folder, **fields):
@@ -69,14 +80,11 @@ def test_a_run_is_a_folder_that_says_what_it_was_and_what_it_measured(finished):
 
 
 def test_tensorboard_is_told_the_same(measured):
-    told = {}
-    for file in measured.glob("events.*"):
-        data = file.read_bytes()
-        while data:  # a TFRecord: its length in 8 bytes, 4 of a checksum, the event, 4 again
-            end = 12 + int.from_bytes(data[:8], "little")
-            event = event_pb2.Event.FromString(data[12:end])
-            told.update({(event.step, v.tag): v.simple_value for v in event.summary.value})
-            data = data[end + 4 :]
+    told = {
+        (event.step, value.tag): value.simple_value
+        for event in events(measured)
+        for value in event.summary.value
+    }
     for record in records(measured):
         for name, value in record.items():
             for layer, number in (value if isinstance(value, dict) else {"": value}).items():
@@ -262,3 +270,13 @@ def test_four_devices_log_what_one_does(measured, tmp_path):
                 np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
             elif name.startswith("signal_"):
                 assert b[name] == pytest.approx(a[name], rel=1e-3), name
+
+
+def test_what_is_logged_waits_for_no_thread_that_an_interrupt_could_stop(tmp_path):
+    run, before = RunFolder(tmp_path), {*threading.enumerate()}
+    run.log({"step": 3, "train_loss": 2.0})
+    assert {*threading.enumerate()} <= before
+    version, begun, logged = events(tmp_path)  # though the run is not closed
+    assert version.file_version == "brain.Event:2"
+    assert (begun.step, begun.session_log.status) == (3, event_pb2.SessionLog.START)
+    assert logged.step == 3
