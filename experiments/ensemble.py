@@ -1,7 +1,7 @@
 """He et al. 2015, Table 7: six models together.
 
     python -m experiments.ensemble --scale=laptop --config.runs=runs/large_models_laptop
-    python -m experiments.ensemble --config.members=DIR,DIR,...
+    python -m experiments.ensemble --seeds=1 --config.members=DIR,DIR,...
 
 The four models of Table 6 and two more of A and B, each tested densely at all scales; their softmax
 scores are averaged. With ``runs``, those of `experiments.large_models` are not trained again; with
@@ -50,7 +50,7 @@ def of_scale(scale: str) -> Config:
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains and tests the members, or reads them; writes the table and the figure."""
     if config.members:
-        return _given(config, workdir)
+        return _given(config, workdir, seeds)
     if config.runs and not (Path(config.runs) / "a_prelu").is_dir():
         raise ValueError(
             f"config.runs is {config.runs}, expected the work folder of a finished "
@@ -69,9 +69,11 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     return judge(errors)
 
 
-def _given(config: Config, workdir: Path) -> list[Claim]:
+def _given(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """The ensemble of finished runs; it claims nothing."""
     folders = [Path(folder.strip()) for folder in config.members.split(",")]
+    if seeds > 1:
+        raise ValueError("config.members is one ensemble: expected --seeds=1.")
     if config.runs or not 1 < len(folders) == len(set(folders)):
         raise ValueError(
             f"config.members is {config.members}, expected two folders or more, each once, and "

@@ -202,6 +202,8 @@ def test_members_that_cannot_be_are_refused_before_anything_trains(fields, messa
     config = dataclasses.replace(ensemble.of_scale("laptop"), **fields)
     with pytest.raises(ValueError, match=message):
         ensemble.run(config, tmp_path / "runs", 1)
+    with pytest.raises(ValueError, match="config.members is one ensemble: expected --seeds=1"):
+        ensemble.run(dataclasses.replace(config, members="a,b"), tmp_path / "runs", 5)
     assert not (tmp_path / "runs").exists()
 
 
