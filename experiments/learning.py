@@ -53,6 +53,7 @@ def cifar10() -> Config:
     return dataclasses.replace(
         _reduced(),
         dataset="cifar10",
+        learned=(0.26, 0.27),  # seed 0 has 23.9 and 24.7 %; others may have a point or two more
         colour=0.1,
         # The paper's. After 1,500 steps at seed 100, which no table uses, the 14-layer net has
         # 44.7 % with it, 47.5 % with 0.005.
