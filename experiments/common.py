@@ -16,18 +16,24 @@ from tqdm import tqdm
 from experiments import record
 from experiments.results import Claim
 from prelu_jax import names
-from prelu_jax.training import loop
+from prelu_jax.training import loop, processes
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
 
 _EXAMPLES_A_CORE = 16  # of a batch, at least
 _THREADS_A_CORE = 4
 
+_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
+
 Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
 
 
 def main(
-    name: str, configs: Mapping[str, Callable[[], Any]], run: Run, default_seeds: int = 3
+    name: str,
+    configs: Mapping[str, Callable[[], Any]],
+    run: Run,
+    default_seeds: int = 3,
+    alone: bool = False,
 ) -> None:
     """Runs an experiment from the command line; the exit status is 1 if a claim fails.
 
@@ -36,6 +42,7 @@ def main(
         configs: scale -> its configuration, a dataclass whose fields are flags, --config.FIELD.
         run: takes the configuration, the work folder and the number of seeds.
         default_seeds: how many, where the command does not say.
+        alone: it is for one process, not for several.
     """
     scale = flags.DEFINE_string("scale", "laptop", f"One of {', '.join(configs)}.")
     workdir = flags.DEFINE_string("workdir", "", "Where runs go; default runs/<name>_<scale>.")
@@ -52,10 +59,11 @@ def main(
     flags.FLAGS.unparse_flags()
     about = "The configuration of this scale; --config.FIELD=VALUE sets a field."
     holder = config_flags.DEFINE_config_dataclass("config", config, about)
-    for flag in ("scale", "workdir", "seeds", "config"):  # what --help shows
+    _define_processes()
+    for flag in ("scale", "workdir", "seeds", "config", *_PROCESSES):  # what --help shows
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
 
-    def start(argv: list[str]) -> None:
+    def start(argv: list[str]) -> int:
         if len(argv) > 1:
             raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
         if not flags.FLAGS["verbosity"].present:
@@ -65,10 +73,12 @@ def main(
         folder = Path(workdir.value or f"runs/{name}_{scale.value}")
         started, stopped = time.monotonic(), False
         try:
-            stopped = record.begin(folder)
+            _join(alone)
+            stopped = processes.is_first() and record.begin(folder)
             claims = run(holder.value, folder, seeds.value)
         except (ValueError, ImportError, OSError) as error:
-            record.refuse(folder, stopped)
+            if processes.is_first():
+                record.refuse(folder, stopped)
             if logging.get_verbosity() > 0:
                 raise
             raise SystemExit(f"error: {error} (--verbosity=1 shows where.)") from error
@@ -80,9 +90,44 @@ def main(
         for claim in claims:
             print(claim)
         record.write(folder, name, scale.value, seeds.value, seconds, stopped, claims)
-        sys.exit(0 if all(claim.passed for claim in claims) else 1)
+        return 0 if all(claim.passed for claim in claims) else 1
 
-    app.run(start)
+    def together(argv: list[str]) -> None:
+        with processes.all_or_none():
+            status = start(argv)
+        sys.exit(status)
+
+    app.run(together)
+
+
+def _define_processes() -> None:
+    flags.DEFINE_bool("distributed", False, "One of several processes, as TPU pods and SLURM tell.")
+    flags.DEFINE_string("coordinator_address", None, "Elsewhere: of process 0, host:port.")
+    flags.DEFINE_integer("num_processes", None, "Elsewhere: how many there are.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Elsewhere: which this one is.", lower_bound=0)
+
+
+def _join(alone: bool) -> None:
+    """Joins the other processes of the run, if the flags say that there are any.
+
+    Raises:
+        ValueError: the flags do not go together, or the experiment is for one process alone.
+    """
+    values = flags.FLAGS
+    told = (values.coordinator_address, values.num_processes, values.process_id)
+    if len({value is None for value in told}) > 1:
+        raise ValueError(
+            "Expected all of --coordinator_address, --num_processes and --process_id, or none."
+        )
+    if told[0] and not values.process_id < values.num_processes:
+        raise ValueError(
+            f"--process_id is {values.process_id}, expected below --num_processes, "
+            f"{values.num_processes}."
+        )
+    if told[0] or values.distributed:
+        if alone:
+            raise ValueError("This experiment is for one process: give no flag of several.")
+        processes.join(*told)
 
 
 def _only(argv: Sequence[str], flag: str) -> list[str]:
@@ -136,6 +181,8 @@ def train_all(
 ) -> None:
     """Trains every run that its folder does not hold finished, one after another.
 
+    Of several processes, all but the first end here.
+
     Args:
         runs: folder -> (label, configuration).
         parallel: the devices; all that the smallest batch can feed by default.
@@ -145,7 +192,12 @@ def train_all(
         loop.check(config, parallel)  # all of them before the first trains
     for folder, (label, config) in runs.items():
         with tqdm(
-            total=config.num_steps, desc=label, unit="step", smoothing=0.1, mininterval=1
+            total=config.num_steps,
+            desc=label,
+            unit="step",
+            smoothing=0.1,
+            mininterval=1,
+            disable=not processes.is_first(),
         ) as bar:
 
             def progress(step: int, error: float | None, bar: tqdm = bar) -> None:
@@ -154,6 +206,8 @@ def train_all(
 
             status = loop.train(config, folder, progress, parallel)
             bar.set_postfix_str(f"{status['status']} at step {status['step']}")
+    if not processes.is_first():
+        sys.exit(0)
 
 
 def use_every_core(batch_size: int) -> None:
@@ -170,6 +224,8 @@ def use_every_core(batch_size: int) -> None:
     os.environ.setdefault("NPROC", str(_THREADS_A_CORE * (cores or 1)))
     chosen = os.environ.get("XLA_FLAGS", "") + " ".join(os.environ)
     if "host_platform_device_count" in chosen or "JAX_NUM_CPU_DEVICES" in chosen:
+        return
+    if processes.are_several():  # each takes one
         return
     fitting = range(1, min(cores or 1, batch_size // _EXAMPLES_A_CORE) + 1)
     devices = max((n for n in fitting if batch_size % n == 0), default=1)

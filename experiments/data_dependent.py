@@ -317,4 +317,6 @@ def write_csv(found: Grid, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    common.main("data_dependent", {"laptop": laptop, "cifar10": cifar10}, run, default_seeds=2)
+    common.main(
+        "data_dependent", {"laptop": laptop, "cifar10": cifar10}, run, default_seeds=2, alone=True
+    )

@@ -217,4 +217,10 @@ def _counts(verdicts: Mapping[tuple[str, str], Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    common.main("signal_profile", {"laptop": laptop, "imagenet": imagenet}, run, default_seeds=16)
+    common.main(
+        "signal_profile",
+        {"laptop": laptop, "imagenet": imagenet},
+        run,
+        default_seeds=16,
+        alone=True,
+    )

@@ -121,7 +121,8 @@ def scores(
 def _test(
     folder: Path, tests: Mapping[Path, tuple[str, int]], batch_size: int, parallel: Parallel
 ) -> None:
-    """Tests the run in a folder; each test's scores go to its file."""
+    """Tests the run in a folder, in this process; each test's scores go to its file."""
+    parallel = parallel.of_this_process()
     run = finished.load(folder)
     _, split = run_data.splits(run.config)
     model = start.model(run.config, len(split.class_names))

@@ -118,6 +118,26 @@ class Crop:
         return None if image is None else _middle(image, self.size, self.size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one process of several reads of every batch: the ``index``-th of ``count`` equal parts.
+
+    The examples of a batch, their order and their crops are the same for any number of processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def place(self, i: int, batch_size: int) -> int:
+        """Where the i-th example that the process reads lies among all, batch after batch."""
+        part = batch_size // self.count
+        batch, row = divmod(i, part)
+        return batch * batch_size + self.index * part + row
+
+
+ALL = Share()
+
+
 def train_batches(
     split: sources.Split,
     crop: Crop,
@@ -127,6 +147,7 @@ def train_batches(
     stop: int,
     tally: Tally | None = None,
     threads: int = THREADS,
+    share: Share = ALL,
 ) -> Iterator[Batch]:
     """Batches ``first, …, stop - 1`` of an endless run through the split, shuffled every epoch.
 
@@ -140,9 +161,10 @@ def train_batches(
         tally: told what is odd. In the place of a record that is left out comes the next of the
             split that decodes.
         threads: that read ahead; they make no difference to what is read.
+        share: of every batch, what is read here; its count divides the batch size.
 
     Yields:
-        ``image``, uint8 ``[batch_size, size, size, 3]``, and ``label``, int32 ``[batch_size]``.
+        ``image``, uint8 ``[b, size, size, 3]``, and ``label``, int32 ``[b]``, of the share.
 
     Raises:
         ValueError: an image does not decode and is not left out, or a label is none of the split's
@@ -158,15 +180,11 @@ def train_batches(
                 return {"image": image, "label": np.int32(record["label"])}
         raise ValueError(f"None of the {len(split)} images decodes.")
 
-    batches = (
-        grain.MapDataset.range(len(split))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(example)
-        .batch(batch_size)
-    )
-    return iter(batches.slice(slice(first, stop)).to_iter_dataset(_read_options(threads)))
+    run = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat().random_map(example)
+    part = batch_size // share.count
+    places = grain.MapDataset.range(first * part, stop * part)
+    batches = places.map(lambda i: run[share.place(i, batch_size)]).batch(part)
+    return iter(batches.to_iter_dataset(_read_options(threads)))
 
 
 def eval_batches(
@@ -177,6 +195,7 @@ def eval_batches(
     seed: int = 0,
     tally: Tally | None = None,
     threads: int = THREADS,
+    share: Share = ALL,
 ) -> Iterator[Batch]:
     """Every example of the split once, in centre crops; the last batch is padded.
 
@@ -188,10 +207,11 @@ def eval_batches(
         seed: chooses the examples when not all are asked for.
         tally: told what is odd; a record that is left out is masked.
         threads: that read ahead; they make no difference to what is read.
+        share: of every batch, what is read here; its count divides the batch size.
 
     Yields:
-        ``image``, ``label``, and ``mask``, float32 ``[batch_size]``: 1 for an example, 0 for
-        padding and for what is left out.
+        ``image``, ``label``, and ``mask``, float32 ``[b]``: 1 for an example, 0 for padding and for
+        what is left out; of the share.
 
     Raises:
         ValueError: as `train_batches`.
@@ -199,20 +219,28 @@ def eval_batches(
 
     of_run = tally or Tally()
 
-    def example(index: int) -> sources.Record:
-        record = _labelled(split, index)
+    none = {
+        "image": np.zeros((crop.size, crop.size, 3), np.uint8),
+        "label": np.int32(0),
+        "mask": np.float32(0),
+    }
+    chosen = grain.MapDataset.range(len(split))
+    if 0 < examples < len(split):
+        chosen = chosen.seed(seed).shuffle().slice(slice(0, examples))
+
+    def example(i: int) -> sources.Record:
+        place = share.place(i, batch_size)
+        if place >= len(chosen):
+            return none
+        record = _labelled(split, chosen[place])
         image = crop.centre(record, of_run)
         if image is None:
-            image = np.zeros((crop.size, crop.size, 3), np.uint8)
-            return {"image": image, "label": np.int32(0), "mask": np.float32(0)}
+            return none
         return {"image": image, "label": np.int32(record["label"]), "mask": np.float32(1)}
 
-    dataset = grain.MapDataset.range(len(split))
-    if 0 < examples < len(split):
-        dataset = dataset.seed(seed).shuffle().slice(slice(0, examples))
-    batches = dataset.map(example).batch(batch_size)
-    for batch in batches.to_iter_dataset(_read_options(threads)):
-        yield _pad(batch, batch_size)
+    part = batch_size // share.count
+    places = grain.MapDataset.range(-(-len(chosen) // batch_size) * part)
+    yield from places.map(example).batch(part).to_iter_dataset(_read_options(threads))
 
 
 def whole_images(
@@ -263,11 +291,6 @@ def _labelled(split: sources.Split, index: int) -> sources.Record:
             f"{len(split.class_names)} classes, numbered from 0. Is it a split without labels?"
         )
     return record
-
-
-def _pad(batch: Batch, batch_size: int) -> Batch:
-    missing = batch_size - len(batch["label"])
-    return {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
 
 
 def _read_options(threads: int) -> grain.ReadOptions:

@@ -14,16 +14,32 @@ from prelu_jax.training.state import TrainState
 _KEEP = 2  # if the newest turns out to be cut short, the one before is still there
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Of several processes, whoever asks works by itself and waits for no other."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
+
+
 class Checkpoints:
     """The checkpoints of one run, oldest first, in a folder that Orbax manages."""
 
     def __init__(self, folder: Path) -> None:
         # The few files of one process need no thread: a save is whole when `save` returns.
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=_KEEP,
+            create=False,
+            enable_async_checkpointing=False,
+            multiprocessing_options=_alone(),
+        )
         self._folder = folder.absolute()
+        self._folder.mkdir(parents=True, exist_ok=True)
         # With a handler named, Orbax does not guess from the newest folder, which may be damaged.
         self._manager = ocp.CheckpointManager(
-            self._folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+            self._folder,
+            options=options,
+            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=_alone()),
         )
 
     def steps(self) -> list[int]:

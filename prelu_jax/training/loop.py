@@ -1,5 +1,6 @@
 """One run from its configuration to its last step."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from flax import traverse_util
 
 from prelu_jax import evaluation, models, signal
 from prelu_jax.data import augment
-from prelu_jax.training import calibration, pretrained, run_data, signal_log, start
+from prelu_jax.training import calibration, pretrained, processes, run_data, signal_log, start
 from prelu_jax.training import config as config_lib
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.checkpoint import Checkpoints
@@ -47,26 +48,29 @@ def train(
     """
     parallel = parallel or Parallel()
     check(config, parallel)
-    run = RunFolder(folder)
-    if run.status()["status"] in (DONE, DIVERGED):
-        run.claim(config)
-        return run.status()
+    run = RunFolder(folder, writes=processes.is_first())
+    status = processes.from_first(run.status)
+    if status["status"] in (DONE, DIVERGED):
+        processes.from_first(lambda: run.claim(config))
+        return status
 
-    data = RunData(config)
+    data = RunData(config, parallel.share)
     net = start.model(config, data.num_classes)
     source = pretrained.find(config, net)
-    run.claim(config)
-    checkpoints = Checkpoints(folder / "checkpoints")
+    processes.from_first(lambda: run.claim(config))
+    checkpoints = Checkpoints(folder / "checkpoints") if processes.is_first() else None
     try:
         state, error = _start(config, data, net, source, run, checkpoints, parallel)
         return _Run(config, data, run, checkpoints, parallel, progress, error).finish(state)
     finally:
-        checkpoints.close()
+        if checkpoints:
+            checkpoints.close()
         run.close()
 
 
 def check(config: config_lib.TrainConfig, parallel: Parallel) -> None:
     """Raises a ValueError if the configuration cannot be, here, before anything compiles."""
+    processes.check_alike({**dataclasses.asdict(config), "devices": len(parallel.devices)})
     config_lib.validate(config)
     parallel.check_batch_size(config.batch_size, config.accumulate)
     run_data.check(config)
@@ -78,19 +82,28 @@ def _start(
     net: models.RectifierNet,
     source: Finished | None,
     run: RunFolder,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None,
     parallel: Parallel,
 ) -> tuple[state_lib.TrainState, float | None]:
     """The newest checkpoint's state and test error, or the state of step 0 and None."""
     size = net.arch.image_size
     unmeasured = augment.PixelStatistics(jnp.zeros((size, size, 3)), jnp.float32(1))
     pixels = source.pixels if source else unmeasured
-    fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
-    restored = checkpoints.restore(fresh)
-    if restored is not None:
+    state = fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
+
+    def resume() -> dict[str, Any] | None:
+        nonlocal state
+        restored = checkpoints.restore(fresh) if checkpoints else None
+        if restored is None:
+            run.rewind(-1)
+            return None
+        state = restored
         data.tally.add(run.odd_images())
-        return restored, run.rewind(int(restored.step))["test_error"]
-    run.rewind(-1)
+        return run.rewind(int(state.step))
+
+    latest = processes.from_first(resume)
+    if latest is not None:
+        return processes.tree_from_first(state), latest["test_error"]
     if not source:
         fresh = fresh.replace(pixels=data.pixel_statistics())
     if config.datadep != "none":
@@ -109,7 +122,7 @@ class _Run:
         config: config_lib.TrainConfig,
         data: RunData,
         run: RunFolder,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         parallel: Parallel,
         progress: Progress,
         error: float | None,
@@ -117,7 +130,7 @@ class _Run:
         self.config = config
         self.data = data
         self.run = run
-        self.checkpoints = checkpoints
+        self.checkpoints = checkpoints  # of the process that writes
         self.parallel = parallel
         self.progress = progress
         self.error = error  # the latest on the test split
@@ -153,8 +166,9 @@ class _Run:
                 if not finite:
                     return self._diverged(step)
             if step % config.checkpoint_every == 0 or last:
-                self.run.write_odd_images(self.data.tally.keys())
-                self.checkpoints.save(state)
+                self._keep_odd_images()
+                if self.checkpoints:
+                    self.checkpoints.save(state)
                 self.run.write_status(RUNNING, step)
             self.progress(step, self.error)
         return self.run.write_status(
@@ -209,9 +223,15 @@ class _Run:
         self.run.log({"step": step, "epoch": epoch, **results, "learning_rate": rate})
         return state, True
 
+    def _keep_odd_images(self) -> None:
+        """Tells every process what all have met, and writes it."""
+        for keys in processes.gather(self.data.tally.keys()):
+            self.data.tally.add(keys)
+        self.run.write_odd_images(self.data.tally.keys())
+
     def _diverged(self, step: int) -> dict[str, Any]:
         """Something at this step is not finite: nothing after the last checkpoint is kept."""
-        kept = self.checkpoints.steps()
+        kept = self.checkpoints.steps() if self.checkpoints else []
         return self.run.write_status(
             DIVERGED, step, last_good_checkpoint=kept[-1] if kept else None
         )

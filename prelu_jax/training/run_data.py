@@ -60,8 +60,9 @@ def _kept_moments(config: TrainConfig, images: int) -> Path | None:
 class RunData:
     """The splits of a run and the batches that it reads from them."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, share: pipeline.Share = pipeline.ALL) -> None:
         self._config = config
+        self._share = share  # of every batch
         self._train, self._test = splits(config)
         self._crop = _crop(config)
         self.tally = pipeline.Tally(config.on_bad_image == "skip")
@@ -72,14 +73,17 @@ class RunData:
         """The run's batches from step ``first`` on."""
         c = self._config
         return pipeline.train_batches(
-            self._train, self._crop, c.batch_size, c.seed, first, c.num_steps, self.tally
+            *(self._train, self._crop, c.batch_size, c.seed, first, c.num_steps, self.tally),
+            share=self._share,
         )
 
     def eval_batches(self) -> Iterator[pipeline.Batch]:
         """The test examples, each once."""
         c = self._config
         return pipeline.eval_batches(
-            self._test, self._crop, c.batch_size, c.test_examples, tally=self.tally
+            *(self._test, self._crop, c.batch_size, c.test_examples),
+            tally=self.tally,
+            share=self._share,
         )
 
     def pixel_statistics(self) -> augment.PixelStatistics:

@@ -29,10 +29,16 @@ RUNNING, DONE, DIVERGED = "running", "done", "diverged"
 
 
 class RunFolder:
-    """Reads and writes the files of one run."""
+    """Reads and writes the files of one run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the folder.
+        writes: False in a process that leaves that to another: what logs and writes does nothing.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
         self.path = path
+        self._writes = writes
         # No SummaryWriter: Ctrl-C can stop the queue to its thread, which it waits for at the end.
         self._events: EventsWriter | None = None
 
@@ -68,19 +74,19 @@ class RunFolder:
 
     def write_status(self, status: str, step: int, **details: Any) -> dict[str, Any]:
         record = {"status": status, "step": step, **details}
-        _write_json(self.path / "status.json", record)
+        self._write("status.json", record)
         return record
 
     def write_init_report(self, report: list[dict[str, Any]]) -> None:
-        _write_json(self.path / "init_report.json", report)
+        self._write("init_report.json", report)
 
     def write_calibration(self, reports: list[dict[str, Any]]) -> None:
-        _write_json(self.path / "calibration.json", reports)
+        self._write("calibration.json", reports)
 
     def write_odd_images(self, keys: dict[str, list[str]]) -> None:
         """Keeps what the run has met so far, if anything; a start from a checkpoint reads it."""
         if any(keys.values()):
-            _write_json(self.path / "odd_images.json", keys)
+            self._write("odd_images.json", keys)
 
     def odd_images(self) -> dict[str, list[str]]:
         """What `write_odd_images` kept."""
@@ -108,6 +114,8 @@ class RunFolder:
             record: 'step' and what was measured there; by-layer values nest one level.
             **clock: what the machine's speed decides, for TensorBoard alone.
         """
+        if not self._writes:
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         step = record["step"]
@@ -129,6 +137,10 @@ class RunFolder:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+    def _write(self, name: str, content: Any) -> None:
+        if self._writes:
+            _write_json(self.path / name, content)
 
 
 def _write_json(file: Path, content: Any) -> None:

@@ -229,3 +229,19 @@ def test_images_smaller_than_the_crop_are_enlarged_and_counted(caplog):
     untold = pipeline.Tally()
     list(pipeline.eval_batches(decodable(), CROP, 5, tally=untold))
     assert untold.counts() == {}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_shares_of_several_processes_make_up_the_batches_of_one(count):
+    def read(share=pipeline.ALL):
+        split, crop = split_of(10), pipeline.Crop(20, 24, 40)
+        trained = pipeline.train_batches(split, crop, 6, 3, 2, 9, share=share)
+        tested = pipeline.eval_batches(split, crop, 6, share=share)
+        return list(trained) + list(tested)
+
+    shares = [read(pipeline.Share(index, count)) for index in range(count)]
+    whole = read()
+    assert len(whole) == 7 + 2
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for key, value in batch.items():
+            np.testing.assert_array_equal(value, np.concatenate([part[key] for part in parts]))

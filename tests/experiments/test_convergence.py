@@ -53,6 +53,11 @@ def test_from_a_flag_to_a_picture(experiment, tmp_path):
         (["--config.seed=3000000000"], "config.seed is 3000000000, expected in"),
         (["--noconfig.flipp"], "Unknown config field 'flipp'. Did you mean 'flip'?"),
         (["--scale"], "scale"),
+        (["--process_id=1"], "Expected all of --coordinator_address, --num_processes"),
+        (
+            ["--coordinator_address=127.0.0.1:1", "--num_processes=2", "--process_id=2"],
+            "--process_id is 2, expected below --num_processes, 2",
+        ),
     ],
 )
 def test_bad_flags_are_refused_before_anything_runs(arguments, message, tmp_path):
@@ -78,6 +83,13 @@ print(sum("XLAEigen" in name for name in names), len(os.sched_getaffinity(0)))
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     threads, cores = map(int, done.stdout.split())
     assert threads == 4 * cores
+
+
+@pytest.mark.parametrize("experiment", ["signal_profile", "data_dependent"])
+def test_experiments_for_one_process_say_so(experiment, tmp_path):
+    failed = run(experiment, f"--workdir={tmp_path / 'run'}", "--distributed")
+    assert failed.returncode == 1
+    assert "This experiment is for one process" in failed.stderr
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):

@@ -1,0 +1,145 @@
+"""Several processes that are one run: how they join, agree and tell each other what one knows.
+
+Only the first reads and writes the run's folder. What it finds there, errors too, it tells the
+others, so that all go the same way. With one process nothing is sent.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import prelu_jax
+
+T = TypeVar("T")
+
+# A process that has died ends the others after so long.
+HEARTBEAT_TIMEOUT = 30  # seconds
+# The others wait for the first, which draws and writes what came of the runs.
+_SHUTDOWN_TIMEOUT = 3600  # seconds
+_TOLD = {error.__name__: error for error in (ValueError, OSError)}
+
+
+def join(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the other processes; before anything asks JAX for its devices.
+
+    Args:
+        coordinator_address: of the first process, 'host:port'; None where the platform says how (a
+            TPU pod, SLURM).
+        num_processes: how many there are.
+        process_id: which this one is, from 0 on.
+    """
+    # On CPUs; others have their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+    )
+
+
+def are_several() -> bool:
+    """Whether this process has joined others; JAX may not yet have looked for its devices."""
+    return jax.distributed.is_initialized()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that reads and writes."""
+    return not are_several() or jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """Ends this process at once if it fails within, so that it takes the others with it.
+
+    An exit in order would wait for the others, and they for this one's part of a sum.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else traceback.format_exc()
+        if not status or not are_several():
+            raise
+        number = status if isinstance(status, int) else 1
+        print("" if status is number else status, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(number)
+
+
+def gather(content: Any) -> list[Any]:
+    """What every process gives, in the order of the processes; as JSON has it."""
+    if not are_several():
+        return [content]
+    given = np.frombuffer(json.dumps(content).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(given.size))
+    padded = np.pad(given, (0, int(sizes.max()) - given.size))
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, as JSON has it, for all of them.
+
+    Raises:
+        ValueError, OSError: the first process raised it; all of them do then.
+    """
+    if not are_several():
+        return make()
+    told: dict[str, Any] = {}
+    if is_first():
+        try:
+            told = {"made": make()}
+        except (ValueError, OSError) as error:
+            kind = next(name for name, of in _TOLD.items() if isinstance(error, of))
+            told = {"error": str(error), "kind": kind}
+    first, *_ = gather(told)
+    if "error" in first:
+        raise _TOLD[first["kind"]](first["error"])
+    made: T = first["made"]
+    return made
+
+
+def tree_from_first(tree: Any) -> Any:
+    """The first process's arrays, for all of them; each gives a tree of the same shapes."""
+    return multihost_utils.broadcast_one_to_all(tree) if are_several() else tree
+
+
+def check_alike(facts: Mapping[str, Any]) -> None:
+    """Raises a ValueError if processes differ in these facts or in their code; it names them.
+
+    Args:
+        facts: what has to be the same, as JSON has it.
+    """
+    first, *others = gather({**facts, "code": _code(), "jax": jax.__version__})
+    differing = [
+        f"{name} is {first.get(name)!r} in process 0, {other.get(name)!r} in process {i}"
+        for i, other in enumerate(others, start=1)
+        for name in sorted({*first, *other})
+        if first.get(name) != other.get(name)
+    ]
+    if differing:
+        raise ValueError(f"Processes of one run differ: {'; '.join(differing)}.")
+
+
+def _code() -> str:
+    """A hash of this package's files."""
+    digest = hashlib.sha256()
+    root = Path(prelu_jax.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,121 @@
+import json
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from prelu_jax.training import loop
+from prelu_jax.training.parallel import Parallel
+from tests.experiments.conftest import ROOT, environment
+from tests.training import worker
+from tests.training.conftest import tiny_config
+from tests.training.test_loop import records
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_arch")]
+
+
+def start(count, scenario, devices=1, **arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = json.dumps(arguments, default=str)
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.training.worker", address, str(count), str(index)),
+                *(str(devices), scenario, arguments),
+            ],
+            cwd=ROOT,
+            env=environment(NPROC="8"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def run(count, scenario, devices=1, **arguments):
+    """What each of several processes has found."""
+    started = start(count, scenario, devices, **arguments)
+    ended = [process.communicate(timeout=240) for process in started]
+    assert [process.returncode for process in started] == [0] * count, ended
+    return [json.loads(out.splitlines()[-1]) for out, _ in ended]
+
+
+def assert_same_curve(folder, other):
+    for a, b in zip(records(folder), records(other), strict=True):
+        for (key, value), (name, expected) in zip(a.items(), b.items(), strict=True):
+            assert key == name
+            flat = value.values() if isinstance(value, dict) else [value]
+            flat_expected = expected.values() if isinstance(expected, dict) else [expected]
+            np.testing.assert_allclose(list(flat), list(flat_expected), rtol=1e-4, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of an uninterrupted run in one process, on two devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(worker.arch.REGISTRY, "tiny", worker.TINY)
+        config = tiny_config(rectifier="prelu")
+        loop.train(config, folder, parallel=Parallel(jax.local_devices()[:2]))
+    return folder
+
+
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), (2, 2), (4, 1)])
+def test_several_processes_train_what_one_does(count, devices, alone, tmp_path):
+    statuses = run(count, "train", devices, folder=tmp_path)
+    assert [status["status"] for status in statuses] == ["done"] * count
+    assert_same_curve(tmp_path, alone)
+    assert len({status["test_error"] for status in statuses}) == 1
+    assert sorted(int(step.name) for step in (tmp_path / "checkpoints").iterdir()) == [8, 12]
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
+    one = Parallel(jax.local_devices()[:1])
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(tiny_config(rectifier="prelu"), tmp_path, interrupt_at(4), one)
+    assert run(2, "train", folder=tmp_path, stop=8) == [None, None]
+    assert [status["status"] for status in run(4, "train", folder=tmp_path)] == ["done"] * 4
+    assert_same_curve(tmp_path, alone)
+
+
+def interrupt_at(stop):
+    def progress(step, error):
+        if step == stop:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_replicas_are_the_same_to_the_bit_after_200_steps_unless_the_mean_is_forgotten():
+    assert run(2, "replicas", steps=200) == [1, 1]
+    assert run(2, "without_mean", steps=2) == [2, 2]
+
+
+def test_processes_with_other_configurations_are_told_apart_by_name(tmp_path):
+    first, second = run(2, "differing", folder=tmp_path / "run")
+    assert first == second
+    assert "learning_rate is 0.01 in process 0, 1.01 in process 1" in first
+    assert "seed is 0 in process 0, 1 in process 1" in first
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_first_process_finds_wrong_all_are_told(tmp_path):
+    first, second = run(2, "unreadable", folder=tmp_path)
+    assert first == second
+    assert "None of the checkpoints" in first
+
+
+def test_a_process_that_fails_takes_the_others_with_it(tmp_path):
+    begun = time.monotonic()
+    started = start(2, "failing", folder=tmp_path)
+    ended = [process.communicate(timeout=240) for process in started]
+    assert time.monotonic() - begun < 120
+    assert all(process.returncode for process in started)
+    assert "as if a disk had failed" in ended[1][1]

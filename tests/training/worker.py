@@ -1,0 +1,83 @@
+"""One of several processes that `test_processes` starts; it prints a line of JSON at its end."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+
+from prelu_jax import arch
+from prelu_jax.training import loop, processes, step
+from prelu_jax.training.parallel import Parallel
+from tests.training.conftest import TINY, make_batch, make_state, tiny_config
+
+
+def train(folder, stop=0, **fields):
+    """The status at the end of a run, or None if it was stopped at a step."""
+
+    def progress(at, error):
+        if at == stop:
+            raise KeyboardInterrupt
+
+    try:
+        return loop.train(tiny_config(rectifier="prelu", **fields), Path(folder), progress)
+    except KeyboardInterrupt:
+        return None
+
+
+def replicas(steps):
+    """The parameters' bytes, hashed, in every process after some steps on shares of batches."""
+    parallel, state = Parallel(), make_state()
+    for i in range(steps):
+        whole = make_batch(16, seed=i)
+        rows = slice(8 * parallel.share.index, 8 * (parallel.share.index + 1))
+        part = {key: value[rows] for key, value in whole.items()}
+        state, _ = parallel.train_step(state, part)
+    leaves = [leaf.tobytes().hex() for leaf in jax.tree.leaves(jax.device_get(state.params))]
+    return len(set(map(str, processes.gather(leaves))))
+
+
+def without_mean(steps):
+    """`replicas`, of a step that forgets to take the mean of the gradients."""
+    step.jax.lax.pmean = lambda tree, axis_name: tree
+    return replicas(steps)
+
+
+def differing(folder):
+    """What is said of processes that were given other configurations."""
+    try:
+        train(folder, seed=jax.process_index(), learning_rate=0.01 + jax.process_index())
+    except ValueError as error:
+        return str(error)
+
+
+def unreadable(folder):
+    """What every process is told of a run whose folder the first alone cannot read."""
+    if processes.is_first():
+        Path(folder, "checkpoints").mkdir(parents=True)
+        Path(folder, "checkpoints/4").mkdir()
+    try:
+        train(folder)
+    except OSError as error:
+        return str(error)
+
+
+def failing(folder):
+    """Nothing: the second process fails in its third batch."""
+
+    def progress(at, error):
+        if jax.process_index() == 1:
+            raise RuntimeError("as if a disk had failed")
+
+    loop.train(tiny_config(num_steps=1000), Path(folder), progress)
+
+
+if __name__ == "__main__":
+    address, count, index, devices, scenario, arguments = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    arch.REGISTRY["tiny"] = TINY
+    with processes.all_or_none():
+        processes.join(address, int(count), int(index))
+        found = globals()[scenario](**json.loads(arguments))
+        print(json.dumps(found))
