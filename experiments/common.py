@@ -22,6 +22,7 @@ from prelu_jax.training.parallel import Parallel
 
 _EXAMPLES_A_CORE = 16  # of a batch, at least
 _THREADS_A_CORE = 4
+_STOPPED = 75  # a failure that passes (sysexits.h): a scheduler may start the command again
 
 _PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
 
@@ -85,6 +86,9 @@ def main(
         except KeyboardInterrupt:
             print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
             sys.exit(130)  # as shells have it
+        except loop.StoppedError as stop:
+            print(f"\nStopped {stop}. The same command goes on from there.", file=sys.stderr)
+            return _STOPPED
         seconds = time.monotonic() - started
         print("\nClaims:")
         for claim in claims:
@@ -190,24 +194,32 @@ def train_all(
     parallel = parallel or devices(min(config.batch_size for _, config in runs.values()))
     for _, config in runs.values():
         loop.check(config, parallel)  # all of them before the first trains
-    for folder, (label, config) in runs.items():
-        with tqdm(
-            total=config.num_steps,
-            desc=label,
-            unit="step",
-            smoothing=0.1,
-            mininterval=1,
-            disable=not processes.is_first(),
-        ) as bar:
-
-            def progress(step: int, error: float | None, bar: tqdm = bar) -> None:
-                bar.set_postfix_str(f"error {error:.1%}" if error is not None else "", False)
-                bar.update(step - bar.n)
-
-            status = loop.train(config, folder, progress, parallel)
-            bar.set_postfix_str(f"{status['status']} at step {status['step']}")
+    with processes.preemption() as asked:
+        for folder, (label, config) in runs.items():
+            _train(config, folder, label, parallel, asked)
     if not processes.is_first():
         sys.exit(0)
+
+
+def _train(
+    config: TrainConfig, folder: Path, label: str, parallel: Parallel, stop: Callable[[], bool]
+) -> None:
+    """Trains one run and shows how far it is."""
+    with tqdm(
+        total=config.num_steps,
+        desc=label,
+        unit="step",
+        smoothing=0.1,
+        mininterval=1,
+        disable=not processes.is_first(),
+    ) as bar:
+
+        def progress(step: int, error: float | None) -> None:
+            bar.set_postfix_str(f"error {error:.1%}" if error is not None else "", False)
+            bar.update(step - bar.n)
+
+        status = loop.train(config, folder, progress, parallel, stop)
+        bar.set_postfix_str(f"{status['status']} at step {status['step']}")
 
 
 def use_every_core(batch_size: int) -> None:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,19 @@ from prelu_jax.training.run_folder import DIVERGED, DONE, RUNNING, RunFolder
 Progress = Callable[[int, float | None], None]  # (step, latest test error or None)
 
 
+_SCALARS = ("loss", "error")  # of a step, averaged over the logging interval
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and has saved itself; to train it again goes on from there."""
+
+
 def train(
     config: config_lib.TrainConfig,
     folder: Path,
     progress: Progress = lambda step, error: None,
     parallel: Parallel | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Trains a run to its last step, from its newest checkpoint if the folder holds one.
 
@@ -38,20 +46,22 @@ def train(
         config: the run.
         folder: the run's own folder; made if it is not there.
         progress: told the step, and the latest test error, after every logging interval.
-        parallel: the devices; all of this process by default.
+        parallel: the devices; all by default.
+        stop: asked after every step whether to save and stop there; the same in every process.
 
     Returns:
         The final status: 'done', or 'diverged' if the loss stopped being finite.
 
     Raises:
         ValueError: the configuration cannot be, or the folder holds another's run.
+        StoppedError: ``stop`` said so.
     """
     parallel = parallel or Parallel()
     check(config, parallel)
     run = RunFolder(folder, writes=processes.is_first())
     status = processes.from_first(run.status)
     if status["status"] in (DONE, DIVERGED):
-        processes.from_first(lambda: run.claim(config))
+        processes.from_first(lambda: run.check(config))
         return status
 
     data = RunData(config, parallel.share)
@@ -61,7 +71,9 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints") if processes.is_first() else None
     try:
         state, error = _start(config, data, net, source, run, checkpoints, parallel)
-        return _Run(config, data, run, checkpoints, parallel, progress, error).finish(state)
+        interval = status.get("interval", []) if status["step"] == int(state.step) else []
+        loop = _Run(config, data, run, checkpoints, parallel, progress, stop, error)
+        return loop.finish(state, interval)
     finally:
         if checkpoints:
             checkpoints.close()
@@ -125,6 +137,7 @@ class _Run:
         checkpoints: Checkpoints | None,
         parallel: Parallel,
         progress: Progress,
+        stop: Callable[[], bool],
         error: float | None,
     ) -> None:
         self.config = config
@@ -133,20 +146,25 @@ class _Run:
         self.checkpoints = checkpoints  # of the process that writes
         self.parallel = parallel
         self.progress = progress
+        self.stop = stop
         self.error = error  # the latest on the test split
         self.probe: signal.Probe | None = None  # made by the first measurement
 
-    def finish(self, state: state_lib.TrainState) -> dict[str, Any]:
-        """Takes the remaining steps and returns the final status."""
+    def finish(self, state: state_lib.TrainState, interval: list[dict[str, Any]]) -> dict[str, Any]:
+        """Takes the remaining steps and returns the final status.
+
+        Args:
+            state: before them.
+            interval: metrics of the steps since the last logging interval.
+        """
         config = self.config
         state = self.parallel.replicate(state)
         first = int(state.step)
-        self.run.write_status(RUNNING, first)
+        self.run.write_status(RUNNING, first, **({"interval": interval} if interval else {}))
         if first == 0:
             state, finite = self._evaluate(state, 0)
             if not finite:
                 return self._diverged(0)
-        interval: list[dict[str, Any]] = []
         started = time.monotonic()
         batches = self.data.train_batches(first)
         for step, batch in zip(range(first + 1, config.num_steps + 1), batches, strict=True):
@@ -156,6 +174,8 @@ class _Run:
             interval.append(metrics)
             last = step == config.num_steps
             if step % config.log_every and not last:
+                if self.stop():
+                    self._save_and_stop(state, interval)
                 continue
             diverged_at = self._log(step, interval, started)
             if diverged_at is not None:
@@ -171,6 +191,8 @@ class _Run:
                     self.checkpoints.save(state)
                 self.run.write_status(RUNNING, step)
             self.progress(step, self.error)
+            if not last and self.stop():
+                self._save_and_stop(state, interval)
         return self.run.write_status(
             DONE, config.num_steps, test_error=self.error, **self.data.tally.counts()
         )
@@ -178,7 +200,7 @@ class _Run:
     def _log(self, step: int, interval: list[dict[str, Any]], started: float) -> int | None:
         """Writes the interval's metrics, or returns the first step that is not finite."""
         losses, errors = (
-            jax.device_get([metrics[name] for metrics in interval]) for name in ("loss", "error")
+            jax.device_get([metrics[name] for metrics in interval]) for name in _SCALARS
         )
         by_layer = {
             name: _flat_floats(jax.device_get(interval[-1][name]))
@@ -222,6 +244,18 @@ class _Run:
         epoch = step / self.data.steps_per_epoch
         self.run.log({"step": step, "epoch": epoch, **results, "learning_rate": rate})
         return state, True
+
+    def _save_and_stop(
+        self, state: state_lib.TrainState, interval: list[dict[str, Any]]
+    ) -> NoReturn:
+        """Saves what a run needs to go on from this step as if nothing had happened."""
+        step = int(state.step)
+        self._keep_odd_images()
+        scalars = [{name: float(metrics[name]) for name in _SCALARS} for metrics in interval]
+        self.run.write_status(RUNNING, step, interval=scalars)
+        if self.checkpoints:
+            self.checkpoints.save(state)
+        raise StoppedError(f"at step {step}")
 
     def _keep_odd_images(self) -> None:
         """Tells every process what all have met, and writes it."""

@@ -6,8 +6,10 @@ others, so that all go the same way. With one process nothing is sent.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +81,29 @@ def all_or_none() -> Iterator[None]:
         print("" if status is number else status, file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(number)
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[], bool]]:
+    """Whether the scheduler has asked this run to end, by SIGTERM to any of its processes.
+
+    Yields:
+        A function to be asked after every step of every run: it answers the same in every process.
+    """
+    steps = itertools.count()
+    told: list[int] = []
+
+    def asked() -> bool:
+        return bool(told) or multihost_utils.reached_preemption_sync_point(next(steps))
+
+    if are_several():  # JAX listens, and agrees with the others on a step
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def gather(content: Any) -> list[Any]:

@@ -11,14 +11,17 @@ status.json        'running', 'done' or 'diverged', and the step; at the end als
                    were left out or enlarged, if any were
 odd_images.json    their keys, if there are any, at the last checkpoint
 checkpoints/       see `checkpoint`
+lock               who trains it; held as long as that process lives
 """
 
 import dataclasses
+import fcntl
 import json
 import os
+import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
@@ -41,19 +44,26 @@ class RunFolder:
         self._writes = writes
         # No SummaryWriter: Ctrl-C can stop the queue to its thread, which it waits for at the end.
         self._events: EventsWriter | None = None
+        self._lock: TextIO | None = None
 
     def claim(self, config: TrainConfig) -> None:
-        """Makes the folder this configuration's.
+        """Makes the folder this configuration's, and this process's until `close` or its end.
 
         Raises:
-            ValueError: it was written by another configuration; the error lists the fields.
+            ValueError: it was written by another configuration, and the error lists the fields; or
+                another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        if (self.path / "config.json").exists():
+            self.check(config)
+        else:
+            _write_json(self.path / "config.json", dataclasses.asdict(config))
+
+    def check(self, config: TrainConfig) -> None:
+        """Raises a ValueError if another configuration wrote the folder; it lists the fields."""
         asked = dataclasses.asdict(config)
         file = self.path / "config.json"
-        if not file.exists():
-            _write_json(file, asked)
-            return
         # A field that an older version did not have is at its default, which changes nothing.
         written = {**dataclasses.asdict(TrainConfig()), **json.loads(file.read_text())}
         differing = [
@@ -137,6 +147,26 @@ class RunFolder:
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _hold(self) -> None:
+        lock = (self.path / "lock").open("a+")
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise ValueError(
+                f"{self.path} is being trained by {holder}. Wait for it, or choose another "
+                "--workdir."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        self._lock = lock
 
     def _write(self, name: str, content: Any) -> None:
         if self._writes:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import threading
 
@@ -112,6 +113,29 @@ def test_an_interrupted_run_continues_to_the_same_bytes(stop, measured, tmp_path
     assert seen == list(range(stop // 4 * 4 + 2, 13, 2))
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
         assert (tmp_path / name).read_text() == (measured / name).read_text(), name
+
+
+@pytest.mark.parametrize("stop", [3, 4, 7, 11])
+def test_a_run_that_is_asked_to_stop_loses_no_step(stop, measured, tmp_path):
+    config = tiny_config(rectifier="prelu", signal_every=3)
+    answers = iter([False] * (stop - 1) + [True])
+    with pytest.raises(loop.StoppedError, match=f"at step {stop}$"):
+        loop.train(config, tmp_path, parallel=one, stop=lambda: next(answers))
+    assert max(map(int, os.listdir(tmp_path / "checkpoints"))) == stop
+    asked = []
+    loop.train(config, tmp_path, parallel=one, stop=lambda: bool(asked.append(0)))
+    assert len(asked) == 12 - stop - 1  # not behind the last, where the run is done anyway
+    for name in ("metrics.jsonl", "status.json", "init_report.json"):
+        assert (tmp_path / name).read_text() == (measured / name).read_text(), name
+
+
+def test_two_processes_cannot_train_one_run(tmp_path):
+    config, holder = tiny_config(), RunFolder(tmp_path)
+    holder.claim(config)
+    with pytest.raises(ValueError, match=rf"is being trained by process {os.getpid()} on "):
+        loop.train(config, tmp_path, parallel=one)
+    holder.close()
+    RunFolder(tmp_path).claim(config)
 
 
 def test_measuring_the_signal_leaves_the_run_as_it_is(finished, measured):

@@ -1,4 +1,5 @@
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -91,6 +92,25 @@ def interrupt_at(stop):
             raise KeyboardInterrupt
 
     return progress
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step_and_nothing_is_lost(tmp_path):
+    often = {"num_steps": 300, "log_every": 20, "eval_every": 100, "checkpoint_every": 100}
+    run(2, "train", folder=tmp_path / "whole", rectifier="relu", **often)
+    started = start(2, "preempted", folder=tmp_path / "stopped", **often)
+    metrics = tmp_path / "stopped/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"step": 40' in metrics.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)
+    ended = [process.communicate(timeout=120) for process in started]
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in ended)
+    assert first == second
+    assert first.startswith("at step ")
+    run(2, "preempted", folder=tmp_path / "stopped", **often)
+    whole = (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert (tmp_path / "stopped/metrics.jsonl").read_bytes() == whole
 
 
 def test_replicas_are_the_same_to_the_bit_after_200_steps_unless_the_mean_is_forgotten():

@@ -20,9 +20,19 @@ def train(folder, stop=0, **fields):
             raise KeyboardInterrupt
 
     try:
-        return loop.train(tiny_config(rectifier="prelu", **fields), Path(folder), progress)
+        config = tiny_config(**{"rectifier": "prelu", **fields})
+        return loop.train(config, Path(folder), progress)
     except KeyboardInterrupt:
         return None
+
+
+def preempted(folder, **fields):
+    """Where a run was stopped that the scheduler wants to end."""
+    with processes.preemption() as asked:
+        try:
+            return loop.train(tiny_config(**fields), Path(folder), stop=asked)
+        except loop.StoppedError as stopped:
+            return str(stopped)
 
 
 def replicas(steps):
