@@ -43,7 +43,8 @@ FLAX_FREE = (
 
 
 def modules():
-    for file in sorted([*(ROOT / "prelu_jax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]):
+    folders = ("prelu_jax", "experiments", "launch")
+    for file in sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py")):
         path = file.relative_to(ROOT).with_suffix("")
         yield ".".join(path.parts).removesuffix(".__init__"), file
 
@@ -61,7 +62,7 @@ def test_imports_follow_the_layers():
     for module, file in modules():
         for name in imports(file):
             if module.startswith("prelu_jax"):
-                assert not name.startswith("experiments"), (module, name)
+                assert not name.startswith(("experiments", "launch")), (module, name)
                 owner = ".".join(module.split(".")[:2])
                 if name.startswith("prelu_jax."):
                     part = name.split(".")[1]
@@ -83,7 +84,7 @@ def test_imports_follow_the_layers():
             r"absl import .*\bflags\b",
             {
                 *("prelu_jax.data.folder", "prelu_jax.data.statistics"),
-                *("experiments.common", "experiments.report"),
+                *("experiments.common", "experiments.report", "launch.local"),
             },
         ),
     ],

@@ -55,7 +55,13 @@ def test_the_two_commands_come_first():
 
 
 def test_every_command_is_of_a_kind_that_is_run_here():
-    known = ("make ", "python -m experiments.", "python -m prelu_jax.data.", "pip install ")
+    known = (
+        "make ",
+        "python -m experiments.",
+        "python -m launch.local ",
+        "python -m prelu_jax.data.",
+        "pip install ",
+    )
     assert [line for line in SHELL if not line.startswith(known)] == []
 
 

@@ -28,6 +28,7 @@ T = TypeVar("T")
 HEARTBEAT_TIMEOUT = 30  # seconds
 # The others wait for the first, which draws and writes what came of the runs.
 _SHUTDOWN_TIMEOUT = 3600  # seconds
+_CRASHED = 70  # sysexits.h: nothing that was refused; a launcher may start it again
 _TOLD = {error.__name__: error for error in (ValueError, OSError)}
 
 
@@ -74,12 +75,18 @@ def all_or_none() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status = error.code if isinstance(error, SystemExit) else traceback.format_exc()
-        if not status or not are_several():
+        if not are_several() or (isinstance(error, SystemExit) and not error.code):
             raise
-        number = status if isinstance(status, int) else 1
-        print("" if status is number else status, file=sys.stderr, flush=True)
+        number = _CRASHED
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        elif isinstance(error.code, int):
+            number = error.code
+        else:
+            print(error.code, file=sys.stderr)
+            number = 1  # as Python has it
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(number)
 
 

@@ -1,0 +1,1 @@
+"""Starting experiments: on this machine, on a cluster, on a pod."""

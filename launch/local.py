@@ -1,0 +1,127 @@
+"""Starts an experiment as several processes on this machine, and starts it again if one fails.
+
+    python -m launch.local --num_processes=2 -- experiments.convergence_30 --scale=laptop
+
+What stands behind `--` is the experiment and its flags. Each process gets the address of the first,
+their number and its own besides. If one is killed, crashes or is stopped by SIGTERM, the others are
+ended and all are started anew: they go on where they have saved themselves. That a claim fails, or
+that a flag cannot be, ends it: exit status 1, as that of the experiment. SIGTERM to this command is
+handed on; it then ends with the experiment's status, 75, and starts nothing.
+"""
+
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import app, flags
+
+_FINAL = (0, 1, 2, 130)  # done; a claim failed or something was refused; usage; Ctrl-C
+_POLL = 0.1  # seconds
+_PATIENCE = 60  # seconds that processes have to end themselves
+
+_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes.", lower_bound=1)
+_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "How often at most.", lower_bound=0)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands; start nothing.")
+
+
+def commands(experiment: Sequence[str], num_processes: int, address: str) -> list[list[str]]:
+    """The command of every process.
+
+    Args:
+        experiment: its module and its flags.
+        num_processes: how many there are.
+        address: of the first, host:port.
+    """
+    alone = [sys.executable, "-m", *experiment]
+    if num_processes == 1:
+        return [alone]
+    told = [f"--coordinator_address={address}", f"--num_processes={num_processes}"]
+    return [[*alone, *told, f"--process_id={i}"] for i in range(num_processes)]
+
+
+class Attempt:
+    """The processes of one start; they are ended together."""
+
+    def __init__(self, started: Sequence[Sequence[str]]) -> None:
+        self._processes = [subprocess.Popen(command) for command in started]
+
+    def status(self) -> int:
+        """Waits for them. If one fails, the others are ended, and its exit status is that of all.
+
+        A negative status is the number of the signal that killed it.
+        """
+        while True:
+            codes = [process.poll() for process in self._processes]
+            failed = [code for code in codes if code]
+            if failed or None not in codes:
+                break
+            time.sleep(_POLL)
+        self.end(signal.SIGTERM)
+        return failed[0] if failed else 0
+
+    def end(self, number: int) -> None:
+        """Sends all a signal, and kills those that do not heed it."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+        deadline = time.monotonic() + _PATIENCE
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def launch(experiment: Sequence[str], num_processes: int, max_restarts: int) -> int:
+    """Starts the experiment until it ends by itself; returns its exit status."""
+    stopped: list[int] = []
+    attempt: Attempt | None = None
+
+    def hand_on(number: int, frame: object) -> None:
+        stopped.append(number)
+        if attempt:
+            attempt.end(number)
+
+    signal.signal(signal.SIGTERM, hand_on)
+    for restarts in range(max_restarts + 1):
+        attempt = Attempt(commands(experiment, num_processes, f"127.0.0.1:{_free_port()}"))
+        status = attempt.status()
+        if status in _FINAL or stopped:
+            return status
+        print(
+            f"launch.local: a process ended with status {status}; restart {restarts + 1} of "
+            f"{max_restarts}."
+            if restarts < max_restarts
+            else "launch.local: no restart is left.",
+            file=sys.stderr,
+            flush=True,
+        )
+    return status
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def main(argv: list[str]) -> None:
+    """The command; see the module."""
+    experiment = argv[1:]
+    if not experiment or experiment[0].startswith("-"):
+        raise app.UsageError("Expected `--`, the module of an experiment and its flags.")
+    if _DRY_RUN.value:
+        for command in commands(experiment, _PROCESSES.value, "127.0.0.1:PORT"):
+            print(shlex.join(["python", *command[1:]]))
+        return
+    sys.exit(launch(experiment, _PROCESSES.value, _RESTARTS.value))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,118 @@
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.conftest import ROOT, SHORT, environment
+from tests.test_readme import commands
+
+
+def start(folder, plan, *arguments):
+    (folder / "plan.json").write_text(json.dumps(plan))
+    command = [*(sys.executable, "-m", "launch.local"), *arguments]
+    return subprocess.Popen(
+        [*command, "--", "tests.launch.experiment", str(folder)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def left(folder, index):
+    return (folder / f"process_{index}.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("plan", "status", "starts"),
+    [
+        ([[0, 0]], 0, 1),
+        ([[1, 0]], 1, 1),  # a claim failed
+        ([[-9, "wait"], [0, 0]], 0, 2),  # one is killed: the other is ended, both start again
+        ([["wait", 75], ["wait", 134], [1, 0]], 1, 3),
+        ([["wait", 3]] * 3, 3, 3),  # no restart is left
+    ],
+)
+def test_processes_end_and_start_together(plan, status, starts, tmp_path):
+    process = start(tmp_path, plan, "--num_processes=2", "--max_restarts=2")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status, said
+    assert said.count("restart ") - said.count("no restart") == starts - 1
+    for index in (0, 1):
+        ends = [f"2 {ends[index]}" for ends in plan]
+        assert [line for line in left(tmp_path, index) if line != "stopped"] == ends
+        waited = sum(ends[index] == "wait" for ends in plan)
+        assert left(tmp_path, index).count("stopped") == waited
+
+
+def test_sigterm_is_handed_on_and_nothing_starts_again(tmp_path):
+    process = start(tmp_path, [["wait", "wait"]], "--num_processes=2")
+    deadline = time.monotonic() + 30
+    while not all((tmp_path / f"process_{i}.txt").exists() for i in (0, 1)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    assert [left(tmp_path, i) for i in (0, 1)] == [["2 wait", "stopped"]] * 2
+
+
+def test_a_dry_run_prints_the_commands(tmp_path):
+    def printed(*arguments):
+        process = start(tmp_path, [], "--dry_run", *arguments)
+        out, _ = process.communicate(timeout=30)
+        return out.splitlines()
+
+    alone = f"python -m tests.launch.experiment {tmp_path}"
+    assert printed() == [alone]
+    several = f"{alone} --coordinator_address=127.0.0.1:PORT --num_processes=2"
+    assert printed("--num_processes=2") == [f"{several} --process_id={i}" for i in (0, 1)]
+
+
+def test_what_to_start_has_to_be_said():
+    for arguments in ([], ["--", "--scale=laptop"]):
+        command = [sys.executable, "-m", "launch.local", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "the module of an experiment" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_process_takes_no_step_with_it(tmp_path):
+    (line,) = commands("python -m launch.local ")  # of the README
+
+    def launch(folder):
+        arguments = [*shlex.split(line)[1:], f"--workdir={folder}", *SHORT]
+        arguments += ["--config.num_steps=60", "--config.checkpoint_every=20"]
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    whole = launch(tmp_path / "whole")
+    _, said = whole.communicate(timeout=300)
+    assert "restart" not in said
+    killed = launch(tmp_path / "killed")
+    metrics = tmp_path / "killed/he/seed_0/metrics.jsonl"
+    deadline = time.monotonic() + 180
+    while not (metrics.exists() and '"step": 32,' in metrics.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    out, said = killed.communicate(timeout=300)
+    assert "restart 1 of 10" in said, said
+    assert "Claims:" in out
+    assert killed.returncode == whole.returncode
+    for name in ("he/seed_0/metrics.jsonl", "xavier/seed_0/metrics.jsonl", "curves.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
