@@ -70,8 +70,7 @@ def train(
     processes.from_first(lambda: run.claim(config))
     checkpoints = Checkpoints(folder / "checkpoints") if processes.is_first() else None
     try:
-        state, error = _start(config, data, net, source, run, checkpoints, parallel)
-        interval = status.get("interval", []) if status["step"] == int(state.step) else []
+        state, error, interval = _start(config, data, net, source, run, checkpoints, parallel)
         loop = _Run(config, data, run, checkpoints, parallel, progress, stop, error)
         return loop.finish(state, interval)
     finally:
@@ -96,8 +95,11 @@ def _start(
     run: RunFolder,
     checkpoints: Checkpoints | None,
     parallel: Parallel,
-) -> tuple[state_lib.TrainState, float | None]:
-    """The newest checkpoint's state and test error, or the state of step 0 and None."""
+) -> tuple[state_lib.TrainState, float | None, list[dict[str, Any]]]:
+    """The newest checkpoint's state, test error and metrics since the last logging interval.
+
+    Without a checkpoint, the state of step 0, None, and none.
+    """
     size = net.arch.image_size
     unmeasured = augment.PixelStatistics(jnp.zeros((size, size, 3)), jnp.float32(1))
     pixels = source.pixels if source else unmeasured
@@ -111,11 +113,12 @@ def _start(
             return None
         state = restored
         data.tally.add(run.odd_images())
-        return run.rewind(int(state.step))
+        step = int(state.step)
+        return {**run.rewind(step), "interval": run.interval(step)}
 
     latest = processes.from_first(resume)
     if latest is not None:
-        return processes.tree_from_first(state), latest["test_error"]
+        return processes.tree_from_first(state), latest["test_error"], latest["interval"]
     if not source:
         fresh = fresh.replace(pixels=data.pixel_statistics())
     if config.datadep != "none":
@@ -123,7 +126,7 @@ def _start(
         fresh, reports = calibration.calibrate(config, fresh, batch, parallel)
         run.write_calibration([report.to_dict() for report in reports])
     run.write_init_report(start.init_report(config, net, fresh.params))
-    return fresh, None
+    return fresh, None, []
 
 
 class _Run:
@@ -160,7 +163,7 @@ class _Run:
         config = self.config
         state = self.parallel.replicate(state)
         first = int(state.step)
-        self.run.write_status(RUNNING, first, **({"interval": interval} if interval else {}))
+        self.run.write_status(RUNNING, first)
         if first == 0:
             state, finite = self._evaluate(state, 0)
             if not finite:
@@ -252,9 +255,10 @@ class _Run:
         step = int(state.step)
         self._keep_odd_images()
         scalars = [{name: float(metrics[name]) for name in _SCALARS} for metrics in interval]
-        self.run.write_status(RUNNING, step, interval=scalars)
+        self.run.write_interval(step, scalars)
         if self.checkpoints:
             self.checkpoints.save(state)
+        self.run.write_status(RUNNING, step)
         raise StoppedError(f"at step {step}")
 
     def _keep_odd_images(self) -> None:

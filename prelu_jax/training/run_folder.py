@@ -10,6 +10,7 @@ events.*           the same for TensorBoard, with steps per second
 status.json        'running', 'done' or 'diverged', and the step; at the end also how many images
                    were left out or enlarged, if any were
 odd_images.json    their keys, if there are any, at the last checkpoint
+intervals.json     of steps at which the run was stopped: metrics since the last logging interval
 checkpoints/       see `checkpoint`
 lock               who trains it; held as long as that process lives
 """
@@ -101,6 +102,18 @@ class RunFolder:
     def odd_images(self) -> dict[str, list[str]]:
         """What `write_odd_images` kept."""
         file = self.path / "odd_images.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def write_interval(self, step: int, metrics: list[dict[str, float]]) -> None:
+        """Keeps the metrics since the last logging interval, of a step that is saved within one."""
+        self._write("intervals.json", {**self._intervals(), str(step): metrics})
+
+    def interval(self, step: int) -> list[dict[str, float]]:
+        """What `write_interval` kept of a step; none of one at an interval's end."""
+        return self._intervals().get(str(step), [])
+
+    def _intervals(self) -> dict[str, list[dict[str, float]]]:
+        file = self.path / "intervals.json"
         return dict(json.loads(file.read_text())) if file.exists() else {}
 
     def rewind(self, step: int) -> dict[str, Any]:

@@ -125,6 +125,11 @@ def test_a_run_that_is_asked_to_stop_loses_no_step(stop, measured, tmp_path):
     asked = []
     loop.train(config, tmp_path, parallel=one, stop=lambda: bool(asked.append(0)))
     assert len(asked) == 12 - stop - 1  # not behind the last, where the run is done anyway
+    if stop == 11:  # the last checkpoint is damaged: back to where the run was stopped
+        (tmp_path / "status.json").unlink()
+        shutil.rmtree(tmp_path / "checkpoints/12")
+        (tmp_path / "checkpoints/12").mkdir()
+        loop.train(config, tmp_path, parallel=one)
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
         assert (tmp_path / name).read_text() == (measured / name).read_text(), name
 
