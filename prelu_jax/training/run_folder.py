@@ -55,7 +55,8 @@ class RunFolder:
                 another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._hold()
+        if self._lock is None:
+            self._hold()
         if (self.path / "config.json").exists():
             self.check(config)
         else:

@@ -121,7 +121,9 @@ def test_a_mark_at_no_error_is_whole_and_its_interval_ends_at_the_frame(
     draw, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(figures, "save", lambda figure, stem: figure)
-    axes = draw(tmp_path / "x").axes[0]
+    figure = draw(tmp_path / "x")
+    figures.pyplot().close(figure)
+    axes = figure.axes[0]
     marks = [line for line in axes.lines if line.get_marker() in ("o", "D")]
     assert marks
     assert not any(mark.get_clip_on() for mark in marks)

@@ -84,8 +84,9 @@ def test_only_a_healthy_report_passes_the_assertion():
 
 
 def test_the_figure_shows_what_was_measured_and_predicted():
+    before = plt.get_fignums()
     figure = broken().plot()
-    assert not plt.get_fignums()  # nothing of pyplot's state is touched
+    assert plt.get_fignums() == before  # nothing of pyplot's state is touched
     above, below = figure.axes
     assert above.get_yscale() == below.get_yscale() == "log"
     measured, predicted, fault = above.lines
