@@ -33,12 +33,14 @@ def find_images(folder: Path) -> Files:
 
     Raises:
         ValueError: the folder is missing, has no train split or no images; a class of train has
-            no images; another split has a class that train lacks.
+            no images; images lie in folders within a class's; another split has a class that train
+            lacks.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
     if not (folder / "train").is_dir():
-        names = ", ".join(path.name for path in _visible(folder)) or "nothing"
+        count = len(_visible(folder, False))
+        names = ", ".join(path.name for path in _visible(folder)) or f"no folder and {count} files"
         within = [path for path in _visible(folder) if (path / "train").is_dir()]
         hint = f" It seems to be {within[0]}." if within else ""
         raise ValueError(f"{folder} holds {names}, expected a folder train/<class>/*.jpg.{hint}")
@@ -58,6 +60,19 @@ def find_images(folder: Path) -> Files:
         raise ValueError(
             f"Classes of 'train' hold no image of their own: {empty}. Images lie in the class's "
             "folder itself, not in folders within; remove a folder that is no class."
+        )
+    nested = [
+        path
+        for split in _visible(folder)
+        for label in _visible(split)
+        for within in _visible(label)
+        for path in within.rglob("*")
+        if path.suffix.lower() in _SUFFIXES
+    ]
+    if nested:
+        raise ValueError(
+            f"{len(nested)} images lie in folders within a class's, the first is {nested[0]}. Move "
+            "them into the class's folder itself, or away."
         )
     for split_name, classes in files.items():
         unknown = sorted(set(classes) - set(files["train"]))

@@ -26,6 +26,11 @@ def splits(config: TrainConfig) -> tuple[sources.Split, sources.Split]:
 def check(config: TrainConfig) -> None:
     """Raises a ValueError if what the run reads is not there, or does not go together."""
     train, _ = splits(config)
+    if len(train.class_names) < 2:
+        raise ValueError(
+            f"{config.dataset} with config.classes {config.classes or 'all'} has one class, "
+            f"{train.class_names[0]}: expected two or more to tell apart."
+        )
     drop_steps(config, len(train) / config.batch_size)
     if not config.pretrained:  # else the mean image is that run's
         _kept_moments(config, len(train))

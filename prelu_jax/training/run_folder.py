@@ -76,7 +76,7 @@ class RunFolder:
         if differing:
             raise ValueError(
                 f"{self.path} holds a run of another configuration ({'; '.join(differing)}). "
-                "Choose another --workdir, or remove the folder."
+                "Give what it has, or choose another folder (--workdir)."
             )
 
     def status(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_a_file_that_does_not_decode_is_named_or_counted(images, tmp_path):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "holds nothing, expected a folder train"),
+        ({}, "holds no folder and 0 files, expected a folder train"),
         ({"train": {"cat": 0}}, "train holds no image"),
         ({"train": {"cat": 1, "dog": 0}}, r"Classes of 'train' hold no image of their own.*dog"),
         ({"test": {"cat": 1}}, "holds test, expected a folder train"),
@@ -100,6 +100,14 @@ def test_a_name_that_is_taken_is_refused_and_what_was_there_stays(images, tmp_pa
     with pytest.raises(ValueError, match="holds a dataset of that name already"):
         folder.prepare(other, "pets", str(tmp_path / "tfds"))
     assert sources.load("pets", "train", str(tmp_path / "tfds")).class_names == ("cat", "dog")
+
+
+def test_images_in_folders_within_a_class_are_not_left_out_in_silence(images):
+    within = images / "train/dog/more"
+    within.mkdir()
+    (images / "train/dog/0.jpg").rename(within / "0.jpg")
+    with pytest.raises(ValueError, match="1 images lie in folders within a class's.*dog/more/0"):
+        folder.find_images(images)
 
 
 def test_hidden_folders_are_no_classes(images):

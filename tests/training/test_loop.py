@@ -277,6 +277,7 @@ def test_what_cannot_be_is_refused_before_the_folder_is_made(tmp_path):
         ({"min_side": 16}, "config.min_side is 16, expected at least the 32 pixels"),
         ({"accumulate": 0}, "config.accumulate is 0, expected at least 1"),
         ({"accumulate": 3}, r"multiple of the \d devices that share it, in 3 parts each"),
+        ({"classes": "3"}, "digits with config.classes 3 has one class, 3: expected two or more"),
         ({"drop_epochs": "30,20"}, "config.drop_epochs is 30,20, expected rising numbers"),
         ({"drop_epochs": "30;60"}, "config.drop_epochs is 30;60, expected rising numbers"),
         ({"drop_epochs": "0,inf"}, "config.drop_epochs is 0,inf, expected rising numbers"),
