@@ -24,7 +24,7 @@ _EXAMPLES_A_CORE = 16  # of a batch, at least
 _THREADS_A_CORE = 4
 _STOPPED = 75  # a failure that passes (sysexits.h): a scheduler may start the command again
 
-_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
+_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id", "stall_timeout")
 
 Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
 
@@ -68,7 +68,9 @@ def main(
         if len(argv) > 1:
             raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
+            logging.set_verbosity(logging.WARNING)
+            # What Orbax cannot write the run tells in a line; Orbax takes three tracebacks to it.
+            logging.get_absl_logger().addFilter(lambda line: "/orbax/" not in line.pathname)
         if scale.value != config_scale:
             raise SystemExit("error: give --scale on the command line, not in a flag file.")
         folder = Path(workdir.value or f"runs/{name}_{scale.value}")
@@ -109,6 +111,13 @@ def _define_processes() -> None:
     flags.DEFINE_string("coordinator_address", None, "Elsewhere: of process 0, host:port.")
     flags.DEFINE_integer("num_processes", None, "Elsewhere: how many there are.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Elsewhere: which this one is.", lower_bound=0)
+    flags.DEFINE_float(
+        "stall_timeout",
+        600,
+        "Seconds without progress, as when a disk hangs, after which the run ends with status "
+        f"{processes.CRASHED}, for a launcher to start it again; 0 for none.",
+        lower_bound=0,
+    )
 
 
 def _join(alone: bool) -> None:
@@ -218,7 +227,8 @@ def _train(
             bar.set_postfix_str(f"error {error:.1%}" if error is not None else "", False)
             bar.update(step - bar.n)
 
-        status = loop.train(config, folder, progress, parallel, stop)
+        timeout = flags.FLAGS.stall_timeout
+        status = loop.train(config, folder, progress, parallel, stop, timeout)
         bar.set_postfix_str(f"{status['status']} at step {status['step']}")
 
 

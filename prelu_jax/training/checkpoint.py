@@ -1,5 +1,11 @@
-"""Checkpoints of a train state: its arrays and nothing else, written whole or not at all."""
+"""Checkpoints of a train state: its arrays and nothing else, written whole or not at all.
 
+Orbax writes them in the background and puts a checkpoint in its place when it is whole. A disk that
+is full, read-only or gone does not end the training: `Checkpoints.save` says so, and tries again
+the next time.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from flax import serialization
+from orbax.checkpoint import checkpoint_managers as orbax_policies
 
+import prelu_jax
 from prelu_jax.training.state import TrainState
 
-_KEEP = 2  # if the newest turns out to be cut short, the one before is still there
+FORMAT = 1  # of what a checkpoint holds; a greater one cannot be read by this version
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -22,36 +30,105 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-class Checkpoints:
-    """The checkpoints of one run, oldest first, in a folder that Orbax manages."""
+def _test_error(metrics: dict[str, float]) -> float:
+    return metrics["test_error"]
 
-    def __init__(self, folder: Path) -> None:
-        # The few files of one process need no thread: a save is whole when `save` returns.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=_KEEP,
+
+class Checkpoints:
+    """The checkpoints of one run, oldest first, in a folder that Orbax manages.
+
+    Args:
+        folder: theirs; made by the first that is saved.
+        keep_last: how many of the newest are kept.
+        keep_best: how many of those of the lowest test error are kept too.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 2, keep_best: int = 0) -> None:
+        self._folder = folder.absolute()
+        kept = [
+            orbax_policies.LatestN(keep_last),
+            orbax_policies.BestN(
+                get_metric_fn=_test_error,
+                reverse=True,  # the lowest last
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        self._options = ocp.CheckpointManagerOptions(
+            best_fn=_test_error,
+            best_mode="min",
+            preservation_policy=orbax_policies.AnyPreservationPolicy(kept),
             create=False,
-            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,  # what a killed process was writing
             multiprocessing_options=_alone(),
         )
-        self._folder = folder.absolute()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._manager = self._open()
+        self._failed: str | None = None  # why the last save did
+
+    def _open(self) -> ocp.CheckpointManager:
+        for file in self._folder.glob("*/metrics/metrics"):
+            try:
+                json.loads(file.read_text())
+            except ValueError:  # cut short; Orbax would read no other checkpoint either
+                file.unlink()
         # With a handler named, Orbax does not guess from the newest folder, which may be damaged.
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self._folder,
-            options=options,
+            options=self._options,
             item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=_alone()),
         )
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint."""
+        """The steps that have a checkpoint, or for which one is being written."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState) -> None:
-        """Writes the state under its step, unless it is there already."""
+    def best(self) -> int | None:
+        """The step of the checkpoint whose test error is the lowest; None if none has one."""
+        found: int | None = self._manager.best_step()
+        return found
+
+    def save(self, state: TrainState, test_error: float | None = None) -> None:
+        """Begins to write the state under its step, unless it is there already.
+
+        Waits for what is still being written. What fails is logged and not raised; `wait` tells.
+
+        Args:
+            state: to write.
+            test_error: of this state, if it was measured.
+        """
+        self.wait()
         step = int(state.step)
-        if step not in self.steps():
-            arrays = jax.device_get(serialization.to_state_dict(state))
-            self._manager.save(step, args=ocp.args.StandardSave(arrays))
+        if step in self.steps():
+            return
+        arrays = jax.device_get(serialization.to_state_dict(state))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(arrays),
+                metrics=None if test_error is None else {"test_error": test_error},
+                custom_metadata={"format": FORMAT, "prelu_jax": prelu_jax.__version__},
+            )
+            self._failed = None
+        except Exception as error:  # Orbax and TensorStore raise whatever the disk leads to
+            self._fail(step, error)
+
+    def wait(self) -> str | None:
+        """Until nothing is being written. Returns why the last save failed, or None."""
+        step = self._manager.latest_step()
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # as in `save`
+            self._fail(step, error)
+        return self._failed
+
+    def _fail(self, step: int | None, error: Exception) -> None:
+        self._failed = _first_line(error)
+        self._manager = self._open()  # it is in no state to go on from; this removes what it left
+        logging.warning(
+            "The checkpoint of step %s cannot be written to %s (%s). Saved are steps %s.",
+            *(step, self._folder, self._failed, self.steps() or "none"),
+        )
 
     def restore(self, template: TrainState) -> TrainState | None:
         """The newest checkpoint that can be read, or None if there is none.
@@ -63,16 +140,17 @@ class Checkpoints:
             template: a state of the same run, for the structure and what is not an array.
 
         Raises:
+            ValueError: a newer version of this package wrote the newest.
             OSError: there are checkpoints, and none can be read as a state like the template.
         """
         arrays = jax.tree.map(np.zeros_like, jax.device_get(serialization.to_state_dict(template)))
         unreadable: dict[int, str] = {}
         for step in reversed(self.steps()):
+            self._check_format(step)
             try:
                 restored = self._manager.restore(step, args=ocp.args.StandardRestore(arrays))
-            except Exception as error:  # Orbax and TensorStore raise whatever the damage leads to
-                reason = (str(error).strip().splitlines() or ["no message"])[0]
-                unreadable[step] = f"{type(error).__name__}: {reason}"
+            except Exception as error:  # as in `save`
+                unreadable[step] = _first_line(error)
             else:
                 for damaged, reason in unreadable.items():
                     logging.warning(
@@ -92,12 +170,30 @@ class Checkpoints:
         """The newest checkpoint as nested dicts of arrays, for other states than its own.
 
         Raises:
+            ValueError: a newer version of this package wrote it.
             OSError: there is none, or it cannot be read.
         """
+        for step in reversed(self.steps()):
+            self._check_format(step)
+            try:
+                return self._manager.restore(step, args=ocp.args.StandardRestore())
+            except Exception as error:  # as in `save`
+                raise OSError(
+                    f"No checkpoint in {self._folder} can be read ({error!r})."
+                ) from error
+        raise OSError(f"There is no checkpoint in {self._folder}.")
+
+    def _check_format(self, step: int) -> None:
         try:
-            return self._manager.restore(self.steps()[-1], args=ocp.args.StandardRestore())
-        except Exception as error:  # as in `restore`
-            raise OSError(f"No checkpoint in {self._folder} can be read ({error!r}).") from error
+            written = self._manager.metadata(step).custom_metadata or {}
+        except Exception:  # as in `save`; to restore it says more
+            return
+        if written.get("format", FORMAT) > FORMAT:
+            raise ValueError(
+                f"The checkpoint of step {step} in {self._folder} was written by prelu_jax "
+                f"{written.get('prelu_jax')}, in format {written['format']}; this is prelu_jax "
+                f"{prelu_jax.__version__}, which reads format {FORMAT}: install the newer version."
+            )
 
     def _set_aside(self, step: int) -> Path:
         """Moves a checkpoint where no run looks for one."""
@@ -109,4 +205,9 @@ class Checkpoints:
         return target
 
     def close(self) -> None:
+        self.wait()
         self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

@@ -58,6 +58,8 @@ class TrainConfig:
     log_every: int = 10  # steps
     eval_every: int = 100  # steps; the error on the test split, and the plateau's count
     checkpoint_every: int = 100  # steps
+    keep_last: int = 2  # checkpoints; where the newest is damaged, a run goes on from one before
+    keep_best: int = 1  # checkpoints of the lowest test error, besides
     signal_every: int = 0  # steps between measurements of the signal, layer by layer; 0 for none
     seed: int = 0
 
@@ -73,10 +75,10 @@ def validate(config: TrainConfig) -> None:
     names.check("on_bad_image", config.on_bad_image, ON_BAD_IMAGE)
     datadep.resolve(config.datadep)
     counts = ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every")
-    for field in (*counts, "accumulate", "plateau_patience"):
+    for field in (*counts, "accumulate", "plateau_patience", "keep_last"):
         _require(config, field, getattr(config, field) >= 1, "at least 1")
     at_least_0 = ("test_examples", "examples_per_class", "colour", "pixel_rms", "weight_decay")
-    for field in (*at_least_0, "signal_every"):
+    for field in (*at_least_0, "signal_every", "keep_best"):
         _require(config, field, getattr(config, field) >= 0, "at least 0")
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2³¹)")
     _require(config, "width", 0 < config.width < math.inf, "above 0")

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import traverse_util
 
 from prelu_jax import evaluation, models, signal
@@ -22,11 +23,13 @@ from prelu_jax.training.finished import Finished
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.run_data import RunData
 from prelu_jax.training.run_folder import DIVERGED, DONE, RUNNING, RunFolder
+from prelu_jax.training.watchdog import Watchdog
 
 Progress = Callable[[int, float | None], None]  # (step, latest test error or None)
 
 
 _SCALARS = ("loss", "error")  # of a step, averaged over the logging interval
+_PAUSES = (2, 5, 10)  # seconds before the end of a run is saved again, if the disk refuses it
 
 
 class StoppedError(Exception):
@@ -39,6 +42,7 @@ def train(
     progress: Progress = lambda step, error: None,
     parallel: Parallel | None = None,
     stop: Callable[[], bool] = lambda: False,
+    stall_timeout: float = 0,
 ) -> dict[str, Any]:
     """Trains a run to its last step, from its newest checkpoint if the folder holds one.
 
@@ -48,13 +52,16 @@ def train(
         progress: told the step, and the latest test error, after every logging interval.
         parallel: the devices; all by default.
         stop: asked after every step whether to save and stop there; the same in every process.
+        stall_timeout: seconds without progress after which the process is ended; 0 for none.
 
     Returns:
         The final status: 'done', or 'diverged' if the loss stopped being finite.
 
     Raises:
-        ValueError: the configuration cannot be, or the folder holds another's run.
+        ValueError: the configuration cannot be, the folder holds another's run, or one of a newer
+            version of this package.
         StoppedError: ``stop`` said so.
+        OSError: the folder cannot be read, or the end of the run cannot be written.
     """
     parallel = parallel or Parallel()
     check(config, parallel)
@@ -64,19 +71,23 @@ def train(
         processes.from_first(lambda: run.check(config))
         return status
 
-    data = RunData(config, parallel.share)
-    net = start.model(config, data.num_classes)
-    source = pretrained.find(config, net)
-    processes.from_first(lambda: run.claim(config))
-    checkpoints = Checkpoints(folder / "checkpoints") if processes.is_first() else None
-    try:
-        state, error, interval = _start(config, data, net, source, run, checkpoints, parallel)
-        loop = _Run(config, data, run, checkpoints, parallel, progress, stop, error)
-        return loop.finish(state, interval)
-    finally:
-        if checkpoints:
-            checkpoints.close()
-        run.close()
+    with Watchdog(stall_timeout) as watchdog:
+        data = RunData(config, parallel.share, watchdog.over)
+        net = start.model(config, data.num_classes)
+        source = pretrained.find(config, net)
+        processes.from_first(lambda: run.claim(config))
+        checkpoints = None
+        try:
+            if processes.is_first():
+                kept = config.keep_last, config.keep_best
+                checkpoints = Checkpoints(folder / "checkpoints", *kept)
+            state, error, interval = _start(config, data, net, source, run, checkpoints, parallel)
+            loop = _Run(config, data, run, checkpoints, parallel, progress, stop, error)
+            return loop.finish(state, interval)
+        finally:
+            if checkpoints:
+                checkpoints.close()
+            run.close()
 
 
 def check(config: config_lib.TrainConfig, parallel: Parallel) -> None:
@@ -188,17 +199,18 @@ class _Run:
                 state, finite = self._evaluate(state, step)
                 if not finite:
                     return self._diverged(step)
-            if step % config.checkpoint_every == 0 or last:
-                self._keep_odd_images()
-                if self.checkpoints:
-                    self.checkpoints.save(state)
-                self.run.write_status(RUNNING, step)
+            if last:
+                break
+            if step % config.checkpoint_every == 0:
+                self._agree_on_odd_images()
+                self._save(state, interval)
             self.progress(step, self.error)
-            if not last and self.stop():
+            if self.stop():
                 self._save_and_stop(state, interval)
-        return self.run.write_status(
-            DONE, config.num_steps, test_error=self.error, **self.data.tally.counts()
-        )
+        self._agree_on_odd_images()
+        status = processes.from_first(lambda: self._save_the_end(state))
+        self.progress(config.num_steps, self.error)
+        return status
 
     def _log(self, step: int, interval: list[dict[str, Any]], started: float) -> int | None:
         """Writes the interval's metrics, or returns the first step that is not finite."""
@@ -248,27 +260,75 @@ class _Run:
         self.run.log({"step": step, "epoch": epoch, **results, "learning_rate": rate})
         return state, True
 
+    def _save(self, state: state_lib.TrainState, interval: list[dict[str, Any]]) -> str | None:
+        """Begins to save what a run needs to go on from this step as if nothing had happened.
+
+        Returns:
+            Why it cannot be saved, if the files of the run cannot be written. It goes on even so:
+            the next checkpoint may do better.
+        """
+        if not self.checkpoints:
+            return None
+        step = int(state.step)
+        scalars = [{name: float(metrics[name]) for name in _SCALARS} for metrics in interval]
+        try:
+            # A checkpoint without them would be of another run.
+            self.run.write_odd_images(self.data.tally.keys())
+            if scalars:
+                self.run.write_interval(step, scalars)
+            self.run.flush()
+            self.run.write_status(RUNNING, step)
+        except OSError as error:
+            logging.warning("Step %d is not saved (%s); training goes on.", step, error)
+            return str(error)
+        measured = step % self.config.eval_every == 0 or step == self.config.num_steps
+        self.checkpoints.save(state, self.error if measured else None)
+        return None
+
     def _save_and_stop(
         self, state: state_lib.TrainState, interval: list[dict[str, Any]]
     ) -> NoReturn:
-        """Saves what a run needs to go on from this step as if nothing had happened."""
-        step = int(state.step)
-        self._keep_odd_images()
-        scalars = [{name: float(metrics[name]) for name in _SCALARS} for metrics in interval]
-        self.run.write_interval(step, scalars)
+        self._agree_on_odd_images()
+        refused = self._save(state, interval)
         if self.checkpoints:
-            self.checkpoints.save(state)
-        self.run.write_status(RUNNING, step)
-        raise StoppedError(f"at step {step}")
+            refused = refused or self.checkpoints.wait()
+        lost = f", which could not be saved ({refused})" if refused else ""
+        raise StoppedError(f"at step {int(state.step)}{lost}")
 
-    def _keep_odd_images(self) -> None:
-        """Tells every process what all have met, and writes it."""
+    def _save_the_end(self, state: state_lib.TrainState) -> dict[str, Any]:
+        """Saves the last step and returns the final status, which says 'done' only if it is saved.
+
+        Raises:
+            OSError: it cannot be, even after some time.
+        """
+        done = {"test_error": self.error, **self.data.tally.counts()}
+        for pause in (*_PAUSES, None):
+            refused = self._save(state, [])
+            if self.checkpoints:
+                refused = refused or self.checkpoints.wait()
+            try:
+                if not refused:
+                    return self.run.write_status(DONE, self.config.num_steps, **done)
+            except OSError as error:
+                refused = str(error)
+            if pause:
+                logging.warning("The end of the run is tried again in %d s.", pause)
+                time.sleep(pause)
+        raise OSError(
+            f"The last step, {self.config.num_steps}, is taken but cannot be saved in "
+            f"{self.run.path} ({refused}). Make room there; the same command goes on from the last "
+            "checkpoint."
+        )
+
+    def _agree_on_odd_images(self) -> None:
+        """Tells every process what all have met."""
         for keys in processes.gather(self.data.tally.keys()):
             self.data.tally.add(keys)
-        self.run.write_odd_images(self.data.tally.keys())
 
     def _diverged(self, step: int) -> dict[str, Any]:
         """Something at this step is not finite: nothing after the last checkpoint is kept."""
+        if self.checkpoints:
+            self.checkpoints.wait()
         kept = self.checkpoints.steps() if self.checkpoints else []
         return self.run.write_status(
             DIVERGED, step, last_good_checkpoint=kept[-1] if kept else None

@@ -28,7 +28,7 @@ T = TypeVar("T")
 HEARTBEAT_TIMEOUT = 30  # seconds
 # The others wait for the first, which draws and writes what came of the runs.
 _SHUTDOWN_TIMEOUT = 3600  # seconds
-_CRASHED = 70  # sysexits.h: nothing that was refused; a launcher may start it again
+CRASHED = 70  # sysexits.h: nothing that was refused; a launcher may start it again
 _TOLD = {error.__name__: error for error in (ValueError, OSError)}
 
 
@@ -77,7 +77,7 @@ def all_or_none() -> Iterator[None]:
     except BaseException as error:
         if not are_several() or (isinstance(error, SystemExit) and not error.code):
             raise
-        number = _CRASHED
+        number = CRASHED
         if not isinstance(error, SystemExit):
             traceback.print_exc()
         elif isinstance(error.code, int):

@@ -1,6 +1,6 @@
 """What a run reads: its splits, its batches and its mean image."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from prelu_jax import arch
@@ -63,11 +63,25 @@ def _kept_moments(config: TrainConfig, images: int) -> Path | None:
 
 
 class RunData:
-    """The splits of a run and the batches that it reads from them."""
+    """The splits of a run and the batches that it reads from them.
 
-    def __init__(self, config: TrainConfig, share: pipeline.Share = pipeline.ALL) -> None:
+    Args:
+        config: of the run.
+        share: of every batch, what is read here.
+        watched: told of every batch that is asked for, and what it is for.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        share: pipeline.Share = pipeline.ALL,
+        watched: Callable[[Iterable[pipeline.Batch], str], Iterator[pipeline.Batch]] = (
+            lambda batches, each: iter(batches)
+        ),
+    ) -> None:
         self._config = config
-        self._share = share  # of every batch
+        self._share = share
+        self._watched = watched
         self._train, self._test = splits(config)
         self._crop = _crop(config)
         self.tally = pipeline.Tally(config.on_bad_image == "skip")
@@ -77,19 +91,21 @@ class RunData:
     def train_batches(self, first: int = 0) -> Iterator[pipeline.Batch]:
         """The run's batches from step ``first`` on."""
         c = self._config
-        return pipeline.train_batches(
+        batches = pipeline.train_batches(
             *(self._train, self._crop, c.batch_size, c.seed, first, c.num_steps, self.tally),
             share=self._share,
         )
+        return self._watched(batches, "a training batch")
 
     def eval_batches(self) -> Iterator[pipeline.Batch]:
         """The test examples, each once."""
         c = self._config
-        return pipeline.eval_batches(
+        batches = pipeline.eval_batches(
             *(self._test, self._crop, c.batch_size, c.test_examples),
             tally=self.tally,
             share=self._share,
         )
+        return self._watched(batches, "a test batch")
 
     def pixel_statistics(self) -> augment.PixelStatistics:
         """Of the training split: those kept with the dataset, or measured here if it is small.
@@ -102,5 +118,5 @@ class RunData:
             found = moments.load(file, self._crop.size)
         else:
             every = pipeline.eval_batches(self._train, self._crop, 100, tally=self.tally)
-            found = moments.measure(every)
+            found = moments.measure(self._watched(every, "images for their mean"))
         return augment.pixel_statistics(found, self._config.pixel_rms)

@@ -15,6 +15,7 @@ checkpoints/       see `checkpoint`
 lock               who trains it; held as long as that process lives
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -24,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from absl import logging
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
@@ -45,6 +47,8 @@ class RunFolder:
         self._writes = writes
         # No SummaryWriter: Ctrl-C can stop the queue to its thread, which it waits for at the end.
         self._events: EventsWriter | None = None
+        self._lines: list[str] = []  # of metrics.jsonl, also those that could not be written
+        self._written = self._size = 0  # lines and bytes that were
         self._lock: TextIO | None = None
 
     def claim(self, config: TrainConfig) -> None:
@@ -68,10 +72,16 @@ class RunFolder:
         file = self.path / "config.json"
         # A field that an older version did not have is at its default, which changes nothing.
         written = {**dataclasses.asdict(TrainConfig()), **json.loads(file.read_text())}
+        if unknown := sorted(set(written) - set(asked)):
+            raise ValueError(
+                f"{self.path} was written by a newer version of prelu_jax: {', '.join(unknown)} in "
+                "its config.json is unknown here. Install that version, or choose another folder "
+                "(--workdir)."
+            )
         differing = [
-            f"{key}: {written.get(key)!r} there, {asked.get(key)!r} asked"
-            for key in sorted({*written, *asked})
-            if written.get(key) != asked.get(key)
+            f"{key}: {written[key]!r} there, {asked[key]!r} asked"
+            for key in sorted(asked)
+            if written[key] != asked[key]
         ]
         if differing:
             raise ValueError(
@@ -128,11 +138,15 @@ class RunFolder:
         # A line that a crash cut short lacks its newline; it lies after the last checkpoint.
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         kept = [record for record in records if record["step"] <= step]
-        _write_atomically(file, "".join(json.dumps(record) + "\n" for record in kept))
+        self._lines = [json.dumps(record) + "\n" for record in kept]
+        _write_atomically(file, "".join(self._lines))
+        self._written, self._size = len(self._lines), file.stat().st_size
         return {name: value for record in kept for name, value in record.items()}
 
     def log(self, record: dict[str, Any], **clock: float) -> None:
         """Appends a line to metrics.jsonl and the scalars to TensorBoard.
+
+        What cannot be written now is said, kept, and written as soon as the disk takes it.
 
         Args:
             record: 'step' and what was measured there; by-layer values nest one level.
@@ -140,8 +154,28 @@ class RunFolder:
         """
         if not self._writes:
             return
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._lines.append(json.dumps(record) + "\n")
+        try:
+            self.flush()
+            self._tell_tensorboard(record, clock)
+        except OSError as error:
+            self._events = None  # what is cut short ends a file of events
+            step = record["step"]
+            logging.warning("The metrics of step %d are not yet written (%s).", step, error)
+
+    def flush(self) -> None:
+        """Writes what `log` could not. Raises an OSError if it still cannot."""
+        if not self._writes:
+            return
+        file = self.path / "metrics.jsonl"
+        if file.exists() and file.stat().st_size == self._size:
+            with file.open("a") as appended:
+                appended.writelines(self._lines[self._written :])
+        else:  # a full disk has cut a line short, or somebody removed the file
+            _write_atomically(file, "".join(self._lines))
+        self._written, self._size = len(self._lines), file.stat().st_size
+
+    def _tell_tensorboard(self, record: dict[str, Any], clock: dict[str, float]) -> None:
         step = record["step"]
         if self._events is None:
             self._events = EventsWriter(str(self.path / "events"))
@@ -160,7 +194,8 @@ class RunFolder:
 
     def close(self) -> None:
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # a full disk: all that counts is in metrics.jsonl
+                self._events.close()
         if self._lock is not None:
             self._lock.close()
 

@@ -108,9 +108,11 @@ def test_an_interrupted_run_continues_to_the_same_bytes(stop, measured, tmp_path
         loop.train(config, tmp_path, interrupt, one)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "train_lo')  # a line that a crash cut short
+    if stop == 12:  # as if between the last checkpoint and the status that says so
+        (tmp_path / "status.json").unlink()
     seen = []
     loop.train(config, tmp_path, lambda step, error: seen.append(step), one)
-    assert seen == list(range(stop // 4 * 4 + 2, 13, 2))
+    assert seen == (list(range(stop // 4 * 4 + 2, 13, 2)) or [12])
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
         assert (tmp_path / name).read_text() == (measured / name).read_text(), name
 
@@ -132,6 +134,62 @@ def test_a_run_that_is_asked_to_stop_loses_no_step(stop, measured, tmp_path):
         loop.train(config, tmp_path, parallel=one)
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
         assert (tmp_path / name).read_text() == (measured / name).read_text(), name
+
+
+@pytest.mark.parametrize("until", [6, 10, 12])
+def test_a_disk_that_refuses_for_a_while_costs_nothing(until, measured, tmp_path, monkeypatch):
+    """From step 4 on nothing can be written, as on a full or read-only disk, and then again."""
+    config = tiny_config(rectifier="prelu", signal_every=3)
+    blocked, aside = ("metrics.jsonl", "checkpoints"), tmp_path / "aside"
+    refused = []
+
+    def heal(pause=0):
+        for name in blocked:
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+            (tmp_path / name).unlink(missing_ok=True)
+            (aside / name).rename(tmp_path / name)
+
+    def progress(step, error):
+        if step == 4:
+            aside.mkdir()
+            for name in blocked:
+                (tmp_path / name).rename(aside / name)
+            (tmp_path / "metrics.jsonl").mkdir()
+            (tmp_path / "checkpoints").write_text("no folder")
+        if step == until != 12:
+            heal()
+
+    monkeypatch.setattr(loop.time, "sleep", heal)
+    monkeypatch.setattr(loop.logging, "warning", lambda text, *of: refused.append(text % of))
+    loop.train(config, tmp_path, progress, one)
+    told = "\n".join(refused)
+    assert "metrics of step 6 are not yet written" in told
+    assert ("Step 8 is not saved" in told) == (until > 6)
+    assert ("end of the run is tried again" in told) == (until == 12)
+    for name in ("metrics.jsonl", "status.json", "init_report.json"):
+        assert (tmp_path / name).read_text() == (measured / name).read_text(), name
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 12
+
+
+def test_a_run_whose_end_cannot_be_saved_says_so_and_is_not_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.time, "sleep", lambda pause: None)
+
+    def progress(step, error):
+        if step == 10:
+            (tmp_path / "checkpoints").rename(tmp_path / "aside")
+            (tmp_path / "checkpoints").write_text("no folder")
+
+    with pytest.raises(OSError, match="step, 12, is taken but cannot be saved .* Make room there"):
+        loop.train(tiny_config(), tmp_path, progress, one)
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
+
+
+def test_a_run_of_a_newer_version_is_refused_by_name(tmp_path):
+    RunFolder(tmp_path).claim(tiny_config())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rotate": True}))
+    with pytest.raises(ValueError, match="newer version of prelu_jax: rotate in its config"):
+        loop.train(tiny_config(), tmp_path, parallel=one)
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
