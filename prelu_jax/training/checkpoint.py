@@ -6,6 +6,7 @@ the next time.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import prelu_jax
 from prelu_jax.training.state import TrainState
 
 FORMAT = 1  # of what a checkpoint holds; a greater one cannot be read by this version
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not finished
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -59,13 +61,16 @@ class Checkpoints:
             best_mode="min",
             preservation_policy=orbax_policies.AnyPreservationPolicy(kept),
             create=False,
-            cleanup_tmp_directories=True,  # what a killed process was writing
+            # Else the threads that wait for a folder that cannot be made do so for five minutes.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             multiprocessing_options=_alone(),
         )
         self._manager = self._open()
         self._failed: str | None = None  # why the last save did
 
     def _open(self) -> ocp.CheckpointManager:
+        for unfinished in self._folder.glob(f"*{_UNFINISHED}*"):  # of a process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)
         for file in self._folder.glob("*/metrics/metrics"):
             try:
                 json.loads(file.read_text())

@@ -29,6 +29,7 @@ Progress = Callable[[int, float | None], None]  # (step, latest test error or No
 
 
 _SCALARS = ("loss", "error")  # of a step, averaged over the logging interval
+_pause = time.sleep
 _PAUSES = (2, 5, 10)  # seconds before the end of a run is saved again, if the disk refuses it
 
 
@@ -313,7 +314,7 @@ class _Run:
                 refused = str(error)
             if pause:
                 logging.warning("The end of the run is tried again in %d s.", pause)
-                time.sleep(pause)
+                _pause(pause)
         raise OSError(
             f"The last step, {self.config.num_steps}, is taken but cannot be saved in "
             f"{self.run.path} ({refused}). Make room there; the same command goes on from the last "
