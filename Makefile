@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test lint bench clean
+.PHONY: reproduce test lint bench faults clean
 
 # He et al. 2015, Figure 3: He initialisation trains a 30-layer network, Xavier stalls.
 reproduce: .venv/installed
@@ -19,6 +19,10 @@ lint: .venv/installed-test
 # Speed and memory as ratios; fails if one is over its limit.
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.run
+
+# Kills, stops, full disks, damaged checkpoints: every run has to end as if nothing had been.
+faults: .venv/installed-test
+	$(BIN)/python -m tests.faults.campaign
 
 clean:
 	rm -rf .venv

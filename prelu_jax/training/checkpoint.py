@@ -215,4 +215,6 @@ class Checkpoints:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    # TensorStore adds how it was asked, in a thousand characters.
+    return f"{type(error).__name__}: {line.partition(' [tensorstore_spec=')[0]}"

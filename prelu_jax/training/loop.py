@@ -280,7 +280,7 @@ class _Run:
             self.run.flush()
             self.run.write_status(RUNNING, step)
         except OSError as error:
-            logging.warning("Step %d is not saved (%s); training goes on.", step, error)
+            logging.warning("Step %d is not saved (%s).", step, error)
             return str(error)
         measured = step % self.config.eval_every == 0 or step == self.config.num_steps
         self.checkpoints.save(state, self.error if measured else None)

@@ -49,6 +49,7 @@ class RunFolder:
         self._events: EventsWriter | None = None
         self._lines: list[str] = []  # of metrics.jsonl, also those that could not be written
         self._written = self._size = 0  # lines and bytes that were
+        self._refused = False  # whether the last could not be
         self._lock: TextIO | None = None
 
     def claim(self, config: TrainConfig) -> None:
@@ -158,10 +159,13 @@ class RunFolder:
         try:
             self.flush()
             self._tell_tensorboard(record, clock)
+            self._refused = False
         except OSError as error:
             self._events = None  # what is cut short ends a file of events
-            step = record["step"]
-            logging.warning("The metrics of step %d are not yet written (%s).", step, error)
+            if not self._refused:
+                text = "The metrics from step %d on are not yet written (%s); training goes on."
+                logging.warning(text, record["step"], error)
+            self._refused = True
 
     def flush(self) -> None:
         """Writes what `log` could not. Raises an OSError if it still cannot."""

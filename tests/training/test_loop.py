@@ -172,7 +172,7 @@ def test_a_disk_that_refuses_for_a_while_costs_nothing(until, measured, tmp_path
     monkeypatch.setattr(loop.logging, "warning", lambda text, *of: refused.append(text % of))
     loop.train(config, tmp_path, progress, one)
     told = "\n".join(refused)
-    assert "metrics of step 8 are not yet written" in told
+    assert "metrics from step 8 on are not yet written" in told
     assert "Step 8 is not saved" in told
     assert ("end of the run is tried again" in told) == (until == 12)
     for name in ("metrics.jsonl", "status.json", "init_report.json"):

@@ -1,0 +1,58 @@
+"""The campaign's short form; `make faults` is the long one."""
+
+import numpy as np
+import pytest
+
+from tests.faults import campaign, command, faults
+
+SHORT = {
+    "SIGKILL",
+    "SIGKILL inside a save",
+    "SIGTERM",
+    "newest checkpoint cut short",
+    "newest checkpoint deleted",
+    "corrupt record",
+}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_disturbed_again_and_again_ends_as_if_nothing_had_been(tmp_path):
+    whole = tmp_path / "whole/run"
+    assert campaign.undisturbed(whole) == [0]
+    chosen = [fault for fault in faults.FAULTS if fault.name in SHORT]
+    assert len(chosen) == len(SHORT)
+    outcomes = campaign.disturb(chosen, tmp_path / "one/run", whole, np.random.default_rng(1))
+    assert len(outcomes) == len(SHORT)
+    for outcome in outcomes:
+        assert outcome.same, outcome
+        assert outcome.lost < 2 * command.EVERY + command.LOG_EVERY, outcome
+        assert outcome.seconds < command.HANG
+    stopped = next(o for o in outcomes if o.fault.name == "SIGTERM")
+    assert stopped.lost == 0
+    text = campaign.table(outcomes, 1)
+    assert text.count("1 of 1") == len(SHORT)
+
+
+def test_another_end_is_seen(tmp_path):
+    for name, loss in (("whole", 1.0), ("other", 1.1)):
+        for run in command.RUNS:
+            folder = tmp_path / name / run
+            folder.mkdir(parents=True)
+            (folder / "metrics.jsonl").write_text(f'{{"step": 2, "train_loss": {loss}}}\n')
+            (folder / "status.json").write_text("{}")
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    assert command.differences(whole, whole, exact=True) == []
+    assert len(command.differences(other, whole, exact=True)) == 2
+    assert command.differences(other, whole, exact=False) == [
+        f"{run}: another curve" for run in command.RUNS
+    ]
+
+
+def test_the_table_goes_between_the_markers_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{campaign.BEGIN}\nold\n{campaign.END}\nafter\n")
+    campaign.write("new", page)
+    assert page.read_text() == f"before\n{campaign.BEGIN}\n\nnew\n\n{campaign.END}\nafter\n"
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="once each"):
+        campaign.write("new", page)
