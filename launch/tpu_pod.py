@@ -65,13 +65,19 @@ def plan(pod: Pod, action: str) -> str:
         ("Until it says ACTIVE.", [pod.describe()]),
         ("The package, to every worker.", pod.preparation()),
     ]
-    started: Step = ("The experiment, on every worker.", [pod.start()])
-    watched: Step = ("Its log, until it ends.", [pod.follow()])
+    experiment: list[Step] = [
+        ("The experiment, on every worker.", [pod.start()]),
+        ("Its log, until it ends.", [pod.follow()]),
+    ]
     again: Step = ("After a status that is not final: start again; lost, from describe on.", [])
+    watched: list[Step] = [
+        ("The log of what runs, until it ends.", [pod.follow()]),
+        ("The next if nothing runs, or it ended with a status that is not final.", []),
+    ]
     steps: dict[str, list[Step]] = {
         "create": there,
-        "run": [*there, started, watched, again],
-        "resume": [watched, again],
+        "run": [*there, *experiment, again],
+        "resume": [*watched, *experiment, again],
         "delete": [("It and its machines.", [pod.delete()])],
     }
     return "\n".join(
