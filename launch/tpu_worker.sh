@@ -35,9 +35,9 @@ start() {
 follow() {
     [ -e "$state/pid" ] || exit 66 # nothing was started here
     tail --bytes=10000 --follow "$state/log" &
+    trap "kill $! 2>/dev/null || true" EXIT
     while running; do sleep 1; done
     sleep 1 # for the last lines
-    kill $! 2>/dev/null || true
     status=$(cat "$state/status" 2>/dev/null || echo 70) # none: it was killed with its parent
     [ "$status" != 1 ] || status=101                     # 1 and 255 are gcloud's own
     exit "$status"

@@ -85,7 +85,7 @@ def test_archives_become_a_measured_dataset(tmp_path):
     names = [f"ILSVRC2012_val_0000000{i}.JPEG" for i in (3, 1, 2)]
     with (tmp_path / "ILSVRC2012_img_val.tar").open("wb") as file:
         write_tar(file, {name: jpeg(rng) for name in names})
-    (tmp_path / "labels.txt").write_text("\n".join([CLASSES[1], *CLASSES]) + "\n")
+    (tmp_path / "labels.txt").write_text("\n".join([CLASSES[0], *CLASSES]) + "\n")
 
     section = PAGE.partition("## The data\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
@@ -103,7 +103,7 @@ def test_archives_become_a_measured_dataset(tmp_path):
     for said in ("train: 4 images", "validation: 3 images", "4 images; mean red, green, blue"):
         assert said in done.stdout
     placed = {p.name: p.parent.name for p in (tmp_path / "images/validation").glob("*/*")}
-    assert [placed[name] for name in sorted(names)] == [CLASSES[1], *CLASSES]
+    assert [placed[name] for name in sorted(names)] == [CLASSES[0], *CLASSES]
 
 
 def test_tfds_comes_with_the_classes_of_validation():

@@ -1,8 +1,11 @@
+import functools
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,18 +103,35 @@ class Cloud:
         self.runs.mkdir()
         (self.runs / "plan.json").write_text(json.dumps(ends))
 
-    def launch(self, *arguments, action="run"):
+    def start(self, *arguments, action="run"):
         arguments = [*POD, f"--action={action}", "--poll_seconds=0.05", *arguments]
+        arguments += [f"--accelerator_type=v4-{8 * self.workers}"]
         if action in ("run", "resume"):
             experiment = ("tests.launch.experiment", str(self.runs), f"--workdir={self.runs}")
             arguments += ["--", *experiment]
         path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return launch(
-            f"--accelerator_type=v4-{8 * self.workers}",
-            *arguments,
-            PATH=path,
-            FAKE_GCLOUD=str(self.folder),
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=ROOT,
+            env=environment(PATH=path, FAKE_GCLOUD=str(self.folder)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A suite that a shell started in the background ignores Ctrl-C, as would its children.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            start_new_session=True,
         )
+
+    def launch(self, *arguments, action="run"):
+        process = self.start(*arguments, action=action)
+        out, said = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, said)
+
+    def wait_for(self, call, times=1):
+        deadline = time.monotonic() + 30
+        while not (self.folder / "calls.txt").exists() or self.calls().count(call) < times:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     def calls(self):
         """The verbs of what was called, and of an ssh what it was for."""
@@ -212,6 +232,28 @@ def test_resume_watches_what_runs_and_starts_what_does_not(tmp_path):
     assert cloud.ends() == ["1 75", "1 0"]
     again = cloud.launch(action="resume")
     assert (again.returncode, cloud.calls()[-2:]) == (0, ["follow", "follow"])
+
+
+def test_the_experiment_outlives_who_watches_it(tmp_path):
+    cloud = Cloud(tmp_path, [["ACTIVE"]], ends=[["wait"]])
+    watching = cloud.start()
+    cloud.wait_for("follow")
+    os.killpg(watching.pid, signal.SIGINT)  # as a terminal does
+    _, said = watching.communicate(timeout=30)
+    assert (watching.returncode, "--action=resume" in said) == (130, True)
+
+    resumed = cloud.start("--max_restarts=0", action="resume")
+    cloud.wait_for("follow", times=2)
+    time.sleep(1)
+    assert resumed.poll() is None  # the experiment still runs
+    state = {"PRELU_JAX_STATE": str(tmp_path / "worker_0/state"), "HOME": str(tmp_path)}
+    subprocess.run(
+        ["bash", ROOT / "launch/tpu_worker.sh", "stop"], env={**os.environ, **state}, check=True
+    )
+    _, said = resumed.communicate(timeout=30)
+    assert (resumed.returncode, "status 75" in said) == (75, True)
+    assert cloud.calls().count("start") == 1
+    assert cloud.ends() == ["1 wait", "stopped"]
 
 
 def test_create_prepares_and_delete_gives_back(tmp_path):
