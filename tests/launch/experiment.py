@@ -34,6 +34,7 @@ number = len(starts.read_text()) if starts.exists() else 0
 starts.write_text("x" * (number + 1))
 end = json.loads((folder / "plan.json").read_text())[number][index]
 leave(f"{told.get('num_processes', 1)} {end}")
+print(f"at home in {Path.home().name}", flush=True)
 # Else a signal could come before the other one listens.
 every = [folder / f"starts_{i}" for i in range(int(told.get("num_processes", 1)))]
 while not all(file.exists() and len(file.read_text()) > number for file in every):

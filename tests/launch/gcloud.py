@@ -1,0 +1,89 @@
+"""What `test_tpu_pod` puts on the PATH in the place of gcloud and of git.
+
+Under $FAKE_GCLOUD: plan.json has, for each pod that is created, the states that one `describe`
+after the other finds (the last one stays), and what each `follow` meets: 'run', or a connection
+that is 'broken'. calls.txt gets every call but
+`git status`. The command of an ssh is run here, in a home for each worker; in the place of an
+installation a link to this Python is made.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+folder = Path(os.environ["FAKE_GCLOUD"])
+root = Path(__file__).parents[2]
+program, *arguments = sys.argv[1:]
+verb = arguments[3 if program == "gcloud" else 0]
+told = dict(a.removeprefix("--").split("=", 1) for a in arguments if "=" in a)
+
+
+def taken(name):
+    """The next of a list in the plan; its last one stays."""
+    file = folder / "plan.json"
+    plan = json.loads(file.read_text())
+    there = plan[name]
+    first = there.pop(0) if len(there) > 1 else there[0]
+    file.write_text(json.dumps(plan))
+    return first
+
+
+def describe():
+    pod = folder / "pod.json"
+    if not pod.exists():
+        sys.exit("ERROR: (gcloud) NOT_FOUND: Resource was not found")
+    states = json.loads(pod.read_text())
+    print(states[0])
+    pod.write_text(json.dumps(states[1:] or states))
+
+
+def ssh(worker):
+    home = folder / f"worker_{worker}"
+    command = told["command"]
+    if " install " in command:
+        python = home / "prelu_jax_environment/bin/python"
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.unlink(missing_ok=True)
+        python.symlink_to(sys.executable)
+        command = command.replace("tpu_worker.sh install", "tpu_worker.sh true")
+    state = {"HOME": str(home), "PRELU_JAX_STATE": str(home / "state")}
+    return subprocess.call(["bash", "-c", command], cwd=home, env={**os.environ, **state})
+
+
+def pack():
+    """In the place of HEAD: what the launcher and its experiment are, as they lie here."""
+    with tarfile.open(told["output"], "w:gz") as archive:
+        archive.add(root / "launch", "prelu_jax/launch")
+        for name in ("__init__.py", "launch/__init__.py", "launch/experiment.py"):
+            archive.add(root / "tests" / name, f"prelu_jax/tests/{name}")
+
+
+if verb == "status":
+    sys.exit()
+with (folder / "calls.txt").open("a") as calls:
+    calls.write(shlex.join([program, *arguments]) + "\n")
+workers = range(json.loads((folder / "plan.json").read_text())["workers"])
+status = 0
+if verb == "describe":
+    describe()
+elif verb == "create":
+    (folder / "pod.json").write_text(json.dumps(taken("pods")))
+elif verb == "delete":
+    (folder / "pod.json").unlink()
+elif verb == "archive":
+    pack()
+elif verb == "scp":
+    for i in workers:
+        (folder / f"worker_{i}").mkdir(exist_ok=True)
+        copy = folder / f"worker_{i}/prelu_jax.tar.gz"
+        copy.write_bytes((root / arguments[4]).read_bytes())
+elif verb == "ssh" and told["worker"] == "all":
+    # As gcloud: the first that is not 0.
+    status = next((code for code in [ssh(i) for i in workers] if code), 0)
+elif verb == "ssh":
+    status = 1 if taken("follows") == "broken" else ssh(told["worker"])
+sys.exit(status)

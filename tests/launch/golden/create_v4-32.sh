@@ -1,0 +1,12 @@
+# Nothing is created if it says ACTIVE.
+gcloud compute tpus queued-resources describe pod '--format=value(state.state)' --zone=us-central2-b --project=lab --quiet
+# What is FAILED or SUSPENDED is deleted first.
+gcloud compute tpus queued-resources create pod --node-id=pod --accelerator-type=v4-32 --runtime-version=tpu-ubuntu2204-base --spot --zone=us-central2-b --project=lab --quiet
+# Until it says ACTIVE.
+gcloud compute tpus queued-resources describe pod '--format=value(state.state)' --zone=us-central2-b --project=lab --quiet
+# The package, to every worker.
+mkdir -p runs
+git archive --prefix=prelu_jax/ --output=runs/pod.tar.gz HEAD
+gcloud compute tpus tpu-vm scp runs/pod.tar.gz pod:prelu_jax.tar.gz --worker=all --zone=us-central2-b --project=lab --quiet
+gcloud compute tpus tpu-vm ssh pod --worker=all '--command=tar -xzf prelu_jax.tar.gz && bash prelu_jax/launch/tpu_worker.sh install || exit 65' --zone=us-central2-b --project=lab --quiet
+gcloud compute tpus tpu-vm ssh pod --worker=all '--command=( mountpoint -q /mnt/share || sudo mount /mnt/share ) || exit 65' --zone=us-central2-b --project=lab --quiet
