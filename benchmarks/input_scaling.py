@@ -1,7 +1,7 @@
 """Images a second of the input pipeline, against what devices take.
 
-JPEGs of a photo's size and detail, written as a dataset of its own in a temporary folder, are
-decoded, resized to a shorter side of 256 to 512 and cropped to 224 pixels, as models A to C are fed.
+JPEGs of a photo's size and detail, written as a dataset in a temporary folder, are decoded, resized
+to a shorter side of 256 to 512 and cropped to 224 pixels, as models A to C are fed.
 """
 
 import dataclasses
@@ -11,20 +11,20 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from benchmarks.scaling import BATCH, H100, LOADS, TPU_V4, compute_seconds, update_seconds
+from benchmarks.scaling import BATCH, H100, LOADS, TPU_V4, step_seconds
 from benchmarks.timing import Ratio
 from prelu_jax.data import pipeline, sources
 
 SHAPE = (375, 500)  # ImageNet's average
 _CROP = pipeline.Crop(224, 256, 512)
-_QUALITY = 90
+_QUALITY = 95  # a file has about the 110 kB of ImageNet's average
 _DATASET = "photos"
 _HEADROOM = 1.25  # cores over what decodes: for the process that feeds the device, for peaks
 
@@ -46,19 +46,24 @@ class Rate:
 
 
 def photo(rng: np.random.Generator, shape: tuple[int, int] = SHAPE) -> np.ndarray:
-    """Noise whose detail falls off with its fineness, as in photos: uint8 ``[h, w, 3]``."""
+    """Noise, coarser the stronger, fine in brightness and coarse in colour: uint8 ``[h, w, 3]``."""
     height, width = shape
-    sides = [2**i for i in range(1, 1 + int(math.log2(min(shape))))]
-    image = np.zeros((height, width, 3), np.float32)
-    for side in sides:
-        coarse = rng.standard_normal((side, side, 3)).astype(np.float32)
-        image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) / side**0.8
-    return np.clip(127 + 90 * image, 0, 255).astype(np.uint8)
+    image = np.full((height, width, 3), 127, np.float32)
+    for side in (2, 4, 8, 16, 32, 64, 128, 256):
+        noise = rng.standard_normal((side, side, 3)).astype(np.float32)
+        if side > 32:
+            noise[:] = noise[..., :1]
+        detail = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        image += 90 / side**0.35 * detail
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def write(root: Path, count: int) -> float:
     """Writes photos as a dataset under a folder; returns the kilobytes of one."""
-    from prelu_jax.data import folder  # defines flags, which a second import would define again
+    # Here: it needs TFDS and defines flags.
+    import tensorflow_datasets as tfds
+
+    from prelu_jax.data import folder
 
     photos = root / "images" / "train" / "photo"
     photos.mkdir(parents=True)
@@ -66,53 +71,51 @@ def write(root: Path, count: int) -> float:
     for i in range(count):
         quality = (cv2.IMWRITE_JPEG_QUALITY, _QUALITY)
         cv2.imwrite(str(photos / f"{i}.jpg"), photo(rng), quality)
+    tfds.disable_progress_bar()
     folder.prepare(root / "images", _DATASET, str(root / "tfds"))
     return statistics.mean(file.stat().st_size for file in photos.iterdir()) / 1e3
 
 
 def rate(root: str, threads: int, share: pipeline.Share, batches: int) -> Rate:
-    """What this process reads, of its share of every batch."""
+    """What this process reads, of its share of every batch; begins when the others do."""
     split = sources.load(_DATASET, "train", str(Path(root) / "tfds"))
     # Each thread makes a batch of its own: the first of each fill the pipe and are not counted.
-    stop = batches + threads
-    read = pipeline.train_batches(
-        split, _CROP, BATCH * share.count, 0, 0, stop, threads=threads, share=share
-    )
+    size, stop = BATCH * share.count, batches + threads
+    read = pipeline.train_batches(split, _CROP, size, 0, 0, stop, threads=threads, share=share)
+    _begin_together()
     for _ in range(threads):
         next(read)
     start, worked = time.perf_counter(), time.process_time()
     images = sum(len(batch["label"]) for batch in read)
-    return Rate(
-        images / (time.perf_counter() - start), images / (time.process_time() - worked)
-    )
+    took, worked = time.perf_counter() - start, time.process_time() - worked
+    return Rate(images / took, images / worked)
+
+
+_begin_together: Callable[[], object] = int  # does nothing
+
+
+def _join(begin_together: Callable[[], object]) -> None:
+    global _begin_together
+    _begin_together = begin_together
 
 
 def measure(root: Path, processes: int, threads: int, batches: int) -> Rate:
     """What some processes read at once, each its share of every batch."""
-    # Not forked: JAX and Grain have threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    context = multiprocessing.get_context("spawn")  # not forked: JAX and Grain have threads
+    begin = (context.Barrier(processes).wait,)
+    with ProcessPoolExecutor(processes, context, initializer=_join, initargs=begin) as pool:
         reading = [
             pool.submit(rate, str(root), threads, pipeline.Share(i, processes), batches)
             for i in range(processes)
         ]
         rates = [each.result() for each in reading]
-    return Rate(
-        sum(r.images for r in rates), statistics.mean(r.per_core_second for r in rates)
-    )
+    return Rate(sum(r.images for r in rates), statistics.mean(r.per_core_second for r in rates))
 
 
 def needs() -> dict[str, float]:
     """Images a second that hosts take for model A at full speed; by the host's name."""
     model_a, *_ = LOADS
-
-    def of_device(machine: object) -> float:
-        assert machine in (H100, TPU_V4)
-        chosen = H100 if machine is H100 else TPU_V4
-        step = compute_seconds(model_a, chosen, BATCH) + update_seconds(model_a.parameters, chosen)
-        return BATCH / step
-
-    h100, v4 = of_device(H100), of_device(TPU_V4)
+    h100, v4 = (BATCH / step_seconds(model_a, machine, 1, BATCH) for machine in (H100, TPU_V4))
     return {"1 H100": h100, "8 H100 in a host": 8 * h100, "4 TPU v4 in a host": 4 * v4}
 
 
@@ -131,9 +134,9 @@ def run(
             for way in ways:
                 found[way].append(measure(Path(name), *way, batches))
     print(
-        f"\n{images} JPEGs of {SHAPE[1]}×{SHAPE[0]} pixels, {kilobytes:.0f} kB each; {cores} cores, "
-        f"load {before:.1f} before; medians of n = {repeats} times {batches} batches of {BATCH} a "
-        "process, lowest and highest.\n"
+        f"\n{images} JPEGs of {SHAPE[1]}×{SHAPE[0]} pixels, {kilobytes:.0f} kB each; "
+        f"{cores} cores, load {before:.1f} before; {batches} batches of {BATCH} a process, "
+        f"medians of n = {repeats}, lowest and highest.\n"
     )
     wanted = needs()
     of_h100 = wanted["1 H100"]
@@ -142,9 +145,7 @@ def run(
     for (processes, threads), rates in found.items():
         of_all, of_core = [r.images for r in rates], [r.per_core_second for r in rates]
         part = statistics.median(of_all) / of_h100
-        print(
-            f"| {processes} × {threads} | {_spread(of_all)} | {part:.3f} | {_spread(of_core)} |"
-        )
+        print(f"| {processes} × {threads} | {_spread(of_all)} | {part:.3f} | {_spread(of_core)} |")
     one = ways[0]
     per_core = statistics.median(r.per_core_second for r in found[one])
     print(f"\nCores that decode, at {per_core:.0f} images a core-second, and × {_HEADROOM}:\n")

@@ -59,9 +59,11 @@ def measure(
     command = [sys.executable, "-m", "benchmarks.loopback_worker", address, str(processes)]
     # A device a process, whatever the caller's environment says.
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipe = subprocess.PIPE
     started = [
-        subprocess.Popen([*command, str(i), asked], env=environment, text=True, **streams)
+        subprocess.Popen(
+            [*command, str(i), asked], env=environment, text=True, stdout=pipe, stderr=pipe
+        )
         for i in range(processes)
     ]
     try:

@@ -48,7 +48,7 @@ def measure(trees: list[tuple[int, int]], repeats: int, net: str, batch_size: in
     model = models.build(chosen, 10, "prelu")
     now = parallel.replicate(state.create(model, optimizer.sgd(0.001), pixels, 0))
     rng = np.random.default_rng(jax.process_index())
-    batch = {
+    batch: dict[str, np.ndarray] = {
         "image": rng.integers(0, 256, (batch_size, side, side, 3)).astype(np.uint8),
         "label": rng.integers(0, 10, batch_size).astype(np.int32),
     }

@@ -1,9 +1,9 @@
 """What a step costs on many devices, by arithmetic: bytes, all-reduces, efficiency.
 
 Nothing here is measured but the step of one device (docs/results.md). The model: a collective goes
-round rings, level by level of the machine; what a device sends over a level takes bytes / bandwidth,
-and a latency for every hop. `benchmarks.loopback` checks it where it can be checked without a
-cluster; docs/scaling.md tells what follows.
+round rings, level by level of the machine; what a device sends over a level takes bytes over
+bandwidth, and a latency for every hop. `benchmarks.loopback` checks it as far as that goes without
+a cluster; docs/scaling.md tells what follows.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ ACTIVATION_BYTES = 2  # bfloat16, as the computation is
 _UPDATE_BYTES = 5 * 4
 _BACKWARD = 2 / 3  # of a step's multiply-adds
 
-# Measured: a whole step, one H100, bfloat16, batch 128 (docs/results.md).
-MEASURED_SECONDS = {"model_a": 31.1e-3, "model_b": 37.0e-3, "model_c": 76.3e-3}
+# Measured: images a second in whole steps, one H100, bfloat16, batch 128 (docs/results.md).
+MEASURED = {"model_a": 4112, "model_b": 3461, "model_c": 1678}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +108,17 @@ class Load:
     def parameters(self) -> int:
         return self.conv + self.fc
 
+    @property
+    def exchanged_bytes(self) -> int:
+        """Of an image, one way; gradients go back the same way."""
+        return ACTIVATION_BYTES * self.exchanged
+
     def most_images(self) -> float:
         """With how many images in a group sharing sends as many bytes as the all-reduce it saves.
 
         That sends 2 · (g - 1) / g · fc gradients; the exchange 2 · (g - 1) · images / g rows.
         """
-        return GRADIENT_BYTES * self.fc / (ACTIVATION_BYTES * self.exchanged)
+        return GRADIENT_BYTES * self.fc / self.exchanged_bytes
 
 
 def load(net: arch.Arch, num_classes: int = 1000, channels: int = 3) -> Load:
@@ -134,7 +139,7 @@ def load(net: arch.Arch, num_classes: int = 1000, channels: int = 3) -> Load:
             case arch.Logits():
                 fc += (features + 1) * num_classes
                 exchanged += features + num_classes
-    return Load(net.name, conv, fc, exchanged, MEASURED_SECONDS.get(net.name, math.nan))
+    return Load(net.name, conv, fc, exchanged, BATCH / MEASURED.get(net.name, math.nan))
 
 
 LOADS = tuple(load(net) for net in (arch.MODEL_A, arch.MODEL_B, arch.MODEL_C))
@@ -217,7 +222,7 @@ def step_seconds(
         load.conv * gradient_bytes, levels, machine.torus
     ) + all_reduce_seconds(fc * gradient_bytes, others, machine.torus)
     # Forward, activations are gathered; backward, their gradients are summed in parts.
-    exchange = 2 * gather_seconds(images * load.exchanged * ACTIVATION_BYTES, group, machine.torus)
+    exchange = 2 * gather_seconds(images * load.exchanged_bytes, group, machine.torus)
     if overlap:
         reduce = max(0.0, reduce - _BACKWARD * compute)
     return compute + exchange + reduce + update_seconds(load.conv + fc, machine)
