@@ -100,6 +100,13 @@ def test_what_hides_costs_nothing_until_the_backward_pass_ends():
     assert scaling.step_seconds(MODEL_A, H100, 8, 1, gradient_bytes=2) < after
 
 
+def test_a_shared_layer_is_updated_in_parts():
+    free = dataclasses.replace(H100, levels=lambda n: (Level(n, math.inf, 0.0),))
+    whole, parts = (scaling.step_seconds(MODEL_A, free, 8, BATCH, shared_over=n) for n in (0, 1))
+    # Parameter, gradient and velocity are read, two of them written, four bytes each.
+    assert whole - parts == pytest.approx(7 / 8 * MODEL_A.fc * 20 / 3.35e12)
+
+
 def test_the_best_group_is_the_fastest():
     for machine in MACHINES:
         chosen, size = scaling.best_group(MODEL_A, machine, 256, BATCH, overlap=False)
