@@ -7,13 +7,15 @@ from collections.abc import Callable
 import flax
 import jax
 
-from benchmarks import calibration, signal_probe
+from benchmarks import calibration, input_scaling, scaling_tables, signal_probe
 from benchmarks.timing import Ratio
 from prelu_jax import names
 
 BENCHMARKS: dict[str, Callable[[], list[Ratio]]] = {
     "signal_probe": signal_probe.run,
     "calibration": calibration.run,
+    "scaling": scaling_tables.run,
+    "input_scaling": input_scaling.run,
 }
 
 

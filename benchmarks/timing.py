@@ -30,8 +30,8 @@ class Ratio:
         return f"{mark}  {self.value:6.3f}  (at most {self.limit:g})  {self.what}  [{self.where}]"
 
 
-def seconds(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each program, which take turns so that a busy machine disturbs all alike.
+def samples(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each program, which take turns so that a busy machine disturbs all alike.
 
     Each runs once before, to compile.
     """
@@ -43,6 +43,12 @@ def seconds(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
             start = time.perf_counter()
             jax.block_until_ready(program())
             taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def seconds(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median of the `samples` of each program."""
+    taken = samples(programs, repeats)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
