@@ -19,7 +19,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-_FINAL = (0, 1, 2, 130)  # done; a claim failed or something was refused; usage; Ctrl-C
+from launch.statuses import FINAL
+
 _POLL = 0.1  # seconds
 _PATIENCE = 60  # seconds that processes have to end themselves
 
@@ -91,7 +92,7 @@ def launch(experiment: Sequence[str], num_processes: int, max_restarts: int) -> 
     for restarts in range(max_restarts + 1):
         attempt = Attempt(commands(experiment, num_processes, f"127.0.0.1:{_free_port()}"))
         status = attempt.status()
-        if status in _FINAL or stopped:
+        if status in FINAL or stopped:
             return status
         print(
             f"launch.local: a process ended with status {status}; restart {restarts + 1} of "
