@@ -21,6 +21,7 @@ BENCH = ["torch>=2.8", "lsuv>=0.3", "anyinit>=0.4"]
 NOTEBOOK = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
 LAUNCH = ["submitit>=1.5"]
 TEST = [
+    *LAUNCH,
     *NOTEBOOK,
     *DATA,
     "hypothesis>=6",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,8 @@ _EXAMPLES_A_CORE = 16  # of a batch, at least
 _THREADS_A_CORE = 4
 _STOPPED = 75  # a failure that passes (sysexits.h): a scheduler may start the command again
 
-_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id", "stall_timeout")
+_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
+_FLAGS = ("scale", "workdir", "seeds", "config", *_PROCESSES, "part", "stall_timeout")
 
 Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
 
@@ -61,7 +63,7 @@ def main(
     about = "The configuration of this scale; --config.FIELD=VALUE sets a field."
     holder = config_flags.DEFINE_config_dataclass("config", config, about)
     _define_processes()
-    for flag in ("scale", "workdir", "seeds", "config", *_PROCESSES):  # what --help shows
+    for flag in _FLAGS:  # what --help shows
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
 
     def start(argv: list[str]) -> int:
@@ -76,8 +78,12 @@ def main(
         folder = Path(workdir.value or f"runs/{name}_{scale.value}")
         started, stopped = time.monotonic(), False
         try:
+            part = _part()
+            if part and alone:
+                raise ValueError("This experiment cannot be trained in parts: give no --part.")
             _join(alone)
-            stopped = processes.is_first() and record.begin(folder)
+            # The time of a part is in no record: neither is it forgotten that there was one.
+            stopped = processes.is_first() and (record.begin(folder) or part is not None)
             claims = run(holder.value, folder, seeds.value)
         except (ValueError, ImportError, OSError) as error:
             if processes.is_first():
@@ -111,6 +117,9 @@ def _define_processes() -> None:
     flags.DEFINE_string("coordinator_address", None, "Elsewhere: of process 0, host:port.")
     flags.DEFINE_integer("num_processes", None, "Elsewhere: how many there are.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Elsewhere: which this one is.", lower_bound=0)
+    flags.DEFINE_string(
+        "part", "", "I/N: train every Nth run, from the Ith on, 0 the first; then end."
+    )
     flags.DEFINE_float(
         "stall_timeout",
         600,
@@ -141,6 +150,21 @@ def _join(alone: bool) -> None:
         if alone:
             raise ValueError("This experiment is for one process: give no flag of several.")
         processes.join(*told)
+
+
+def _part() -> tuple[int, int] | None:
+    """Which part of the runs, of how many, the flags say; None: all of them.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    text = flags.FLAGS["part"].value if "part" in flags.FLAGS else ""
+    if not text:
+        return None
+    told = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not told or not int(told[1]) < int(told[2]):
+        raise ValueError(f"--part is {text!r}, expected I/N with I from 0 to N - 1, as in 0/4.")
+    return int(told[1]), int(told[2])
 
 
 def _only(argv: Sequence[str], flag: str) -> list[str]:
@@ -194,7 +218,7 @@ def train_all(
 ) -> None:
     """Trains every run that its folder does not hold finished, one after another.
 
-    Of several processes, all but the first end here.
+    Of several processes, all but the first end here; with --part, all of them.
 
     Args:
         runs: folder -> (label, configuration).
@@ -204,10 +228,23 @@ def train_all(
     for _, config in runs.values():
         loop.check(config, parallel)  # all of them before the first trains
     with processes.preemption() as asked:
-        for folder, (label, config) in runs.items():
+        for folder in _of_part(runs):
+            label, config = runs[folder]
             _train(config, folder, label, parallel, asked)
-    if not processes.is_first():
+    if _part() and processes.is_first():
+        print("\nThis part is trained. The same command without --part ends the experiment.")
+    if _part() or not processes.is_first():
         sys.exit(0)
+
+
+def _of_part(runs: Mapping[Path, tuple[str, TrainConfig]]) -> list[Path]:
+    """The runs that the flags ask for; those of a part wait for no other run's weights."""
+    part = _part()
+    if not part:
+        return list(runs)
+    first, step = part
+    apart = [f for f, (_, config) in runs.items() if Path(config.pretrained) not in runs]
+    return apart[first::step]
 
 
 def _train(

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from launch import statuses
+from launch.statuses import FINAL, STOPPED
 
 _POLL = 0.1  # seconds
-_PATIENCE = 60  # seconds that processes have to end themselves
+_TO_SAVE = 60  # seconds that processes have to end themselves when one of them is asked to stop
+_TO_NOTICE = 10  # when one has crashed: they cannot save without it
 
 _PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes.", lower_bound=1)
 _RESTARTS = flags.DEFINE_integer("max_restarts", 10, "How often at most.", lower_bound=0)
@@ -61,15 +62,15 @@ class Attempt:
             if failed or None not in codes:
                 break
             time.sleep(_POLL)
-        self.end(signal.SIGTERM)
+        self.end(signal.SIGTERM, _TO_NOTICE if failed and STOPPED not in failed else _TO_SAVE)
         return failed[0] if failed else 0
 
-    def end(self, number: int) -> None:
-        """Sends all a signal, and kills those that do not heed it."""
+    def end(self, number: int, patience: float = _TO_SAVE) -> None:
+        """Sends all a signal, and kills those that do not heed it within so many seconds."""
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + patience
         for process in self._processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
@@ -92,7 +93,7 @@ def launch(experiment: Sequence[str], num_processes: int, max_restarts: int) -> 
     for restarts in range(max_restarts + 1):
         attempt = Attempt(commands(experiment, num_processes, f"127.0.0.1:{_free_port()}"))
         status = attempt.status()
-        if status in statuses.FINAL or stopped:
+        if status in FINAL or stopped:
             return status
         print(
             f"launch.local: a process ended with status {status}; restart {restarts + 1} of "

@@ -35,7 +35,7 @@ _LOST = ("FAILED", "SUSPENDED")  # what such a queued resource had will not come
 _OF_GCLOUD = (1, 255)  # statuses by which gcloud says that it has failed itself
 _CLAIM_FAILED = 101  # tpu_worker.sh: the experiment's 1
 _PATIENCE = 20  # tries in a row
-_TAKEN_AWAY = 75  # the launcher's status then: a failure that passes (sysexits.h)
+_TAKEN_AWAY = statuses.STOPPED
 _LASTED = 60  # seconds of a connection that did not fail at once
 
 _NAME = flags.DEFINE_string("name", None, "Of the queued resource and of its node.")

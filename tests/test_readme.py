@@ -59,6 +59,7 @@ def test_every_command_is_of_a_kind_that_is_run_here():
         "make ",
         "python -m experiments.",
         "python -m launch.local ",
+        "python -m launch.slurm ",
         "python -m prelu_jax.data.",
         "pip install ",
     )
@@ -78,6 +79,17 @@ def test_make_reproduce_is_the_laptop_comparison():
 @pytest.mark.parametrize("block", PYTHON)
 def test_python_blocks_run(block):
     exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("line", commands("python -m launch.slurm "))
+def test_slurm_would_be_given_the_experiment(line):
+    arguments = [part for part in shlex.split(line)[1:] if part != "--dry_run"]
+    arguments.insert(arguments.index("launch.slurm") + 1, "--dry_run")
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"-m {line.partition(' -- ')[2]}" in done.stdout
 
 
 @pytest.mark.parametrize(("line", "test"), RUN_THERE.items())

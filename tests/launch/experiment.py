@@ -1,9 +1,9 @@
-"""What `test_local` starts in the place of an experiment: each start ends as a file says.
+"""What launchers' tests start in the place of an experiment: each start ends as a file says.
 
-    python -m tests.launch.experiment FOLDER [--process_id=I ...]
+    python -m tests.launch.experiment FOLDER [--process_id=I ...] [--part=I/N]
 
-FOLDER/plan.json: for each start, how every process ends: an exit status, 'wait' for SIGTERM, or a
-negative number of a signal it kills itself with. Each process leaves its arguments and its end.
+FOLDER/plan.json: for each start, how every process, or part, ends: an exit status, 'wait' for
+SIGTERM, or a negative number of a signal it kills itself with. Each leaves its arguments and end.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 folder = Path(sys.argv[1])
 told = dict(flag.removeprefix("--").split("=") for flag in sys.argv[2:] if "=" in flag)
-index = int(told.get("process_id", 0))
+index = int(told.get("process_id", told.get("part", "0").partition("/")[0]))
 
 
 def leave(text):
@@ -36,7 +36,8 @@ end = json.loads((folder / "plan.json").read_text())[number][index]
 leave(f"{told.get('num_processes', 1)} {end}")
 print(f"at home in {Path.home().name}", flush=True)
 # Else a signal could come before the other one listens.
-every = [folder / f"starts_{i}" for i in range(int(told.get("num_processes", 1)))]
+of_run = range(int(told["num_processes"])) if "num_processes" in told else [index]
+every = [folder / f"starts_{i}" for i in of_run]
 while not all(file.exists() and len(file.read_text()) > number for file in every):
     time.sleep(0.01)
 if end == "wait":

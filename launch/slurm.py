@@ -1,0 +1,194 @@
+"""Submits an experiment to SLURM, which starts it again after a preemption or a crash.
+
+    python -m launch.slurm --tasks_per_node=8 --gpus_per_node=8 --time=1-00:00:00 -- \
+        experiments.convergence_22 --scale=imagenet
+
+What stands behind `--` is the experiment and its flags; several tasks are several processes of one
+run. SIGTERM saves and ends them with status 75, and the job is requeued: SLURM sends it when it
+preempts a job and, as asked here, before the time limit; `scancel --signal=TERM JOB` does the same.
+After a crash the job is requeued too, up to --max_restarts. It goes on where it has saved itself.
+That a claim fails, or that a flag cannot be, ends it.
+
+`--array=N` trains the runs of the experiment in N tasks of an array side by side; one more job
+waits for them, trains what is left, draws and judges.
+"""
+
+import dataclasses
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import submitit
+from absl import app, flags
+
+from launch.statuses import FINAL, STOPPED
+
+# Of a task whose experiment ended with a final failure. srun ends with the highest status of its
+# tasks: this one is above 128 + any signal, by which a task dies that has lost another.
+_FAILED = 200
+_PATIENCE = 60  # seconds that tasks have to end themselves after the first
+
+_NODES = flags.DEFINE_integer("nodes", 1, "How many nodes.", lower_bound=1)
+_TASKS = flags.DEFINE_integer("tasks_per_node", 1, "Processes on each.", lower_bound=1)
+_GPUS = flags.DEFINE_integer(
+    "gpus_per_node", None, "GPUs on each; of several processes, each takes one.", lower_bound=1
+)
+_CPUS = flags.DEFINE_integer("cpus_per_task", None, "Cores of each process.", lower_bound=1)
+_TIME = flags.DEFINE_string("time", "1-00:00:00", "Limit of one start, as sbatch has it.")
+_WARNING = flags.DEFINE_integer("warning", 120, "Seconds before it to save.", lower_bound=1)
+_PARTITION = flags.DEFINE_string("partition", None, "Of the cluster.")
+_MEM = flags.DEFINE_string("mem", None, "Memory of a node, as sbatch has it: 64GB.")
+_SBATCH = flags.DEFINE_multi_string("sbatch", [], "Any other option, NAME=VALUE; repeatable.")
+_SETUP = flags.DEFINE_multi_string("setup", [], "A line of shell before the tasks; repeatable.")
+_ARRAY = flags.DEFINE_integer("array", None, "In how many parts at once.", lower_bound=2)
+_RESTARTS = flags.DEFINE_integer(
+    "max_restarts", 10, "A job that was restarted so often ends with a crash.", lower_bound=0
+)
+_LOGS = flags.DEFINE_string("logs", "runs/slurm", "Folder of scripts and output.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print scripts and commands; submit nothing.")
+
+
+class Executor(submitit.SlurmExecutor):
+    """submitit's, which writes its scripts also where SLURM is not."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def script(self, jobs: int) -> str:
+        """What sbatch would be given for so many jobs."""
+        array = {"map_count": jobs} if jobs > 1 else {}
+        shown = Executor(self.folder)
+        shown.parameters = {**self.parameters, **array}
+        text: str = shown._make_submission_file_text(shown._submitit_command_str, "")
+        return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """What sbatch is called for once: a job, or the jobs of an array, and the command of each."""
+
+    commands: list[list[str]]
+    parameters: dict[str, Any]
+
+    def executor(self, folder: str, **more: Any) -> Executor:
+        """Of its parameters and some more."""
+        executor = Executor(folder)
+        executor.update_parameters(**self.parameters, **more)
+        return executor
+
+
+def task(command: Sequence[str]) -> None:
+    """What SLURM starts: the experiment's process. It gets SLURM's signals by itself.
+
+    Raises:
+        SystemExit: it failed; the status tells `_after` what to do.
+    """
+    status = subprocess.call(command)
+    if status:
+        failed = _FAILED if status in FINAL else status
+        sys.exit(failed if failed > 0 else 128 - failed)
+
+
+def plan(experiment: Sequence[str]) -> list[Submission]:
+    """The submissions that the flags ask for: one, or an array and the job that waits for it."""
+    several = _NODES.value * _TASKS.value > 1
+    command = [sys.executable, "-m", *experiment, *(["--distributed"] if several else [])]
+    whole = Submission([command], _parameters(experiment[0], _after("$SLURM_JOB_ID")))
+    if not _ARRAY.value:
+        return [whole]
+    # An array's last task has the array's id for its own, which would requeue all of them.
+    after = _after("${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID")
+    parts = [[*command, f"--part={i}/{_ARRAY.value}"] for i in range(_ARRAY.value)]
+    return [Submission(parts, _parameters(experiment[0], after)), whole]
+
+
+def _parameters(name: str, after: list[str]) -> dict[str, Any]:
+    """Of a submission, as submitit has them."""
+    cpus = [] if _CPUS.value is None else [f"--cpus-per-task={_CPUS.value}"]
+    return {
+        "job_name": name,
+        "nodes": _NODES.value,
+        "ntasks_per_node": _TASKS.value,
+        "gpus_per_node": _GPUS.value,
+        "cpus_per_task": _CPUS.value,
+        "time": _TIME.value,
+        "partition": _PARTITION.value,
+        "mem": _MEM.value,
+        "setup": _SETUP.value or None,
+        "teardown": after,
+        "stderr_to_stdout": True,
+        # Tasks that have lost another end themselves, after what they have to save.
+        "srun_args": ["--kill-on-bad-exit=0", f"--wait={_PATIENCE}", *cpus],
+        "additional_parameters": {
+            **dict(option.split("=", 1) for option in _SBATCH.value),
+            "requeue": True,
+            "signal": f"TERM@{_WARNING.value}",  # submitit's USR2 would kill the experiment
+        },
+    }
+
+
+def _after(job: str) -> list[str]:
+    """The shell's lines after the tasks: requeues the job, or ends it."""
+    restarts = f"[ ${{SLURM_RESTART_COUNT:-0}} -lt {_RESTARTS.value} ]"
+    return [
+        "status=$?",
+        "case $status in",
+        "  0) ;;",
+        f"  {_FAILED}) status=1 ;;",
+        f"  {STOPPED}) scontrol requeue {job} ;;",
+        f"  *) {restarts} && scontrol requeue {job} ;;",
+        "esac",
+        "exit $status",
+    ]
+
+
+def submit(submissions: Sequence[Submission], folder: str) -> list[str]:
+    """Submits them, each to wait for the one before; returns SLURM's numbers of them."""
+    numbers: list[str] = []
+    for submission in submissions:
+        more = {"dependency": f"afterany:{numbers[-1]}"} if numbers else {}
+        executor = submission.executor(folder, **more)
+        jobs = executor.map_array(task, submission.commands)
+        numbers.append(jobs[0].job_id.partition("_")[0])
+    return numbers
+
+
+def show(submissions: Sequence[Submission], folder: str) -> None:
+    """Prints what would be submitted."""
+    for i, submission in enumerate(submissions):
+        more = {"dependency": "afterany:ARRAY"} if i else {}
+        print(submission.executor(folder, **more).script(len(submission.commands)))
+        print("# each task runs")
+        for command in submission.commands:
+            print(shlex.join(command))
+        print()
+
+
+def main(argv: list[str]) -> None:
+    """The command; see the module."""
+    experiment = argv[1:]
+    if not experiment or experiment[0].startswith("-"):
+        raise app.UsageError("Expected `--`, the module of an experiment and its flags.")
+    if _GPUS.value and _NODES.value * _TASKS.value > 1 and _GPUS.value != _TASKS.value:
+        raise app.UsageError(
+            f"--gpus_per_node is {_GPUS.value}, expected --tasks_per_node, {_TASKS.value}: under "
+            "SLURM each of several JAX processes takes one GPU."
+        )
+    for option in _SBATCH.value:
+        if "=" not in option.strip("="):
+            raise app.UsageError(f"--sbatch is {option!r}, expected NAME=VALUE, as account=mine.")
+    if _DRY_RUN.value:
+        show(plan(experiment), _LOGS.value)
+        return
+    if not shutil.which("sbatch"):
+        raise SystemExit("error: no sbatch here; submit from a login node, or try --dry_run.")
+    numbers = submit(plan(experiment), _LOGS.value)
+    print(f"Submitted {' and '.join(numbers)}; scripts and output in {_LOGS.value}.")
+
+
+if __name__ == "__main__":
+    app.run(main)

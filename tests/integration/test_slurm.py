@@ -1,0 +1,150 @@
+"""`launch.slurm` on a real SLURM of one machine: preempted, requeued, in parts."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.experiments.conftest import ROOT, SHORT, environment
+from tests.integration import slurm
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(slurm.missing()), reason=f"of SLURM, not installed: {', '.join(slurm.missing())}"
+    ),
+]
+EXPERIMENT = ("experiments.convergence_22", "--scale=laptop", *SHORT)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm.running(tmp_path_factory.mktemp("slurm")) as variables:
+        yield environment(**variables)
+
+
+def call(cluster, *command):
+    done = subprocess.run(command, cwd=ROOT, env=cluster, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def command(launcher, *own):
+    return [sys.executable, "-m", f"launch.{launcher}", *own]
+
+
+def submit(cluster, logs, *arguments):
+    """Submits it; returns SLURM's numbers."""
+    said = call(cluster, *command("slurm", f"--logs={logs}", *arguments))
+    return re.findall(r"\d+", said.partition(";")[0])
+
+
+def submit_planned(cluster, folder, plan, *own):
+    """Submits what ends as it is told, in a folder; see tests.launch.experiment."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return submit(cluster, folder, *own, "--", "tests.launch.experiment", str(folder))
+
+
+def state(cluster, number):
+    """What SLURM says of a job: its state and how often it was started again."""
+    told = call(cluster, "scontrol", "show", "job", number)
+    (job,) = set(re.findall(r"JobState=(\w+)", told))
+    (restarts,) = set(re.findall(r"Restarts=(\d+)", told))
+    return job, int(restarts)
+
+
+def wait(done, logs):
+    deadline = time.monotonic() + 120
+    while not done():
+        said = [f"{file}:\n{file.read_text()[-3000:]}" for file in logs.glob("*.out")]
+        assert time.monotonic() < deadline, "\n".join(said)
+        time.sleep(0.05)
+
+
+def end(cluster, number, logs):
+    """Waits for the end of a job; returns its state."""
+    ends = ("COMPLETED", "FAILED", "CANCELLED")
+    wait(lambda: state(cluster, number)[0] in ends, logs)
+    return state(cluster, number)
+
+
+def wrote(file, text):
+    with contextlib.suppress(FileNotFoundError):
+        return text in file.read_text()
+    return False
+
+
+def test_a_preempted_job_is_requeued_and_goes_on(cluster, tmp_path):
+    longer = ("--config.num_steps=60", "--config.checkpoint_every=50")
+    logs, folder, whole = (tmp_path / name for name in ("logs", "preempted", "whole"))
+    training = ["--", *EXPERIMENT, *longer]
+    (number,) = submit(cluster, logs, "--tasks_per_node=2", *training, f"--workdir={folder}")
+    metrics = folder / "he/seed_0/metrics.jsonl"
+    wait(lambda: wrote(metrics, '"step": 10,'), logs)
+    call(cluster, "scancel", "--signal=TERM", number)
+    wait(lambda: state(cluster, number)[1] == 1, logs)
+    assert '"step": 60,' not in metrics.read_text()
+    job, restarts = end(cluster, number, logs)
+    said = (logs / f"{number}_0_log.out").read_text()
+    (stopped,) = re.findall(r"Stopped .*step (\d+)", said)
+    assert 10 <= int(stopped) < 50  # where no checkpoint was due
+    assert restarts == 1
+
+    local = [*command("local", "--num_processes=2"), *training, f"--workdir={whole}"]
+    undisturbed = subprocess.run(local, cwd=ROOT, env=cluster, capture_output=True, text=True)
+    assert job == {0: "COMPLETED", 1: "FAILED"}[undisturbed.returncode], undisturbed.stderr
+    assert "Claims:" in said
+    for name in ("he/seed_0/metrics.jsonl", "xavier/seed_0/metrics.jsonl", "curves.csv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_parts_train_side_by_side_and_the_last_job_draws(cluster, tmp_path):
+    logs, folder = tmp_path / "logs", tmp_path / "runs"
+    training = ["--", *EXPERIMENT, f"--workdir={folder}"]
+    array, last = submit(cluster, logs, "--array=2", *training)
+    end(cluster, last, logs)
+    parts = [(logs / f"{array}_{i}_0_log.out").read_text() for i in (0, 1)]
+    said = (logs / f"{last}_0_log.out").read_text()
+    for arm, text in zip(("He", "Xavier"), parts, strict=True):
+        assert set(re.findall(r"(\w+) +seed 0", text)) == {arm}
+        assert "This part is trained." in text
+    assert "Claims:" in said
+    assert (folder / "figure.png").exists()
+    assert json.loads((folder / "experiment.json").read_text())["resumed"]
+
+
+def test_a_crash_is_requeued_and_a_failed_claim_is_not(cluster, tmp_path):
+    expected = {
+        "crash": ([[-9], [0]], ("COMPLETED", 1)),
+        "claim": ([[1]], ("FAILED", 0)),
+        "no restart is left": ([[3]] * 2, ("FAILED", 1)),
+    }
+    numbers = {}
+    for name, (plan, _) in expected.items():
+        (tmp_path / name).mkdir()
+        (numbers[name],) = submit_planned(cluster, tmp_path / name, plan, "--max_restarts=1")
+    ends = {name: end(cluster, number, tmp_path / name) for name, number in numbers.items()}
+    assert ends == {name: then for name, (_, then) in expected.items()}
+
+
+def test_of_an_array_only_the_crashed_part_is_requeued(cluster, tmp_path):
+    array, last = submit_planned(cluster, tmp_path, [[0, -9], [0, 0]], "--array=2")
+    assert end(cluster, last, tmp_path) == ("COMPLETED", 0)
+    # The last job is the second start of process 0; it comes after the part that was requeued.
+    assert [(tmp_path / f"starts_{i}").read_text() for i in (0, 1)] == ["xx", "xx"]
+    ends = [(tmp_path / f"process_{i}.txt").stat().st_mtime for i in (0, 1)]
+    assert ends[1] < ends[0]
+    assert state(cluster, f"{array}_1") == ("COMPLETED", 1)
+
+
+def test_a_cancelled_job_stays_cancelled(cluster, tmp_path):
+    (number,) = submit_planned(cluster, tmp_path, [["wait"]])
+    wait(lambda: (tmp_path / "process_0.txt").exists(), tmp_path)
+    call(cluster, "scancel", number)
+    wait(lambda: wrote(tmp_path / "process_0.txt", "stopped"), tmp_path)
+    wait(lambda: not call(cluster, "squeue", "--noheader"), tmp_path)
+    assert state(cluster, number) == ("CANCELLED", 0)

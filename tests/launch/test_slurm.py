@@ -1,0 +1,65 @@
+import subprocess
+import sys
+
+import pytest
+
+from launch.slurm import task
+from tests.experiments.conftest import ROOT, environment
+
+EXPERIMENT = ("--", "experiments.convergence_22", "--scale=imagenet")
+
+
+def launch(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "launch.slurm", *arguments],
+        cwd=ROOT,
+        env=environment(PATH="/nowhere"),  # where no SLURM is
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("one", ["--partition=long", "--mem=64GB", "--setup=module load cuda"]),
+        ("pod", ["--nodes=2", "--tasks_per_node=8", "--gpus_per_node=8", "--cpus_per_task=12"]),
+        ("array", ["--array=2", "--max_restarts=3", "--sbatch=account=mine", "--time=60"]),
+    ],
+)
+def test_a_dry_run_prints_what_would_be_submitted(name, arguments, check_golden):
+    done = launch("--dry_run", *arguments, *EXPERIMENT)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.replace(sys.executable, "PYTHON").replace(str(ROOT), "ROOT")
+    check_golden(f"slurm_{name}.txt", printed)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(0, None), (1, 200), (2, 200), (130, 200), (75, 75), (70, 70), (-9, 137)],
+)
+def test_a_task_tells_how_its_experiment_ended(status, told):
+    end = f"os._exit({status})" if status >= 0 else f"os.kill(os.getpid(), {-status})"
+    command = [sys.executable, "-c", f"import os; {end}"]
+    if told is None:
+        task(command)
+        return
+    with pytest.raises(SystemExit) as stop:
+        task(command)
+    assert stop.value.code == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the module of an experiment"),
+        (["--tasks_per_node=4", "--gpus_per_node=8", *EXPERIMENT], "--gpus_per_node is 8"),
+        (["--sbatch=account", *EXPERIMENT], "expected NAME=VALUE"),
+        (["--array=1", *EXPERIMENT], "integer >= 2"),
+        ([*EXPERIMENT], "no sbatch here"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused(arguments, said):
+    done = launch(*arguments)
+    assert done.returncode == 1
+    assert said in done.stdout + done.stderr
