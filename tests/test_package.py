@@ -84,8 +84,8 @@ def test_imports_follow_the_layers():
             r"absl import .*\bflags\b",
             {
                 *("prelu_jax.data.folder", "prelu_jax.data.statistics"),
-                *("experiments.common", "experiments.report", "launch.local"),
-                "launch.tpu_pod",
+                *("experiments.common", "experiments.report"),
+                *("launch.local", "launch.slurm", "launch.tpu_pod"),
             },
         ),
     ],
