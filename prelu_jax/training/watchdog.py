@@ -5,7 +5,6 @@ import os
 import platform
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
@@ -30,13 +29,13 @@ class Watchdog:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._doing = "starting"
-        self._last = time.monotonic()
+        self._idle = 0.0  # seconds since there was progress
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def progress(self, doing: str) -> None:
         """There is some; and what is done next, for the message."""
-        self._doing, self._last = doing, time.monotonic()
+        self._doing, self._idle = doing, 0.0
 
     def over(self, items: Iterable[T], each: str) -> Iterator[T]:
         """The items; to get one, and to ask for the next, is progress."""
@@ -65,8 +64,11 @@ class Watchdog:
         self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(1.0, self._seconds / 4)):
-            if time.monotonic() - self._last > self._seconds:
+        tick = min(1.0, self._seconds / 4)
+        while not self._ended.wait(tick):
+            # By its own ticks, not the clock: a process that Ctrl-Z has stopped has not stalled.
+            self._idle += tick
+            if self._idle > self._seconds:
                 print(
                     f"\nNo progress for {self._seconds:g} s in {self._doing} (process "
                     f"{jax.process_index()}, on {platform.node()}); ended with status {CRASHED}. "
