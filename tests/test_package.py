@@ -85,6 +85,7 @@ def test_imports_follow_the_layers():
             {
                 *("prelu_jax.data.folder", "prelu_jax.data.statistics"),
                 *("experiments.common", "experiments.report", "launch.local"),
+                "launch.slurm",
             },
         ),
     ],
