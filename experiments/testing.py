@@ -79,8 +79,8 @@ def check(config: ScoredConfig, size: int, parallel: Parallel, tests: Sequence[s
             )
     if config.test_batch_size < 1 or config.test_batch_size % len(parallel.devices):
         raise ValueError(
-            f"config.test_batch_size is {config.test_batch_size}, expected a multiple of the "
-            f"{len(parallel.devices)} devices that share it."
+            f"config.test_batch_size is {config.test_batch_size}, expected a multiple of "
+            f"{len(parallel.devices)}, the number of devices."
         )
 
 

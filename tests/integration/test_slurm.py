@@ -78,11 +78,22 @@ def wrote(file, text):
     return False
 
 
+@pytest.fixture(scope="module")
+def near_its_limit(cluster, tmp_path_factory):
+    """A job that is asked to save 58 seconds before the end of its minute, and its folder."""
+    folder = tmp_path_factory.mktemp("limit")
+    own = ("--time=1", "--warning=58", "--max_restarts=0")
+    (number,) = submit_planned(cluster, folder, [["wait"], [0]], *own)
+    return number, folder
+
+
+@pytest.mark.usefixtures("near_its_limit")  # SLURM looks at limits twice a minute
 def test_a_preempted_job_is_requeued_and_goes_on(cluster, tmp_path):
     longer = ("--config.num_steps=60", "--config.checkpoint_every=50")
     logs, folder, whole = (tmp_path / name for name in ("logs", "preempted", "whole"))
+    two = ("--tasks_per_node=2", "--max_restarts=0")  # a preemption is no crash
     training = ["--", *EXPERIMENT, *longer]
-    (number,) = submit(cluster, logs, "--tasks_per_node=2", *training, f"--workdir={folder}")
+    (number,) = submit(cluster, logs, *two, *training, f"--workdir={folder}")
     metrics = folder / "he/seed_0/metrics.jsonl"
     wait(lambda: wrote(metrics, '"step": 10,'), logs)
     call(cluster, "scancel", "--signal=TERM", number)
@@ -117,18 +128,18 @@ def test_parts_train_side_by_side_and_the_last_job_draws(cluster, tmp_path):
     assert json.loads((folder / "experiment.json").read_text())["resumed"]
 
 
-def test_a_crash_is_requeued_and_a_failed_claim_is_not(cluster, tmp_path):
+def test_what_is_requeued_and_what_is_not(cluster, tmp_path):
     expected = {
-        "crash": ([[-9], [0]], ("COMPLETED", 1)),
-        "claim": ([[1]], ("FAILED", 0)),
-        "no restart is left": ([[3]] * 2, ("FAILED", 1)),
+        "crash": ([[-9], [0]], ["--max_restarts=1"], ("COMPLETED", 1)),
+        "no restart is left": ([[3]] * 2, ["--max_restarts=1"], ("FAILED", 1)),
+        "claim": ([[1]], [], ("FAILED", 0)),
     }
     numbers = {}
-    for name, (plan, _) in expected.items():
+    for name, (plan, own, _) in expected.items():
         (tmp_path / name).mkdir()
-        (numbers[name],) = submit_planned(cluster, tmp_path / name, plan, "--max_restarts=1")
+        (numbers[name],) = submit_planned(cluster, tmp_path / name, plan, *own)
     ends = {name: end(cluster, number, tmp_path / name) for name, number in numbers.items()}
-    assert ends == {name: then for name, (_, then) in expected.items()}
+    assert ends == {name: then for name, (_, _, then) in expected.items()}
 
 
 def test_of_an_array_only_the_crashed_part_is_requeued(cluster, tmp_path):
@@ -148,3 +159,9 @@ def test_a_cancelled_job_stays_cancelled(cluster, tmp_path):
     wait(lambda: wrote(tmp_path / "process_0.txt", "stopped"), tmp_path)
     wait(lambda: not call(cluster, "squeue", "--noheader"), tmp_path)
     assert state(cluster, number) == ("CANCELLED", 0)
+
+
+def test_a_job_near_its_limit_is_requeued(cluster, near_its_limit):
+    number, folder = near_its_limit
+    assert end(cluster, number, folder) == ("COMPLETED", 1)
+    assert "stopped" in (folder / "process_0.txt").read_text()
