@@ -88,9 +88,12 @@ def disturb(
         of = Command(workdir, fault.processes if fault else planned[-1].processes if exact else 1)
         moment = of.before + int(rng.integers(3, 22))
         if fault and (fault.before or of.reaches(moment)):
-            in_this_run.append(_inject(fault, of, rng))
+            outcome = _inject(fault, of, rng)
+            if not outcome:  # the run had ended just before
+                continue
+            in_this_run.append(outcome)
             waiting.pop(0)
-            print(f"{len(outcomes) + len(in_this_run):3d}. {in_this_run[-1].line()}", flush=True)
+            print(f"{len(outcomes) + len(in_this_run):3d}. {outcome.line()}", flush=True)
         else:
             of.ends()
             found = command.differences(workdir, reference, exact)
@@ -101,11 +104,14 @@ def disturb(
     return outcomes
 
 
-def _inject(fault: Fault, of: Command, rng: np.random.Generator) -> Outcome:
+def _inject(fault: Fault, of: Command, rng: np.random.Generator) -> Outcome | None:
+    """Injects the fault and waits for the end; None if the command ended before it came."""
     begun, at = time.monotonic(), command.logged(of.workdir)
     fault.inject(of, rng)
     statuses = of.ends(command.HANG)
     seconds = time.monotonic() - begun
+    if set(statuses) == {faults.ENDED} and faults.ENDED not in fault.statuses:
+        return None
     last, saved = max(at, command.logged(of.workdir)), command.saved(of.workdir)
     assert any(code in fault.statuses for code in statuses), (fault, statuses, of.said())
     return Outcome(fault, tuple(statuses), at, max(0, last - saved), seconds)
