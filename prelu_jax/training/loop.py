@@ -1,5 +1,6 @@
 """One run from its configuration to its last step."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,7 +11,6 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import traverse_util
 
 from prelu_jax import evaluation, models, signal
@@ -18,19 +18,17 @@ from prelu_jax.data import augment
 from prelu_jax.training import calibration, pretrained, processes, run_data, signal_log, start
 from prelu_jax.training import config as config_lib
 from prelu_jax.training import state as state_lib
-from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.finished import Finished
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.run_data import RunData
 from prelu_jax.training.run_folder import DIVERGED, DONE, RUNNING, RunFolder
+from prelu_jax.training.saving import Interval, Saving
 from prelu_jax.training.watchdog import Watchdog
 
 Progress = Callable[[int, float | None], None]  # (step, latest test error or None)
 
 
 _SCALARS = ("loss", "error")  # of a step, averaged over the logging interval
-_pause = time.sleep
-_PAUSES = (2, 5, 10)  # seconds before the end of a run is saved again, if the disk refuses it
 
 
 class StoppedError(Exception):
@@ -77,18 +75,10 @@ def train(
         net = start.model(config, data.num_classes)
         source = pretrained.find(config, net)
         processes.from_first(lambda: run.claim(config))
-        checkpoints = None
-        try:
-            if processes.is_first():
-                kept = config.keep_last, config.keep_best
-                checkpoints = Checkpoints(folder / "checkpoints", *kept)
-            state, error, interval = _start(config, data, net, source, run, checkpoints, parallel)
-            loop = _Run(config, data, run, checkpoints, parallel, progress, stop, error)
+        with contextlib.closing(run), contextlib.closing(Saving(config, run, data.tally)) as saving:
+            state, error, interval = _start(config, data, net, source, run, saving, parallel)
+            loop = _Run(config, data, run, saving, parallel, progress, stop, error)
             return loop.finish(state, interval)
-        finally:
-            if checkpoints:
-                checkpoints.close()
-            run.close()
 
 
 def check(config: config_lib.TrainConfig, parallel: Parallel) -> None:
@@ -105,9 +95,9 @@ def _start(
     net: models.RectifierNet,
     source: Finished | None,
     run: RunFolder,
-    checkpoints: Checkpoints | None,
+    saving: Saving,
     parallel: Parallel,
-) -> tuple[state_lib.TrainState, float | None, list[dict[str, Any]]]:
+) -> tuple[state_lib.TrainState, float | None, Interval]:
     """The newest checkpoint's state, test error and metrics since the last logging interval.
 
     Without a checkpoint, the state of step 0, None, and none.
@@ -115,22 +105,9 @@ def _start(
     size = net.arch.image_size
     unmeasured = augment.PixelStatistics(jnp.zeros((size, size, 3)), jnp.float32(1))
     pixels = source.pixels if source else unmeasured
-    state = fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
-
-    def resume() -> dict[str, Any] | None:
-        nonlocal state
-        restored = checkpoints.restore(fresh) if checkpoints else None
-        if restored is None:
-            run.rewind(-1)
-            return None
-        state = restored
-        data.tally.add(run.odd_images())
-        step = int(state.step)
-        return {**run.rewind(step), "interval": run.interval(step)}
-
-    latest = processes.from_first(resume)
-    if latest is not None:
-        return processes.tree_from_first(state), latest["test_error"], latest["interval"]
+    fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
+    if resumed := saving.resume(fresh):
+        return resumed
     if not source:
         fresh = fresh.replace(pixels=data.pixel_statistics())
     if config.datadep != "none":
@@ -149,7 +126,7 @@ class _Run:
         config: config_lib.TrainConfig,
         data: RunData,
         run: RunFolder,
-        checkpoints: Checkpoints | None,
+        saving: Saving,
         parallel: Parallel,
         progress: Progress,
         stop: Callable[[], bool],
@@ -158,7 +135,7 @@ class _Run:
         self.config = config
         self.data = data
         self.run = run
-        self.checkpoints = checkpoints  # of the process that writes
+        self.saving = saving
         self.parallel = parallel
         self.progress = progress
         self.stop = stop
@@ -203,13 +180,11 @@ class _Run:
             if last:
                 break
             if step % config.checkpoint_every == 0:
-                self._agree_on_odd_images()
-                self._save(state, interval)
+                self.saving.save(state, self.error)
             self.progress(step, self.error)
             if self.stop():
                 self._save_and_stop(state, interval)
-        self._agree_on_odd_images()
-        status = processes.from_first(lambda: self._save_the_end(state))
+        status = self.saving.end(state, self.error)
         self.progress(config.num_steps, self.error)
         return status
 
@@ -261,79 +236,17 @@ class _Run:
         self.run.log({"step": step, "epoch": epoch, **results, "learning_rate": rate})
         return state, True
 
-    def _save(self, state: state_lib.TrainState, interval: list[dict[str, Any]]) -> str | None:
-        """Begins to save what a run needs to go on from this step as if nothing had happened.
-
-        Returns:
-            Why it cannot be saved, if the files of the run cannot be written. It goes on even so:
-            the next checkpoint may do better.
-        """
-        if not self.checkpoints:
-            return None
-        step = int(state.step)
-        scalars = [{name: float(metrics[name]) for name in _SCALARS} for metrics in interval]
-        try:
-            # A checkpoint without them would be of another run.
-            self.run.write_odd_images(self.data.tally.keys())
-            if scalars:
-                self.run.write_interval(step, scalars)
-            self.run.flush()
-            self.run.write_status(RUNNING, step)
-        except OSError as error:
-            logging.warning("Step %d is not saved (%s).", step, error)
-            return str(error)
-        measured = step % self.config.eval_every == 0 or step == self.config.num_steps
-        self.checkpoints.save(state, self.error if measured else None)
-        return None
-
     def _save_and_stop(
         self, state: state_lib.TrainState, interval: list[dict[str, Any]]
     ) -> NoReturn:
-        self._agree_on_odd_images()
-        refused = self._save(state, interval)
-        if self.checkpoints:
-            refused = refused or self.checkpoints.wait()
+        scalars = [{name: float(metrics[name]) for name in _SCALARS} for metrics in interval]
+        refused = self.saving.stop(state, self.error, scalars)
         lost = f", which could not be saved ({refused})" if refused else ""
         raise StoppedError(f"at step {int(state.step)}{lost}")
 
-    def _save_the_end(self, state: state_lib.TrainState) -> dict[str, Any]:
-        """Saves the last step and returns the final status, which says 'done' only if it is saved.
-
-        Raises:
-            OSError: it cannot be, even after some time.
-        """
-        done = {"test_error": self.error, **self.data.tally.counts()}
-        for pause in (*_PAUSES, None):
-            refused = self._save(state, [])
-            if self.checkpoints:
-                refused = refused or self.checkpoints.wait()
-            try:
-                if not refused:
-                    return self.run.write_status(DONE, self.config.num_steps, **done)
-            except OSError as error:
-                refused = str(error)
-            if pause:
-                logging.warning("The end of the run is tried again in %d s.", pause)
-                _pause(pause)
-        raise OSError(
-            f"The last step, {self.config.num_steps}, is taken but cannot be saved in "
-            f"{self.run.path} ({refused}). Make room there; the same command goes on from the last "
-            "checkpoint."
-        )
-
-    def _agree_on_odd_images(self) -> None:
-        """Tells every process what all have met."""
-        for keys in processes.gather(self.data.tally.keys()):
-            self.data.tally.add(keys)
-
     def _diverged(self, step: int) -> dict[str, Any]:
         """Something at this step is not finite: nothing after the last checkpoint is kept."""
-        if self.checkpoints:
-            self.checkpoints.wait()
-        kept = self.checkpoints.steps() if self.checkpoints else []
-        return self.run.write_status(
-            DIVERGED, step, last_good_checkpoint=kept[-1] if kept else None
-        )
+        return self.run.write_status(DIVERGED, step, last_good_checkpoint=self.saving.newest())
 
 
 def _flat_floats(tree: dict[str, Any]) -> dict[str, float]:

@@ -90,6 +90,9 @@ def corrupt(of: Command, rng: np.random.Generator) -> None:
 
 
 def _newest_files(of: Command, rng: np.random.Generator) -> list[Path]:
+    """Of the newest of several checkpoints; of one alone, it would be an error to go on without."""
+    while of.statuses() is None and len(command.checkpoints(of.workdir)) < 2:
+        time.sleep(0.005)
     kill()(of, rng)
     of.ends(command.HANG)
     newest = command.checkpoints(of.workdir)
@@ -196,8 +199,8 @@ FAULTS = (
     Fault("SIGKILL inside a save", kill_inside_a_save, (KILLED, ENDED), 7),
     Fault("SIGKILL at start-up", kill_at_start_up, (KILLED,), 3, before=lambda file: None),
     Fault("SIGTERM", terminate(), (STOPPED,), 9),
-    Fault("newest checkpoint cut short", cut_short, (KILLED,), 5),
-    Fault("newest checkpoint corrupt", corrupt, (KILLED,), 4),
+    Fault("newest checkpoint cut short", cut_short, (KILLED, ENDED), 5),
+    Fault("newest checkpoint corrupt", corrupt, (KILLED, ENDED), 4),
     Fault("newest checkpoint deleted", delete_newest, (KILLED,), 4),
     Fault("checkpoint folder removed in training", delete_folder, (KILLED, ENDED), 2),
     Fault("corrupt record", until_it_ends, (REFUSED,), 2, before=reading("corrupt")),

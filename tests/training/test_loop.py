@@ -11,7 +11,7 @@ from tensorboardX.proto import event_pb2
 
 from prelu_jax import arch, signal
 from prelu_jax.data import augment
-from prelu_jax.training import loop
+from prelu_jax.training import loop, saving
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.run_data import RunData
@@ -168,8 +168,8 @@ def test_a_disk_that_refuses_for_a_while_costs_nothing(until, measured, tmp_path
         if step == until != 12:
             heal()
 
-    monkeypatch.setattr(loop, "_pause", lambda seconds: heal())
-    monkeypatch.setattr(loop.logging, "warning", lambda text, *of: refused.append(text % of))
+    monkeypatch.setattr(saving, "_pause", lambda seconds: heal())
+    monkeypatch.setattr(saving.logging, "warning", lambda text, *of: refused.append(text % of))
     loop.train(config, tmp_path, progress, one)
     told = "\n".join(refused)
     assert "metrics from step 8 on are not yet written" in told
@@ -181,7 +181,7 @@ def test_a_disk_that_refuses_for_a_while_costs_nothing(until, measured, tmp_path
 
 
 def test_a_run_whose_end_cannot_be_saved_says_so_and_is_not_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_pause", lambda seconds: None)
+    monkeypatch.setattr(saving, "_pause", lambda seconds: None)
 
     def progress(step, error):
         if step == 10:

@@ -1,0 +1,148 @@
+"""Saving a run so that it goes on as if nothing had happened, and going on.
+
+The first process alone has the run's files. What it cannot write does not end the training: the
+next checkpoint may do better. Only the last step has to be saved.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from prelu_jax.data.pipeline import Tally
+from prelu_jax.training import processes
+from prelu_jax.training.checkpoint import Checkpoints
+from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.run_folder import DONE, RUNNING, RunFolder
+from prelu_jax.training.state import TrainState
+
+Interval = list[dict[str, float]]  # metrics of the steps since the last logging interval
+
+_pause = time.sleep
+_PAUSES = (2, 5, 10)  # seconds before the end of a run is saved again, if the disk refuses it
+
+
+class Saving:
+    """The files of a run that is being trained.
+
+    Args:
+        config: the run.
+        run: its folder, claimed.
+        tally: what the run has met of odd images, of this process.
+    """
+
+    def __init__(self, config: TrainConfig, run: RunFolder, tally: Tally) -> None:
+        self._config = config
+        self._run = run
+        self._tally = tally
+        self._checkpoints: Checkpoints | None = None
+        if processes.is_first():
+            folder: Path = run.path / "checkpoints"
+            self._checkpoints = Checkpoints(folder, config.keep_last, config.keep_best)
+
+    def resume(self, fresh: TrainState) -> tuple[TrainState, float, Interval] | None:
+        """The newest checkpoint's state, test error and interval, in every process; None if none.
+
+        What was logged after it is forgotten.
+
+        Args:
+            fresh: the state of step 0, for what is not an array.
+
+        Raises:
+            ValueError, OSError: as `Checkpoints.restore`.
+        """
+        state = fresh
+
+        def newest() -> dict[str, Any] | None:
+            nonlocal state
+            restored = self._checkpoints.restore(fresh) if self._checkpoints else None
+            if restored is None:
+                self._run.rewind(-1)
+                return None
+            state = restored
+            self._tally.add(self._run.odd_images())
+            step = int(state.step)
+            return {**self._run.rewind(step), "interval": self._run.interval(step)}
+
+        latest = processes.from_first(newest)
+        if latest is None:
+            return None
+        return processes.tree_from_first(state), latest["test_error"], latest["interval"]
+
+    def save(self, state: TrainState, error: float | None) -> None:
+        """Begins to save a state at the end of a logging interval.
+
+        Args:
+            state: to save.
+            error: the test error of the last evaluation.
+        """
+        self._agree_on_odd_images()
+        self._begin(state, error, [])
+
+    def stop(self, state: TrainState, error: float | None, interval: Interval) -> str | None:
+        """Saves a state within a logging interval; returns why it is not saved, or None."""
+        self._agree_on_odd_images()
+        return self._begin(state, error, interval) or self._wait()
+
+    def end(self, state: TrainState, error: float | None) -> dict[str, Any]:
+        """Saves the last state and returns the final status, which says 'done' once it is saved.
+
+        Raises:
+            OSError: it cannot be, even after some time.
+        """
+        self._agree_on_odd_images()
+        return processes.from_first(lambda: self._end(state, error))
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        self._wait()
+        return max(self._checkpoints.steps(), default=None) if self._checkpoints else None
+
+    def close(self) -> None:
+        if self._checkpoints:
+            self._checkpoints.close()
+
+    def _begin(self, state: TrainState, error: float | None, interval: Interval) -> str | None:
+        """Begins to save; returns why it cannot, if the files beside the checkpoint refuse."""
+        if not self._checkpoints:
+            return None
+        step = int(state.step)
+        try:
+            # A checkpoint without them would be of another run.
+            self._run.write_odd_images(self._tally.keys())
+            if interval:
+                self._run.write_interval(step, interval)
+            self._run.flush()
+            self._run.write_status(RUNNING, step)
+        except OSError as refused:
+            logging.warning("Step %d is not saved (%s).", step, refused)
+            return str(refused)
+        measured = step % self._config.eval_every == 0 or step == self._config.num_steps
+        self._checkpoints.save(state, error if measured else None)
+        return None
+
+    def _wait(self) -> str | None:
+        return self._checkpoints.wait() if self._checkpoints else None
+
+    def _end(self, state: TrainState, error: float | None) -> dict[str, Any]:
+        last, counts = self._config.num_steps, self._tally.counts()
+        for pause in (*_PAUSES, None):
+            refused = self._begin(state, error, []) or self._wait()
+            try:
+                if not refused:
+                    return self._run.write_status(DONE, last, test_error=error, **counts)
+            except OSError as refusal:
+                refused = str(refusal)
+            if pause:
+                logging.warning("The end of the run is tried again in %d s.", pause)
+                _pause(pause)
+        raise OSError(
+            f"The last step, {last}, is taken but cannot be saved in {self._run.path} ({refused}). "
+            "Make room there; the same command goes on from the last checkpoint."
+        )
+
+    def _agree_on_odd_images(self) -> None:
+        """Tells every process what all have met."""
+        for keys in processes.gather(self._tally.keys()):
+            self._tally.add(keys)
