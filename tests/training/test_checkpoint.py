@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_next_save_does_better(s
 
 def test_what_a_killed_process_was_writing_is_no_checkpoint_and_is_removed(saved):
     _, folder, state = saved
-    shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "3", folder / "9.orbax-checkpoint-tmp")
     again = Checkpoints(folder)
     assert again.steps() == [2, 3]
     again.save(state.replace(step=state.step + 1))

@@ -180,6 +180,18 @@ def test_a_disk_that_refuses_for_a_while_costs_nothing(until, measured, tmp_path
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 12
 
 
+def test_metrics_that_were_cut_short_or_removed_are_written_again(tmp_path):
+    run, file = RunFolder(tmp_path), tmp_path / "metrics.jsonl"
+    for step in range(1, 7):
+        run.log({"step": step})
+        if step == 2:
+            file.write_text(file.read_text()[:-5])  # as a full disk does
+        if step == 4:
+            file.unlink()
+    run.close()
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_run_whose_end_cannot_be_saved_says_so_and_is_not_done(tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "_pause", lambda seconds: None)
 
