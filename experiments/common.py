@@ -86,6 +86,8 @@ def main(
             stopped = processes.is_first() and (record.begin(folder) or part is not None)
             claims = run(holder.value, folder, seeds.value)
         except (ValueError, ImportError, OSError) as error:
+            if processes.is_of_lost_process(error):
+                raise
             if processes.is_first():
                 record.refuse(folder, stopped)
             if logging.get_verbosity() > 0:

@@ -63,7 +63,8 @@ class Attempt:
                 break
             time.sleep(_POLL)
         self.end(signal.SIGTERM, _TO_NOTICE if failed and STOPPED not in failed else _TO_SAVE)
-        return failed[0] if failed else 0
+        # What one refuses it will refuse again, whatever then came of the others.
+        return next((code for code in failed if code in FINAL), failed[0]) if failed else 0
 
     def end(self, number: int, patience: float = _TO_SAVE) -> None:
         """Sends all a signal, and kills those that do not heed it within so many seconds."""

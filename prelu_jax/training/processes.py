@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 # A process that has died ends the others after so long.
 HEARTBEAT_TIMEOUT = 30  # seconds
+# Processes that start wait so long for each other.
+_JOIN_TIMEOUT = 300  # seconds
 # The others wait for the first, which draws and writes what came of the runs.
 _SHUTDOWN_TIMEOUT = 3600  # seconds
 CRASHED = 70  # sysexits.h: nothing that was refused; a launcher may start it again
@@ -51,6 +54,7 @@ def join(
         coordinator_address,
         num_processes,
         process_id,
+        initialization_timeout=_JOIN_TIMEOUT,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
         shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
     )
@@ -88,6 +92,15 @@ def all_or_none() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(number)
+
+
+def is_of_lost_process(error: Exception) -> bool:
+    """Whether an error says that another process of the run is gone.
+
+    JAX raises some of these as ValueErrors, as if something were wrong with what it was given.
+    They begin with the name of a status: 'UNKNOWN: Gloo AllGather failed', 'INTERNAL: NCCL …'.
+    """
+    return are_several() and bool(re.match(r"[A-Z_]+: ", str(error)))
 
 
 @contextlib.contextmanager

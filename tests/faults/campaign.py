@@ -114,6 +114,8 @@ def _inject(fault: Fault, of: Command, rng: np.random.Generator) -> Outcome | No
         return None
     last, saved = max(at, command.logged(of.workdir)), command.saved(of.workdir)
     assert any(code in fault.statuses for code in statuses), (fault, statuses, of.said())
+    if faults.REFUSED not in fault.statuses:  # after which nothing would start it again
+        assert faults.REFUSED not in statuses, (fault, statuses, of.said())
     return Outcome(fault, tuple(statuses), at, max(0, last - saved), seconds)
 
 

@@ -38,6 +38,7 @@ def left(folder, index):
         ([[-9, "wait"], [0, 0]], 0, 2),  # one is killed: the other is ended, both start again
         ([["wait", 75], ["wait", 134], [1, 0]], 1, 3),
         ([["wait", 3]] * 3, 3, 3),  # no restart is left
+        ([[70, 1]], 1, 1),  # what one refuses, the loss of the other does not hide
     ],
 )
 def test_processes_end_and_start_together(plan, status, starts, tmp_path):

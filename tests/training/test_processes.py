@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from prelu_jax.training import loop
+from prelu_jax.training import loop, processes
 from prelu_jax.training.parallel import Parallel
 from tests.experiments.conftest import ROOT, environment
 from tests.training import worker
@@ -136,6 +136,15 @@ def test_what_the_first_process_finds_wrong_all_are_told(tmp_path):
     first, second = run(2, "unreadable", folder=tmp_path)
     assert first == second
     assert "None of the checkpoints" in first
+
+
+def test_the_loss_of_a_process_is_told_from_what_is_refused():
+    started = start(2, "losing")
+    (out, _), _ = (process.communicate(timeout=120) for process in started)
+    taken_for_that, error = json.loads(out.splitlines()[-1])
+    assert taken_for_that, error
+    assert not processes.is_of_lost_process(ValueError("UNKNOWN: but there is one process"))
+    assert started[1].returncode == -signal.SIGKILL
 
 
 def test_a_process_that_fails_takes_the_others_with_it(tmp_path):

@@ -1,6 +1,8 @@
 """One of several processes that `test_processes` starts; it prints a line of JSON at its end."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -70,6 +72,19 @@ def unreadable(folder):
         train(folder)
     except OSError as error:
         return str(error)
+
+
+def losing():
+    """The first process prints what is raised when the second is gone, and what it takes it for."""
+    if jax.process_index() == 1:
+        processes.gather("here")
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        while True:
+            processes.gather("here")
+    except Exception as error:
+        print(json.dumps([processes.is_of_lost_process(error), str(error)]))
+        raise  # else it would wait for the second at its end
 
 
 def failing(folder):
