@@ -1,4 +1,4 @@
-"""Submits an experiment to SLURM, which starts it again after a preemption or a crash.
+r"""Submits an experiment to SLURM, which starts it again after a preemption or a crash.
 
     python -m launch.slurm --tasks_per_node=8 --gpus_per_node=8 --time=1-00:00:00 -- \
         experiments.convergence_22 --scale=imagenet
@@ -21,10 +21,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import submitit
 from absl import app, flags
 
 from launch.statuses import FINAL, STOPPED
+
+try:
+    import submitit
+except ImportError as error:
+    raise SystemExit("error: launch.slurm needs submitit: `pip install -e '.[launch]'`.") from error
 
 # Of a task whose experiment ended with a final failure. srun ends with the highest status of its
 # tasks: this one is above 128 + any signal, by which a task dies that has lost another.

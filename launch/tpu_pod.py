@@ -1,4 +1,4 @@
-"""Starts an experiment on a Cloud TPU pod, and starts it again when the pod was taken away.
+r"""Starts an experiment on a Cloud TPU pod, and starts it again when the pod was taken away.
 
     python -m launch.tpu_pod --name=NAME --zone=ZONE -- experiments.convergence_22 \
         --scale=imagenet --workdir=/mnt/share/runs/convergence_22
