@@ -68,7 +68,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("count", "devices"), [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), (2, 2), (4, 1), (4, 2)])
 def test_several_processes_train_what_one_does(count, devices, alone, tmp_path):
     statuses = run(count, "train", devices, folder=tmp_path)
     assert [status["status"] for status in statuses] == ["done"] * count
