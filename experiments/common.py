@@ -1,7 +1,6 @@
 """What every experiment shares: its flags, its scales, its runs and its exit status."""
 
 import dataclasses
-import os
 import re
 import sys
 import time
@@ -9,20 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments import record
+from experiments import machine, record
 from experiments.results import Claim
 from prelu_jax import names
 from prelu_jax.training import loop, processes
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
 
-_EXAMPLES_A_CORE = 16  # of a batch, at least
-_THREADS_A_CORE = 4
 _STOPPED = 75  # a failure that passes (sysexits.h): a scheduler may start the command again
 
 _PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
@@ -71,8 +67,7 @@ def main(
             raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-            # What Orbax cannot write the run tells in a line; Orbax takes three tracebacks to it.
-            logging.get_absl_logger().addFilter(lambda line: "/orbax/" not in line.pathname)
+            machine.quiet_orbax()
         if scale.value != config_scale:
             raise SystemExit("error: give --scale on the command line, not in a flag file.")
         folder = Path(workdir.value or f"runs/{name}_{scale.value}")
@@ -208,13 +203,6 @@ def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
     return TrainConfig(**{**own, **fields})
 
 
-def devices(batch_size: int) -> Parallel:
-    """Every device that a batch can feed; what is compiled for them is kept between commands."""
-    cache_compilations()
-    use_every_core(batch_size)
-    return Parallel()
-
-
 def train_all(
     runs: Mapping[Path, tuple[str, TrainConfig]], parallel: Parallel | None = None
 ) -> None:
@@ -226,7 +214,7 @@ def train_all(
         runs: folder -> (label, configuration).
         parallel: the devices; all that the smallest batch can feed by default.
     """
-    parallel = parallel or devices(min(config.batch_size for _, config in runs.values()))
+    parallel = parallel or machine.devices(min(config.batch_size for _, config in runs.values()))
     for _, config in runs.values():
         loop.check(config, parallel)  # all of them before the first trains
     with processes.preemption() as asked:
@@ -269,32 +257,3 @@ def _train(
         timeout = flags.FLAGS.stall_timeout
         status = loop.train(config, folder, progress, parallel, stop, timeout)
         bar.set_postfix_str(f"{status['status']} at step {status['step']}")
-
-
-def use_every_core(batch_size: int) -> None:
-    """On a CPU, makes a device of every core that a batch can feed.
-
-    Convolutions of a few channels gain little from threads: the 30-layer laptop net takes 1.7
-    times as many steps a second on two devices as on one of two threads. Accelerators, and a number
-    of devices that the user has chosen, are left alone.
-    """
-    # XLA runs all devices of a CPU on one pool of threads, by default one for each core, and a
-    # thread that waits for another device's part of a sum stays taken: with two devices on two
-    # cores, a queue of steps may wait for ever. NPROC is read when JAX first looks for devices.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("NPROC", str(_THREADS_A_CORE * (cores or 1)))
-    chosen = os.environ.get("XLA_FLAGS", "") + " ".join(os.environ)
-    if "host_platform_device_count" in chosen or "JAX_NUM_CPU_DEVICES" in chosen:
-        return
-    if processes.are_several():  # each takes one
-        return
-    fitting = range(1, min(cores or 1, batch_size // _EXAMPLES_A_CORE) + 1)
-    devices = max((n for n in fitting if batch_size % n == 0), default=1)
-    jax.config.update("jax_num_cpu_devices", devices)
-
-
-def cache_compilations() -> None:
-    """Compiled programs are kept between commands, unless the user has chosen a place."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "prelu_jax" / "xla"))

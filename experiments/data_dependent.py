@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments import common, convergence, figures, results, starts
+from experiments import common, convergence, figures, machine, results, starts
 from experiments.results import Claim, Curve
 from prelu_jax import names
 from prelu_jax.datadep.report import BetweenStage
@@ -147,7 +147,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         config_lib.validate(each)  # before the first trains
     if config.ladder_steps > config.num_steps:
         raise ValueError(f"config.ladder_steps is over config.num_steps, {config.num_steps}.")
-    parallel = common.devices(config.batch_size)
+    parallel = machine.devices(config.batch_size)
     parallel.check_batch_size(config.batch_size)
     found: dict[Condition, dict[str, list[Found]]] = {
         condition: {method: [] for method in config.methods} for condition in conditions

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import common, figures, large_models, results, testing
+from experiments import common, figures, large_models, machine, results, testing
 from experiments.large_models import A_RELU, A, B, C
 from experiments.results import Claim
 from experiments.testing import MULTI_SCALE, Scores
@@ -81,7 +81,7 @@ def _given(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         )
     members = ", ".join(map(str, folders))
     check_claim(workdir, members)
-    parallel = common.devices(config.test_batch_size)  # before anything is read on them
+    parallel = machine.devices(config.test_batch_size)  # before anything is read on them
     tests = [MULTI_SCALE]
     runs = check_alike(folders)
     for of_run in runs:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments import common, convergence, figures, results, testing
+from experiments import common, convergence, figures, machine, results, testing
 from experiments.results import Claim
 from experiments.testing import MULTI_SCALE, TEN_VIEW, ScoredConfig, Scores, cell
 from prelu_jax import arch
@@ -157,7 +157,7 @@ def train_and_test(
             f"config.archs is {config.archs}, expected networks for models A, B and C, as in "
             "--config.archs=\"'model_a','model_b','model_c'\"."
         )
-    parallel = common.devices(config.batch_size)
+    parallel = machine.devices(config.batch_size)
     for name in config.archs:
         testing.check(config, arch.get(name).image_size, parallel, tests)
     folders = {

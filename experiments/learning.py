@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import common, convergence, figures, results, testing
+from experiments import common, convergence, figures, machine, results, testing
 from experiments.results import Claim
 from experiments.testing import TEN_VIEW, ScoredConfig
 from prelu_jax import arch
@@ -87,7 +87,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         )
     which = range(config.seed, config.seed + seeds)
     folders = {name: [workdir / name / f"seed_{seed}" for seed in which] for name in config.archs}
-    parallel = common.devices(config.batch_size)
+    parallel = machine.devices(config.batch_size)
     for name in config.archs:
         testing.check(config, arch.get(name).image_size, parallel, [TEN_VIEW])
     common.train_all(

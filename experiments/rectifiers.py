@@ -13,7 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import common, convergence, figures, results, slope_figures, slopes, testing
+from experiments import (
+    common,
+    convergence,
+    figures,
+    machine,
+    results,
+    slope_figures,
+    slopes,
+    testing,
+)
 from experiments.results import Claim
 from experiments.slopes import Slopes
 from experiments.testing import TEN_VIEW, ScoredConfig
@@ -123,7 +132,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         for seed in _seeds(config, seeds)
         for arm in ARMS
     }
-    parallel = common.devices(config.batch_size)
+    parallel = machine.devices(config.batch_size)
     testing.check(config, arch.get(config.arch).image_size, parallel, [TEN_VIEW])
     common.train_all(runs, parallel)
 

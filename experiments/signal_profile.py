@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import common, figures, results
+from experiments import common, figures, machine, results
 from experiments.results import Claim, Profile
 from prelu_jax import arch, initializers, models, names, signal, theory
 from prelu_jax.arch import Arch, Conv
@@ -60,7 +60,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         raise ValueError(f"config.batch_size is {config.batch_size}, expected at least 1.")
     if seeds < 2:
         raise ValueError(f"--seeds is {seeds}, expected at least 2: of one there is no interval.")
-    common.cache_compilations()
+    machine.cache_compilations()
     found = [each for net in nets for each in _measure(net, config, seeds)]
     profiles = [profile for each in found for profile in each.profiles]
     claims = judge(nets, found)

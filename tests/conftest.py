@@ -4,7 +4,7 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["NPROC"] = "16"  # threads; see experiments.common.use_every_core
+os.environ["NPROC"] = "16"  # threads; see experiments.machine.use_every_core
 
 from pathlib import Path
 

@@ -73,7 +73,7 @@ def test_devices_of_a_cpu_have_threads_to_spare():
     program = """
 import collections, os, pathlib
 from experiments import common
-common.use_every_core(64)
+machine.use_every_core(64)
 import jax
 jax.devices()
 names = [task.joinpath("comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]

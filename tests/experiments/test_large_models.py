@@ -68,7 +68,7 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
 def test_tests_that_cannot_be_are_refused_before_anything_trains(
     fields, message, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("experiments.common.devices", lambda batch_size: Parallel())
+    monkeypatch.setattr("experiments.machine.devices", lambda batch_size: Parallel())
     config = dataclasses.replace(large_models.laptop(), **fields)
     with pytest.raises(ValueError, match=message):
         large_models.run(config, tmp_path / "runs", 1)
@@ -212,7 +212,7 @@ def test_a_folder_that_holds_an_ensemble_of_others_is_refused(tmp_path, monkeypa
     config = dataclasses.replace(ensemble.of_scale("laptop"), arch="model_a_reduced")
     monkeypatch.setattr(ensemble, "check_alike", lambda folders: [config])
     monkeypatch.setattr(testing, "scores", lambda *args: next(scores))
-    monkeypatch.setattr("experiments.common.devices", lambda batch_size: Parallel())
+    monkeypatch.setattr("experiments.machine.devices", lambda batch_size: Parallel())
     for members in ("a,b", "a, b"):
         ensemble.run(dataclasses.replace(config, members=members), tmp_path, 1)
     table = (tmp_path / "table.md").read_bytes()
@@ -252,7 +252,7 @@ def test_members_of_other_classes_or_data_are_refused(a, b, message, tmp_path, m
 def test_given_members_are_not_tested_at_scales_that_cannot_be(
     scales, tmp_path, members, monkeypatch
 ):
-    monkeypatch.setattr("experiments.common.devices", lambda batch_size: Parallel())
+    monkeypatch.setattr("experiments.machine.devices", lambda batch_size: Parallel())
     members.update({name: {"arch": "model_a_reduced"} for name in "ab"})
     config = dataclasses.replace(ensemble.of_scale("laptop"), members="a,b", scales=scales)
     with pytest.raises(ValueError, match="config.scales is .*expected sides of at least the 32"):

@@ -1,6 +1,7 @@
 import logging
 import shutil
 
+import numpy as np
 import pytest
 
 from prelu_jax.training.checkpoint import Checkpoints
@@ -124,6 +125,27 @@ def test_whichever_file_is_cut_short_the_state_is_right_or_the_one_before(saved)
         assert_trees_equal(restored.params, state.params)
     assert set(seen) == {3, 4}
     assert seen.count(3) >= 2
+
+
+def test_whichever_bit_flips_the_state_is_right_or_the_one_before(saved):
+    _, folder, state = saved
+    whole = folder.with_name("whole")
+    shutil.copytree(folder, whole)
+    files = sorted(p.relative_to(whole) for p in (whole / "3").rglob("*/d/*"))
+    rng = np.random.default_rng(0)
+    seen = []
+    for _ in range(40):
+        shutil.rmtree(folder)
+        shutil.copytree(whole, folder)
+        file = folder / files[rng.integers(len(files))]
+        content = bytearray(file.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(content)
+        restored = Checkpoints(folder).restore(make_state())
+        seen.append(int(restored.step))
+        expected = state.params if seen[-1] == 3 else make_state(seed=2).params
+        assert_trees_equal(restored.params, expected)
+    assert set(seen) == {2, 3}
 
 
 def test_an_empty_checkpoint_folder_is_passed_over_too(saved, caplog):
