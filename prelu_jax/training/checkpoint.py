@@ -232,8 +232,8 @@ class Checkpoints:
 
 def _first_line(error: Exception) -> str:
     line = (str(error).strip().splitlines() or ["no message"])[0]
-    # TensorStore adds how it was asked, in a thousand characters.
-    return f"{type(error).__name__}: {line.partition(' [tensorstore_spec=')[0]}"
+    # TensorStore tells every level it came through and how it was asked, in thousands of characters.
+    return f"{type(error).__name__}: {line if len(line) < 300 else f'{line[:300]} …'}"
 
 
 def _checksum(arrays: Any) -> int:
