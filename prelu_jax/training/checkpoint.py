@@ -232,7 +232,7 @@ class Checkpoints:
 
 def _first_line(error: Exception) -> str:
     line = (str(error).strip().splitlines() or ["no message"])[0]
-    # TensorStore tells every level it came through and how it was asked, in thousands of characters.
+    # TensorStore tells every level it came through and how it was asked, at great length.
     return f"{type(error).__name__}: {line if len(line) < 300 else f'{line[:300]} …'}"
 
 
