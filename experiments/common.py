@@ -164,6 +164,15 @@ def _part() -> tuple[int, int] | None:
     return int(told[1]), int(told[2])
 
 
+def check_in_one_piece(what: str) -> None:
+    """Raises a ValueError if the flags ask for a part of it, or for several processes."""
+    if _part() or processes.are_several():
+        raise ValueError(
+            f"{what} is for one process and in one piece: give no --part and no flag of several "
+            "processes."
+        )
+
+
 def _only(argv: Sequence[str], flag: str) -> list[str]:
     """The program's name and the arguments that set one flag."""
     kept = [argv[0]]

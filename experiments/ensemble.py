@@ -72,6 +72,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
 def _given(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """The ensemble of finished runs; it claims nothing."""
     folders = [Path(folder.strip()) for folder in config.members.split(",")]
+    common.check_in_one_piece("config.members")
     if seeds > 1:
         raise ValueError("config.members is one ensemble: expected --seeds=1.")
     if config.runs or not 1 < len(folders) == len(set(folders)):

@@ -41,7 +41,10 @@ def test_there_is_no_such_part(part, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-def test_an_experiment_in_one_piece_has_no_parts(tmp_path):
-    done = run("signal_profile", f"--workdir={tmp_path / 'w'}", "--part=0/2")
+@pytest.mark.parametrize(
+    "command", [("signal_profile",), ("ensemble", "--seeds=1", "--config.members=a,b")]
+)
+def test_an_experiment_in_one_piece_has_no_parts(command, tmp_path):
+    done = run(*command, f"--workdir={tmp_path / 'w'}", "--part=0/2")
     assert done.returncode == 1
     assert "give no --part" in done.stderr
