@@ -72,7 +72,7 @@ def test_devices_of_a_cpu_have_threads_to_spare():
     # With as many threads as devices, steps that are queued wait for each other for ever.
     program = """
 import collections, os, pathlib
-from experiments import common
+from experiments import machine
 machine.use_every_core(64)
 import jax
 jax.devices()

@@ -60,7 +60,7 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
         ({"scales": (40, 40)}, "each once"),
         ({"scales": ()}, r"config.scales is \(\), expected sides"),
         ({"ten_view_scale": 8}, "config.ten_view_scale is 8"),
-        ({"test_batch_size": 3}, "config.test_batch_size is 3, expected a multiple of the 4"),
+        ({"test_batch_size": 3}, "config.test_batch_size is 3, expected a multiple of 4"),
         ({"arch": "model_a"}, "config.arch is set for each run.*See config.archs"),
         ({"archs": ("model_a_reduced",)}, "expected networks for models A, B and C"),
     ],
