@@ -12,6 +12,7 @@ SHORT = {
     "newest checkpoint cut short",
     "newest checkpoint deleted",
     "corrupt record",
+    "stalled reader",
 }
 
 
