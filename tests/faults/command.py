@@ -42,16 +42,19 @@ class Command:
     Args:
         workdir: of the experiment; beside its parent lie the file of faults and the log.
         processes: how many.
+        stall_timeout: seconds without progress that end it.
     """
 
-    def __init__(self, workdir: Path, processes: int = 1) -> None:
+    def __init__(
+        self, workdir: Path, processes: int = 1, stall_timeout: float = STALL_TIMEOUT
+    ) -> None:
         self.workdir = workdir
         self.fault_file = beside(workdir, "fault")
         self.log = beside(workdir, "log")
         workdir.parent.mkdir(exist_ok=True)
         self.before = logged(workdir)
         command = [sys.executable, "-m", "tests.faults.victim", *FLAGS, f"--workdir={workdir}"]
-        command.append(f"--stall_timeout={STALL_TIMEOUT}")
+        command.append(f"--stall_timeout={stall_timeout}")
         if processes > 1:
             command += [f"--coordinator_address={_address()}", f"--num_processes={processes}"]
         self.processes = [
