@@ -9,7 +9,7 @@ reproduce: .venv/installed
 	$(BIN)/python -m experiments.convergence_30 --scale=laptop --workdir=runs/convergence_30
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --max-worker-restart=0
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

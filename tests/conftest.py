@@ -6,6 +6,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"  # threads; see experiments.machine.use_every_core
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,18 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # The first call of a shape compiles; the same examples every time.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_a_module() -> Iterator[None]:
+    """Frees what a module compiled: a process may map 65,530 regions (vm.max_map_count).
+
+    A worker that has taken half of the suite holds some 45,000 of them; beyond the limit XLA's
+    compiler ends the process with a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+
 
 GOLDEN = Path(__file__).parent / "golden"
 
