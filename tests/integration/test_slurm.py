@@ -80,9 +80,12 @@ def wrote(file, text):
 
 @pytest.fixture(scope="module")
 def near_its_limit(cluster, tmp_path_factory):
-    """A job that is asked to save 58 seconds before the end of its minute, and its folder."""
+    """A job that is asked to save a minute before the end of its two, and its folder.
+
+    By then it listens to signals, also on a slow machine.
+    """
     folder = tmp_path_factory.mktemp("limit")
-    own = ("--time=1", "--warning=58", "--max_restarts=0")
+    own = ("--time=2", "--warning=60", "--max_restarts=0")
     (number,) = submit_planned(cluster, folder, [["wait"], [0]], *own)
     return number, folder
 
