@@ -26,8 +26,8 @@ hypothesis.settings.load_profile("project")
 def _programs_of_a_module() -> Iterator[None]:
     """Frees what a module compiled: a process may map 65,530 regions (vm.max_map_count).
 
-    A worker that has taken half of the suite holds some 45,000 of them; beyond the limit XLA's
-    compiler ends the process with a segmentation fault.
+    A worker came to 44,005 of them; at the limit XLA's compiler ends the process with a
+    segmentation fault (docs/findings.md).
     """
     yield
     jax.clear_caches()
