@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 import prelu_jax as pj
-from benchmarks.timing import Ratio, seconds
+from benchmarks.timing import Ratio, Result, seconds
 from prelu_jax import arch, models
 from prelu_jax.datadep import Lsuv, WithinLayer, plan
 from prelu_jax.datadep.walk import Control, Correction, OnePass, Walk
@@ -20,7 +20,7 @@ _LSUV = Lsuv(orthonormal=False)  # all start from the same weights
 
 
 @jax.default_matmul_precision("highest")
-def run(net: str = "small_30_reduced", batch_size: int = 64, repeats: int = 20) -> list[Ratio]:
+def run(net: str = "small_30_reduced", batch_size: int = 64, repeats: int = 20) -> Result:
     """Time of the pass over a forward pass; time of the whole over other libraries' calls.
 
     What is installed of them is compared. Printed beside: the time with compilation, and how far
@@ -48,7 +48,7 @@ def run(net: str = "small_30_reduced", batch_size: int = 64, repeats: int = 20) 
         ratios.append(_beside_lsuv(described, ours, model, variables, images, where, few))
     if _installed("anyinit"):
         ratios.append(_beside_anyinit(ours, model, variables, images, where, few))
-    return ratios
+    return Result([], ratios)
 
 
 def _of_the_pass(

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from benchmarks.scaling import BATCH, H100, LOADS, TPU_V4, step_seconds
-from benchmarks.timing import Ratio
+from benchmarks.timing import Ratio, Result, Row
 from prelu_jax.data import pipeline, sources
 
 SHAPE = (375, 500)  # ImageNet's average
@@ -124,7 +124,7 @@ def run(
     batches: int = 4,
     repeats: int = 5,
     ways: Sequence[tuple[int, int]] = WAYS,
-) -> list[Ratio]:
+) -> Result:
     """Prints the rates and how many cores feed a device; the ratio is that of two ways to one."""
     cores, before = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     found: dict[tuple[int, int], list[Rate]] = {way: [] for way in ways}
@@ -157,12 +157,23 @@ def run(
             f"| {math.ceil(_HEADROOM * need / per_core)} |"
         )
     rates_of = {way: statistics.median(r.images for r in rates) for way, rates in found.items()}
-    return [
-        Ratio("time: 1 process × 1 thread / a core's share", _name(way), value, 2.0)
-        for way, value in (
-            (way, way[0] * way[1] * rates_of[one] / rates_of[way]) for way in ways[1:]
+    rows = [
+        Row(_name(way), what, unit, [getattr(r, field) for r in of])
+        for way, of in found.items()
+        for what, unit, field in (
+            ("all", "images/s", "images"),
+            ("a core-second", "images", "per_core_second"),
         )
     ]
+    return Result(
+        rows,
+        [
+            Ratio("time: 1 process × 1 thread / a core's share", _name(way), value, 2.0)
+            for way, value in (
+                (way, way[0] * way[1] * rates_of[one] / rates_of[way]) for way in ways[1:]
+            )
+        ],
+    )
 
 
 def _name(way: tuple[int, int]) -> str:

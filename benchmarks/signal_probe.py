@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import Ratio, memory, seconds
+from benchmarks.timing import Ratio, Result, memory, milliseconds, samples
 from prelu_jax import arch, models, signal
 from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.training import optimizer, signal_log, state, step
@@ -14,12 +14,12 @@ from prelu_jax.training import optimizer, signal_log, state, step
 NETS = ("small_30_reduced", "model_b_reduced")
 
 
-def run(nets: tuple[str, ...] = NETS, batch_size: int = 64, repeats: int = 20) -> list[Ratio]:
+def run(nets: tuple[str, ...] = NETS, batch_size: int = 64, repeats: int = 20) -> Result:
     """Time over a forward and backward pass, memory over a training step."""
-    return [ratio for net in nets for ratio in _of_net(arch.get(net), batch_size, repeats)]
+    return Result.joined(_of_net(arch.get(net), batch_size, repeats) for net in nets)
 
 
-def _of_net(net: arch.Arch, batch_size: int, repeats: int) -> list[Ratio]:
+def _of_net(net: arch.Arch, batch_size: int, repeats: int) -> Result:
     model = models.build(net, 10, "prelu")
     side = net.image_size
     pixels = PixelStatistics(jnp.full((side, side, 3), 127.0), jnp.float32(1 / 64))
@@ -43,23 +43,30 @@ def _of_net(net: arch.Arch, batch_size: int, repeats: int) -> list[Ratio]:
     a_pass = jax.jit(forward_and_backward).lower(variables, images).compile()
     a_step = jax.jit(step.train_step).lower(fresh, batch).compile()
     a_log = jax.jit(signal_log.statistics).lower(fresh, batch).compile()
-    taken = seconds(
-        {
-            "probe": lambda: a_probe(variables, images),
-            "pass": lambda: a_pass(variables, images),
-            "step": lambda: a_step(fresh, batch),
-            "log": lambda: a_log(fresh, batch),
-        },
-        repeats,
-    )
     where = f"{net.name}, batch {batch_size}"
-    return [
-        Ratio("time: probe / forward and backward", where, taken["probe"] / taken["pass"], 2.0),
-        Ratio("memory: probe / training step", where, memory(a_probe) / memory(a_step), 1.2),
-        Ratio(
-            "time: steps with signal_every=100 / without",
-            where,
-            1 + taken["log"] / taken["step"] / 100,
-            1.02,
+    rows = milliseconds(
+        where,
+        samples(
+            {
+                "probe": lambda: a_probe(variables, images),
+                "pass": lambda: a_pass(variables, images),
+                "step": lambda: a_step(fresh, batch),
+                "log": lambda: a_log(fresh, batch),
+            },
+            repeats,
         ),
-    ]
+    )
+    taken = {row.what: row.median for row in rows}
+    return Result(
+        rows,
+        [
+            Ratio("time: probe / forward and backward", where, taken["probe"] / taken["pass"], 2.0),
+            Ratio("memory: probe / training step", where, memory(a_probe) / memory(a_step), 1.2),
+            Ratio(
+                "time: steps with signal_every=100 / without",
+                where,
+                1 + taken["log"] / taken["step"] / 100,
+                1.02,
+            ),
+        ],
+    )

@@ -1,9 +1,9 @@
-"""How long compiled programs take, side by side, and what memory they need."""
+"""How long programs take, side by side, what memory they need, and how a benchmark tells it."""
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,9 +25,83 @@ class Ratio:
     value: float
     limit: float
 
+    def is_over(self) -> bool:
+        """Whether the limit is missed."""
+        return not self.value <= self.limit
+
     def __str__(self) -> str:
-        mark = "ok  " if self.value <= self.limit else "OVER"
+        mark = "OVER" if self.is_over() else "ok  "
         return f"{mark}  {self.value:6.3f}  (at most {self.limit:g})  {self.what}  [{self.where}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One thing measured, as often as there are values.
+
+    Attributes:
+        where: the case, e.g. the network; rows of one case stand side by side.
+        what: the program.
+        unit: of the values, e.g. 'ms'.
+        values: one for each repeat.
+        figures: what follows from their median, by name with unit, e.g. {'images/s': 1290.0}.
+    """
+
+    where: str
+    what: str
+    unit: str
+    values: Sequence[float]
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        """Of the values."""
+        return statistics.median(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a benchmark has found.
+
+    Attributes:
+        rows: what was measured.
+        ratios: what is compared, each with its limit.
+        notes: what a reader has to know, e.g. which peer is not installed.
+    """
+
+    rows: Sequence[Row]
+    ratios: Sequence[Ratio]
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def joined(cls, results: Iterable["Result"]) -> "Result":
+        """All rows, ratios and notes, in their order."""
+        parts = [(r.rows, r.ratios, r.notes) for r in results]
+        return cls(*([x for part in of for x in part] for of in zip(*parts, strict=True)))
+
+
+def milliseconds(where: str, taken: Mapping[str, Sequence[float]]) -> list[Row]:
+    """The rows of `samples`."""
+    return [Row(where, what, "ms", [1e3 * s for s in of]) for what, of in taken.items()]
+
+
+def markdown(rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of a table: medians, the quartiles around them, how many."""
+    names = list(dict.fromkeys(name for row in rows for name in row.figures))
+    yield f"| {' | '.join(('case', 'program', 'median', 'quartiles', 'n', *names))} |"
+    yield "|" + "---|" * (5 + len(names))
+    for row in rows:
+        low, high = _quartiles(row.values)
+        spread = f"{low:.4g} to {high:.4g}"
+        derived = (f"{row.figures[name]:.4g}" if name in row.figures else "" for name in names)
+        cells = (row.where, row.what, f"{row.median:.4g} {row.unit}", spread, str(len(row.values)))
+        yield f"| {' | '.join((*cells, *derived))} |"
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
 
 
 def samples(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

@@ -154,7 +154,7 @@ def test_the_tables_compare_the_model_with_what_was_measured(monkeypatch, capsys
 
     monkeypatch.setattr(loopback, "measure", measured)
     monkeypatch.setattr(loopback.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
-    ratios = scaling_tables.run()
+    ratios = scaling_tables.run().ratios
     # Four processes were as fast as if each had a core, twice as fast as with two cores.
     assert [ratio.value for ratio in ratios] == pytest.approx([0.5, 1.0])
     told = capsys.readouterr().out
@@ -172,7 +172,7 @@ def test_the_figure_is_drawn(tmp_path):
 @pytest.mark.slow
 def test_the_pipeline_is_compared_with_a_devices_need(capsys):
     pytest.importorskip("tensorflow_datasets")
-    ratios = input_scaling.run(images=8, batches=1, repeats=1, ways=((1, 1), (2, 1)))
+    ratios = input_scaling.run(images=8, batches=1, repeats=1, ways=((1, 1), (2, 1))).ratios
     assert [ratio.where for ratio in ratios] == ["2 × 1"]
     assert ratios[0].value > 0
     told = capsys.readouterr().out
