@@ -49,7 +49,7 @@ setup(
         "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",
-        "opencv-python-headless>=4.10",
+        "opencv-python-headless>=4.11",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "rich>=13",

@@ -1,12 +1,26 @@
-"""A record's image as pixels: decoding, at a fraction of its size where that will do, resizing."""
+"""A record's image as pixels: no more of them decoded and resized than are asked for.
 
+A JPEG comes at a fraction of its size where that will do. Its rows are coded from the top: those
+below what is asked for are not decoded.
+"""
+
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 
-# A JPEG's frame headers are the segments C0..CF but for three of other kinds (ITU T.81, B.1.1.3).
+from prelu_jax.data import resizing
+
+# Markers of a JPEG's segments (ITU T.81, B.1.1.3): C0..CF, but for three, are frame headers; of
+# them, two are Huffman-coded in one pass.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = {0xC0, 0xC1}
+_RESTARTS, _SCAN, _APPLICATION = 0xDD, 0xDA, 0xE1
+_END = b"\xff\xd9"
+_TALLEST_BLOCK = 32  # rows that are coded together, at most
+_SEEN_BELOW = 1  # rows below that a row depends on, where colours are coarse and smoothed
 _REDUCED = {  # no flag asks for a reduced image in the order of RGB
     8: cv2.IMREAD_REDUCED_COLOR_8,
     4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -20,6 +34,66 @@ class BadImageError(ValueError):
     def __init__(self, key: str, size: int) -> None:
         super().__init__(f"Record {key!r} holds {size} bytes that do not decode.")
         self.key = key
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """An image with its shorter side at some length, of which windows can be had.
+
+    Attributes:
+        source: height and width before it is resized.
+        side: pixels of its shorter side.
+        rows: the image before, or at least so many rows of it from the top.
+    """
+
+    source: tuple[int, int]
+    side: int
+    rows: Callable[[int], np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width; the image's shape is kept."""
+        scale = self.side / min(self.source)
+        height, width = (max(self.side, round(n * scale)) for n in self.source)
+        return height, width
+
+    def window(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """RGB uint8 ``[height, width, 3]``.
+
+        Raises:
+            BadImageError: the bytes are no image; the error names the record.
+        """
+        rows = resizing.Part(self.source[0], self.shape[0], top, height)
+        columns = resizing.Part(self.source[1], self.shape[1], left, width)
+        return resizing.window(self.rows(rows.end), rows, columns)
+
+
+def scaled(record: dict[str, Any], side: int) -> Scaled:
+    """The record's image, upright, with its shorter side at ``side`` pixels.
+
+    Args:
+        record: as `decode` takes it.
+        side: a JPEG may be reduced to it as in `decode`.
+
+    Raises:
+        BadImageError: the bytes are no image. One that tells its shape and does not decode raises
+            it later, where a window is asked for.
+    """
+    stored = record["image"]
+    header = _header(stored) if isinstance(stored, bytes) else None
+    if header is None or header.has_exif:  # which may turn it
+        image = decode(record, side)
+        return Scaled((image.shape[0], image.shape[1]), side, lambda rows: image)
+    factor = _reduction(header, side)
+
+    def rows(count: int) -> np.ndarray:
+        if header.can_be_cut:
+            image = _decoded(_cut(stored, header, factor * (count + _SEEN_BELOW)), factor)
+            if image is not None:
+                return image
+        return decode(record, side)
+
+    return Scaled((header.height // factor, header.width // factor), side, rows)
 
 
 def decode(record: dict[str, Any], side: int = 0) -> np.ndarray:
@@ -41,45 +115,96 @@ def decode(record: dict[str, Any], side: int = 0) -> np.ndarray:
     image = record["image"]
     if not isinstance(image, bytes):
         return image
-    factor = _reduction(image, side)
+    header = _header(image) if side else None
+    decoded = _decoded(image, _reduction(header, side) if header else 1)
+    if decoded is None:
+        raise BadImageError(record["key"], len(image))
+    return decoded
+
+
+def _decoded(image: bytes, factor: int) -> np.ndarray | None:
+    """The image at 1/``factor`` of its size; None if it does not decode."""
     # The colour flags turn grey, CMYK and palette files into three channels and apply EXIF
     # orientation; TFDS's own decoder does neither.
     flag = _REDUCED.get(factor, cv2.IMREAD_COLOR_RGB)
     try:
         decoded = cv2.imdecode(np.frombuffer(image, np.uint8), flag)
     except cv2.error:  # no bytes at all, or a size beyond all bounds
-        decoded = None
-    if decoded is None:
-        raise BadImageError(record["key"], len(image))
-    return decoded if factor == 1 else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+        return None
+    return decoded if decoded is None or factor == 1 else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
-def _reduction(image: bytes, side: int) -> int:
-    """The largest of 8, 4, 2 by which a JPEG may be reduced; 1 if none, or it is no JPEG."""
-    shape = _jpeg_shape(image) if side else ()
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """What stands in a JPEG before its coded rows.
+
+    Attributes:
+        height: in pixels, before EXIF turns it.
+        width: likewise.
+        height_at: where the height is written, as two bytes.
+        rows_at: where the coded rows begin.
+        can_be_cut: whether the rows are coded one after another, in one run.
+        has_exif: whether there are EXIF data.
+    """
+
+    height: int
+    width: int
+    height_at: int
+    rows_at: int
+    can_be_cut: bool
+    has_exif: bool
+
+
+def _header(image: bytes) -> _Header | None:
+    """What stands before a JPEG's rows; None if it is no JPEG or they are not found."""
+    at, frame, restarts, has_exif = 2, 0, False, False
+    while image[:2] == b"\xff\xd8" and at + 9 <= len(image) and image[at] == 0xFF:
+        marker, size = image[at + 1], int.from_bytes(image[at + 2 : at + 4])
+        if marker in _FRAMES:
+            frame = at
+        elif marker == _RESTARTS:
+            restarts = True
+        elif marker == _APPLICATION:
+            has_exif = has_exif or image[at + 4 : at + 8] == b"Exif"
+        elif marker == _SCAN:
+            break
+        at += 2 + size
+    else:
+        return None
+    if not frame:
+        return None
+    of_frame, of_scan = image[frame + 9], image[at + 4]  # components
+    return _Header(
+        height=int.from_bytes(image[frame + 5 : frame + 7]),
+        width=int.from_bytes(image[frame + 7 : frame + 9]),
+        height_at=frame + 5,
+        rows_at=at,
+        can_be_cut=image[frame + 1] in _SEQUENTIAL and of_frame == of_scan and not restarts,
+        has_exif=has_exif,
+    )
+
+
+def _reduction(header: _Header, side: int) -> int:
+    """The largest of 8, 4, 2 by which a JPEG may be reduced; 1 if none."""
+    shape = (header.height, header.width)
     for factor in _REDUCED:
         # The decoder rounds up what a factor does not divide, which would stretch the image.
-        if shape and min(shape) // factor >= side and not any(n % factor for n in shape):
+        if min(shape) // factor >= side and not any(n % factor for n in shape):
             return factor
     return 1
 
 
-def _jpeg_shape(image: bytes) -> tuple[int, ...]:
-    """Height and width by the frame header; empty if none is found."""
-    at = 2
-    while image[:2] == b"\xff\xd8" and at + 9 <= len(image) and image[at] == 0xFF:
-        if image[at + 1] in _FRAMES:
-            return int.from_bytes(image[at + 5 : at + 7]), int.from_bytes(image[at + 7 : at + 9])
-        at += 2 + int.from_bytes(image[at + 2 : at + 4])
-    return ()
+def _cut(image: bytes, header: _Header, rows: int) -> bytes:
+    """The JPEG as one of fewer rows, at least so many, or as it is.
 
-
-def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
-    """The image with its shorter side at ``side`` pixels and its shape kept."""
-    height, width = image.shape[:2]
-    if min(height, width) == side:
+    Its header tells another height and the coded rows stay as they are, but for the mark of their
+    end: finding it, the decoder would warn of what it had left over.
+    """
+    end = image.rfind(_END, header.rows_at)
+    height = -(-rows // 8) * 8  # what a reduction divides
+    # One without the mark is cut short: the decoder has to find that out. And it has to find bytes
+    # to look ahead into after the last row.
+    if end < 0 or height + _TALLEST_BLOCK > header.height:
         return image
-    scale = side / min(height, width)
-    size = (max(side, round(width * scale)), max(side, round(height * scale)))
-    # INTER_LINEAR alone does not antialias when it shrinks.
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    at = header.height_at
+    return b"".join((image[:at], height.to_bytes(2), image[at + 2 : end]))

@@ -5,8 +5,9 @@ that resumes at step s asks for the batches from s on.
 """
 
 import dataclasses
+import functools
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import cv2
 import grain
@@ -18,6 +19,8 @@ from prelu_jax.data import decoding, sources
 cv2.setNumThreads(0)  # Grain's threads decode one image each; threads inside would compete
 
 Batch = dict[str, np.ndarray]
+Window = tuple[int, int, int, int]  # top, left, height, width
+Place = Callable[[int, int], Window]  # of the height and width of an image
 
 THREADS = 8
 _PREFETCHED_BATCHES = 16
@@ -54,14 +57,20 @@ class Tally:
         kinds = {"left_out": len(self.left_out), "enlarged": len(self.enlarged)}
         return {kind: count for kind, count in kinds.items() if count}
 
-    def decode(self, record: sources.Record, side: int, crop_size: int = 0) -> np.ndarray | None:
-        """The image with its shorter side at ``side``; None for one that is left out.
+    def window(
+        self, record: sources.Record, side: int, place: Place, crop_size: int = 0
+    ) -> np.ndarray | None:
+        """What lies at a place of the image with its shorter side at ``side``.
+
+        Returns:
+            uint8 ``[h, w, 3]``; None for a record that is left out.
 
         Raises:
             BadImageError: the record does not decode, and such records are not left out.
         """
         try:
-            image = decoding.decode(record, side)
+            image = decoding.scaled(record, side)
+            window = image.window(*place(*image.shape))
         except decoding.BadImageError as error:
             if not self.skip_bad_images:
                 raise
@@ -70,7 +79,7 @@ class Tally:
                     self.left_out.add(error.key)
                     logging.warning("%s It is left out; so far: %d.", error, len(self.left_out))
             return None
-        height, width = image.shape[:2]
+        height, width = image.source
         if min(height, width) < crop_size:
             with self._lock:
                 if not self.enlarged:
@@ -80,7 +89,7 @@ class Tally:
                         *(record["key"], height, width, crop_size),
                     )
                 self.enlarged.add(record["key"])
-        return decoding.resize_shorter_side(image, side)
+        return window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,16 +115,21 @@ class Crop:
     ) -> np.ndarray | None:
         """A crop at a random place of the image at a random scale; None if it is left out."""
         side = int(rng.integers(self.min_side, self.max_side + 1))
-        image = tally.decode(record, side, self.size)
-        if image is None:
-            return None
-        top, left = (int(rng.integers(0, n - self.size + 1)) for n in image.shape[:2])
-        return image[top : top + self.size, left : left + self.size]
+        before = rng.bit_generator.state
+
+        def somewhere(height: int, width: int) -> Window:
+            top, left = (int(rng.integers(0, n - self.size + 1)) for n in (height, width))
+            return top, left, self.size, self.size
+
+        image = tally.window(record, side, somewhere, self.size)
+        if image is None:  # whether that is seen before the place is drawn or after
+            rng.bit_generator.state = before
+        return image
 
     def centre(self, record: sources.Record, tally: Tally) -> np.ndarray | None:
         """The crop in the middle of the image at the smallest scale; None if it is left out."""
-        image = tally.decode(record, self.min_side, self.size)
-        return None if image is None else _middle(image, self.size, self.size)
+        centre = functools.partial(_middle, self.size, self.size)
+        return tally.window(record, self.min_side, centre, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,21 +279,22 @@ def whole_images(
 
     of_run = tally or Tally()
 
+    def trimmed(*shape: int) -> Window:
+        return _middle(*(side + (n - side) // multiple * multiple for n in shape), *shape)
+
     def whole(index: int) -> sources.Record | None:
         record = _labelled(split, index)
-        image = of_run.decode(record, side)
+        image = of_run.window(record, side, trimmed)
         if image is None:
             return None  # Grain leaves it out
-        height, width = (side + (n - side) // multiple * multiple for n in image.shape[:2])
-        return {"image": _middle(image, height, width), "label": np.int32(record["label"])}
+        return {"image": image, "label": np.int32(record["label"])}
 
     dataset = grain.MapDataset.range(len(split)).map(whole)
     yield from dataset.to_iter_dataset(_read_options(THREADS))
 
 
-def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
+def _middle(height: int, width: int, of_height: int, of_width: int) -> Window:
+    return (of_height - height) // 2, (of_width - width) // 2, height, width
 
 
 def _labelled(split: sources.Split, index: int) -> sources.Record:

@@ -9,6 +9,7 @@ import sklearn.datasets
 from PIL import Image
 
 from prelu_jax.data import decoding
+from tests.data.conftest import resize_shorter_side
 
 PHOTO = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"  # 427 × 640
 
@@ -20,6 +21,13 @@ def encoded(image, suffix):
 def photo(height=424, width=640):
     """A part of a photo, stored as JPEG."""
     return encoded(cv2.imread(str(PHOTO))[:height, :width], ".jpg")
+
+
+def exif_of(orientation):
+    """A JPEG's segment of one entry; 6: turn it by a quarter, its top to the right."""
+    entry = struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
+    return b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
 
 
 def test_every_kind_of_file_decodes_to_rgb():
@@ -54,9 +62,10 @@ def test_bytes_that_do_not_decode_are_named_by_their_key(content):
 @pytest.mark.parametrize(("height", "width", "expected"), [(40, 60, (20, 30)), (10, 15, (20, 30))])
 def test_the_shorter_side_is_resized_and_the_shape_kept(height, width, expected):
     image = np.zeros((height, width, 3), np.uint8)
-    assert decoding.resize_shorter_side(image, 20).shape[:2] == expected
-    transposed = decoding.resize_shorter_side(image.transpose(1, 0, 2), 20)
-    assert transposed.shape[:2] == expected[::-1]
+    for stored in (image, encoded(image, ".jpg")["image"], encoded(image, ".png")["image"]):
+        assert decoding.scaled({"image": stored, "key": "k"}, 20).shape == expected
+    transposed = decoding.scaled({"image": image.transpose(1, 0, 2), "key": "k"}, 20)
+    assert transposed.shape == expected[::-1]
 
 
 @pytest.mark.parametrize(
@@ -68,8 +77,8 @@ def test_a_jpeg_is_decoded_no_larger_than_its_side_needs_and_looks_the_same(side
     assert image.shape == (424 // factor, 640 // factor, 3)
     np.testing.assert_array_equal(image, decoding.decode(record, side))
     if side:
-        full = decoding.resize_shorter_side(decoding.decode(record), side)
-        difference = full.astype(int) - decoding.resize_shorter_side(image, side)
+        full = resize_shorter_side(decoding.decode(record), side)
+        difference = full.astype(int) - resize_shorter_side(image, side)
         assert abs(difference).mean() < 2.5
         assert abs(difference.mean()) < 0.5
 
@@ -89,11 +98,78 @@ def test_a_reduced_image_is_rgb_and_upright():
     bgr = np.zeros((64, 32, 3), np.uint8)
     bgr[:32] = (200, 100, 0)
     stored = encoded(bgr, ".jpg")["image"]
-    # EXIF: one entry, orientation 6, says to turn by a quarter clockwise: the top is at the right.
-    entry = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
-    turned = stored[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + stored[2:]
+    turned = stored[:2] + exif_of(6) + stored[2:]
     image = decoding.decode({"image": turned, "key": "k"}, side=16)
     assert image.shape == (16, 32, 3)
     np.testing.assert_allclose(image[8, 24].astype(int), [0, 100, 200], atol=4)
     np.testing.assert_allclose(image[8, 8], 0, atol=4)
+
+
+def stored_as(mode="RGB", shape=(424, 640), **options):
+    """A part of a photo as JPEG, in some kind of coding."""
+    file = io.BytesIO()
+    Image.open(PHOTO).crop((0, 0, *shape[::-1])).convert(mode).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+CODINGS = {
+    "4:4:4": stored_as(subsampling=0),
+    "4:2:2": stored_as(subsampling=1),
+    "4:2:0": stored_as(subsampling=2),
+    "grey": stored_as("L"),
+    "CMYK": stored_as("CMYK"),
+    "odd": stored_as(shape=(423, 641)),
+    "optimised": stored_as(optimize=True, quality=98),
+    "progressive": stored_as(progressive=True),
+    "restarts": stored_as(restart_marker_rows=2),
+    "exif": (lambda stored: stored[:2] + exif_of(6) + stored[2:])(stored_as()),
+    "rest": stored_as() + b"rest",
+    "small": stored_as(shape=(40, 8)),
+}
+CUT = set(CODINGS) - {"progressive", "restarts", "exif", "small"}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("side", [600, 424, 300, 212, 100, 53])
+def test_a_window_is_decoded_as_in_the_whole_of_the_image(coding, side, monkeypatch, capfd):
+    record = {"image": CODINGS[coding], "key": "k"}
+    whole = resize_shorter_side(decoding.decode(record, side), side)
+    heights = []
+    decode = cv2.imdecode
+
+    def spied(*arguments):
+        image = decode(*arguments)
+        heights.append(len(image))
+        return image
+
+    monkeypatch.setattr(cv2, "imdecode", spied)
+    size = 40
+    for top in (0, (len(whole) - size) // 2, len(whole) - size):
+        scaled = decoding.scaled(record, side)
+        assert scaled.shape == whole.shape[:2]
+        window = scaled.window(top, 3, size, side - 5)
+        expected = whole[top : top + size, 3 : side - 2]
+        assert abs(window.astype(int) - expected).max() <= 1
+        assert (window != expected).mean() < 1e-3
+    assert len(heights) == 3
+    assert heights[2] == heights[1] or coding in CUT
+    assert heights[0] < heights[2] or coding not in CUT - {"odd"} or side < 100
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("side", [400, 212, 106, 53])
+def test_the_rows_above_a_cut_are_those_of_the_whole(coding, side):
+    record = {"image": CODINGS[coding], "key": "k"}
+    whole = decoding.decode(record, side)
+    for count in (*range(1, len(whole), 15), *range(8, len(whole), 40)):
+        rows = decoding.scaled(record, side).rows(count)
+        np.testing.assert_array_equal(rows[:count], whole[:count])
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.99])
+def test_a_file_that_is_cut_short_below_the_window_is_refused_all_the_same(kept):
+    stored = stored_as()
+    scaled = decoding.scaled({"image": stored[: int(kept * len(stored))], "key": "k"}, 300)
+    with pytest.raises(decoding.BadImageError, match="Record 'k' holds"):
+        scaled.window(0, 0, 20, 20)

@@ -164,6 +164,20 @@ def test_in_training_the_next_image_takes_the_place_of_one_that_does_not_decode(
     assert len(tally.left_out) == 3
 
 
+def test_the_crops_after_a_bad_image_are_the_same_whenever_that_is_noticed():
+    photos = split_of(8, 90, 120).records
+    png = [{**r, "image": cv2.imencode(".png", r["image"])[1].tobytes()} for r in photos]
+    stored = cv2.imencode(".jpg", photos[0]["image"])[1].tobytes()
+    read = []
+    for bad in (b"broken", stored[:-30]):  # the latter tells its shape
+        split = sources.Split([*png, {"image": bad, "label": 8, "key": "8"}], tuple("012345678"))
+        tally = pipeline.Tally(skip_bad_images=True)
+        batches = pipeline.train_batches(split, pipeline.Crop(24, 24, 60), 3, 7, 0, 9, tally)
+        read.append([b["image"].tobytes() + b["label"].tobytes() for b in batches])
+        assert tally.left_out == {"8"}
+    assert read[0] == read[1]
+
+
 def test_when_nothing_decodes_training_ends():
     with pytest.raises(ValueError, match="None of the 10 images decodes"):
         next(

@@ -8,6 +8,7 @@ import pytest
 
 from prelu_jax.data import decoding, folder, moments, pipeline, sources, statistics
 from tests.conftest import write_images
+from tests.data.conftest import resize_shorter_side
 from tests.experiments.conftest import ROOT, environment
 
 CROP = pipeline.Crop(24, 32, 32)
@@ -35,7 +36,7 @@ def test_the_moments_are_those_of_all_centre_crops(prepared):
     crops = []
     split = sources.load("photos", "train", str(prepared))
     for record in map(split.__getitem__, range(len(split))):
-        image = decoding.resize_shorter_side(decoding.decode(record, 32), 32).astype(float)
+        image = resize_shorter_side(decoding.decode(record, 32), 32).astype(float)
         top, left = ((n - 24) // 2 for n in image.shape[:2])
         crops.append(image[top : top + 24, left : left + 24])
     assert int(found.images) == 5
