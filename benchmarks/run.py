@@ -31,6 +31,7 @@ BENCHMARKS = {
     "calibration": ("cpu",),
     "scaling": ("cpu",),
     "input_scaling": ("cpu",),
+    "input_pipeline": ("cpu",),
 }
 _MODULES = {"scaling": "scaling_tables"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "triton")

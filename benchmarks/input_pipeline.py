@@ -1,0 +1,148 @@
+"""The input pipeline against others, on one core; and how long a run waits for it.
+
+JPEGs of a photo's size and detail are decoded, resized to a shorter side of 256 to 512 and cropped
+to 224 pixels. TensorFlow does not fit into the environment of this package: $INPUT_TF_PYTHON names
+an interpreter of another that has it.
+"""
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import input_scaling
+from benchmarks.timing import Ratio, Result, Row
+from prelu_jax import models
+from prelu_jax.arch import REGISTRY
+from prelu_jax.data import pipeline, sources
+from prelu_jax.data.augment import PixelStatistics
+from prelu_jax.training import optimizer, state
+from prelu_jax.training.parallel import Parallel
+
+ROOT = Path(__file__).parents[1]
+TF_PYTHON = "INPUT_TF_PYTHON"
+GOAL = 1.3  # times as fast as the best peer
+SECONDS = 1.0  # of a core, for 1,000 images
+_ALIASED = "tf.data, aliased"  # which saves the filter that the others have
+
+
+def run(
+    images: int = 256,
+    batches: int = 4,
+    repeats: int = 5,
+    net: str = "small_14_reduced",
+    batch_size: int = 64,
+    steps: int = 20,
+) -> Result:
+    """The rates of every reader that is installed, and the share of a run that waits.
+
+    Args:
+        images: how many JPEGs there are.
+        batches: that a reader reads in a turn.
+        repeats: turns of each.
+        net: that the run trains.
+        batch_size: of the run.
+        steps: of the run.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        input_scaling.write(Path(name), images)
+        rates, notes = _rates(Path(name), batches, repeats)
+        waits = _waits(Path(name), net, batch_size, steps)
+    rows = [
+        Row("500×375 JPEG", reader, "ms", [1e3 / r for r in of], {"images/core-s": _middle(of)})
+        for reader, of in rates.items()
+    ]
+    rows.append(Row(f"{net}, batch {batch_size}", "share of a step that waits", "%", waits))
+    ours, *others = rows[:-1]
+    ratios = [Ratio("core-seconds per 1,000 images / 1", ours.where, ours.median, SECONDS)]
+    antialiased = [row for row in others if row.what != _ALIASED]
+    for peers, what in ((antialiased, "best peer that antialiases"), (others, "best peer")):
+        if peers:
+            best = min(peers, key=lambda row: row.median)
+            where = f"{ours.where}, {best.what}"
+            value = ours.median / best.median
+            ratios.append(Ratio(f"time per image: ours / {what}", where, value, 1 / GOAL))
+    return Result(rows, ratios, notes)
+
+
+def _middle(rates: Sequence[float]) -> float:
+    return sorted(rates)[len(rates) // 2]
+
+
+def _rates(
+    folder: Path, batches: int, repeats: int
+) -> tuple[dict[str, list[float]], tuple[str, ...]]:
+    """Images a core-second of each reader, which take turns; and what is not compared."""
+    interpreters = {"ours": sys.executable}
+    notes = []
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("PIL"):
+        interpreters |= dict.fromkeys(("pillow", "pillow, crop first"), sys.executable)
+    else:
+        notes.append("not compared: PyTorch is not installed (pip install -e .[bench])")
+    if tf_python := os.environ.get(TF_PYTHON):
+        interpreters |= dict.fromkeys(("tf.data", _ALIASED), tf_python)
+    else:
+        notes.append(f"not compared: tf.data; ${TF_PYTHON} names no interpreter with TensorFlow")
+    rates: dict[str, list[float]] = {reader: [] for reader in interpreters}
+    with contextlib.ExitStack() as stack:
+        readers = {
+            reader: stack.enter_context(_started(python, reader, folder))
+            for reader, python in interpreters.items()
+        }
+        for turn in range(repeats + 1):
+            for name, process in readers.items():
+                rate = _ask(process, name, batches)
+                if turn:  # the first one is slower: allocations, caches
+                    rates[name].append(rate)
+    return rates, tuple(notes)
+
+
+@contextlib.contextmanager
+def _started(python: str, reader: str, folder: Path) -> Iterator[Any]:
+    """A process of `input_readers`."""
+    command = (python, "-m", "benchmarks.input_readers", reader, str(folder))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process  # whose pipes are closed then, which ends it
+
+
+def _ask(process: Any, reader: str, batches: int) -> float:
+    process.stdin.write(f"{batches}\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise RuntimeError(f"The process that reads by {reader!r} has ended; see above why.")
+    return float(answer)
+
+
+def _waits(folder: Path, net: str, batch_size: int, steps: int) -> list[float]:
+    """Percent of each step's time in which the loop waits for its batch."""
+    arch = REGISTRY[net]
+    size = arch.image_size
+    split = sources.load("photos", "train", str(folder / "tfds"))
+    pixels = PixelStatistics(jnp.full((size, size, 3), 127.0), jnp.float32(1 / 64))
+    parallel = Parallel()
+    model = models.build(arch, len(split.class_names), "prelu")
+    now = parallel.replicate(state.create(model, optimizer.sgd(0.001), pixels, 0))
+    crop = pipeline.Crop(size, size * 8 // 7, size * 16 // 7)  # as 256 and 512 are to 224
+    batches = pipeline.train_batches(split, crop, batch_size, 0, 0, steps + 1)
+    now, _ = parallel.train_step(now, next(batches))  # compiles
+    jax.block_until_ready(now)
+    shares = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - began
+        now, _ = parallel.train_step(now, batch)
+        jax.block_until_ready(now)
+        shares.append(100 * waited / (time.perf_counter() - began))
+    return shares
