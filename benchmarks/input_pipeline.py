@@ -37,8 +37,8 @@ _ALIASED = "tf.data, aliased"  # which saves the filter that the others have
 
 def run(
     images: int = 256,
-    batches: int = 4,
-    repeats: int = 5,
+    batches: int = 6,
+    repeats: int = 4,
     net: str = "small_14_reduced",
     batch_size: int = 64,
     steps: int = 20,
