@@ -49,6 +49,8 @@ def cache_compilations() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "prelu_jax" / "xla"))
+        # A run starts with dozens of small programs, which together take seconds.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def quiet_orbax() -> None:

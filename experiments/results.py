@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def log_normal_mean(logs: np.ndarray, level: float) -> tuple[np.ndarray, np.ndar
     n = len(logs)
     variance = logs.var(axis=0, ddof=1)
     error = np.sqrt(variance / n + variance**2 / (2 * (n - 1)))
-    half = stats.t.ppf((1 + level) / 2, n - 1) * error
+    half = special.stdtrit(n - 1, (1 + level) / 2) * error
     return logs.mean(axis=0) + variance / 2, half
 
 
@@ -176,7 +176,7 @@ def student(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     x = np.asarray(values, np.float64)
     if len(x) == 1:
         return float(x[0]), float("inf")
-    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    half = special.stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / np.sqrt(len(x))
     return float(x.mean()), float(half)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import optimize
 
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.report import LayerRow, OnePassStage
@@ -101,6 +100,8 @@ class _Attempt:
                     for name, what in first.items()
                 }
             return -more
+
+        from scipy import optimize  # slow to import, and few models share layers
 
         size = 2 * sum(math.prod(layer.channels) for layer in self.shared)
         with contextlib.suppress(optimize.NoConvergence):  # the report tells how far it came

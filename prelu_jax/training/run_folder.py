@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from absl import logging
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.events import EventsWriter, event_pb2, summary_pb2
 
 RUNNING, DONE, DIVERGED = "running", "done", "diverged"
 
