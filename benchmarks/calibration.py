@@ -1,8 +1,15 @@
-"""What a calibration costs, beside a forward pass and beside other libraries' loops over layers."""
+"""What a calibration costs, beside a forward pass and other libraries' loops, as nets get deeper.
+
+The nets are `small_30_reduced` with more or fewer of its layers. All of it, the forward pass too,
+is computed in float32, as `calibrate` does by itself. What is installed of the other libraries is
+compared, also by how far from a std of 1 each leaves the layer that is farthest.
+"""
 
 import copy
+import dataclasses
 import importlib.util
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,50 +18,134 @@ import numpy as np
 from flax import linen as nn
 
 import prelu_jax as pj
-from benchmarks.timing import Ratio, Result, seconds
+from benchmarks.growth import exponent_row, of_depth
+from benchmarks.timing import Ratio, Result, Row, milliseconds, samples, seconds
 from prelu_jax import arch, models
 from prelu_jax.datadep import Lsuv, WithinLayer, plan
 from prelu_jax.datadep.walk import Control, Correction, OnePass, Walk
 
 _LSUV = Lsuv(orthonormal=False)  # all start from the same weights
+_RATIO_AT = 30  # layers at which others are compared by a ratio
+_LINEAR = 1.2  # at most, the exponent in depth of what is linear, but for noise
+_FAR = "farthest std from 1"
+
+_FORWARD, _CALL, _FIRST = "forward pass", "calibrate", "calibrate, the first call"
+_PASSES = {"within_layer's pass": WithinLayer(), "lsuv's pass": _LSUV}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Net:
+    """What is calibrated: a network of so many layers, its variables, and images."""
+
+    net: arch.Arch
+    where: str
+    model: nn.Module
+    variables: Any
+    images: jax.Array
+
+    @classmethod
+    def of(cls, net: arch.Arch, where: str, batch_size: int) -> "_Net":
+        model = models.build(net, 10, "relu")
+        shape = (batch_size, net.image_size, net.image_size, 3)
+        images = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+        return cls(net, where, model, model.init(jax.random.key(0), images), images)
+
+    def calibrate(self) -> Any:
+        return pj.calibrate(self.model, self.variables, self.images, method=_LSUV)
+
+    def farthest(self, variables: Any) -> dict[str, float]:
+        return {_FAR: farthest(self.model, variables, self.images)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Peer:
+    """Another library: its call, the variables that it leaves, and what it says of itself."""
+
+    call: Callable[[], Any]
+    variables: Callable[[Any], Any]
+    figures: Callable[[Any], dict[str, float]] = lambda _: {}
 
 
 @jax.default_matmul_precision("highest")
-def run(net: str = "small_30_reduced", batch_size: int = 64, repeats: int = 20) -> Result:
-    """Time of the pass over a forward pass; time of the whole over other libraries' calls.
+def run(
+    base: str = "small_30_reduced",
+    depths: Sequence[int] = (8, 30, 100),
+    batch_size: int = 64,
+    repeats: int = 20,
+) -> Result:
+    """Times of a pass, of a call and of other libraries' calls, and their exponents in depth.
 
-    What is installed of them is compared. Printed beside: the time with compilation, and how far
-    from a std of 1 each library leaves the layer that is farthest. All of it, the forward pass too,
-    is computed in float32, as `calibrate` does by itself.
+    Our first call compiles; the others find what it compiled.
+
+    Args:
+        base: the network that is made deeper and less deep.
+        depths: its numbers of layers.
+        batch_size: images that it is calibrated on.
+        repeats: of our programs. Others, which take seconds, run less often in deeper nets.
     """
-    described = arch.get(net)
-    model = models.build(described, 10, "relu")
-    side = described.image_size
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal((batch_size, side, side, 3), np.float32))
-    variables = model.init(jax.random.key(0), images)
-    where = f"{net}, batch {batch_size}"
-    ratios = _of_the_pass(model, variables, images, where, repeats)
+    results, peers = [], {name: make for name, (make, _) in _PEERS.items() if not _missing(name)}
+    for depth in depths:
+        net = _Net.of(of_depth(arch.get(base), depth), f"{depth} layers", batch_size)
+        results.append(_own(net, repeats))
+        few = max(1, 5 * repeats // depth)
+        results += [_beside(net, name, make(net), few) for name, make in peers.items()]
+    found = Result.joined(results)
+    missing = [
+        f"not compared: {name}; {_missing(name)} not installed (pip install -e .[bench])"
+        for name in _PEERS
+        if name not in peers
+    ]
+    once = [
+        f"{row.what} with {row.where}: one call, none before it"
+        for row in found.rows
+        if row.what in peers and len(row.values) == 1
+    ]
+    grown = _growth(found.rows, depths)
+    return Result.joined([found, grown, Result([], [], [*missing, *once])])
 
-    def ours() -> Any:
-        return pj.calibrate(model, variables, images, method=_LSUV)
 
+def _growth(rows: Sequence[Row], depths: Sequence[int]) -> Result:
+    """The exponent of each program's time, with a limit for ours."""
+    where = f"{depths[0]} to {depths[-1]} layers"
+    medians: dict[str, list[float]] = {}
+    for row in rows:
+        medians.setdefault(row.what, []).append(row.median)
+    grown = {what: exponent_row(where, what, depths, of) for what, of in medians.items()}
+    ours = (*_PASSES, _CALL, _FIRST)
+    return Result(
+        list(grown.values()),
+        [Ratio(f"exponent in depth: {what}", where, grown[what].median, _LINEAR) for what in ours],
+    )
+
+
+def _own(net: _Net, repeats: int) -> Result:
+    """Our first call, then our programs beside a forward pass."""
+    first = _seconds(net.calibrate)
+    calibrated, _ = net.calibrate()
+    forward = jax.jit(net.model.apply).lower(net.variables, net.images).compile()
+    programs = {_FORWARD: lambda: forward(net.variables, net.images)}
+    programs |= {name: _compiled_pass(net, method) for name, method in _PASSES.items()}
+    programs[_CALL] = net.calibrate
+    rows = milliseconds(net.where, samples(programs, repeats) | {_FIRST: [first]})
+    rows[-2:] = [dataclasses.replace(row, figures=net.farthest(calibrated)) for row in rows[-2:]]
+    taken = {row.what: row.median for row in rows}
+    return Result(
+        rows,
+        [
+            Ratio(f"time: {name} / a {_FORWARD}", net.where, taken[name] / taken[_FORWARD], 2.0)
+            for name in _PASSES
+        ],
+    )
+
+
+def _seconds(program: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    calibrated, _ = ours()
-    taken = time.perf_counter() - start
-    _print("calibrate, the first call, which compiles", taken, model, calibrated, images)
-    few = max(1, repeats // 6)
-    if _installed("torch", "lsuv"):
-        ratios.append(_beside_lsuv(described, ours, model, variables, images, where, few))
-    if _installed("anyinit"):
-        ratios.append(_beside_anyinit(ours, model, variables, images, where, few))
-    return Result([], ratios)
+    jax.block_until_ready(program())
+    return time.perf_counter() - start
 
 
-def _of_the_pass(
-    model: nn.Module, variables: Any, images: jax.Array, where: str, repeats: int
-) -> list[Ratio]:
-    planned = plan.make(model, variables, images)
+def _compiled_pass(net: _Net, method: OnePass) -> Callable[[], Any]:
+    planned = plan.make(net.model, net.variables, net.images)
     control = Control(
         {layer.parameter: jnp.array(True) for layer in planned.layers},
         {
@@ -63,75 +154,61 @@ def _of_the_pass(
         },
     )
     replicated = {
-        "variables": variables,
+        "variables": net.variables,
         "key": jax.random.key(0),
         "rngs": None,
         "control": control,
     }
-
-    def compiled(method: OnePass) -> Any:
-        probe = planned.probe
-        walk = Walk(probe.view, planned.layers, method, probe.call_kwargs, None)
-        return jax.jit(lambda *args: walk(*args)).lower(replicated, images).compile()
-
-    forward = jax.jit(model.apply).lower(variables, images).compile()
-    within_layer, lsuv = compiled(WithinLayer()), compiled(_LSUV)
-    taken = seconds(
-        {
-            "forward": lambda: forward(variables, images),
-            "within_layer": lambda: within_layer(replicated, images),
-            "lsuv": lambda: lsuv(replicated, images),
-        },
-        repeats,
-    )
-    return [
-        Ratio(f"time: {name}'s pass / a forward pass", where, taken[name] / taken["forward"], 2.0)
-        for name in ("within_layer", "lsuv")
-    ]
+    walk = Walk(planned.probe.view, planned.layers, method, planned.probe.call_kwargs, None)
+    compiled = jax.jit(lambda *args: walk(*args)).lower(replicated, net.images).compile()
+    return lambda: compiled(replicated, net.images)
 
 
-def _beside_lsuv(
-    net: arch.Arch,
-    ours: Any,
-    model: nn.Module,
-    variables: Any,
-    images: jax.Array,
-    where: str,
-    repeats: int,
-) -> Ratio:
+def _beside(net: _Net, name: str, peer: _Peer, repeats: int) -> Result:
+    """Another library's call; its ratio where the net is as deep as that is promised for."""
+    left = None
+
+    def theirs() -> None:
+        nonlocal left
+        left = peer.call()
+
+    programs = {_CALL: net.calibrate, name: theirs}
+    if repeats > 1:
+        taken = samples(programs, repeats)
+    else:  # of a minute: there is none before it to compile
+        taken = {what: [_seconds(program)] for what, program in programs.items()}
+    rows = {row.what: row for row in milliseconds(net.where, taken)}
+    figures = net.farthest(peer.variables(left)) | peer.figures(left)
+    row = dataclasses.replace(rows[name], figures=figures)
+    if net.where != f"{_RATIO_AT} layers":
+        return Result([row], [])
+    value = rows[_CALL].median / row.median
+    return Result([row], [Ratio(f"time: {_CALL} / {name}", net.where, value, 0.1)])
+
+
+def _torch(net: _Net) -> _Peer:
     import lsuv
     import torch
 
     from benchmarks import torch_net
 
-    module = torch_net.build(net, variables["params"])
-    batch = torch.tensor(np.asarray(images).transpose(0, 3, 1, 2).copy())
+    module = torch_net.build(net.net, net.variables["params"])
+    batch = torch.tensor(np.asarray(net.images).transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
         scores = module(batch).numpy()
     torch.set_num_threads(_best_threads(lambda: module(batch)))
+    ours = np.asarray(net.model.apply(net.variables, net.images))
     size = float(np.abs(scores).max())
-    np.testing.assert_allclose(
-        scores, np.asarray(model.apply(variables, images)), rtol=0, atol=1e-4 * size
-    )
+    np.testing.assert_allclose(scores, ours, rtol=0, atol=1e-4 * size)
 
-    def theirs() -> Any:
+    def call() -> Any:
         fresh = copy.deepcopy(module)  # it changes what it is given
         return lsuv.lsuv_with_singlebatch(fresh, batch, do_orthonorm=False, verbose=False)
 
-    def planning() -> Any:
-        plan.make(model, variables, images)
-
-    taken = seconds({"ours": ours, "planning": planning, "theirs": theirs}, repeats)
-    _print("calibrate", taken["ours"], model, ours()[0], images)
-    print(f"        ... of it to find the layers, on shapes: {taken['planning']:.3f} s")
-    after = {"params": torch_net.params_of(theirs())}
-    _print(
-        f"lsuv (PyTorch, threads: {torch.get_num_threads()})", taken["theirs"], model, after, images
-    )
-    return Ratio("time: calibrate / lsuv (PyTorch)", where, taken["ours"] / taken["theirs"], 0.1)
+    return _Peer(call, lambda module: {"params": torch_net.params_of(module)})
 
 
-def _best_threads(forward: Any) -> int:
+def _best_threads(forward: Callable[[], Any]) -> int:
     """PyTorch's threads wait for each other: where cores are taken, one is the fastest."""
     import torch
 
@@ -143,33 +220,30 @@ def _best_threads(forward: Any) -> int:
     return min(taken, key=lambda threads: taken[threads])
 
 
-def _beside_anyinit(
-    ours: Any, model: nn.Module, variables: Any, images: jax.Array, where: str, repeats: int
-) -> Ratio:
+def _anyinit(net: _Net) -> _Peer:
     import anyinit
 
-    def theirs() -> Any:
-        return anyinit.initialize(model, "empirical", images, seed=0, params=variables)
+    def call() -> Any:
+        return anyinit.initialize(net.model, "empirical", net.images, seed=0, params=net.variables)
 
-    taken = seconds({"ours": ours, "theirs": theirs}, repeats)
-    report = theirs()
-    _print("AnyInit, empirical", taken["theirs"], model, report.params, images)
-    # Its own target is another one: E[f(y)²] = 1 behind every rectifier.
-    off = [abs(layer.measured - 1) for layer in report.layers if layer.constrained]
-    print(f"        ... farthest from its own target, by its own report: {max(off):.2g}")
-    return Ratio("time: calibrate / AnyInit", where, taken["ours"] / taken["theirs"], 0.1)
+    def figures(report: Any) -> dict[str, float]:
+        # Its own target is another one: E[f(y)²] = 1 behind every rectifier.
+        off = [abs(layer.measured - 1) for layer in report.layers if layer.constrained]
+        return {"farthest from its own target": max(off)}
 
-
-def _installed(*modules: str) -> bool:
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"        not compared: {', '.join(missing)} not installed (pip install -e .[bench])")
-    return not missing
+    return _Peer(call, lambda report: report.params, figures)
 
 
-def _print(what: str, taken: float, model: nn.Module, variables: Any, images: jax.Array) -> None:
-    far = farthest(model, variables, images)
-    print(f"        {what}: {taken:.3f} s; farthest std from 1: {far:.2g}", flush=True)
+# name -> how it is called, and what has to be installed
+_PEERS: Mapping[str, tuple[Callable[[_Net], _Peer], tuple[str, ...]]] = {
+    "lsuv (PyTorch)": (_torch, ("torch", "lsuv")),
+    "AnyInit, empirical": (_anyinit, ("anyinit",)),
+}
+
+
+def _missing(name: str) -> str:
+    _, modules = _PEERS[name]
+    return ", ".join(module for module in modules if importlib.util.find_spec(module) is None)
 
 
 def farthest(model: nn.Module, variables: Any, images: jax.Array) -> float:

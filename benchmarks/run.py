@@ -29,6 +29,8 @@ from prelu_jax import names
 BENCHMARKS = {
     "signal_probe": ("cpu",),
     "calibration": ("cpu",),
+    "growth": ("cpu", "gpu"),
+    "start_up": ("cpu", "gpu"),
     "scaling": ("cpu",),
     "input_scaling": ("cpu",),
     "input_pipeline": ("cpu",),

@@ -1,19 +1,22 @@
 """The benchmarks run; what they find is for quiet machines and is not asserted here."""
 
+import dataclasses
 import functools
 import importlib
 import json
+import subprocess
 import sys
 import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
-from benchmarks import calibration, run, signal_probe, timing
+from benchmarks import calibration, growth, run, signal_probe, start_up, timing
 from benchmarks.timing import Ratio, Result, Row
-from prelu_jax.arch import REGISTRY
+from prelu_jax.arch import REGISTRY, SMALL_30_REDUCED
 from tests.training.conftest import TINY
 
 
@@ -24,27 +27,33 @@ def test_the_cost_of_a_measurement_is_compared(monkeypatch):
     assert all(ratio.value > 0 for ratio in ratios)
 
 
-def test_the_cost_of_a_calibration_is_compared(monkeypatch, capsys):
+OURS = ["within_layer's pass", "lsuv's pass", "calibrate", "calibrate, the first call"]
+
+
+def test_the_cost_of_a_calibration_is_compared(monkeypatch):
     monkeypatch.setitem(REGISTRY, "tiny", TINY)
-    monkeypatch.setattr(calibration, "_installed", lambda *modules: False)
+    monkeypatch.setattr(calibration, "_missing", lambda name: "all of it")
     precisions = []
 
     def spied(function, *args):
         precisions.append(jax.config.jax_default_matmul_precision)
         return function(*args)
 
-    for name in ("_of_the_pass", "farthest"):  # what compiles and what measures
+    for name in ("_compiled_pass", "farthest"):  # what compiles and what measures
         spy = functools.partial(spied, getattr(calibration, name))
         monkeypatch.setattr(calibration, name, spy)
-    ratios = calibration.run(net="tiny", batch_size=8, repeats=2).ratios
-    assert precisions == ["highest"] * 2
+    result = calibration.run("tiny", depths=(4, 5), batch_size=8, repeats=2)
+    assert set(precisions) == {"highest"}
     assert jax.config.jax_default_matmul_precision is None
-    assert [ratio.what for ratio in ratios] == [
-        "time: within_layer's pass / a forward pass",
-        "time: lsuv's pass / a forward pass",
+    assert [ratio.what for ratio in result.ratios] == [
+        *[f"time: {name} / a forward pass" for name in OURS[:2]] * 2,
+        *(f"exponent in depth: {name}" for name in OURS),
     ]
-    assert all(ratio.value > 0 for ratio in ratios)
-    assert float(capsys.readouterr().out.split("farthest std from 1: ")[1]) < 1e-5
+    assert [(row.where, row.what) for row in result.rows[:5]] == [
+        ("4 layers", name) for name in ("forward pass", *OURS)
+    ]
+    assert result.rows[4].figures["farthest std from 1"] < 1e-5
+    assert len(result.notes) == 2
 
 
 def test_the_farthest_std_is_that_of_the_affine_layers():
@@ -57,15 +66,93 @@ def test_the_farthest_std_is_that_of_the_affine_layers():
     assert calibration.farthest(model, {"params": params}, x) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("others", [("torch", "lsuv"), ("anyinit",)])
-def test_other_libraries_are_compared_where_they_are_installed(monkeypatch, capsys, others):
-    for name in others:
-        pytest.importorskip(name)
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [("lsuv (PyTorch)", ("torch", "lsuv")), ("AnyInit, empirical", ("anyinit",))],
+)
+def test_other_libraries_are_compared_where_they_are_installed(monkeypatch, name, modules):
+    for module in modules:
+        pytest.importorskip(module)
     monkeypatch.setitem(REGISTRY, "tiny", TINY)
-    monkeypatch.setattr(calibration, "_installed", lambda *modules: modules == others)
-    *_, ratio = calibration.run(net="tiny", batch_size=8, repeats=2).ratios
-    assert ratio.what.startswith("time: calibrate / ")
+    monkeypatch.setattr(calibration, "_RATIO_AT", 5)
+    monkeypatch.setattr(calibration, "_missing", lambda other: "" if other == name else "it")
+    result = calibration.run("tiny", depths=(4, 5), batch_size=8, repeats=1)
+    (ratio,) = [ratio for ratio in result.ratios if ratio.what == f"time: calibrate / {name}"]
+    assert ratio.where == "5 layers"
     assert ratio.value > 0
+    rows = [row for row in result.rows if row.what == name]
+    assert [row.where for row in rows] == ["4 layers", "5 layers"]
+    assert all("farthest std from 1" in row.figures for row in rows)
+    assert any(row.what == f"exponent of: {name}" for row in result.rows)
+
+
+def test_a_network_of_another_depth_has_more_or_fewer_of_its_last_convolution():
+    for depth in (8, 30, 45):
+        net = growth.of_depth(SMALL_30_REDUCED, depth)
+        assert sum(hasattr(layer, "features") for layer in net.layers) + 1 == depth
+        assert len({layer.name for layer in net.layers}) == len(net.layers)
+        assert net.layers[:7] == SMALL_30_REDUCED.layers[:7]
+        assert net.layers[-4:] == SMALL_30_REDUCED.layers[-4:]
+        even = [layer.padding for layer in net.layers[7:-4]]
+        assert even == [(0, 1), (1, 0)] * (len(even) // 2) + [(0, 1)] * (len(even) % 2)
+    assert growth.of_depth(SMALL_30_REDUCED, 30).layers == SMALL_30_REDUCED.layers
+
+
+def test_an_exponent_is_the_slope_of_the_logs():
+    sizes = np.array([8, 20, 45, 100])
+    assert growth.exponent(sizes, 3 * sizes**1.7) == pytest.approx((1.7, 0))
+    values = sizes**1.7 * [1.1, 0.9, 1.2, 1.0]
+    slope, error = growth.exponent(sizes, values)
+    (expected, _), covariance = np.polyfit(np.log(sizes), np.log(values), 1, cov=True)
+    assert (slope, error) == pytest.approx((expected, np.sqrt(covariance[0, 0])))
+
+
+def test_growth_is_measured_one_factor_at_a_time(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    sizes = growth.Sizes("tiny", 4, "float32", (4, 5), (1, 2), (2, 4), (16, 32), ())
+    result = growth.run(sizes, repeats=2)
+    factors = ["depth", "width", "batch", "image side"]
+    assert [ratio.where for ratio in result.ratios] == factors
+    exponents = {row.where: row for row in result.rows if row.what == "exponent of: train step"}
+    assert list(exponents) == factors
+    predicted = {name: row.figures["of multiply-adds"] for name, row in exponents.items()}
+    assert predicted["batch"] == pytest.approx(1)
+    assert predicted["image side"] == pytest.approx(2, abs=0.1)  # but for the layers behind pools
+    memories = {row.where: row.median for row in result.rows if row.unit == "MiB"}
+    assert memories["batch 4"] > 1.2 * memories["batch 2"]
+    assert memories["image side 32"] > 1.2 * memories["image side 16"]
+
+
+def test_growth_with_devices_is_measured_on_all_of_them():
+    case = growth.Case(TINY, 2 * jax.device_count())
+    seconds, of_each = growth.on_all_devices(case, repeats=2)
+    assert len(seconds) == 2
+    larger = dataclasses.replace(case, batch_size=2 * case.batch_size)
+    assert growth.on_all_devices(larger, repeats=1)[1] > of_each
+
+
+def test_a_start_is_measured_to_its_first_step():
+    small = ("--config.arch=small_14_reduced", "--config.width=0.125", "--config.batch_size=16")
+    result = start_up.run(imports=1, starts=1, flags=small)
+    assert [len(row.values) for row in result.rows] == [1, 1, 1]
+    assert all(row.median > 0 for row in result.rows)
+    assert [ratio.limit for ratio in result.ratios] == [1, 1, 1 / 3]
+
+
+def test_a_start_that_fails_says_why(tmp_path):
+    with pytest.raises(RuntimeError, match="Unknown arch 'small_31'"):
+        start_up._of_the_command(str(tmp_path), ["--config.arch=small_31"])
+
+
+def test_a_first_step_needs_no_input_pipeline(tmp_path):
+    code = (
+        "import sys; from benchmarks import first_step;"
+        f"first_step.main({str(tmp_path)!r}, 'small_14_reduced', 2); print(*sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "jax" in said.stdout.split()
+    assert not {"grain", "ml_collections", "tensorflow_datasets"}.intersection(said.stdout.split())
+    assert any(tmp_path.iterdir())
 
 
 def fake(monkeypatch, name, found):

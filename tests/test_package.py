@@ -104,6 +104,16 @@ def test_importing_the_library_brings_in_nothing_heavy():
     assert not heavy.intersection(loaded)
 
 
+def test_a_run_starts_without_what_it_does_not_need():
+    code = "import sys, experiments.convergence_30; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "tensorboardX" in loaded
+    heavy = {"torch", "sklearn", "matplotlib", "scipy.stats", "tensorflow_datasets"}
+    assert not heavy.intersection(loaded)
+
+
 def test_figures_are_drawn_and_results_gathered_without_jax():
     code = "import sys, experiments.figures, experiments.report; print(*sys.modules)"
     loaded = subprocess.run(

@@ -1,6 +1,8 @@
 """The state that a run starts from, drawn or taken over, and what is said of it."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,12 +57,26 @@ def state(
         config.frozen,
         drop_steps(config, steps_per_epoch),
     )
-    fresh = state_lib.create(
+    create = _compiled_in_a_hurry(jax.default_backend())
+    fresh = create(
         net, optimizer, pixels, config.seed, config.flip, config.colour, config.accumulate
     )
     if source:
         fresh = fresh.replace(params=pretrained.take_over(fresh.params, source, config.fresh))
     return fresh.replace(model=net.uninitialized())
+
+
+@functools.cache
+def _compiled_in_a_hurry(backend: str) -> Callable[..., state_lib.TrainState]:
+    """`state.create` for a program that runs once, which LLVM takes seconds to make fast on CPUs.
+
+    The numbers are the same. That other backends know the option is not tried.
+    """
+    return jax.jit(
+        state_lib.create,
+        static_argnames=("model", "optimizer", "flip", "colour", "accumulate"),
+        compiler_options={"xla_backend_optimization_level": 1} if backend == "cpu" else None,
+    )
 
 
 def init_report(config: TrainConfig, net: models.RectifierNet, params: Any) -> list[dict[str, Any]]:

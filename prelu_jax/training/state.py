@@ -55,6 +55,7 @@ def stream(seed: jax.typing.ArrayLike, name: str, step: jax.typing.ArrayLike = 0
     return jax.random.fold_in(key, step)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "flip", "colour", "accumulate"))
 def create(
     model: nn.Module,
     optimizer: Optimizer,
@@ -68,18 +69,6 @@ def create(
 
     The parameters are those of one image of the shape of ``pixels.mean``.
     """
-    return _program(jax.default_backend())(model, optimizer, pixels, seed, flip, colour, accumulate)
-
-
-def _create(
-    model: nn.Module,
-    optimizer: Optimizer,
-    pixels: PixelStatistics,
-    seed: jax.typing.ArrayLike,
-    flip: bool,
-    colour: float,
-    accumulate: int,
-) -> TrainState:
     image = jnp.zeros((1, *pixels.mean.shape))
     params = model.init(stream(seed, "params"), image)["params"]
     return TrainState(
@@ -95,17 +84,6 @@ def _create(
         colour=colour,
         accumulate=accumulate,
     )
-
-
-@functools.cache
-def _program(backend: str) -> Any:
-    """`_create`, compiled for a single run: on a CPU, LLVM takes seconds to make it faster.
-
-    The numbers are the same. Whether other backends know the option is not tried.
-    """
-    options = {"xla_backend_optimization_level": 1} if backend == "cpu" else None
-    static = ("model", "optimizer", "flip", "colour", "accumulate")
-    return jax.jit(_create, static_argnames=static, compiler_options=options)
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from prelu_jax.data import decoding, folder, sources
 from tests.conftest import write_images
@@ -15,6 +16,13 @@ def test_digits_are_every_digit_once_in_two_splits():
     assert train.class_names == tuple("0123456789")
     counts = np.bincount([record["label"] for record in test.records], minlength=10)
     assert counts.min() >= 20
+
+
+def test_digits_are_those_of_scikit_learn():
+    images, labels = sources.digits_table()
+    theirs = load_digits()
+    np.testing.assert_array_equal(images, theirs.images, strict=True)
+    np.testing.assert_array_equal(labels, theirs.target, strict=True)
 
 
 def test_an_unprepared_dataset_is_told_the_nearest_and_how_to_prepare_it(tmp_path):

@@ -1,0 +1,98 @@
+"""How long it takes to start: the import, and a run's first step without and with its programs.
+
+On a CPU the run is the laptop run of convergence_30, as its user starts it. Elsewhere, where its
+input pipeline need not be installed, it is the first step of the same net (`first_step`).
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from benchmarks.timing import Ratio, Result, Row
+
+_ROOT = Path(__file__).parent.parent
+_POLL = 0.01  # seconds
+
+
+def run(imports: int = 5, starts: int = 3, flags: Sequence[str] = ()) -> Result:
+    """Seconds of new processes, and how much of what they may take they do take.
+
+    Args:
+        imports: how often the package is imported.
+        starts: how often a run is started with an empty cache of programs, and then with the
+            filled one.
+        flags: of the laptop run, besides those it is measured with.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    imported = [_seconds([sys.executable, "-c", "import prelu_jax"]) for _ in range(imports)]
+    first: list[float] = []
+    second: list[float] = []
+    for _ in range(starts):
+        with tempfile.TemporaryDirectory() as cache:
+            for taken in (first, second):
+                taken.append(_of_the_command(cache, flags) if on_cpu else _of_the_net(cache))
+    case = "laptop run" if on_cpu else "its net alone"
+    rows = [
+        Row("new process", "import prelu_jax", "s", imported),
+        Row(case, "to the first step, empty cache", "s", first),
+        Row(case, "to the first step, filled cache", "s", second),
+    ]
+    importing, to_first, to_second = (row.median for row in rows)
+    return Result(
+        rows,
+        [
+            Ratio("time: import prelu_jax / 2 s", "new process", importing / 2, 1.0),
+            Ratio("time: command to first step / 15 s", case, to_first / 15, 1.0),
+            Ratio("time: to first step, second start / first", case, to_second / to_first, 1 / 3),
+        ],
+    )
+
+
+def _seconds(command: Sequence[str], **variables: str) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, cwd=_ROOT, env={**os.environ, **variables}, check=True, text=True)
+    return time.perf_counter() - start
+
+
+def _of_the_net(cache: str) -> float:
+    return _seconds([sys.executable, "-m", "benchmarks.first_step", cache])
+
+
+def _of_the_command(cache: str, flags: Sequence[str]) -> float:
+    """Seconds until the laptop run has written what its first step found; it is then ended.
+
+    Raises:
+        RuntimeError: it ended before.
+    """
+    variables = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *(sys.executable, "-m", "experiments.convergence_30", "--scale=laptop"),
+            *(f"--workdir={folder}/run", "--config.log_every=1", *flags),
+        ]
+        log = Path(folder, "log")
+        metrics = Path(folder, "run/he/seed_0/metrics.jsonl")
+        start = time.perf_counter()
+        with log.open("w") as said:
+            process = subprocess.Popen(
+                command,
+                cwd=_ROOT,
+                env={**variables, "XDG_CACHE_HOME": cache},
+                stdout=said,
+                stderr=said,
+            )
+        try:
+            while not (metrics.exists() and "train_loss" in metrics.read_text()):
+                if process.poll() is not None:
+                    raise RuntimeError(f"{' '.join(command)} ended early:\n{log.read_text()}")
+                time.sleep(_POLL)
+            return time.perf_counter() - start
+        finally:
+            process.kill()
+            process.wait()

@@ -1,0 +1,27 @@
+"""The state that a run starts from."""
+
+import jax
+import numpy as np
+
+from prelu_jax import arch, models
+from prelu_jax.training import start, state
+from tests.training.conftest import make_state, tiny_config
+
+
+def test_compiled_in_a_hurry_the_numbers_are_the_same(tiny_arch):
+    pixels = make_state().pixels
+    for initializer in ("he_normal", "xavier_uniform", "orthogonal"):
+        config = tiny_config(initializer=initializer, seed=3)
+        net = start.model(config, 10)
+        quick = start.state(config, net, None, pixels, 1.0)
+        slow = state.create(net, quick.optimizer, pixels, 3)
+        jax.tree.map(np.testing.assert_array_equal, quick.params, slow.params)
+
+
+def test_of_a_deep_net_too():
+    net = models.build(arch.with_width(arch.SMALL_14_REDUCED, 0.5), 10, "prelu")
+    fresh = make_state()
+    given = (net, fresh.optimizer, fresh.pixels, 0)
+    quick = start._compiled_in_a_hurry("cpu")(*given)
+    slow = state.create(*given)
+    jax.tree.map(np.testing.assert_array_equal, quick.params, slow.params)
