@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments import machine, record
 from experiments.results import Claim
 from prelu_jax import names
-from prelu_jax.training import loop, processes
+from prelu_jax.training import loop, processes, steps
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
 
@@ -91,7 +91,7 @@ def main(
         except KeyboardInterrupt:
             print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
             sys.exit(130)  # as shells have it
-        except loop.StoppedError as stop:
+        except steps.StoppedError as stop:
             print(f"\nStopped {stop}. The same command goes on from there.", file=sys.stderr)
             return _STOPPED
         seconds = time.monotonic() - started

@@ -13,7 +13,7 @@ keep each example's softmax scores instead, which average over scales and models
     evaluation.top_error(evaluation.average(scores), labels, k=5)
 """
 
-from prelu_jax.evaluation.exact import Sums, eval_step, evaluate
+from prelu_jax.evaluation.exact import Sums, eval_step, evaluate, mean
 from prelu_jax.evaluation.scores import average, predict, top_error
 from prelu_jax.evaluation.views import SCALES, dense_scores, dense_step, ten_view_step
 
@@ -25,6 +25,7 @@ __all__ = [
     "dense_step",
     "eval_step",
     "evaluate",
+    "mean",
     "predict",
     "ten_view_step",
     "top_error",

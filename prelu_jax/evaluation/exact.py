@@ -1,6 +1,6 @@
 """Exact evaluation: every example of a split counts once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -52,7 +52,11 @@ def evaluate(
     Raises:
         ValueError: the batches hold no example.
     """
-    sums = jax.device_get([step(batch) for batch in batches])
+    return mean(jax.device_get([step(batch) for batch in batches]))
+
+
+def mean(sums: Sequence[Sums]) -> dict[str, float]:
+    """As `evaluate`, of the sums of all batches."""
     count = sum(int(s["count"]) for s in sums)
     if not count:
         raise ValueError("There is no example to evaluate: none is given, or none decodes.")

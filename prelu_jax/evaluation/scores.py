@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prelu_jax.data.pipeline import Batch
+Batch = dict[str, np.ndarray]
 
 
 def predict(

@@ -1,10 +1,15 @@
 """What a run reads: its splits, its batches and its mean image."""
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from prelu_jax import arch
 from prelu_jax.data import augment, moments, pipeline, sources
+from prelu_jax.data.moments import PixelMoments
 from prelu_jax.training.config import TrainConfig, drop_steps
 
 _SMALL = 100_000  # images, which the start of a run can wait for; more are measured by a command
@@ -87,6 +92,19 @@ class RunData:
         self.tally = pipeline.Tally(config.on_bad_image == "skip")
         self.num_classes = len(self._train.class_names)
         self.steps_per_epoch = len(self._train) / config.batch_size
+        self._measured = functools.cache(self._measure)
+
+    def with_seed(self, config: TrainConfig) -> "RunData":
+        """Of a run that differs in the seed, and in nothing else that is read.
+
+        It has a tally of its own. Images are measured once, where both train on the same.
+        """
+        if config.examples_per_class:
+            return RunData(config, self._share, self._watched)
+        other = copy.copy(self)
+        other._config = config
+        other.tally = pipeline.Tally(self.tally.skip_bad_images)
+        return other
 
     def train_batches(self, first: int = 0) -> Iterator[pipeline.Batch]:
         """The run's batches from step ``first`` on."""
@@ -97,12 +115,12 @@ class RunData:
         )
         return self._watched(batches, "a training batch")
 
-    def eval_batches(self) -> Iterator[pipeline.Batch]:
-        """The test examples, each once."""
+    def eval_batches(self, tally: pipeline.Tally | None = None) -> Iterator[pipeline.Batch]:
+        """The test examples, each once; the run's tally is told what is odd, or another."""
         c = self._config
         batches = pipeline.eval_batches(
             *(self._test, self._crop, c.batch_size, c.test_examples),
-            tally=self.tally,
+            tally=tally or self.tally,
             share=self._share,
         )
         return self._watched(batches, "a test batch")
@@ -113,10 +131,47 @@ class RunData:
         Raises:
             ValueError: it is large and nothing is kept; the error gives the command.
         """
+        found, odd = self._measured()
+        self.tally.add(odd)
+        return augment.pixel_statistics(found, self._config.pixel_rms)
+
+    def _measure(self) -> tuple[PixelMoments, dict[str, list[str]]]:
+        """The moments, and what is odd about the images that had to be read for them."""
+        tally = pipeline.Tally(self.tally.skip_bad_images)
         file = _kept_moments(self._config, len(self._train))
         if file:
-            found = moments.load(file, self._crop.size)
-        else:
-            every = pipeline.eval_batches(self._train, self._crop, 100, tally=self.tally)
-            found = moments.measure(self._watched(every, "images for their mean"))
-        return augment.pixel_statistics(found, self._config.pixel_rms)
+            return moments.load(file, self._crop.size), tally.keys()
+        every = pipeline.eval_batches(self._train, self._crop, 100, tally=tally)
+        found = moments.measure(self._watched(every, "images for their mean"))
+        return found, tally.keys()
+
+
+class Reading:
+    """What runs read that take their steps together: what several of them read, once.
+
+    Args:
+        each: the data of every run; the same object where the seed is the same.
+    """
+
+    def __init__(self, each: Sequence[RunData]) -> None:
+        self._of_seeds = list(dict.fromkeys(each))
+        self.reads = [self._of_seeds.index(data) for data in each]
+        self._alone = len(each) == 1
+        first = self._of_seeds[0].tally
+        self._test_tally = first if self._alone else pipeline.Tally(first.skip_bad_images)
+
+    def train_batches(self, first: int) -> Iterator[pipeline.Batch]:
+        """From step ``first`` on: of a run alone its own, of several an array ``[seeds, b, ...]``.
+
+        A run finds its own by `reads`.
+        """
+        each = [data.train_batches(first) for data in self._of_seeds]
+        if self._alone:
+            return each[0]
+        return ({k: np.stack([b[k] for b in of]) for k in of[0]} for of in zip(*each, strict=True))
+
+    def eval_batches(self) -> Iterator[pipeline.Batch]:
+        """The test examples, the same for all runs, each once."""
+        yield from self._of_seeds[0].eval_batches(self._test_tally)
+        for data in self._of_seeds:
+            data.tally.add(self._test_tally.keys())

@@ -11,7 +11,7 @@ from tensorboardX.proto import event_pb2
 
 from prelu_jax import arch, signal
 from prelu_jax.data import augment
-from prelu_jax.training import loop, saving
+from prelu_jax.training import loop, saving, steps
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.run_data import RunData
@@ -122,7 +122,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(stop, measured, tmp_path
 def test_a_run_that_is_asked_to_stop_loses_no_step(stop, measured, tmp_path):
     config = tiny_config(rectifier="prelu", signal_every=3)
     answers = iter([False] * (stop - 1) + [True])
-    with pytest.raises(loop.StoppedError, match=f"at step {stop}$"):
+    with pytest.raises(steps.StoppedError, match=f"at step {stop}$"):
         loop.train(config, tmp_path, parallel=one, stop=lambda: next(answers))
     assert max(map(int, os.listdir(tmp_path / "checkpoints"))) == stop
     asked = []

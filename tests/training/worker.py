@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from prelu_jax import arch
-from prelu_jax.training import loop, processes, step
+from prelu_jax.training import loop, processes, step, steps
 from prelu_jax.training.parallel import Parallel
 from tests.training.conftest import TINY, make_batch, make_state, tiny_config
 
@@ -33,7 +33,7 @@ def preempted(folder, **fields):
     with processes.preemption() as asked:
         try:
             return loop.train(tiny_config(**fields), Path(folder), stop=asked)
-        except loop.StoppedError as stopped:
+        except steps.StoppedError as stopped:
             return str(stopped)
 
 
