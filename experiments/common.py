@@ -4,6 +4,7 @@ import dataclasses
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from prelu_jax.training.parallel import Parallel
 _STOPPED = 75  # a failure that passes (sysexits.h): a scheduler may start the command again
 
 _PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
-_FLAGS = ("scale", "workdir", "seeds", "config", *_PROCESSES, "part", "stall_timeout")
+_FLAGS = ("scale", "workdir", "seeds", "config", *_PROCESSES, "part", "stack_runs", "stall_timeout")
 
 Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
 
@@ -116,6 +117,11 @@ def _define_processes() -> None:
     flags.DEFINE_integer("process_id", None, "Elsewhere: which this one is.", lower_bound=0)
     flags.DEFINE_string(
         "part", "", "I/N: train every Nth run, from the Ith on, 0 the first; then end."
+    )
+    flags.DEFINE_bool(
+        "stack_runs",
+        None,
+        "Train runs that differ in seed or start as one program; default: on accelerators.",
     )
     flags.DEFINE_float(
         "stall_timeout",
@@ -215,7 +221,7 @@ def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
 def train_all(
     runs: Mapping[Path, tuple[str, TrainConfig]], parallel: Parallel | None = None
 ) -> None:
-    """Trains every run that its folder does not hold finished, one after another.
+    """Trains every run that its folder does not hold finished, one after another or in stacks.
 
     Of several processes, all but the first end here; with --part, all of them.
 
@@ -227,13 +233,28 @@ def train_all(
     for _, config in runs.values():
         loop.check(config, parallel)  # all of them before the first trains
     with processes.preemption() as asked:
-        for folder in _of_part(runs):
-            label, config = runs[folder]
-            _train(config, folder, label, parallel, asked)
+        for of_stack in _stacks({folder: runs[folder][1] for folder in _of_part(runs)}):
+            label, _ = runs[next(iter(of_stack))]
+            others = f" and {len(of_stack) - 1} more" if len(of_stack) > 1 else ""
+            _train(of_stack, f"{label}{others}", parallel, asked)
     if _part() and processes.is_first():
         print("\nThis part is trained. The same command without --part ends the experiment.")
     if _part() or not processes.is_first():
         sys.exit(0)
+
+
+def _stacks(configs: Mapping[Path, TrainConfig]) -> list[dict[Path, TrainConfig]]:
+    """The runs in stacks as the flags and the machine have them, in the order of their first."""
+    stacks: list[dict[Path, TrainConfig]] = []
+    begun: dict[Any, dict[Path, TrainConfig]] = {}  # program -> the stack that may take one more
+    for folder, config in configs.items():
+        program = loop.program(config)
+        most = machine.most_stacked(config, flags.FLAGS.stack_runs) if program else 1
+        if program not in begun or len(begun[program]) >= most:
+            begun[program] = {}
+            stacks.append(begun[program])
+        begun[program][folder] = config
+    return stacks
 
 
 def _of_part(runs: Mapping[Path, tuple[str, TrainConfig]]) -> list[Path]:
@@ -247,11 +268,14 @@ def _of_part(runs: Mapping[Path, tuple[str, TrainConfig]]) -> list[Path]:
 
 
 def _train(
-    config: TrainConfig, folder: Path, label: str, parallel: Parallel, stop: Callable[[], bool]
+    configs: Mapping[Path, TrainConfig],
+    label: str,
+    parallel: Parallel,
+    stop: Callable[[], bool],
 ) -> None:
-    """Trains one run and shows how far it is."""
+    """Trains one run or a stack of them and shows how far it is."""
     with tqdm(
-        total=config.num_steps,
+        total=next(iter(configs.values())).num_steps,
         desc=label,
         unit="step",
         smoothing=0.1,
@@ -264,5 +288,7 @@ def _train(
             bar.update(step - bar.n)
 
         timeout = flags.FLAGS.stall_timeout
-        status = loop.train(config, folder, progress, parallel, stop, timeout)
-        bar.set_postfix_str(f"{status['status']} at step {status['step']}")
+        ended = loop.train_together(configs, progress, parallel, stop, timeout).values()
+        said = Counter(f"{status['status']} at step {status['step']}" for status in ended)
+        several = len(ended) > 1
+        bar.set_postfix_str(", ".join(f"{n} {how}" if several else how for how, n in said.items()))

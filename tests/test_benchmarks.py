@@ -17,6 +17,10 @@ from flax import linen as nn
 from benchmarks import calibration, growth, run, signal_probe, start_up, timing
 from benchmarks.timing import Ratio, Result, Row
 from prelu_jax.arch import REGISTRY, SMALL_30_REDUCED
+from benchmarks import calibration, run, signal_probe, stacked_runs, timing
+from benchmarks.timing import Ratio, Result, Row
+from prelu_jax.arch import REGISTRY
+from tests.experiments.conftest import ROOT
 from tests.training.conftest import TINY
 
 
@@ -153,6 +157,27 @@ def test_a_first_step_needs_no_input_pipeline(tmp_path):
     assert "jax" in said.stdout.split()
     assert not {"grain", "ml_collections", "tensorflow_datasets"}.intersection(said.stdout.split())
     assert any(tmp_path.iterdir())
+
+
+def test_runs_in_a_stack_are_compared(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    sizes = {"cases": ((8, (2, 4)),), "steps": 1, "repeats": 2}
+    found = stacked_runs.run("tiny", **sizes)
+    assert [row.what for row in found.rows] == ["1 run", "2 runs", "4 runs"]
+    assert not found.ratios  # a stack is asked for on a CPU, not made by itself
+    assert len(found.notes) == 2
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(stacked_runs, "GOAL", {4: 0.25})
+    (ratio,) = stacked_runs.run("tiny", **sizes).ratios
+    assert ratio.what == "time: 4 runs stacked / 4 separate"
+    assert ratio.value > 0
+
+
+def test_benchmarks_of_a_gpu_need_neither_readers_nor_flags():
+    absent = ("grain", "cv2", "tensorflow_datasets", "ml_collections")
+    for name in (run.module(name) for name, of in run.BENCHMARKS.items() if "gpu" in of):
+        hidden = f"import sys; sys.modules |= dict.fromkeys({absent}); import {name}"
+        subprocess.run([sys.executable, "-c", hidden], check=True, cwd=ROOT)
 
 
 def fake(monkeypatch, name, found):
