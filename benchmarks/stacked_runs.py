@@ -21,9 +21,10 @@ def run(net: str = NET, cases: Any = None, steps: int = 10, repeats: int = 7) ->
     """Time of a step of every run: two initialisers, each of half as many seeds and batches."""
     backend = jax.default_backend()
     cases = cases or CASES["cpu" if backend == "cpu" else "gpu"]
+    goal = {} if backend == "cpu" else GOAL
     return Result.joined(
-        _of_batch(arch.get(net), *case, steps, repeats, {} if backend == "cpu" else GOAL)
-        for case in cases
+        _of_batch(arch.get(net), batch_size, numbers, steps, repeats, goal)
+        for batch_size, numbers in cases
     )
 
 

@@ -116,12 +116,10 @@ def _define_processes() -> None:
     flags.DEFINE_integer("num_processes", None, "Elsewhere: how many there are.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Elsewhere: which this one is.", lower_bound=0)
     flags.DEFINE_string(
-        "part", "", "I/N: train every Nth run, from the Ith on, 0 the first; then end."
+        "part", None, "I/N: train every Nth run, from the Ith on, 0 the first; then end."
     )
     flags.DEFINE_bool(
-        "stack_runs",
-        None,
-        "Train runs that differ in seed or start as one program; default: on accelerators.",
+        "stack_runs", None, "Train seeds and starts together; default: on accelerators."
     )
     flags.DEFINE_float(
         "stall_timeout",
