@@ -73,10 +73,12 @@ def checkpoints(folder):
     return [path.name for path in (folder / "checkpoints").iterdir()]
 
 
-def test_a_step_of_a_stack_is_that_of_every_run():
+@pytest.mark.parametrize("sums_runs", [False, True], ids=["as on a CPU", "as on a GPU"])
+def test_a_step_of_a_stack_is_that_of_every_run(sums_runs, monkeypatch):
     """Each of its own seed, rate and batch; flips and dropout are those of it alone."""
+    monkeypatch.setattr(step, "_sums_runs", lambda: sums_runs)
     seeds, reads = (0, 5, 9), (0, 1, 0)
-    states = [make_state(seed=seed) for seed in seeds]
+    states = [make_state(seed=seed).replace(accumulate=2) for seed in seeds]
     for i, state in enumerate(states):
         plateau = state.plateau._replace(scale=state.plateau.scale / (i + 1))
         states[i] = state.replace(plateau=plateau)
