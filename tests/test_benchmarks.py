@@ -14,12 +14,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from benchmarks import calibration, growth, run, signal_probe, start_up, timing
+from benchmarks import calibration, growth, run, signal_probe, stacked_runs, start_up, timing
 from benchmarks.timing import Ratio, Result, Row
 from prelu_jax.arch import REGISTRY, SMALL_30_REDUCED
-from benchmarks import calibration, run, signal_probe, stacked_runs, timing
-from benchmarks.timing import Ratio, Result, Row
-from prelu_jax.arch import REGISTRY
 from tests.experiments.conftest import ROOT
 from tests.training.conftest import TINY
 
