@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.scaling import BATCH, H100, LOADS, TPU_V4, step_seconds
 from benchmarks.timing import Ratio, Result, Row
 from prelu_jax.data import pipeline, sources
+from prelu_jax.data.share import Share
 
 SHAPE = (375, 500)  # ImageNet's average
 _CROP = pipeline.Crop(224, 256, 512)
@@ -76,7 +77,7 @@ def write(root: Path, count: int) -> float:
     return statistics.mean(file.stat().st_size for file in photos.iterdir()) / 1e3
 
 
-def rate(root: str, threads: int, share: pipeline.Share, batches: int) -> Rate:
+def rate(root: str, threads: int, share: Share, batches: int) -> Rate:
     """What this process reads, of its share of every batch; begins when the others do."""
     split = sources.load(_DATASET, "train", str(Path(root) / "tfds"))
     # Each thread makes a batch of its own: the first of each fill the pipe and are not counted.
@@ -105,7 +106,7 @@ def measure(root: Path, processes: int, threads: int, batches: int) -> Rate:
     begin = (context.Barrier(processes).wait,)
     with ProcessPoolExecutor(processes, context, initializer=_join, initargs=begin) as pool:
         reading = [
-            pool.submit(rate, str(root), threads, pipeline.Share(i, processes), batches)
+            pool.submit(rate, str(root), threads, Share(i, processes), batches)
             for i in range(processes)
         ]
         rates = [each.result() for each in reading]

@@ -29,6 +29,8 @@ from prelu_jax import names
 BENCHMARKS = {
     "signal_probe": ("cpu",),
     "calibration": ("cpu",),
+    "rectifiers": ("cpu", "gpu"),
+    "train_step": ("cpu", "gpu"),
     "growth": ("cpu", "gpu"),
     "start_up": ("cpu", "gpu"),
     "scaling": ("cpu",),

@@ -1,4 +1,4 @@
-"""The networks of `prelu_jax.arch` in PyTorch: the same layers with the same weights, and ReLU."""
+"""The networks of `prelu_jax.arch` in PyTorch: the same layers, rectifiers and weights."""
 
 from collections import OrderedDict
 from typing import Any
@@ -28,7 +28,7 @@ def build(net: Arch, params: Any) -> Any:
 
     Args:
         net: the layers; it takes images ``[b, 3, h, w]``.
-        params: by layer, 'kernel' and 'bias'.
+        params: by layer, 'kernel' and 'bias', or 'negative_slope'; ReLU where there is none.
     """
     parts: OrderedDict[str, Any] = OrderedDict()
     for layer in net.layers:
@@ -44,10 +44,18 @@ def build(net: Arch, params: Any) -> Any:
             case Dense() | Logits():
                 parts[layer.name] = nn.Linear(*params[layer.name]["kernel"].shape)
         if isinstance(layer, Conv | Dense):
-            parts[f"{layer.name}_relu"] = nn.ReLU()
+            slopes = params.get(f"{layer.name}_prelu", {}).get("negative_slope")
+            rectifier = nn.ReLU() if slopes is None else nn.PReLU(np.size(slopes))
+            parts[f"{layer.name}_prelu"] = rectifier
+        if isinstance(layer, Dense) and layer.dropout_rate:
+            parts[f"{layer.name}_dropout"] = nn.Dropout(layer.dropout_rate)
     module = nn.Sequential(parts)
     state = {}
     for name, leaves in params.items():
+        if "negative_slope" in leaves:
+            slopes = np.asarray(leaves["negative_slope"]).reshape(-1)
+            state[f"{name}.weight"] = torch.tensor(slopes)
+            continue
         kernel = np.asarray(leaves["kernel"])  # [..., in, out], in PyTorch [out, in, ...]
         axes = (kernel.ndim - 1, kernel.ndim - 2, *range(kernel.ndim - 2))
         state[f"{name}.weight"] = torch.tensor(np.ascontiguousarray(kernel.transpose(axes)))

@@ -119,7 +119,7 @@ def _define_processes() -> None:
         "part", None, "I/N: train every Nth run, from the Ith on, 0 the first; then end."
     )
     flags.DEFINE_bool(
-        "stack_runs", None, "Train seeds and starts together; default: on accelerators."
+        "stack_runs", False, "Train runs that differ in seed and start as one program."
     )
     flags.DEFINE_float(
         "stall_timeout",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,8 +15,20 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from benchmarks import calibration, growth, run, signal_probe, stacked_runs, start_up, timing
+from benchmarks import (
+    calibration,
+    growth,
+    rectifiers,
+    run,
+    signal_probe,
+    stacked_runs,
+    start_up,
+    summary,
+    timing,
+    train_step,
+)
 from benchmarks.timing import Ratio, Result, Row
+from benchmarks.training import Case
 from prelu_jax.arch import REGISTRY, SMALL_30_REDUCED
 from tests.experiments.conftest import ROOT
 from tests.training.conftest import TINY
@@ -175,6 +188,67 @@ def test_benchmarks_of_a_gpu_need_neither_readers_nor_flags():
     for name in (run.module(name) for name, of in run.BENCHMARKS.items() if "gpu" in of):
         hidden = f"import sys; sys.modules |= dict.fromkeys({absent}); import {name}"
         subprocess.run([sys.executable, "-c", hidden], check=True, cwd=ROOT)
+
+
+def test_rectifiers_are_compared_with_a_copy_and_with_a_step(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = rectifiers.run({"small": (4, 4, 8)}, repeats=2, net="tiny", batch_size=2)
+    programs = {row.what for row in result.rows if "float32" in row.where}
+    assert {"copy", "channel-wise, backward", "flax.linen.PReLU, forward"} <= programs
+    copy = next(row for row in result.rows if row.what == "copy")
+    assert copy.figures["of a copy"] == 1
+    moved = copy.median * copy.figures["GB/s"] * 1e6
+    assert moved == pytest.approx(
+        2 * 2 * 4 * 4 * 8 * 4
+    )  # two arrays, images, sides, channels, bytes
+    assert len(result.ratios) == 2 * len(rectifiers.FORMS) + 1
+    assert all(ratio.value > 0 for ratio in result.ratios)
+    assert result.notes == ["not compared: torch is not installed (pip install -e .[bench])"] * 2
+
+
+def test_a_training_step_is_compared_with_pytorch(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    for rectifier in ("relu", "prelu"):
+        case = Case("tiny", 8, rectifier)
+        result = train_step.measure([case], 2, "cpu")
+        assert [row.what.split()[0] for row in result.rows] == ["prelu_jax", "torch", "torch"]
+        (ratio,) = result.ratios
+        assert ratio.value > 0
+        assert "the fastest of PyTorch (torch eager" in ratio.what
+    state = case.state()
+    torch_net = importlib.import_module("benchmarks.torch_net")
+    module = torch_net.build(TINY, state.params)
+    train_step._check(module, case, state.params, case.batch())
+    other = jax.tree.map(lambda x: x + 0.1, state.params)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        train_step._check(module, case, other, case.batch())
+
+
+def test_a_measured_step_trains(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    program = Case("tiny", 8).program()
+    losses = [float(program()) for _ in range(3)]
+    assert len(set(losses)) == 3
+
+
+def test_the_page_has_the_results_that_are_kept():
+    page = summary.PAGE.read_text()
+    assert page.split(summary.BEGIN)[1].split(summary.END)[0].strip() == summary.render().strip()
+
+
+def test_what_is_missed_or_not_measured_is_told(tmp_path):
+    folder = tmp_path / "cpu"
+    folder.mkdir()
+    ratios = [{"what": "a / b", "where": "net", "value": 3.0, "limit": 2.0}]
+    found = {"machine": {"device": "one", "jax": "1"}, "ratios": ratios}
+    (folder / "growth.json").write_text(json.dumps(found))
+    text = summary.render(tmp_path)
+    assert "device one, jax 1." in text
+    assert "| growth | a / b | net | 3 | 2 | missed |" in text
+    assert "Not measured: rectifiers, train_step, growth, start_up, stacked_runs." in text  # GPU
+    assert "Not measured: signal_probe" in text
 
 
 def fake(monkeypatch, name, found):

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from prelu_jax.data import decoding, sources
+from prelu_jax.data.share import ALL, Share
 
 cv2.setNumThreads(0)  # Grain's threads decode one image each; threads inside would compete
 
@@ -130,26 +131,6 @@ class Crop:
         """The crop in the middle of the image at the smallest scale; None if it is left out."""
         centre = functools.partial(_middle, self.size, self.size)
         return tally.window(record, self.min_side, centre, self.size)
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """What one process of several reads of every batch: the ``index``-th of ``count`` equal parts.
-
-    The examples of a batch, their order and their crops are the same for any number of processes.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    def place(self, i: int, batch_size: int) -> int:
-        """Where the i-th example that the process reads lies among all, batch after batch."""
-        part = batch_size // self.count
-        batch, row = divmod(i, part)
-        return batch * batch_size + self.index * part + row
-
-
-ALL = Share()
 
 
 def train_batches(

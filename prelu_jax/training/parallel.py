@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from prelu_jax import evaluation
-from prelu_jax.data import pipeline
+from prelu_jax.data.share import Share
 from prelu_jax.training import signal_log, stack, step
 from prelu_jax.training.stack import Stack
 
@@ -42,7 +42,7 @@ class Parallel:
                 f"Processes have {dict(of_processes)} devices, expected the same number each."
             )
         place = sorted(of_processes).index(jax.process_index())
-        self.share = pipeline.Share(place, len(of_processes))
+        self.share = Share(place, len(of_processes))
         self._local = [d for d in self.devices if d.process_index == jax.process_index()]
         self._train = self._pmap(functools.partial(step.train_step, axis_name=AXIS))
         self._eval = self._pmap(functools.partial(evaluation.eval_step, axis_name=AXIS))

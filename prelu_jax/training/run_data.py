@@ -10,6 +10,7 @@ import numpy as np
 from prelu_jax import arch
 from prelu_jax.data import augment, moments, pipeline, sources
 from prelu_jax.data.moments import PixelMoments
+from prelu_jax.data.share import ALL, Share
 from prelu_jax.training.config import TrainConfig, drop_steps
 
 _SMALL = 100_000  # images, which the start of a run can wait for; more are measured by a command
@@ -79,7 +80,7 @@ class RunData:
     def __init__(
         self,
         config: TrainConfig,
-        share: pipeline.Share = pipeline.ALL,
+        share: Share = ALL,
         watched: Callable[[Iterable[pipeline.Batch], str], Iterator[pipeline.Batch]] = (
             lambda batches, each: iter(batches)
         ),

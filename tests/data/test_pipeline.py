@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from prelu_jax.data import pipeline, sources
+from prelu_jax.data import pipeline, share, sources
 
 
 def split_of(n, height=40, width=60):
@@ -247,13 +247,13 @@ def test_images_smaller_than_the_crop_are_enlarged_and_counted(caplog):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_shares_of_several_processes_make_up_the_batches_of_one(count):
-    def read(share=pipeline.ALL):
+    def read(share=share.ALL):
         split, crop = split_of(10), pipeline.Crop(20, 24, 40)
         trained = pipeline.train_batches(split, crop, 6, 3, 2, 9, share=share)
         tested = pipeline.eval_batches(split, crop, 6, share=share)
         return list(trained) + list(tested)
 
-    shares = [read(pipeline.Share(index, count)) for index in range(count)]
+    shares = [read(share.Share(index, count)) for index in range(count)]
     whole = read()
     assert len(whole) == 7 + 2
     for batch, *parts in zip(whole, *shares, strict=True):

@@ -10,7 +10,6 @@ devices. Exit status 0: all did. ``--write`` puts the table into docs/results.md
 import dataclasses
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks import summary
 from tests.experiments.conftest import ROOT
 from tests.faults import command, faults
 from tests.faults.command import Command
@@ -146,15 +146,6 @@ def table(outcomes: Sequence[Outcome], minutes: float) -> str:
     )
 
 
-def write(text: str, page: Path) -> None:
-    """Puts the table between the page's two markers."""
-    old = page.read_text()
-    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    if len(between.findall(old)) != 1:
-        raise ValueError(f"Expected {BEGIN} and {END} once each in {page}.")
-    page.write_text(between.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", old))
-
-
 def _times(of_kind: Sequence[Fault], rng: np.random.Generator) -> list[Fault]:
     """Every fault as often as it says, in a random order."""
     every = [fault for fault in of_kind for _ in range(fault.times)]
@@ -193,7 +184,7 @@ def main(argv: list[str]) -> None:
     text = table(outcomes, (time.monotonic() - begun) / 60)
     print(f"\n{text}")
     if _WRITE.value:
-        write(text, ROOT / "docs/results.md")
+        summary.replace_between(BEGIN, END, text, ROOT / "docs/results.md")
     sys.exit(not all(outcome.same for outcome in outcomes))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import summary
 from tests.faults import campaign, command, faults
 
 SHORT = {
@@ -54,8 +55,8 @@ def test_another_end_is_seen(tmp_path):
 def test_the_table_goes_between_the_markers_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{campaign.BEGIN}\nold\n{campaign.END}\nafter\n")
-    campaign.write("new", page)
+    summary.replace_between(campaign.BEGIN, campaign.END, "new", page)
     assert page.read_text() == f"before\n{campaign.BEGIN}\n\nnew\n\n{campaign.END}\nafter\n"
     page.write_text("nothing")
     with pytest.raises(ValueError, match="once each"):
-        campaign.write("new", page)
+        summary.replace_between(campaign.BEGIN, campaign.END, "new", page)

@@ -1,0 +1,206 @@
+"""PReLU, forward and backward, on maps of models A to C: against others, and against memory.
+
+A rectifier does next to no arithmetic. Forward it has to read x and write y, backward to read x and
+the gradient of y and write that of x: at the rate of a copy, that is its limit.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from benchmarks.timing import Ratio, Result, Row, samples
+from benchmarks.training import Case
+from prelu_jax import prelu, relu
+
+SHAPES = {"A, conv1": (112, 112, 96), "C, conv2": (56, 56, 384), "B, conv4": (14, 14, 512)}
+BATCH = {"cpu": 4, "gpu": 128}
+DTYPES = ("float32", "bfloat16")
+NETS = {"cpu": "small_30_reduced", "gpu": "model_b"}
+
+_LIMIT_OF_COPY = 1 / 0.85
+_LIMIT_OF_TORCH = 1 / 2
+_LIMIT_OF_STEP = 1.03
+
+Program = Callable[[], Any]
+
+
+def run(
+    shapes: Mapping[str, Sequence[int]] = SHAPES,
+    repeats: int = 15,
+    net: str = "",
+    batch_size: int | None = None,
+) -> Result:
+    """Time of every form and type, of the peers, and of a copy; then of a network's step.
+
+    Args:
+        shapes: name -> ``(height, width, channels)``.
+        repeats: of every program.
+        net: whose step is compared with that of the same net with ReLU; by device if empty.
+        batch_size: images; by device if None.
+    """
+    device = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    size = batch_size or BATCH[device]
+    results = [
+        _of_shape(
+            f"{name}, {'×'.join(map(str, (size, *shape)))}, {dtype}", (size, *shape), dtype, repeats
+        )
+        for name, shape in shapes.items()
+        for dtype in DTYPES
+    ]
+    step = _of_step(net or NETS[device], batch_size or {"cpu": 64, "gpu": 128}[device], repeats)
+    return Result.joined([*results, step])
+
+
+def _of_shape(where: str, shape: tuple[int, ...], dtype: str, repeats: int) -> Result:
+    forward, backward = _programs(shape, dtype)
+    notes: list[str] = []
+    if importlib.util.find_spec("torch"):
+        of_torch = _programs_of_torch(shape, dtype, notes)
+        forward |= of_torch[0]
+        backward |= of_torch[1]
+    else:
+        notes.append("not compared: torch is not installed (pip install -e .[bench])")
+    x = _normal(0, shape, dtype)
+    copy = jax.jit(lambda x: x + jnp.ones((), x.dtype))
+    taken = samples(
+        {"copy": lambda: copy(x)}
+        | {f"{name}, forward": program for name, program in forward.items()}
+        | {f"{name}, backward": program for name, program in backward.items()},
+        repeats,
+    )
+    array = x.nbytes
+    rows = {}
+    for what, seconds in taken.items():
+        row = Row(where, what, "ms", [1e3 * s for s in seconds])
+        moved = array * (3 if what.endswith("backward") else 2)
+        rows[what] = Row(where, what, "ms", row.values, {"GB/s": moved / row.median / 1e6})
+    of_copy = rows["copy"].figures["GB/s"]
+    for what, row in rows.items():
+        share = row.figures["GB/s"] / of_copy
+        rows[what] = Row(where, what, "ms", row.values, {**row.figures, "of a copy": share})
+    ratios = [
+        Ratio(
+            f"time: {form} backward / x, g and dx at the rate of a copy",
+            where,
+            1 / rows[f"{form}, backward"].figures["of a copy"],
+            _LIMIT_OF_COPY,
+        )
+        for form in FORMS
+    ]
+    peers = {"channel-wise": "torch, channel-wise", "shared": "torch, shared"}
+    ratios += [
+        Ratio(
+            f"time: {form} backward / PyTorch's, eager",
+            where,
+            rows[f"{form}, backward"].median / rows[f"{peers[form]}, backward"].median,
+            _LIMIT_OF_TORCH,
+        )
+        for form in FORMS
+        if f"{peers[form]}, backward" in rows
+    ]
+    return Result(list(rows.values()), ratios, list(dict.fromkeys(notes)))
+
+
+FORMS = ("channel-wise", "shared")
+
+
+def _normal(seed: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
+
+
+def _programs(shape: tuple[int, ...], dtype: str) -> tuple[dict[str, Program], dict[str, Program]]:
+    """Ours, Flax's and ReLU, compiled: forward, and backward from x and the gradient of y."""
+    x, g = _normal(0, shape, dtype), _normal(1, shape, dtype)
+    theirs = nn.PReLU()
+    functions: dict[str, tuple[Callable[..., Any], tuple[jax.Array, ...]]] = {
+        "channel-wise": (prelu, (jnp.full(shape[-1], 0.25),)),
+        "shared": (prelu, (jnp.float32(0.25),)),
+        "flax.linen.PReLU": (
+            lambda x, slope: theirs.apply({"params": {"negative_slope": slope}}, x),
+            (jnp.float32(0.25),),
+        ),
+        "ReLU": (relu, ()),
+    }
+    forward: dict[str, Program] = {}
+    backward: dict[str, Program] = {}
+    for name, (function, slopes) in functions.items():
+
+        def pull_back(g: jax.Array, *arguments: jax.Array, of: Any = function) -> Any:
+            return jax.vjp(of, *arguments)[1](g)
+
+        forward[name] = functools.partial(jax.jit(function), x, *slopes)
+        backward[name] = functools.partial(jax.jit(pull_back), g, x, *slopes)
+    return forward, backward
+
+
+def _programs_of_torch(
+    shape: tuple[int, ...], dtype: str, notes: list[str]
+) -> tuple[dict[str, Program], dict[str, Program]]:
+    """PyTorch's, on the same maps with the channels last in memory; compiled where that works."""
+    import torch
+
+    place = "cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu"
+    rng = np.random.default_rng(0)
+
+    def map_of(shape: tuple[int, ...]) -> Any:
+        array = torch.from_numpy(rng.standard_normal(shape, np.float32))
+        return array.to(place, getattr(torch, dtype)).permute(0, 3, 1, 2)
+
+    x, g = map_of(shape).requires_grad_(), map_of(shape)
+    forward: dict[str, Program] = {}
+    backward: dict[str, Program] = {}
+    for form, count in (("channel-wise", shape[-1]), ("shared", 1)):
+        slope = torch.full((count,), 0.25, device=place, dtype=x.dtype, requires_grad=True)
+        for how, function in (
+            ("torch", torch.nn.functional.prelu),
+            ("torch.compile", torch.compile(torch.nn.functional.prelu, dynamic=False)),
+        ):
+            name = f"{how}, {form}"
+            try:
+                y = function(x, slope)
+                torch.autograd.grad(y, (x, slope), g, retain_graph=True)
+            except Exception as error:  # its compiler needs another, of C++, and more
+                notes.append(f"not compared: {name} ({type(error).__name__})")
+                continue
+
+            def there(function: Any = function, slope: Any = slope) -> None:
+                with torch.no_grad():
+                    function(x, slope)
+                _wait(torch, place)
+
+            def back(y: Any = y, slope: Any = slope) -> None:
+                torch.autograd.grad(y, (x, slope), g, retain_graph=True)
+                _wait(torch, place)
+
+            forward[name], backward[name] = there, back
+    return forward, backward
+
+
+def _wait(torch: Any, place: str) -> None:
+    if place == "cuda":
+        torch.cuda.synchronize()
+
+
+def _of_step(net: str, batch_size: int, repeats: int) -> Result:
+    """A network's training step with channel-wise PReLUs, beside the same with ReLUs."""
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    where = f"{net}, batch {batch_size}, {dtype}"
+    programs = {
+        f"step, {rectifier}": Case(net, batch_size, rectifier, dtype).program()
+        for rectifier in ("relu", "prelu")
+    }
+    rows = {
+        what: Row(where, what, "ms", [1e3 * s for s in seconds])
+        for what, seconds in samples(programs, repeats).items()
+    }
+    value = rows["step, prelu"].median / rows["step, relu"].median
+    return Result(
+        list(rows.values()),
+        [Ratio("time: a step with PReLU / with ReLU", where, value, _LIMIT_OF_STEP)],
+    )

@@ -1,0 +1,211 @@
+"""A training step of the papers' nets beside the same net in PyTorch, and against the arithmetic.
+
+On a CPU, the reduced nets, on every core as experiments have it; on a GPU the full-size ones in
+bfloat16, batch 128, 224 pixels. Both libraries take uint8 images that are already on the device,
+and do normalisation, dropout, loss, backward pass and SGD with momentum and decay.
+"""
+
+import importlib.util
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import Ratio, Result, Row, memory, samples, seconds
+from benchmarks.training import MEAN, MOMENTUM, RATE, WEIGHT_DECAY, Case, taking
+from prelu_jax import arch, models
+
+CASES = {
+    "cpu": (
+        Case("small_14_reduced", 64, "relu"),
+        Case("small_30_reduced", 64, "relu"),
+        Case("model_a_reduced", 64),
+        Case("model_c_reduced", 64),
+    ),
+    "gpu": (
+        Case("small_30", 128, "relu", "bfloat16", 1000),
+        Case("model_a", 128, "prelu", "bfloat16", 1000),
+        Case("model_b", 128, "prelu", "bfloat16", 1000),
+        Case("model_c", 128, "prelu", "bfloat16", 1000),
+    ),
+}
+_SIDE_OF_PRODUCT = {"cpu": 2048, "gpu": 8192}  # large enough for the device's full rate
+_LIMIT_OF_TORCH = {"cpu": 1.0, "gpu": 1 / 1.15}
+_UTILISED = {"model_b": 0.5, "model_c": 0.5}  # on a GPU
+_TURN = {"cpu": 10, "gpu": 5}  # steps in a row: threads of one library go to sleep meanwhile
+
+
+def run(cases: Sequence[Case] = (), repeats: int = 7) -> Result:
+    """Time, images a second, arithmetic over its measured rate, and memory, of each case."""
+    device = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    # A process of its own: how many devices its cores are is for the first call to say.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, tuple(cases) or CASES[device], repeats, device).result()
+
+
+def measure(cases: Sequence[Case], repeats: int, device: str) -> Result:
+    """What `run` finds, in this process, which has computed nothing yet."""
+    from experiments import machine  # as experiments have it
+
+    machine.keep_freed_memory()
+    if device == "cpu":
+        machine.use_every_core(min(case.batch_size for case in cases))
+    rates = {
+        dtype: product_rate(dtype, _SIDE_OF_PRODUCT[device])
+        for dtype in dict.fromkeys(case.dtype for case in cases)
+    }
+    results = [_of_case(case, repeats, device, rates[case.dtype]) for case in cases]
+    notes = [
+        f"products of {_SIDE_OF_PRODUCT[device]}² matrices in {dtype}: {rate / 1e12:.4g} TFLOP/s"
+        for dtype, rate in rates.items()
+    ]
+    return Result.joined([*results, Result([], [], notes)])
+
+
+def product_rate(dtype: str, side: int) -> float:
+    """Floating-point operations a second in a product of two random matrices."""
+    a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    return 2 * side**3 / seconds({"product": lambda: product(a, b)}, 10)["product"]
+
+
+def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
+    from prelu_jax.training.parallel import Parallel
+
+    where = f"{case.net}, {case.rectifier}, batch {case.batch_size}, {case.dtype}"
+    notes: list[str] = []
+    parallel = Parallel()
+    start = time.perf_counter()
+    now, batch = parallel.replicate(case.state()), case.batch()
+    if device == "cpu":
+        ours = taking(parallel.train_step, now, batch)
+    else:
+        compiled, now, on_device = case.compiled()
+        notes.append(f"{where}: the compiled step needs {memory(compiled) / 2**30:.3g} GiB")
+        ours = taking(compiled, now, on_device)
+    jax.block_until_ready(ours())
+    notes.append(f"{where}: drawn and compiled in {time.perf_counter() - start:.1f} s")
+    programs: dict[str, Callable[[], Any]] = {"prelu_jax": ours}
+    if importlib.util.find_spec("torch"):
+        programs |= _of_torch(case, device, notes)
+    else:
+        notes.append("not compared: torch is not installed (pip install -e .[bench])")
+    turn = _TURN[device]
+
+    def in_a_row(program: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: [program() for _ in range(turn)]
+
+    taken = samples({name: in_a_row(program) for name, program in programs.items()}, repeats)
+    # Forward, and backward to the inputs and to the weights: three passes of multiply-adds.
+    operations = 6.0 * arch.multiply_adds(arch.get(case.net), case.num_classes) * case.batch_size
+    rows = {}
+    for what, spent in taken.items():
+        row = Row(where, what, "ms", [1e3 * s / turn for s in spent])
+        figures = {
+            "images/s": 1e3 * case.batch_size / row.median,
+            "of the product rate": 1e3 * operations / row.median / rate,
+        }
+        rows[what] = Row(where, what, "ms", row.values, figures)
+    one = rows.pop("prelu_jax")
+    ratios = []
+    if rows:
+        best = min(rows, key=lambda what: rows[what].median)
+        told = f"time: prelu_jax / the fastest of PyTorch ({best})"
+        limit = _LIMIT_OF_TORCH[device]
+        ratios.append(Ratio(told, where, one.median / rows[best].median, limit))
+    if device == "gpu" and case.net in _UTILISED:
+        told = "half of the product rate / what is used"
+        ratios.append(
+            Ratio(told, where, _UTILISED[case.net] / one.figures["of the product rate"], 1.0)
+        )
+    return Result([one, *rows.values()], ratios, notes)
+
+
+def _of_torch(case: Case, device: str, notes: list[str]) -> dict[str, Callable[[], Any]]:
+    """The same net in PyTorch, as its users make it fast: channels last and SGD fused.
+
+    On a GPU under autocast, eager and compiled; on a CPU eager, with the threads that are fastest,
+    and with the channels first too. Scores are checked against ours first.
+    """
+    import torch
+
+    from benchmarks import torch_net
+
+    place = "cpu" if device == "cpu" else "cuda"
+    params = case.state().params
+    batch = case.batch()
+    labels = torch.from_numpy(batch["label"]).long().to(place)
+    pixels = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).to(place)  # channels last
+    _check(torch_net.build(arch.get(case.net), params), case, params, batch)
+
+    def program(channels_last: bool, compiled: bool) -> Callable[[], Any]:
+        module = torch_net.build(arch.get(case.net), params).train().to(place)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        module = module.to(memory_format=layout)
+        images = pixels.contiguous(memory_format=layout)
+        kernels = [p for p in module.parameters() if p.ndim > 1]
+        others = [p for p in module.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": kernels, "weight_decay": WEIGHT_DECAY},
+            {"params": others},
+        ]
+        sgd = torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM, fused=True)
+
+        def loss_of(images: Any) -> Any:
+            with torch.autocast(place, torch.bfloat16, enabled=case.dtype == "bfloat16"):
+                scores = module((images.float() - MEAN) * case.scale)
+            return torch.nn.functional.cross_entropy(scores.float(), labels)
+
+        function = torch.compile(loss_of) if compiled else loss_of
+
+        def train() -> None:
+            sgd.zero_grad(set_to_none=True)
+            function(images).backward()
+            sgd.step()
+            if place == "cuda":
+                torch.cuda.synchronize()
+
+        return train
+
+    if device == "cpu":
+        eager = program(channels_last=True, compiled=False)
+        every = len(os.sched_getaffinity(0))
+        of_threads = {}
+        for threads in {1, every}:
+            torch.set_num_threads(threads)
+            of_threads[threads] = seconds({"eager": eager}, 5)["eager"]
+        torch.set_num_threads(min(of_threads, key=lambda threads: of_threads[threads]))
+        notes.append(f"PyTorch's threads: {torch.get_num_threads()}, the fastest of 1 and {every}")
+    found = {"torch eager, channels last": program(channels_last=True, compiled=False)}
+    if device == "cpu":
+        found["torch eager, channels first"] = program(channels_last=False, compiled=False)
+        return found
+    try:
+        compiled = program(channels_last=True, compiled=True)
+        compiled()
+        found["torch.compile, channels last"] = compiled
+    except Exception as error:  # its compiler needs another, of C++, and more
+        notes.append(f"not compared: torch.compile ({type(error).__name__})")
+    return found
+
+
+def _check(module: Any, case: Case, params: Any, batch: dict[str, np.ndarray]) -> None:
+    """That both compute the same function, in float32 and without dropout."""
+    import torch
+
+    few = (batch["image"][:4].astype(np.float32) - MEAN) * np.float32(case.scale)
+    with torch.inference_mode():
+        theirs = module(torch.from_numpy(few.transpose(0, 3, 1, 2).copy())).numpy()
+    net = models.build(arch.get(case.net), case.num_classes, case.rectifier)
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(net.apply({"params": params}, few))
+    size = float(np.abs(ours).max())
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-3 * size)
+    assert math.isfinite(size)
