@@ -17,7 +17,7 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 
 # Speed and memory as ratios; fails if one is over its limit.
-bench: .venv/installed
+bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.run
 
 # Kills, stops, full disks, damaged checkpoints: every run has to end as if nothing had been.
@@ -33,6 +33,10 @@ clean:
 .venv/installed: setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
+
+.venv/installed-bench: setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	touch $@ .venv/installed
 
 .venv/installed-test: setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -e '.[test]'

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import Ratio, Result, markdown
+from experiments import machine
 from prelu_jax import names
 
 # name of the module -> where it says something. Modules are imported when they are run: a machine
@@ -55,12 +56,13 @@ def main(arguments: Sequence[str]) -> int:
         names.check("benchmark", name, BENCHMARKS)
     # PyTorch has to find memory beside JAX.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    machine = _machine(chosen.device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    machine.keep_freed_memory()  # as experiments do
+    found = _machine(chosen.device)
+    print(", ".join(f"{key} {value}" for key, value in found.items()))
     if chosen.out:
         chosen.out.mkdir(parents=True, exist_ok=True)
     of_device = [name for name, devices in BENCHMARKS.items() if chosen.device in devices]
-    return max([_run(name, machine, chosen.out) for name in chosen.names or of_device])
+    return max([_run(name, found, chosen.out) for name in chosen.names or of_device])
 
 
 def module(name: str) -> str:
@@ -68,7 +70,7 @@ def module(name: str) -> str:
     return f"benchmarks.{_MODULES.get(name, name)}"
 
 
-def _run(name: str, machine: dict[str, str], out: Path | None) -> int:
+def _run(name: str, on: dict[str, str], out: Path | None) -> int:
     """Runs one benchmark; its exit status."""
     print(f"\n## {name}", flush=True)
     began = time.monotonic()
@@ -87,7 +89,7 @@ def _run(name: str, machine: dict[str, str], out: Path | None) -> int:
         print(*lines, sep="\n")
     print(f"\n{name} took {seconds:.0f} s.", flush=True)
     if out:
-        found = {"benchmark": name, "machine": machine, "seconds": round(seconds, 1)}
+        found = {"benchmark": name, "machine": on, "seconds": round(seconds, 1)}
         text = json.dumps(found | dataclasses.asdict(result), indent=1, ensure_ascii=False)
         (out / f"{name}.json").write_text(text + "\n")
     return int(any(map(Ratio.is_over, result.ratios)))

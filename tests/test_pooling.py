@@ -123,3 +123,14 @@ def test_bad_input_is_named():
         pooling.sliding_pyramid(jnp.ones((1, 4, 4, 1)), (), 2)
     with pytest.raises(ValueError, match="3×4 map is smaller than one 4×4 window"):
         pooling.sliding_pyramid(jnp.ones((1, 3, 4, 1)), (1,), 4)
+
+
+def test_equal_maxima_share_the_gradient():
+    x = jnp.array([[3.0, 1.0], [3.0, 3.0]]).reshape(1, 2, 2, 1)
+    given = jax.grad(lambda x: pooling.max_pool(x, 2).sum())(x)
+    np.testing.assert_array_equal(given.reshape(2, 2), [[0.25, 0], [0.25, 0.5]])
+    distinct = jnp.arange(36.0).reshape(1, 6, 6, 1)
+    given = jax.grad(lambda x: pooling.max_pool(x, 3).sum())(distinct)
+    expected = np.zeros((6, 6))
+    expected[2::3, 2::3] = 1
+    np.testing.assert_array_equal(given.reshape(6, 6), expected)

@@ -1,8 +1,13 @@
 """What experiments make of the machine."""
 
 import os
+import platform
 import subprocess
 import sys
+
+import pytest
+
+from tests.experiments.conftest import ROOT
 
 
 def test_small_programs_too_are_kept_between_commands(tmp_path):
@@ -14,3 +19,27 @@ def test_small_programs_too_are_kept_between_commands(tmp_path):
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert any((tmp_path / "prelu_jax/xla").glob("jit__lambda*"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Other libraries keep what they do.")
+def test_memory_that_is_given_back_stays_for_the_next_step():
+    code = """
+import resource, sys
+import numpy as np
+from experiments import machine
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        np.ones(2**23)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+machine.keep_freed_memory()
+np.ones(2**23)
+print(faults() / given_back)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 0.01
