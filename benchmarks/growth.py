@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import Ratio, Result, Row, memory, samples
+from experiments import machine
 from prelu_jax import arch, models
 from prelu_jax.data.augment import PixelStatistics
-from prelu_jax.training import optimizer, state, step
+from prelu_jax.training import optimizer, parallel, state, step
 
 _ROOT = Path(__file__).parent.parent
 _CLASSES = 10
@@ -214,10 +215,6 @@ def _of_devices(sizes: Sizes, repeats: int) -> Result:
 
 def on_all_devices(case: Case, repeats: int) -> tuple[list[float], int]:
     """Seconds of steps over every device, and the bytes that each of them needs."""
-    from prelu_jax.training import (
-        parallel,
-    )  # brings in the input pipeline, which GPUs need not have
-
     now, batch = _state_and_batch(case)
     devices = parallel.Parallel()
     devices.check_batch_size(case.batch_size)
@@ -229,5 +226,6 @@ def on_all_devices(case: Case, repeats: int) -> tuple[list[float], int]:
 
 
 if __name__ == "__main__":
+    machine.keep_freed_memory()
     _net, _batch_size, _repeats = sys.argv[1:]
     print(json.dumps(on_all_devices(Case(arch.get(_net), int(_batch_size)), int(_repeats))))

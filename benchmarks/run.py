@@ -60,7 +60,10 @@ def main(arguments: Sequence[str]) -> int:
     found = _machine(chosen.device)
     print(", ".join(f"{key} {value}" for key, value in found.items()))
     if chosen.out:
-        chosen.out.mkdir(parents=True, exist_ok=True)
+        try:
+            chosen.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out={chosen.out} cannot be made ({error.strerror}).") from error
     of_device = [name for name, devices in BENCHMARKS.items() if chosen.device in devices]
     return max([_run(name, found, chosen.out) for name in chosen.names or of_device])
 
@@ -91,7 +94,13 @@ def _run(name: str, on: dict[str, str], out: Path | None) -> int:
     if out:
         found = {"benchmark": name, "machine": on, "seconds": round(seconds, 1)}
         text = json.dumps(found | dataclasses.asdict(result), indent=1, ensure_ascii=False)
-        (out / f"{name}.json").write_text(text + "\n")
+        try:
+            (out / f"{name}.json").write_text(text + "\n")
+        except OSError as error:
+            print(
+                f"error: {out / name}.json cannot be written ({error.strerror}).", file=sys.stderr
+            )
+            return 1
     return int(any(map(Ratio.is_over, result.ratios)))
 
 
@@ -106,7 +115,7 @@ def _machine(device: str) -> dict[str, str]:
     if device != jax.default_backend():
         raise ValueError(
             f"--device is {device}, but JAX computes on {jax.default_backend()} here. Install "
-            "JAX for the GPU (`pip install 'prelu_jax[cuda]'`), or give --device=cpu."
+            "JAX for the GPU (`pip install -e '.[cuda]'`), or give --device=cpu."
         )
     found = {
         "device": jax.devices()[0].device_kind if device == "gpu" else _processor(),

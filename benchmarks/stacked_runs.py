@@ -12,7 +12,7 @@ from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.training import optimizer, stack, state, step
 
 NET = "small_30_reduced"
-# By backend: (images of a batch, numbers of runs). On a CPU stacks are made only if asked for.
+# By backend: (images of a batch, numbers of runs). On a CPU a stack is slower.
 CASES = {"gpu": ((64, (2, 4, 16)), (128, (2, 4, 16))), "cpu": ((16, (2, 4)),)}
 GOAL = {16: 0.25}  # number of runs -> what a stack may take of their time, on a GPU
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def _of_device(folder: Path) -> Iterator[str]:
             cells = (name, ratio.what, ratio.where, f"{ratio.value:.3g}", f"{ratio.limit:.3g}")
             yield f"| {' | '.join((*cells, mark))} |"
     yield ""
+    for name, of in found.items():
+        yield from (f"- {name}: {note}" for note in dict.fromkeys(of["notes"]))
+    yield ""
 
 
 def _told(machine: dict[str, str]) -> str:
@@ -66,4 +70,6 @@ def _told(machine: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"error: {__doc__} It takes no arguments.")
     replace_between(BEGIN, END, render(), PAGE)

@@ -1,10 +1,11 @@
 """A training step of the papers' nets beside the same net in PyTorch, and against the arithmetic.
 
 On a CPU, the reduced nets, on every core as experiments have it; on a GPU the full-size ones in
-bfloat16, batch 128, 224 pixels. Both libraries take uint8 images that are already on the device,
-and do normalisation, dropout, loss, backward pass and SGD with momentum and decay.
+bfloat16, batch 128, 224 pixels. Both libraries take uint8 images, on a GPU from its memory, and do
+normalisation, dropout, loss, backward pass and SGD with momentum and decay.
 """
 
+import dataclasses
 import importlib.util
 import math
 import multiprocessing
@@ -18,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import Ratio, Result, Row, memory, samples, seconds
+from benchmarks.timing import Ratio, Result, memory, milliseconds, samples, seconds
 from benchmarks.training import MEAN, MOMENTUM, RATE, WEIGHT_DECAY, Case, taking
+from experiments import machine
 from prelu_jax import arch, models
+from prelu_jax.training.parallel import Parallel
 
 CASES = {
     "cpu": (
@@ -52,8 +55,6 @@ def run(cases: Sequence[Case] = (), repeats: int = 7) -> Result:
 
 def measure(cases: Sequence[Case], repeats: int, device: str) -> Result:
     """What `run` finds, in this process, which has computed nothing yet."""
-    from experiments import machine  # as experiments have it
-
     machine.keep_freed_memory()
     if device == "cpu":
         machine.use_every_core(min(case.batch_size for case in cases))
@@ -61,7 +62,7 @@ def measure(cases: Sequence[Case], repeats: int, device: str) -> Result:
         dtype: product_rate(dtype, _SIDE_OF_PRODUCT[device])
         for dtype in dict.fromkeys(case.dtype for case in cases)
     }
-    results = [_of_case(case, repeats, device, rates[case.dtype]) for case in cases]
+    results = [_of_case_if_it_fits(case, repeats, device, rates[case.dtype]) for case in cases]
     notes = [
         f"products of {_SIDE_OF_PRODUCT[device]}² matrices in {dtype}: {rate / 1e12:.4g} TFLOP/s"
         for dtype, rate in rates.items()
@@ -76,16 +77,20 @@ def product_rate(dtype: str, side: int) -> float:
     return 2 * side**3 / seconds({"product": lambda: product(a, b)}, 10)["product"]
 
 
-def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
-    from prelu_jax.training.parallel import Parallel
+def _of_case_if_it_fits(case: Case, repeats: int, device: str, rate: float) -> Result:
+    try:
+        return _of_case(case, repeats, device, rate)
+    except jax.errors.JaxRuntimeError as error:  # out of memory: the others still have rows
+        return Result([], [], [f"{case.net}: {str(error).partition(chr(10))[0]}"])
 
+
+def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
     where = f"{case.net}, {case.rectifier}, batch {case.batch_size}, {case.dtype}"
     notes: list[str] = []
-    parallel = Parallel()
     start = time.perf_counter()
-    now, batch = parallel.replicate(case.state()), case.batch()
     if device == "cpu":
-        ours = taking(parallel.train_step, now, batch)
+        parallel = Parallel()
+        ours = taking(parallel.train_step, parallel.replicate(case.state()), case.batch())
     else:
         compiled, now, on_device = case.compiled()
         notes.append(f"{where}: the compiled step needs {memory(compiled) / 2**30:.3g} GiB")
@@ -106,13 +111,12 @@ def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
     # Forward, and backward to the inputs and to the weights: three passes of multiply-adds.
     operations = 6.0 * arch.multiply_adds(arch.get(case.net), case.num_classes) * case.batch_size
     rows = {}
-    for what, spent in taken.items():
-        row = Row(where, what, "ms", [1e3 * s / turn for s in spent])
+    for row in milliseconds(where, {what: [s / turn for s in of] for what, of in taken.items()}):
         figures = {
             "images/s": 1e3 * case.batch_size / row.median,
             "of the product rate": 1e3 * operations / row.median / rate,
         }
-        rows[what] = Row(where, what, "ms", row.values, figures)
+        rows[row.what] = dataclasses.replace(row, figures=figures)
     one = rows.pop("prelu_jax")
     ratios = []
     if rows:
@@ -174,8 +178,10 @@ def _of_torch(case: Case, device: str, notes: list[str]) -> dict[str, Callable[[
 
         return train
 
+    torch.compiler.reset()  # else the nets before count against how often it compiles
+    eager = program(channels_last=True, compiled=False)
+    found = {"torch eager, channels last": eager}
     if device == "cpu":
-        eager = program(channels_last=True, compiled=False)
         every = len(os.sched_getaffinity(0))
         of_threads = {}
         for threads in {1, every}:
@@ -183,8 +189,6 @@ def _of_torch(case: Case, device: str, notes: list[str]) -> dict[str, Callable[[
             of_threads[threads] = seconds({"eager": eager}, 5)["eager"]
         torch.set_num_threads(min(of_threads, key=lambda threads: of_threads[threads]))
         notes.append(f"PyTorch's threads: {torch.get_num_threads()}, the fastest of 1 and {every}")
-    found = {"torch eager, channels last": program(channels_last=True, compiled=False)}
-    if device == "cpu":
         found["torch eager, channels first"] = program(channels_last=False, compiled=False)
         return found
     try:

@@ -247,7 +247,7 @@ def _stacks(configs: Mapping[Path, TrainConfig]) -> list[dict[Path, TrainConfig]
     begun: dict[Any, dict[Path, TrainConfig]] = {}  # program -> the stack that may take one more
     for folder, config in configs.items():
         program = loop.program(config)
-        most = machine.most_stacked(config, flags.FLAGS.stack_runs) if program else 1
+        most = machine.most_stacked(config) if program and flags.FLAGS.stack_runs else 1
         if program not in begun or len(begun[program]) >= most:
             begun[program] = {}
             stacks.append(begun[program])

@@ -51,19 +51,13 @@ def use_every_core(batch_size: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
 
 
-def most_stacked(config: TrainConfig, asked: bool) -> int:
-    """How many runs like this one are trained as one program.
+def most_stacked(config: TrainConfig) -> int:
+    """How many runs like this one are trained as one program, where stacks are asked for.
 
     A small network leaves an accelerator idle, large ones fill it. A CPU takes longer for a stack
     than for its runs one after another, and on a GPU that is not measured
-    (`benchmarks.stacked_runs`): they are stacked where that is asked for.
-
-    Args:
-        config: of a run.
-        asked: whether to stack runs at all.
+    (`benchmarks.stacked_runs`): by default nothing is stacked.
     """
-    if not asked:
-        return 1
     pixels = config.batch_size * arch.get(config.arch).image_size ** 2
     return max(1, _STACKED_PIXELS // pixels)
 
@@ -72,13 +66,14 @@ def keep_freed_memory() -> None:
     """On Linux, memory that a step gives back stays with the process, for the next step.
 
     By default glibc returns whatever is larger than 32 MB at once, and the next step has every
-    page of it given and cleared anew: a quarter of a 30-layer step of 64 images on one CPU device.
+    page of it given and cleared anew: a third of a 30-layer step of 64 images on one CPU device.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another library of C than glibc
             libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(_M_MMAP_THRESHOLD, _MOST)
-            libc.mallopt(_M_TRIM_THRESHOLD, _MOST)
+            # Before 2.35 it refuses; the second alone would fix the first where it is, lower.
+            if libc.mallopt(_M_MMAP_THRESHOLD, _MOST):
+                libc.mallopt(_M_TRIM_THRESHOLD, _MOST)
 
 
 def cache_compilations() -> None:

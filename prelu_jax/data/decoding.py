@@ -174,9 +174,12 @@ def _header(image: bytes) -> _Header | None:
     if not frame:
         return None
     of_frame, of_scan = image[frame + 9], image[at + 4]  # components
+    height, width = (int.from_bytes(image[frame + i : frame + i + 2]) for i in (5, 7))
+    if not height or not width:  # the decoder knows what to make of it
+        return None
     return _Header(
-        height=int.from_bytes(image[frame + 5 : frame + 7]),
-        width=int.from_bytes(image[frame + 7 : frame + 9]),
+        height=height,
+        width=width,
         height_at=frame + 5,
         rows_at=at,
         can_be_cut=image[frame + 1] in _SEQUENTIAL and of_frame == of_scan and not restarts,

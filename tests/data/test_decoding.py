@@ -173,3 +173,12 @@ def test_a_file_that_is_cut_short_below_the_window_is_refused_all_the_same(kept)
     scaled = decoding.scaled({"image": stored[: int(kept * len(stored))], "key": "k"}, 300)
     with pytest.raises(decoding.BadImageError, match="Record 'k' holds"):
         scaled.window(0, 0, 20, 20)
+
+
+def test_a_header_without_a_height_is_a_bad_image():
+    _, encoded = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))
+    image = bytearray(encoded.tobytes())
+    at = image.index(b"\xff\xc0")
+    image[at + 5 : at + 7] = b"\0\0"
+    with pytest.raises(decoding.BadImageError, match="'a'"):
+        decoding.scaled({"image": bytes(image), "key": "a"}, 8).window(0, 0, 8, 8)
