@@ -27,6 +27,7 @@ NETS = {"cpu": "small_30_reduced", "gpu": "model_b"}
 _LIMIT_OF_COPY = 1 / 0.85
 _LIMIT_OF_TORCH = 1 / 2
 _LIMIT_OF_STEP = 1.03
+_IN_A_ROW = 10
 
 Program = Callable[[], Any]
 
@@ -69,11 +70,12 @@ def _of_shape(where: str, shape: tuple[int, ...], dtype: str, repeats: int) -> R
         notes.append("not compared: torch is not installed (pip install -e .[bench])")
     x = _normal(0, shape, dtype)
     copy = jax.jit(lambda x: x + jnp.ones((), x.dtype))
-    # Apart from PyTorch, whose threads spin for a while when they have ended.
-    taken = samples({"copy": lambda: copy(x)}, repeats) | samples(
-        {f"{name}, forward": program for name, program in forward.items()}
+    taken = samples(
+        {"copy": lambda: copy(x)}
+        | {f"{name}, forward": program for name, program in forward.items()}
         | {f"{name}, backward": program for name, program in backward.items()},
         repeats,
+        _IN_A_ROW,
     )
     measured = milliseconds(where, taken)
     copied = 2 * x.nbytes / measured[0].median

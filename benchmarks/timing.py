@@ -104,10 +104,18 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def samples(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def samples(
+    programs: Mapping[str, Callable[[], Any]], repeats: int, in_a_row: int = 1
+) -> dict[str, list[float]]:
     """Seconds of each program, which take turns so that a busy machine disturbs all alike.
 
     Each runs once before, to compile.
+
+    Args:
+        programs: by name.
+        repeats: turns of each.
+        in_a_row: runs in a turn, whose mean counts: threads of the program before, which wait
+            awake for more, disturb the first ones alone.
     """
     for program in programs.values():
         jax.block_until_ready(program())
@@ -115,8 +123,8 @@ def samples(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
     for _ in range(repeats):
         for name, program in programs.items():
             start = time.perf_counter()
-            jax.block_until_ready(program())
-            taken[name].append(time.perf_counter() - start)
+            jax.block_until_ready([program() for _ in range(in_a_row)])
+            taken[name].append((time.perf_counter() - start) / in_a_row)
     return taken
 
 

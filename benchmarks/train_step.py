@@ -42,7 +42,7 @@ CASES = {
 _SIDE_OF_PRODUCT = {"cpu": 2048, "gpu": 8192}  # large enough for the device's full rate
 _LIMIT_OF_TORCH = {"cpu": 1.0, "gpu": 1 / 1.15}
 _UTILISED = {"model_b": 0.5, "model_c": 0.5}  # on a GPU
-_TURN = {"cpu": 10, "gpu": 5}  # steps in a row: threads of one library go to sleep meanwhile
+_TURN = {"cpu": 10, "gpu": 5}  # steps in a row
 
 
 def run(cases: Sequence[Case] = (), repeats: int = 7) -> Result:
@@ -102,16 +102,11 @@ def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
         programs |= _of_torch(case, device, notes)
     else:
         notes.append("not compared: torch is not installed (pip install -e .[bench])")
-    turn = _TURN[device]
-
-    def in_a_row(program: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: [program() for _ in range(turn)]
-
-    taken = samples({name: in_a_row(program) for name, program in programs.items()}, repeats)
+    taken = samples(programs, repeats, _TURN[device])
     # Forward, and backward to the inputs and to the weights: three passes of multiply-adds.
     operations = 6.0 * arch.multiply_adds(arch.get(case.net), case.num_classes) * case.batch_size
     rows = {}
-    for row in milliseconds(where, {what: [s / turn for s in of] for what, of in taken.items()}):
+    for row in milliseconds(where, taken):
         figures = {
             "images/s": 1e3 * case.batch_size / row.median,
             "of the product rate": 1e3 * operations / row.median / rate,

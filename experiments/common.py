@@ -118,9 +118,7 @@ def _define_processes() -> None:
     flags.DEFINE_string(
         "part", None, "I/N: train every Nth run, from the Ith on, 0 the first; then end."
     )
-    flags.DEFINE_bool(
-        "stack_runs", False, "Train runs that differ in seed and start as one program."
-    )
+    flags.DEFINE_bool("stack_runs", None, "Seeds and starts as one program; for accelerators.")
     flags.DEFINE_float(
         "stall_timeout",
         600,

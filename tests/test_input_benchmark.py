@@ -20,10 +20,10 @@ def few_images(monkeypatch):
 def test_readers_are_compared_and_those_that_are_not_there_are_told(few_images, monkeypatch):
     monkeypatch.setattr(input_pipeline.importlib.util, "find_spec", lambda name: None)
     found = input_pipeline.run(**TINY_RUN)
-    ours, waits = found.rows
+    ours, reading, having = found.rows
     assert len(ours.values) == 2
-    assert len(waits.values) == 3
-    assert all(0 <= share < 100 for share in waits.values)
+    assert len(reading.values) == len(having.values) == 3
+    assert reading.figures["% for the input"] < 100
     assert [ratio.what for ratio in found.ratios] == ["core-seconds per 1,000 images / 1"]
     assert found.ratios[0].value == ours.median > 0
     assert [note.split()[2] for note in found.notes] == ["PyTorch", "tf.data;"]
@@ -32,7 +32,7 @@ def test_readers_are_compared_and_those_that_are_not_there_are_told(few_images, 
 def test_the_best_peer_is_told_with_and_without_what_saves_the_filter(monkeypatch):
     rates = {"ours": [1000.0], "pillow": [500.0], "tf.data": [800.0], "tf.data, aliased": [2000.0]}
     monkeypatch.setattr(input_pipeline, "_rates", lambda *arguments: (rates, ()))
-    monkeypatch.setattr(input_pipeline, "_waits", lambda *arguments: [1.0])
+    monkeypatch.setattr(input_pipeline, "_of_a_run", lambda *arguments: [])
     monkeypatch.setattr(input_pipeline.input_scaling, "write", lambda *arguments: 100)
     cost, antialiased, best = input_pipeline.run().ratios
     assert cost.value == 1
