@@ -32,9 +32,9 @@ def devices(batch_size: int) -> Parallel:
 def use_every_core(batch_size: int) -> None:
     """On a CPU, makes a device of every core that a batch can feed.
 
-    Convolutions of a few channels gain little from threads: the 30-layer laptop net takes 1.7
-    times as many steps a second on two devices as on one of two threads. Accelerators, and a number
-    of devices that the user has chosen, are left alone.
+    Convolutions of a few channels gain little from threads: the reduced model C takes 1.2 times as
+    many steps a second on two devices as on one of two threads, others as many. Accelerators, and
+    a number of devices that the user has chosen, are left alone.
     """
     # XLA runs all devices of a CPU on one pool of threads, by default one for each core, and a
     # thread that waits for another device's part of a sum stays taken: with two devices on two
