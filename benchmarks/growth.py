@@ -21,34 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import Ratio, Result, Row, memory, samples
+from benchmarks.training import Case
 from experiments import machine
-from prelu_jax import arch, models
-from prelu_jax.data.augment import PixelStatistics
-from prelu_jax.training import optimizer, parallel, state, step
+from prelu_jax import arch
+from prelu_jax.training import parallel, step
 
 _ROOT = Path(__file__).parent.parent
 _CLASSES = 10
 _MOST = 1.2  # the exponent of time over that of the multiply-adds
 _TIME, _MEMORY = "train step", "memory of the train step"
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A training step.
-
-    Attributes:
-        net: the network that it is of.
-        batch_size: its images.
-        dtype: in which it is computed.
-    """
-
-    net: arch.Arch
-    batch_size: int
-    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +73,7 @@ def run(sizes: Sizes | None = None, repeats: int = 10) -> Result:
     if sizes is None:
         sizes = Sizes() if jax.default_backend() == "cpu" else GPU
     net = arch.get(sizes.net)
-    base = Case(net, sizes.batch_size, sizes.dtype)
+    base = Case(net, sizes.batch_size, dtype=sizes.dtype)
 
     def of_net(changed: arch.Arch) -> Case:
         return dataclasses.replace(base, net=changed)
@@ -169,22 +153,9 @@ def _rows(
 
 def _train_step(case: Case) -> tuple[Callable[[], Any], int]:
     """A step to be taken again and again, and the bytes that it needs."""
-    now, batch = _state_and_batch(case)
+    now, batch = case.state(), jax.device_put(case.batch())
     compiled = jax.jit(step.train_step).lower(now, batch).compile()
     return lambda: compiled(now, batch), memory(compiled)
-
-
-def _state_and_batch(case: Case) -> tuple[state.TrainState, dict[str, Any]]:
-    side = case.net.image_size
-    model = models.build(case.net, _CLASSES, "prelu", dtype=case.dtype)
-    pixels = PixelStatistics(jnp.full((side, side, 3), 127.0), jnp.float32(1 / 64))
-    now = state.create(model, optimizer.sgd(1e-3), pixels, 0)
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (case.batch_size, side, side, 3)).astype(np.uint8),
-        "label": rng.integers(0, _CLASSES, case.batch_size).astype(np.int32),
-    }
-    return now.replace(model=model.uninitialized()), jax.device_put(batch)
 
 
 def _of_devices(sizes: Sizes, repeats: int) -> Result:
@@ -215,12 +186,11 @@ def _of_devices(sizes: Sizes, repeats: int) -> Result:
 
 def on_all_devices(case: Case, repeats: int) -> tuple[list[float], int]:
     """Seconds of steps over every device, and the bytes that each of them needs."""
-    now, batch = _state_and_batch(case)
     devices = parallel.Parallel()
     devices.check_batch_size(case.batch_size)
     of_part = functools.partial(step.train_step, axis_name=parallel.AXIS)
     program: Any = devices.over_batch(of_part)  # a pmapped function, which can be lowered
-    given = devices.replicate(now), devices.split(jax.device_get(batch))
+    given = devices.replicate(case.state()), devices.split(case.batch())
     compiled = program.lower(*given).compile()
     return samples({"step": lambda: compiled(*given)}, repeats)["step"], memory(compiled)
 

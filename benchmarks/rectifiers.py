@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from benchmarks.timing import Ratio, Result, milliseconds, samples
 from benchmarks.training import Case
-from prelu_jax import prelu, relu
+from prelu_jax import arch, prelu, relu
 
 SHAPES = {"A, conv1": (112, 112, 96), "C, conv2": (56, 56, 384), "B, conv4": (14, 14, 512)}
 BATCH = {"cpu": 4, "gpu": 128}
@@ -196,7 +196,7 @@ def _of_step(net: str, batch_size: int, repeats: int) -> Result:
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     where = f"{net}, batch {batch_size}, {dtype}"
     programs = {
-        f"step, {rectifier}": Case(net, batch_size, rectifier, dtype).program()
+        f"step, {rectifier}": Case(arch.get(net), batch_size, rectifier, dtype).program()
         for rectifier in ("relu", "prelu")
     }
     rows = milliseconds(where, samples(programs, repeats))

@@ -54,14 +54,20 @@ def run(imports: int = 5, starts: int = 3, flags: Sequence[str] = ()) -> Result:
     )
 
 
-def _seconds(command: Sequence[str], **variables: str) -> float:
+def _seconds(command: Sequence[str], environment: dict[str, str] | None = None) -> float:
     start = time.perf_counter()
-    subprocess.run(command, cwd=_ROOT, env={**os.environ, **variables}, check=True, text=True)
+    subprocess.run(command, cwd=_ROOT, env=environment, check=True, text=True)
     return time.perf_counter() - start
 
 
+def _environment(cache: str) -> dict[str, str]:
+    """This process's, but for where compiled programs are kept."""
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    return {**kept, "XDG_CACHE_HOME": cache}
+
+
 def _of_the_net(cache: str) -> float:
-    return _seconds([sys.executable, "-m", "benchmarks.first_step", cache])
+    return _seconds([sys.executable, "-m", "benchmarks.first_step"], _environment(cache))
 
 
 def _of_the_command(cache: str, flags: Sequence[str]) -> float:
@@ -70,7 +76,6 @@ def _of_the_command(cache: str, flags: Sequence[str]) -> float:
     Raises:
         RuntimeError: it ended before.
     """
-    variables = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "experiments.convergence_30", "--scale=laptop"),
@@ -83,7 +88,7 @@ def _of_the_command(cache: str, flags: Sequence[str]) -> float:
             process = subprocess.Popen(
                 command,
                 cwd=_ROOT,
-                env={**variables, "XDG_CACHE_HOME": cache},
+                env=_environment(cache),
                 stdout=said,
                 stderr=said,
             )

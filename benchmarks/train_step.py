@@ -27,16 +27,16 @@ from prelu_jax.training.parallel import Parallel
 
 CASES = {
     "cpu": (
-        Case("small_14_reduced", 64, "relu"),
-        Case("small_30_reduced", 64, "relu"),
-        Case("model_a_reduced", 64),
-        Case("model_c_reduced", 64),
+        Case(arch.SMALL_14_REDUCED, 64, "relu"),
+        Case(arch.SMALL_30_REDUCED, 64, "relu"),
+        Case(arch.MODEL_A_REDUCED, 64),
+        Case(arch.MODEL_C_REDUCED, 64),
     ),
     "gpu": (
-        Case("small_30", 128, "relu", "bfloat16", 1000),
-        Case("model_a", 128, "prelu", "bfloat16", 1000),
-        Case("model_b", 128, "prelu", "bfloat16", 1000),
-        Case("model_c", 128, "prelu", "bfloat16", 1000),
+        Case(arch.SMALL_30, 128, "relu", "bfloat16", 1000),
+        Case(arch.MODEL_A, 128, "prelu", "bfloat16", 1000),
+        Case(arch.MODEL_B, 128, "prelu", "bfloat16", 1000),
+        Case(arch.MODEL_C, 128, "prelu", "bfloat16", 1000),
     ),
 }
 _SIDE_OF_PRODUCT = {"cpu": 2048, "gpu": 8192}  # large enough for the device's full rate
@@ -81,11 +81,11 @@ def _of_case_if_it_fits(case: Case, repeats: int, device: str, rate: float) -> R
     try:
         return _of_case(case, repeats, device, rate)
     except jax.errors.JaxRuntimeError as error:  # out of memory: the others still have rows
-        return Result([], [], [f"{case.net}: {str(error).partition(chr(10))[0]}"])
+        return Result([], [], [f"{case.net.name}: {str(error).partition(chr(10))[0]}"])
 
 
 def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
-    where = f"{case.net}, {case.rectifier}, batch {case.batch_size}, {case.dtype}"
+    where = f"{case.net.name}, {case.rectifier}, batch {case.batch_size}, {case.dtype}"
     notes: list[str] = []
     start = time.perf_counter()
     if device == "cpu":
@@ -104,7 +104,7 @@ def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
         notes.append("not compared: torch is not installed (pip install -e .[bench])")
     taken = samples(programs, repeats, _TURN[device])
     # Forward, and backward to the inputs and to the weights: three passes of multiply-adds.
-    operations = 6.0 * arch.multiply_adds(arch.get(case.net), case.num_classes) * case.batch_size
+    operations = 6.0 * arch.multiply_adds(case.net, case.num_classes) * case.batch_size
     rows = {}
     for row in milliseconds(where, taken):
         figures = {
@@ -119,10 +119,10 @@ def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
         told = f"time: prelu_jax / the fastest of PyTorch ({best})"
         limit = _LIMIT_OF_TORCH[device]
         ratios.append(Ratio(told, where, one.median / rows[best].median, limit))
-    if device == "gpu" and case.net in _UTILISED:
+    if device == "gpu" and case.net.name in _UTILISED:
         told = "half of the product rate / what is used"
         ratios.append(
-            Ratio(told, where, _UTILISED[case.net] / one.figures["of the product rate"], 1.0)
+            Ratio(told, where, _UTILISED[case.net.name] / one.figures["of the product rate"], 1.0)
         )
     return Result([one, *rows.values()], ratios, notes)
 
@@ -142,10 +142,10 @@ def _of_torch(case: Case, device: str, notes: list[str]) -> dict[str, Callable[[
     batch = case.batch()
     labels = torch.from_numpy(batch["label"]).long().to(place)
     pixels = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).to(place)  # channels last
-    _check(torch_net.build(arch.get(case.net), params), case, params, batch)
+    _check(torch_net.build(case.net, params), case, params, batch)
 
     def program(channels_last: bool, compiled: bool) -> Callable[[], Any]:
-        module = torch_net.build(arch.get(case.net), params).train().to(place)
+        module = torch_net.build(case.net, params).train().to(place)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         module = module.to(memory_format=layout)
         images = pixels.contiguous(memory_format=layout)
@@ -202,7 +202,7 @@ def _check(module: Any, case: Case, params: Any, batch: dict[str, np.ndarray]) -
     few = (batch["image"][:4].astype(np.float32) - MEAN) * np.float32(case.scale)
     with torch.inference_mode():
         theirs = module(torch.from_numpy(few.transpose(0, 3, 1, 2).copy())).numpy()
-    net = models.build(arch.get(case.net), case.num_classes, case.rectifier)
+    net = models.build(case.net, case.num_classes, case.rectifier)
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(net.apply({"params": params}, few))
     size = float(np.abs(ours).max())

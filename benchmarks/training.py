@@ -22,14 +22,14 @@ class Case:
     """A network and what it is trained on.
 
     Attributes:
-        net: a name of `arch.REGISTRY`.
+        net: its layers.
         batch_size: images.
         rectifier: see `models.build`.
         dtype: of the computation.
         num_classes: of the last layer.
     """
 
-    net: str
+    net: arch.Arch
     batch_size: int
     rectifier: str = "prelu"
     dtype: str = "float32"
@@ -38,7 +38,7 @@ class Case:
     @property
     def side(self) -> int:
         """Of the images, pixels."""
-        return arch.get(self.net).image_size
+        return self.net.image_size
 
     @property
     def scale(self) -> float:
@@ -47,7 +47,7 @@ class Case:
 
     def state(self) -> TrainState:
         """Of step 0."""
-        model = models.build(arch.get(self.net), self.num_classes, self.rectifier, dtype=self.dtype)
+        model = models.build(self.net, self.num_classes, self.rectifier, dtype=self.dtype)
         mean = jnp.full((self.side, self.side, 3), MEAN)
         sgd = optimizer.sgd(RATE, MOMENTUM, WEIGHT_DECAY)
         return state.create(model, sgd, PixelStatistics(mean, jnp.float32(self.scale)), 0)

@@ -160,13 +160,20 @@ def test_a_start_that_fails_says_why(tmp_path):
 
 def test_a_first_step_needs_no_input_pipeline(tmp_path):
     code = (
-        "import sys; from benchmarks import first_step;"
-        f"first_step.main({str(tmp_path)!r}, 'small_14_reduced', 2); print(*sys.modules)"
+        "import sys; from benchmarks import first_step; from prelu_jax import arch;"
+        "first_step.main(arch.SMALL_14_REDUCED, 2); print(*sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=start_up._environment(str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert any((tmp_path / "prelu_jax/xla").iterdir())
     assert "jax" in said.stdout.split()
     assert not {"grain", "ml_collections", "tensorflow_datasets"}.intersection(said.stdout.split())
-    assert any(tmp_path.iterdir())
 
 
 def test_runs_in_a_stack_are_compared(monkeypatch):
@@ -212,7 +219,7 @@ def test_a_training_step_is_compared_with_pytorch(monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setitem(REGISTRY, "tiny", TINY)
     for rectifier in ("relu", "prelu"):
-        case = Case("tiny", 8, rectifier)
+        case = Case(TINY, 8, rectifier)
         result = train_step.measure([case], 2, "cpu")
         assert [row.what.split()[0] for row in result.rows] == ["prelu_jax", "torch", "torch"]
         (ratio,) = result.ratios
@@ -229,7 +236,7 @@ def test_a_training_step_is_compared_with_pytorch(monkeypatch):
 
 def test_a_measured_step_trains(monkeypatch):
     monkeypatch.setitem(REGISTRY, "tiny", TINY)
-    program = Case("tiny", 8).program()
+    program = Case(TINY, 8).program()
     losses = [float(program()) for _ in range(3)]
     assert len(set(losses)) == 3
 

@@ -7,7 +7,6 @@ import pytest
 
 from benchmarks.training import Case
 from prelu_jax import models
-from prelu_jax.arch import REGISTRY
 from prelu_jax.training import step
 from tests.training.conftest import TINY
 
@@ -39,9 +38,8 @@ def test_a_network_in_float64_is_that_in_float32_to_its_rounding():
 
 
 @pytest.mark.parametrize("rectifier", ["relu", "prelu"])
-def test_a_step_without_compilation_is_the_compiled_one(rectifier, monkeypatch):
-    monkeypatch.setitem(REGISTRY, "tiny", TINY)
-    case = Case("tiny", 4, rectifier)
+def test_a_step_without_compilation_is_the_compiled_one(rectifier):
+    case = Case(TINY, 4, rectifier)
     state, batch = case.state(), case.batch()
     compiled = jax.jit(step.train_step)(state, batch)
     with jax.disable_jit():

@@ -94,29 +94,28 @@ def test_some_things_have_one_home(pattern, homes):
     assert {m for m, file in modules() if re.search(pattern, file.read_text())} == homes
 
 
-def test_importing_the_library_brings_in_nothing_heavy():
-    code = "import sys, prelu_jax; print(*sys.modules)"
-    loaded = subprocess.run(
+def modules_after(imported):
+    """All that is loaded in a new process when it has imported some modules."""
+    code = f"import sys, {imported}; print(*sys.modules)"
+    return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
+
+
+def test_importing_the_library_brings_in_nothing_heavy():
+    loaded = modules_after("prelu_jax")
     assert "jax" in loaded
     heavy = {"tensorflow", "tensorflow_datasets", "grain", "matplotlib", "orbax", "sklearn", "cv2"}
     assert not heavy.intersection(loaded)
 
 
 def test_a_run_starts_without_what_it_does_not_need():
-    code = "import sys, experiments.convergence_30; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = modules_after("experiments.convergence_30")
     assert "tensorboardX" in loaded
     heavy = {"torch", "sklearn", "matplotlib", "scipy.stats", "tensorflow_datasets"}
     assert not heavy.intersection(loaded)
 
 
 def test_figures_are_drawn_and_results_gathered_without_jax():
-    code = "import sys, experiments.figures, experiments.report; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = modules_after("experiments.figures, experiments.report")
     assert not {"jax", "prelu_jax", "flax"}.intersection(loaded)
