@@ -19,7 +19,7 @@ from flax import linen as nn
 
 import prelu_jax as pj
 from benchmarks.growth import exponent_row, of_depth
-from benchmarks.timing import Ratio, Result, Row, milliseconds, samples, seconds
+from benchmarks.timing import Ratio, Result, Row, milliseconds, samples
 from prelu_jax import arch, models
 from prelu_jax.datadep import Lsuv, WithinLayer, plan
 from prelu_jax.datadep.walk import Control, Correction, OnePass, Walk
@@ -196,7 +196,8 @@ def _torch(net: _Net) -> _Peer:
     batch = torch.tensor(np.asarray(net.images).transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
         scores = module(batch).numpy()
-    torch.set_num_threads(_best_threads(lambda: module(batch)))
+    with torch.inference_mode():
+        torch_net.use_fastest_threads(lambda: module(batch))
     ours = np.asarray(net.model.apply(net.variables, net.images))
     size = float(np.abs(scores).max())
     np.testing.assert_allclose(scores, ours, rtol=0, atol=1e-4 * size)
@@ -206,18 +207,6 @@ def _torch(net: _Net) -> _Peer:
         return lsuv.lsuv_with_singlebatch(fresh, batch, do_orthonorm=False, verbose=False)
 
     return _Peer(call, lambda module: {"params": torch_net.params_of(module)})
-
-
-def _best_threads(forward: Callable[[], Any]) -> int:
-    """PyTorch's threads wait for each other: where cores are taken, one is the fastest."""
-    import torch
-
-    taken = {}
-    for threads in {1, torch.get_num_threads()}:
-        torch.set_num_threads(threads)
-        with torch.inference_mode():
-            taken[threads] = seconds({"forward": forward}, 3)["forward"]
-    return min(taken, key=lambda threads: taken[threads])
 
 
 def _anyinit(net: _Net) -> _Peer:

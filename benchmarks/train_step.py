@@ -9,7 +9,6 @@ import dataclasses
 import importlib.util
 import math
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -177,13 +176,7 @@ def _of_torch(case: Case, device: str, notes: list[str]) -> dict[str, Callable[[
     eager = program(channels_last=True, compiled=False)
     found = {"torch eager, channels last": eager}
     if device == "cpu":
-        every = len(os.sched_getaffinity(0))
-        of_threads = {}
-        for threads in {1, every}:
-            torch.set_num_threads(threads)
-            of_threads[threads] = seconds({"eager": eager}, 5)["eager"]
-        torch.set_num_threads(min(of_threads, key=lambda threads: of_threads[threads]))
-        notes.append(f"PyTorch's threads: {torch.get_num_threads()}, the fastest of 1 and {every}")
+        notes.append(torch_net.use_fastest_threads(eager))
         found["torch eager, channels first"] = program(channels_last=False, compiled=False)
         return found
     try:
