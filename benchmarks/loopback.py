@@ -133,13 +133,13 @@ def run(
 
 
 def _of_steps(found: Mapping[int, Samples], level: Level, cores: int, where: str) -> list[Ratio]:
-    arrays, size = map(int, found[1]["arrays and bytes summed"])
-    print(f"\nA step of {where}; it sums {arrays} arrays, {size / 1e6:.2f} MB:\n")
+    (size,) = found[1]["bytes summed"]
+    print(f"\nA step of {where}; it sums one array, {size / 1e6:.2f} MB:\n")
     print("| processes | without pmean | with | difference | ring | cores shared |")
     print("|---|---|---|---|---|---|")
     ratios = []
     for n, samples in found.items():
-        expected = predicted(level, n, arrays, size, cores)
+        expected = predicted(level, n, 1, size, cores)
         without, of_step = Spread.of(samples[WITHOUT]), Spread.of(samples[WITH])
         # Of pairs that were taken one after the other: what drifts is in both.
         difference = Spread.of(np.subtract(samples[WITH], samples[WITHOUT]).tolist())

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from prelu_jax.data import augment
 from prelu_jax.training.state import TrainState, stream
@@ -74,7 +75,7 @@ def train_step(
     (loss, error), grads = _gradients(state, batch, first_of_part(batch, axis_name))
     if axis_name:
         # Devices hold equal parts, so the mean of their means is the mean over the batch.
-        loss, error, grads = jax.lax.pmean((loss, error, grads), axis_name)
+        loss, error, grads = _mean_over_devices((loss, error, grads), axis_name)
 
     updates, velocity = state.optimizer.descent.update(
         grads, state.velocity, state.params, rate_scale=state.rate_scale
@@ -89,6 +90,14 @@ def train_step(
     }
     new_state = state.replace(step=state.step + 1, params=params, velocity=velocity)
     return new_state, metrics
+
+
+def _mean_over_devices(tree: Any, axis_name: str) -> Any:
+    """`jax.lax.pmean`; between CPUs of one array, for their devices meet anew for every array."""
+    if jax.default_backend() != "cpu":
+        return jax.lax.pmean(tree, axis_name)  # XLA joins the arrays there, without this copy
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.lax.pmean(flat, axis_name))
 
 
 def _gradients(
