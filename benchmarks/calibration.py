@@ -7,7 +7,6 @@ compared, also by how far from a std of 1 each leaves the layer that is farthest
 
 import copy
 import dataclasses
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from flax import linen as nn
 
 import prelu_jax as pj
 from benchmarks.growth import exponent_row, of_depth
-from benchmarks.timing import Ratio, Result, Row, milliseconds, samples
+from benchmarks.timing import Ratio, Result, Row, absent, milliseconds, samples
 from prelu_jax import arch, models
 from prelu_jax.datadep import Lsuv, WithinLayer, plan
 from prelu_jax.datadep.walk import Control, Correction, OnePass, Walk
@@ -83,25 +82,21 @@ def run(
         batch_size: images that it is calibrated on.
         repeats: of our programs. Others, which take seconds, run less often in deeper nets.
     """
-    results, peers = [], {name: make for name, (make, _) in _PEERS.items() if not _missing(name)}
+    missing = {name: absent(name, *modules) for name, (_, modules) in _PEERS.items()}
+    results, peers = [], {name: make for name, (make, _) in _PEERS.items() if not missing[name]}
     for depth in depths:
         net = _Net.of(of_depth(arch.get(base), depth), f"{depth} layers", batch_size)
         results.append(_own(net, repeats))
         few = max(1, 5 * repeats // depth)
         results += [_beside(net, name, make(net), few) for name, make in peers.items()]
     found = Result.joined(results)
-    missing = [
-        f"not compared: {name}; {_missing(name)} not installed (pip install -e .[bench])"
-        for name in _PEERS
-        if name not in peers
-    ]
     once = [
         f"{row.what} with {row.where}: one call, none before it"
         for row in found.rows
         if row.what in peers and len(row.values) == 1
     ]
     grown = _growth(found.rows, depths)
-    return Result.joined([found, grown, Result([], [], [*missing, *once])])
+    return Result.joined([found, grown, Result([], [], [*filter(None, missing.values()), *once])])
 
 
 def _growth(rows: Sequence[Row], depths: Sequence[int]) -> Result:
@@ -228,11 +223,6 @@ _PEERS: Mapping[str, tuple[Callable[[_Net], _Peer], tuple[str, ...]]] = {
     "lsuv (PyTorch)": (_torch, ("torch", "lsuv")),
     "AnyInit, empirical": (_anyinit, ("anyinit",)),
 }
-
-
-def _missing(name: str) -> str:
-    _, modules = _PEERS[name]
-    return ", ".join(module for module in modules if importlib.util.find_spec(module) is None)
 
 
 def farthest(model: nn.Module, variables: Any, images: jax.Array) -> float:

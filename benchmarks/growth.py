@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.timing import Ratio, Result, Row, memory, samples
+from benchmarks.timing import Ratio, Result, Row, device, memory, samples
 from benchmarks.training import Case
 from experiments import machine
 from prelu_jax import arch
@@ -71,7 +71,7 @@ GPU = Sizes(
 def run(sizes: Sizes | None = None, repeats: int = 10) -> Result:
     """Milliseconds and MiB at every point, and their exponents."""
     if sizes is None:
-        sizes = Sizes() if jax.default_backend() == "cpu" else GPU
+        sizes = {"cpu": Sizes(), "gpu": GPU}[device()]
     net = arch.get(sizes.net)
     base = Case(net, sizes.batch_size, dtype=sizes.dtype)
 

@@ -6,7 +6,6 @@ the gradient of y and write that of x: at the rate of a copy, that is its limit.
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.timing import Ratio, Result, milliseconds, samples
+from benchmarks.timing import Ratio, Result, absent, device, milliseconds, samples
 from benchmarks.training import Case
 from prelu_jax import arch, prelu, relu
 
@@ -46,8 +45,7 @@ def run(
         net: whose step is compared with that of the same net with ReLU; by device if empty.
         batch_size: images; by device if None.
     """
-    device = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    size = batch_size or BATCH[device]
+    size = batch_size or BATCH[device()]
     results = [
         _of_shape(
             f"{name}, {'×'.join(map(str, (size, *shape)))}, {dtype}", (size, *shape), dtype, repeats
@@ -55,19 +53,19 @@ def run(
         for name, shape in shapes.items()
         for dtype in DTYPES
     ]
-    step = _of_step(net or NETS[device], batch_size or {"cpu": 64, "gpu": 128}[device], repeats)
+    step = _of_step(net or NETS[device()], batch_size or {"cpu": 64, "gpu": 128}[device()], repeats)
     return Result.joined([*results, step])
 
 
 def _of_shape(where: str, shape: tuple[int, ...], dtype: str, repeats: int) -> Result:
     forward, backward = _programs(shape, dtype)
     notes: list[str] = []
-    if importlib.util.find_spec("torch"):
+    if note := absent("PyTorch", "torch"):
+        notes.append(note)
+    else:
         of_torch = _programs_of_torch(shape, dtype, notes)
         forward |= of_torch[0]
         backward |= of_torch[1]
-    else:
-        notes.append("not compared: torch is not installed (pip install -e .[bench])")
     x = _normal(0, shape, dtype)
     copy = jax.jit(lambda x: x + jnp.ones((), x.dtype))
     taken = samples(
@@ -149,7 +147,7 @@ def _programs_of_torch(
     import torch
 
     torch.compiler.reset()  # else the shapes before count against how often it compiles
-    place = "cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu"
+    place = "cuda" if torch.cuda.is_available() and device() == "gpu" else "cpu"
     rng = np.random.default_rng(0)
 
     def map_of(shape: tuple[int, ...]) -> Any:
@@ -193,7 +191,7 @@ def _wait(torch: Any, place: str) -> None:
 
 def _of_step(net: str, batch_size: int, repeats: int) -> Result:
     """A network's training step with channel-wise PReLUs, beside the same with ReLUs."""
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = {"cpu": "float32", "gpu": "bfloat16"}[device()]
     where = f"{net}, batch {batch_size}, {dtype}"
     programs = {
         f"step, {rectifier}": Case(arch.get(net), batch_size, rectifier, dtype).program()

@@ -4,12 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.timing import Ratio, Result, memory, milliseconds, samples
-from prelu_jax import arch, models, signal
-from prelu_jax.data.augment import PixelStatistics
-from prelu_jax.training import optimizer, signal_log, state, step
+from benchmarks.training import Case
+from prelu_jax import arch, signal
+from prelu_jax.training import signal_log, step
 
 NETS = ("small_30_reduced", "model_b_reduced")
 
@@ -20,20 +19,13 @@ def run(nets: tuple[str, ...] = NETS, batch_size: int = 64, repeats: int = 20) -
 
 
 def _of_net(net: arch.Arch, batch_size: int, repeats: int) -> Result:
-    model = models.build(net, 10, "prelu")
-    side = net.image_size
-    pixels = PixelStatistics(jnp.full((side, side, 3), 127.0), jnp.float32(1 / 64))
-    fresh = state.create(model, optimizer.sgd(0.01), pixels, 0)
-    rng = np.random.default_rng(0)
-    batch: dict[str, Any] = {
-        "image": rng.integers(0, 256, (batch_size, side, side, 3)).astype(np.uint8),
-        "label": rng.integers(0, 10, batch_size).astype(np.int32),
-    }
+    case = Case(net, batch_size)
+    model, fresh, batch = case.model(), case.state(), case.batch()
     variables = {"params": fresh.params}
-    images = jnp.asarray(rng.standard_normal((batch_size, side, side, 3), np.float32))
+    images = jax.random.normal(jax.random.key(1), batch["image"].shape)
 
     def loss(scores: Any) -> jax.Array:
-        return step.mean_loss(scores, batch["label"])
+        return step.mean_loss(scores, jnp.asarray(batch["label"]))
 
     def forward_and_backward(variables: Any, images: jax.Array) -> Any:
         return jax.value_and_grad(lambda v: loss(model.apply(v, images)))(variables)

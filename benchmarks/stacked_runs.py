@@ -3,13 +3,12 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import Ratio, Result, Row, samples
-from prelu_jax import arch, models
-from prelu_jax.data.augment import PixelStatistics
-from prelu_jax.training import optimizer, stack, state, step
+from benchmarks.timing import Ratio, Result, Row, device, samples
+from benchmarks.training import Case
+from prelu_jax import arch
+from prelu_jax.training import stack, state, step
 
 NET = "small_30_reduced"
 # By backend: (images of a batch, numbers of runs). On a CPU a stack is slower.
@@ -19,9 +18,8 @@ GOAL = {16: 0.25}  # number of runs -> what a stack may take of their time, on a
 
 def run(net: str = NET, cases: Any = None, steps: int = 10, repeats: int = 7) -> Result:
     """Time of a step of every run: two initialisers, each of half as many seeds and batches."""
-    backend = jax.default_backend()
-    cases = cases or CASES["cpu" if backend == "cpu" else "gpu"]
-    goal = {} if backend == "cpu" else GOAL
+    cases = cases or CASES[device()]
+    goal = GOAL if device() == "gpu" else {}
     return Result.joined(
         _of_batch(arch.get(net), batch_size, numbers, steps, repeats, goal)
         for batch_size, numbers in cases
@@ -36,21 +34,14 @@ def _of_batch(
     repeats: int,
     goal: dict[int, float],
 ) -> Result:
-    side = net.image_size
-    pixels = PixelStatistics(jnp.full((side, side, 3), 127.0), jnp.float32(1 / 64))
-    sgd = optimizer.sgd(0.002)
-    rng = np.random.default_rng(0)
+    case = Case(net, batch_size, "relu")
 
     def state_of(seed: int, initializer: str) -> state.TrainState:
-        drawn = models.build(net, 10, "relu", initializer)
-        return state.create(drawn, sgd, pixels, seed, True).replace(model=drawn.uninitialized())
+        drawn = case.state(seed, initializer)
+        return drawn.replace(model=drawn.model.uninitialized())
 
-    def batches(*count: int) -> dict[str, np.ndarray]:
-        shape = (*count, batch_size)
-        return {
-            "image": rng.integers(0, 256, (*shape, side, side, 3)).astype(np.uint8),
-            "label": rng.integers(0, 10, shape).astype(np.int32),
-        }
+    def batches(count: int) -> dict[str, np.ndarray]:
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *map(case.batch, range(count)))
 
     def taking(a_step: Any, now: Any, batch: Any) -> Any:
         def program() -> Any:
@@ -61,7 +52,7 @@ def _of_batch(
 
         return program
 
-    programs = {"1 run": taking(jax.jit(step.train_step), state_of(0, "he_normal"), batches())}
+    programs = {"1 run": taking(jax.jit(step.train_step), state_of(0, "he_normal"), case.batch())}
     for n in numbers:
         states = [state_of(i // 2, ("he_normal", "xavier_normal")[i % 2]) for i in range(n)]
         stacked = stack.together(states, [i // 2 for i in range(n)])

@@ -1,6 +1,7 @@
 """How long programs take, side by side, what memory they need, and how a benchmark tells it."""
 
 import dataclasses
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -77,6 +78,19 @@ class Result:
         """All rows, ratios and notes, in their order."""
         parts = [(r.rows, r.ratios, r.notes) for r in results]
         return cls(*([x for part in of for x in part] for of in zip(*parts, strict=True)))
+
+
+def device() -> str:
+    """What JAX computes on: 'cpu' or 'gpu'."""
+    return "cpu" if jax.default_backend() == "cpu" else "gpu"
+
+
+def absent(peer: str, *modules: str) -> str:
+    """The note that a peer is not compared for modules that are not installed; empty if all are."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"not compared: {peer}; {', '.join(missing)} not installed (pip install -e .[bench])"
 
 
 def milliseconds(where: str, taken: Mapping[str, Sequence[float]]) -> list[Row]:

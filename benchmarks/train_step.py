@@ -6,7 +6,6 @@ normalisation, dropout, loss, backward pass and SGD with momentum and decay.
 """
 
 import dataclasses
-import importlib.util
 import math
 import multiprocessing
 import time
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import timing
 from benchmarks.timing import Ratio, Result, memory, milliseconds, samples, seconds
 from benchmarks.training import MEAN, MOMENTUM, RATE, WEIGHT_DECAY, Case, taking
 from experiments import machine
@@ -46,7 +46,7 @@ _TURN = {"cpu": 10, "gpu": 5}  # steps in a row
 
 def run(cases: Sequence[Case] = (), repeats: int = 7) -> Result:
     """Time, images a second, arithmetic over its measured rate, and memory, of each case."""
-    device = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    device = timing.device()
     # A process of its own: how many devices its cores are is for the first call to say.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, tuple(cases) or CASES[device], repeats, device).result()
@@ -97,10 +97,10 @@ def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
     jax.block_until_ready(ours())
     notes.append(f"{where}: drawn and compiled in {time.perf_counter() - start:.1f} s")
     programs: dict[str, Callable[[], Any]] = {"prelu_jax": ours}
-    if importlib.util.find_spec("torch"):
-        programs |= _of_torch(case, device, notes)
+    if note := timing.absent("PyTorch", "torch"):
+        notes.append(note)
     else:
-        notes.append("not compared: torch is not installed (pip install -e .[bench])")
+        programs |= _of_torch(case, device, notes)
     taken = samples(programs, repeats, _TURN[device])
     # Forward, and backward to the inputs and to the weights: three passes of multiply-adds.
     operations = 6.0 * arch.multiply_adds(case.net, case.num_classes) * case.batch_size

@@ -45,16 +45,22 @@ class Case:
         """What pixels are multiplied with once their mean is subtracted."""
         return 1.0 if self.side > 32 else 1 / 64
 
-    def state(self) -> TrainState:
-        """Of step 0."""
-        model = models.build(self.net, self.num_classes, self.rectifier, dtype=self.dtype)
-        mean = jnp.full((self.side, self.side, 3), MEAN)
-        sgd = optimizer.sgd(RATE, MOMENTUM, WEIGHT_DECAY)
-        return state.create(model, sgd, PixelStatistics(mean, jnp.float32(self.scale)), 0)
+    def model(self, initializer: str = "he_normal") -> models.RectifierNet:
+        """The network."""
+        return models.build(
+            self.net, self.num_classes, self.rectifier, initializer, dtype=self.dtype
+        )
 
-    def batch(self) -> dict[str, np.ndarray]:
+    def state(self, seed: int = 0, initializer: str = "he_normal") -> TrainState:
+        """Of step 0."""
+        mean = jnp.full((self.side, self.side, 3), MEAN)
+        pixels = PixelStatistics(mean, jnp.float32(self.scale))
+        sgd = optimizer.sgd(RATE, MOMENTUM, WEIGHT_DECAY)
+        return state.create(self.model(initializer), sgd, pixels, seed)
+
+    def batch(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Random images and labels, on the host."""
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         shape = (self.batch_size, self.side, self.side, 3)
         return {
             "image": rng.integers(0, 256, shape).astype(np.uint8),

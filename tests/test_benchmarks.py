@@ -46,7 +46,7 @@ OURS = ["within_layer's pass", "lsuv's pass", "calibrate", "calibrate, the first
 
 def test_the_cost_of_a_calibration_is_compared(monkeypatch):
     monkeypatch.setitem(REGISTRY, "tiny", TINY)
-    monkeypatch.setattr(calibration, "_missing", lambda name: "all of it")
+    monkeypatch.setattr(calibration, "absent", lambda name, *modules: "all of it")
     precisions = []
 
     def spied(function, *args):
@@ -89,7 +89,7 @@ def test_other_libraries_are_compared_where_they_are_installed(monkeypatch, name
         pytest.importorskip(module)
     monkeypatch.setitem(REGISTRY, "tiny", TINY)
     monkeypatch.setattr(calibration, "_RATIO_AT", 5)
-    monkeypatch.setattr(calibration, "_missing", lambda other: "" if other == name else "it")
+    monkeypatch.setattr(calibration, "absent", lambda other, *_: "" if other == name else "it")
     result = calibration.run("tiny", depths=(4, 5), batch_size=8, repeats=1)
     (ratio,) = [ratio for ratio in result.ratios if ratio.what == f"time: calibrate / {name}"]
     assert ratio.where == "5 layers"
@@ -212,7 +212,8 @@ def test_rectifiers_are_compared_with_a_copy_and_with_a_step(monkeypatch):
     # Both forms against a copy, the shared one against Flax, in two types; a step.
     assert len(result.ratios) == 2 * 3 + 1
     assert all(ratio.value > 0 for ratio in result.ratios)
-    assert result.notes == ["not compared: torch is not installed (pip install -e .[bench])"] * 2
+    told = "not compared: PyTorch; torch not installed (pip install -e .[bench])"
+    assert result.notes == [told] * 2
 
 
 def test_a_training_step_is_compared_with_pytorch(monkeypatch):
