@@ -1,6 +1,7 @@
 """What every experiment shares: its flags, its scales, its runs and its exit status."""
 
 import dataclasses
+import os
 import re
 import sys
 import time
@@ -75,8 +76,12 @@ def main(
         started, stopped = time.monotonic(), False
         try:
             part = _part()
-            if part and alone:
-                raise ValueError("This experiment cannot be trained in parts: give no --part.")
+            if alone and (part or flags.FLAGS.stack_runs):
+                raise ValueError(
+                    "This experiment does one thing after another: give no --part and no "
+                    "--stack_runs."
+                )
+            _check_workdir(folder)
             _join(alone)
             # The time of a part is in no record: neither is it forgotten that there was one.
             stopped = processes.is_first() and (record.begin(folder) or part is not None)
@@ -108,6 +113,14 @@ def main(
         sys.exit(status)
 
     app.run(together)
+
+
+def _check_workdir(folder: Path) -> None:
+    """Raises a ValueError if runs cannot be written there; it makes nothing."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "cannot be written to" if there.is_dir() else "is a file"
+        raise ValueError(f"--workdir is {folder}, but {there} {why}; give a folder for the runs.")
 
 
 def _define_processes() -> None:

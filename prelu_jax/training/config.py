@@ -96,7 +96,8 @@ def validate(config: TrainConfig) -> None:
     for field in ("eval_every", "checkpoint_every"):
         # Then a resumed run logs the same intervals as one that was never interrupted.
         value = getattr(config, field)
-        _require(config, field, value % config.log_every == 0, f"a multiple of {config.log_every}")
+        multiple = f"a multiple of config.log_every, {config.log_every}"
+        _require(config, field, value % config.log_every == 0, multiple)
 
 
 def drop_epochs(config: TrainConfig) -> tuple[float, ...]:

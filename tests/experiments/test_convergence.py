@@ -105,7 +105,9 @@ def test_a_work_folder_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "file").touch()
     failed = run("convergence_30", f"--workdir={tmp_path / 'file' / 'run'}", *SHORT)
     assert failed.returncode == 1
-    assert "Not a directory" in failed.stderr
+    assert f"--workdir is {tmp_path / 'file' / 'run'}, but {tmp_path / 'file'} is a file" in (
+        failed.stderr
+    )
     assert "Traceback" not in failed.stderr
 
 

@@ -42,9 +42,14 @@ def test_there_is_no_such_part(part, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [("signal_profile",), ("ensemble", "--seeds=1", "--config.members=a,b")]
+    "command",
+    [
+        ("signal_profile", "--part=0/2"),
+        ("signal_profile", "--stack_runs"),
+        ("ensemble", "--seeds=1", "--config.members=a,b", "--part=0/2"),
+    ],
 )
 def test_an_experiment_in_one_piece_has_no_parts(command, tmp_path):
-    done = run(*command, f"--workdir={tmp_path / 'w'}", "--part=0/2")
+    done = run(*command, f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 1
     assert "give no --part" in done.stderr

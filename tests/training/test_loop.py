@@ -352,7 +352,7 @@ def test_what_cannot_be_is_refused_before_the_folder_is_made(tmp_path):
         ({"initializer": "he_norm"}, "Did you mean 'he_normal'"),
         ({"arch": "tinny"}, "Did you mean 'tiny'"),
         ({"test_split": "tets"}, "Did you mean 'test'"),
-        ({"eval_every": 3}, "config.eval_every is 3, expected a multiple of 2"),
+        ({"eval_every": 3}, "config.eval_every is 3, expected a multiple of config.log_every, 2"),
         ({"learning_rate": 0.0}, "config.learning_rate is 0.0, expected above 0"),
         ({"min_side": 16}, "config.min_side is 16, expected at least the 32 pixels"),
         ({"accumulate": 0}, "config.accumulate is 0, expected at least 1"),
