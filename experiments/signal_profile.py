@@ -115,7 +115,7 @@ def _measure(net: Arch, config: Config, seeds: int) -> Iterator[Found]:
     def measure(seed: jax.Array, stddev: dict[str, jax.Array]) -> Any:
         """All arms are Gaussians: one unit draw serves them all."""
         of_weights, of_images, of_scores = jax.random.split(jax.random.key(seed), 3)
-        images = jax.random.normal(of_images, image.shape)
+        images = jax.random.normal(of_images, image.shape, image.dtype)
         params = {**model.init(of_weights, images)["params"]}
         for conv in convs:
             params[conv] = {**params[conv], "kernel": stddev[conv] * params[conv]["kernel"]}

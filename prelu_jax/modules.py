@@ -80,5 +80,6 @@ class Dropout(nn.Module):
         if not train or self.rate == 0.0:
             return x
         keys = streams.by_example(self.make_rng("dropout"), x.shape[0], first_example)
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
+        kept = jnp.float32(1 - self.rate)
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, kept, x.shape[1:]))(keys)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))

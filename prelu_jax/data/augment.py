@@ -57,7 +57,7 @@ def random_flip(
 ) -> jax.Array:
     """Mirrors half of the images, each by a coin of its own place in the global batch."""
     keys = streams.by_example(key, images_bhwc.shape[0], first_example)
-    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    mirrored = jax.vmap(lambda k: jax.random.bernoulli(k, jnp.float32(0.5)))(keys)
     return jnp.where(mirrored[:, None, None, None], images_bhwc[:, :, ::-1], images_bhwc)
 
 
@@ -84,6 +84,6 @@ def alter_colour(
         first_example: the place of the first image in the global batch.
     """
     keys = streams.by_example(key, x_bhwc.shape[0], first_example)
-    a = std * jax.vmap(lambda k: jax.random.normal(k, (3,)))(keys)
+    a = std * jax.vmap(lambda k: jax.random.normal(k, (3,), jnp.float32))(keys)
     colours = jnp.sum(a[:, :, None] * pixels.colour, axis=1)  # Ca, C being symmetric
     return x_bhwc + (255 * pixels.scale * colours)[:, None, None, :]

@@ -41,8 +41,8 @@ def sample(key: jax.Array, patches: jax.Array, count: int) -> jax.Array:
     n = patches.shape[1]
     if n <= count:
         return patches
-    edges = [i * n // count for i in range(count + 1)]
-    index = jax.random.randint(key, (count,), np.array(edges[:-1]), np.array(edges[1:]))
+    edges = np.array([i * n // count for i in range(count + 1)], np.int32)
+    index = jax.random.randint(key, (count,), edges[:-1], edges[1:], jnp.int32)
     return patches[:, index]
 
 
@@ -89,7 +89,7 @@ def filters(
     _check(kind, patches, count)
     groups, n, rows = patches.shape
     keys = jax.random.split(key, groups + 1)
-    gaussian = jax.random.normal(keys[-1], (groups, rows, count))
+    gaussian = jax.random.normal(keys[-1], (groups, rows, count), jnp.float32)
     if too_few(patches, count, axis_name):
         return gaussian, jnp.array(False)
     everywhere: Callable[[jax.Array], jax.Array] = lambda x: x  # noqa: E731
@@ -143,12 +143,14 @@ def _group(
         whitening = whitening[:, :count]
         return _dot(whitening, _centroids(_dot(centred, whitening), count, first, key).T), rank
     fill_key, order_key = jax.random.split(key)
-    fill = jnp.where(usable[:, None], jax.random.normal(fill_key, (len(v), count)), 0)
+    fill = jax.random.normal(fill_key, (len(v), count), jnp.float32)
+    fill = jnp.where(usable[:, None], fill, 0)
     fill = _dot(whitening, _unit(fill, axis=0))
     found, available = whitening, rank
     if kind == "zca":
         alive = covariance.diagonal() > epsilon
-        order = jnp.argsort(jnp.where(alive, jax.random.uniform(order_key, alive.shape), 2))
+        places = jax.random.uniform(order_key, alive.shape, jnp.float32)
+        order = jnp.argsort(jnp.where(alive, places, 2))
         found, available = _dot(whitening, v.T)[:, order], alive.sum()
     missing = max(0, count - len(v))
     found = jnp.pad(found[:, :count], ((0, 0), (0, missing)))
@@ -179,7 +181,8 @@ def _centroids(white: jax.Array, count: int, first: bool | jax.Array, key: jax.A
     result = jax.ShapeDtypeStruct((count, white.shape[1]), white.dtype)
     call = functools.partial(host.call, functools.partial(fit_kmeans, count), result)
     zeros = lambda *_: jnp.zeros(result.shape, result.dtype)  # noqa: E731
-    return lax.cond(first, call, zeros, _unit(white, axis=1), jax.random.bits(key))
+    seed = jax.random.bits(key, dtype=jnp.uint32)
+    return lax.cond(first, call, zeros, _unit(white, axis=1), seed)
 
 
 def fit_kmeans(count: int, patches: np.ndarray, seed: np.ndarray) -> np.ndarray:

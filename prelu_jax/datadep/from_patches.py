@@ -55,7 +55,7 @@ class FromPatches(WithinLayer):
         kernel = visit.parameters["kernel"]
         of_sample, of_filters = jax.random.split(key)
         if not has_patches(visit.layer):
-            gaussian = jax.random.normal(of_filters, kernel.shape)
+            gaussian = jax.random.normal(of_filters, kernel.shape, jnp.float32)
             return Redrawn(gaussian.astype(kernel.dtype), jnp.array(False))
         devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
         sample = patches(layer, visit, of_sample, self.max_patches // devices, axis_name)

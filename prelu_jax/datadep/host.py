@@ -51,7 +51,8 @@ def _abstract(*args: Any, function: Any, result: jax.ShapeDtypeStruct) -> Any:
 
 @_call_p.def_impl
 def _outside_of_jit(*args: jax.Array, function: Any, result: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.jit(lambda *args: _call_p.bind(*args, function=function, result=result))(*args)
+    with jax.disable_jit(False):  # else this would call itself
+        return jax.jit(lambda *args: _call_p.bind(*args, function=function, result=result))(*args)
 
 
 def _lower(context: Any, *args: Any, function: Any, result: jax.ShapeDtypeStruct) -> Any:

@@ -152,7 +152,7 @@ def _start(
     opened.callback(folder.close)
     saving = opened.enter_context(contextlib.closing(Saving(config, folder, data.tally)))
     size = net.arch.image_size
-    unmeasured = augment.PixelStatistics(jnp.zeros((size, size, 3)), jnp.float32(1))
+    unmeasured = augment.PixelStatistics(jnp.zeros((size, size, 3), jnp.float32), jnp.float32(1))
     pixels = source.pixels if source else unmeasured
     fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
     if resumed := saving.resume(fresh):

@@ -69,7 +69,7 @@ def create(
 
     The parameters are those of one image of the shape of ``pixels.mean``.
     """
-    image = jnp.zeros((1, *pixels.mean.shape))
+    image = jnp.zeros((1, *pixels.mean.shape), jnp.float32)
     params = model.init(stream(seed, "params"), image)["params"]
     return TrainState(
         step=jnp.int32(0),
