@@ -16,7 +16,7 @@ from prelu_jax.training import optimizer
 def test_the_same_slopes_give_what_linen_gives(shared, options, dtype):
     x, cotangent = jax.random.normal(jax.random.key(0), (2, 4, 6, 6, 5)).astype(dtype)
     features = x.shape[options.get("channel_axis", -1)]
-    slope = jax.random.normal(jax.random.key(1), () if shared else (features,))
+    slope = jax.random.normal(jax.random.key(1), () if shared else (features,), jnp.float32)
     linen = pj.PReLU(channel_shared=shared, **options)
     twin = pj.nnx.PReLU(None if shared else features, **options)
     assert twin.negative_slope.shape == slope.shape

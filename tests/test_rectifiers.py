@@ -154,8 +154,8 @@ def test_second_moment_gain_is_what_gaussians_keep(slope):
 @pytest.mark.parametrize(
     ("x", "slope", "error", "message"),
     [
-        (jnp.arange(3), 0.25, TypeError, "x has type int32"),
-        (jnp.ones(3), 1, TypeError, "negative_slope has type int32"),
+        (jnp.arange(3, dtype=jnp.int32), 0.25, TypeError, "x has type int32"),
+        (jnp.ones(3), jnp.int32(1), TypeError, "negative_slope has type int32"),
         (jnp.ones((2, 3)), jnp.ones(2), ValueError, r"shape \(2,\).*\(3,\).*\(2, 3\).*axis -1"),
         (jnp.ones((2, 3)), jnp.ones(1), ValueError, r"shape \(1,\)"),
         (jnp.ones((2, 3)), jnp.ones((2, 3)), ValueError, r"shape \(2, 3\)"),

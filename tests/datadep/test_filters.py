@@ -223,7 +223,7 @@ def test_a_call_of_the_host_on_every_cpu_device_at_once():
     """27 calls with 5 MB each, by as many devices as the client has threads, none to spare."""
 
     def net(x):
-        kernel = jnp.ones((3, 3, 32, 32)) / 300
+        kernel = jnp.ones((3, 3, 32, 32), jnp.float32) / 300
         for _ in range(27):
             x = jax.lax.conv_general_dilated(
                 x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -30,9 +30,9 @@ def by_hand(forward, params, x, objective):
 
     @jax.jit
     def run_and_pull_back(params):
-        zeros = [jnp.zeros(shape) for shape in shapes]
+        zeros = [jnp.zeros(shape, jnp.float32) for shape in shapes]
         value, vjp, calls = jax.vjp(run, zeros, params, has_aux=True)
-        return value, calls, *vjp(jnp.ones(()))
+        return value, calls, *vjp(jnp.ones_like(value))
 
     value, calls, gradients, params_gradient = run_and_pull_back(params)
     rows = [(name, *c, g) for name, c, g in zip(names, calls, gradients, strict=True)]

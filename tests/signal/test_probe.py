@@ -35,7 +35,7 @@ def noise(outputs):
     """The documented draw: by output, then by example."""
     key = jax.random.fold_in(KEY, 0)
     keys = jnp.stack([jax.random.fold_in(key, i) for i in range(len(outputs))])
-    draw = lambda key: jax.random.normal(key, outputs.shape[1:])  # noqa: E731
+    draw = lambda key: jax.random.normal(key, outputs.shape[1:], jnp.float32)  # noqa: E731
     return jnp.sum(jax.vmap(draw)(keys) * outputs)
 
 
@@ -361,7 +361,7 @@ class Returns(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         y = nn.Dense(2)(x)
-        return {"floats": y, "integers": y.argmax(-1), "nothing": None}[self.what]
+        return {"floats": y, "integers": y.argmax(-1).astype(jnp.int32), "nothing": None}[self.what]
 
 
 class Norms(nn.Module):
@@ -370,8 +370,10 @@ class Norms(nn.Module):
         return nn.LayerNorm()(x)
 
 
-X = jnp.ones((3, 2))
-PARAMS = {"params": {"Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}}}
+X = jnp.ones((3, 2), jnp.float32)
+PARAMS = {
+    "params": {"Dense_0": {"kernel": jnp.ones((2, 2), X.dtype), "bias": jnp.zeros(2, X.dtype)}}
+}
 NORM = {"params": {"LayerNorm_0": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}}
 
 
@@ -383,7 +385,7 @@ NORM = {"params": {"LayerNorm_0": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}}
         (Returns(), None, X, {}, ValueError, "no 'params', only NoneType"),
         (Returns(), {"params": {}}, X, {}, ValueError, "'params' are empty"),
         (Returns(), PARAMS, X, {"loss": 3}, TypeError, "loss is 3, expected a function"),
-        (Returns(), PARAMS, jnp.ones(()), {}, ValueError, "float32[], expected arrays of which"),
+        (Returns(), PARAMS, X[0, 0], {}, ValueError, "float32[], expected arrays of which"),
         (Returns(), PARAMS, X[0], {}, ValueError, "'Dense_0' was given float32[2], expected at"),
         (nnx.Conv(2, 2, 3, rngs=nnx.Rngs(0)), None, X, {}, ValueError, "at least 3 axes"),
         (Returns(), PARAMS, X[:0], {}, ValueError, "the batch is empty: float32[0, 2]"),
