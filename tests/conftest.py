@@ -23,6 +23,24 @@ hypothesis.settings.register_profile("project", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("project")
 
 
+# Folders and modules whose tests start commands or train runs, minutes each without compilation.
+_OF_RUNS = {"experiments", "faults", "integration", "launch"}
+_OF_RUNS |= {"test_benchmarks", "test_input_benchmark", "test_notebooks", "test_readme"}
+_OF_RUNS |= {"test_full_size", "test_loop", "test_pretrained", "test_processes", "test_run_data"}
+_OF_RUNS |= {"test_scaling", "test_stack", "test_step"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With JAX_DISABLE_JIT, leaves out what says something of compiled programs alone."""
+    if not jax.config.jax_disable_jit:
+        return
+    for item in items:
+        marker = item.get_closest_marker("compiled")
+        why = marker.args[0] if marker else "starts commands or trains runs"
+        if marker or _OF_RUNS & {item.path.stem, item.path.parent.name}:
+            item.add_marker(pytest.mark.skip(reason=f"without compilation: {why}"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_a_module() -> Iterator[None]:
     """Frees what a module compiled: a process may map 65,530 regions (vm.max_map_count).

@@ -219,6 +219,7 @@ def predicted():
     return forward, backward
 
 
+@pytest.mark.compiled("too slow")
 def test_a_net_of_blocks_is_what_its_maps_composed_say():
     """Means over keys, of new weights, images and gradients each, at every place of the net."""
 

@@ -43,7 +43,7 @@ def test_maps_are_those_of_a_convolution_with_ones_and_of_its_gradient(options, 
         if conv.circular:
             x = jnp.pad(x, (conv.padding, conv.padding), mode="wrap")
         sides = ((0, 0), (0, 0)) if conv.circular else (conv.padding, conv.padding)
-        strides, ones = (conv.stride, conv.stride), jnp.ones((1, 1, kernel_size, kernel_size))
+        strides, ones = (conv.stride,) * 2, jnp.ones((1, 1, kernel_size, kernel_size), x.dtype)
         return jax.lax.conv_general_dilated(x[None, None], ones, strides, sides)[0, 0]
 
     y, back = jax.vjp(with_ones, jnp.asarray(x, jnp.float32))
@@ -292,6 +292,7 @@ every_net = pytest.mark.parametrize("padding", arch.PADDINGS)
 every_slope = pytest.mark.parametrize("slope", [0.0, 0.25])
 
 
+@pytest.mark.compiled("too slow")
 @every_net
 @every_slope
 def test_every_convolution_makes_of_the_measured_map_what_is_predicted(padding, slope):

@@ -117,7 +117,8 @@ def freedom(function: Callable[..., Any], parameters: Mapping[str, Any], *args: 
     def of_leaves(leaves: Sequence[jax.Array], *args: Any) -> Any:
         return function(dict(zip(names, leaves, strict=True)), *args)
 
-    closed = jax.make_jaxpr(of_leaves)([parameters[name] for name in names], *args)
+    with jax.disable_jit(False):  # else loops are unrolled, and look like many operations
+        closed = jax.make_jaxpr(of_leaves)([parameters[name] for name in names], *args)
     reader = _Reader(len(names))
     units = [
         unit if _is_inexact(atom) else reader.fixed([unit])

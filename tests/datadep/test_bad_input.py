@@ -110,6 +110,7 @@ def test_integers_are_told_whatever_they_are():
         datadep.calibrate(DENSE, drawn(DENSE, X), X.astype(jnp.int32))
 
 
+@pytest.mark.compiled("what is inside jit or scan is not traced")
 @pytest.mark.parametrize("model", [DENSE, nnx.Linear(4, 3, rngs=nnx.Rngs(0))])
 def test_calibrate_says_that_it_cannot_be_traced(model):
     variables = () if isinstance(model, nnx.Module) else (drawn(DENSE, X),)
@@ -119,6 +120,7 @@ def test_calibrate_says_that_it_cannot_be_traced(model):
         jax.jit(lambda key: datadep.calibrate(model, *variables, X, key=key))(KEY)
 
 
+@pytest.mark.compiled("what is inside jit or scan is not traced")
 def test_calibrate_says_that_an_nnx_model_is_traced():
     with pytest.raises(TypeError, match="calibrate was called inside jit"):
         nnx.jit(lambda model: datadep.calibrate(model, X))(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))

@@ -47,6 +47,7 @@ def deep():
     return model, variables, x, *datadep.calibrate(model, variables, x)
 
 
+@pytest.mark.compiled("too slow")
 def test_thirty_layers_in_one_pass(deep):
     model, _, x, variables, report = deep
     found = channel_moments(model, variables, x)
@@ -100,6 +101,7 @@ def test_gradients_grow_as_the_docstring_derives(slope):
     assert np.mean(logs) == pytest.approx(np.log((1 + slope**2) / 2 / forward), abs=error)
 
 
+@pytest.mark.compiled("too slow")
 def test_rates_of_thirty_layers_are_made_equal_and_the_outputs_kept(deep):
     model, _, x, variables, _ = deep
     rng = np.random.default_rng(0)
@@ -123,6 +125,7 @@ def test_rates_of_thirty_layers_are_made_equal_and_the_outputs_kept(deep):
     assert np.std(np.log(rates)) <= 0.05  # by the probe, with other noise
 
 
+@pytest.mark.compiled("too slow")
 @pytest.mark.parametrize("alpha", [0.25, 0.5])
 def test_damping_shrinks_the_spread_by_one_minus_alpha(alpha):
     x = images(*SHAPE)

@@ -22,6 +22,7 @@ def over_devices(devices, out_axes):
     )
 
 
+@pytest.mark.compiled("jax.pmap over several devices")
 @pytest.mark.parametrize("method", ["within_layer", "between_layer", "lsuv"])
 def test_the_result_does_not_depend_on_the_number_of_devices(method):
     x = images(*SHAPE)
@@ -35,6 +36,7 @@ def test_the_result_does_not_depend_on_the_number_of_devices(method):
             np.testing.assert_allclose(flat(found)[name], value, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.compiled("jax.pmap over several devices")
 def test_every_replica_ends_with_the_same_bits():
     x = images(*SHAPE)
     model, variables = LINEN["cnn"], drawn(LINEN["cnn"], x)

@@ -48,6 +48,7 @@ def test_linen_attention():
     assert between.spread_after < between.spread_before
 
 
+@pytest.mark.compiled("what is inside jit or scan is not traced")
 def test_a_recurrent_cell_inside_scan_is_told():
     x = images(4, 5, 3)
     model = nn.RNN(nn.LSTMCell(4))

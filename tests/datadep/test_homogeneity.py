@@ -256,7 +256,7 @@ def times_c(operation):
 def drawn():
     rng = np.random.default_rng(5)
     matrices = rng.standard_normal((2, 4, 4))
-    return {"a": matrices[0], "b": matrices[1], "c": np.array(1.5)}
+    return {"a": jnp.asarray(matrices[0]), "b": jnp.asarray(matrices[1]), "c": jnp.array(1.5)}
 
 
 @pytest.mark.parametrize("name", EXACT | CAUTIOUS)

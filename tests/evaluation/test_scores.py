@@ -28,6 +28,7 @@ def on_devices(function, state, devices):
     return lambda batch: program(state, parallel.split(batch))
 
 
+@pytest.mark.compiled("jax.pmap over several devices")
 @pytest.mark.parametrize("function", [evaluation.dense_step, evaluation.ten_view_step])
 def test_every_example_is_scored_alone_for_any_batch_size_and_device_count(function):
     state = make_state()
@@ -50,6 +51,7 @@ def trained():
     return state, test
 
 
+@pytest.mark.compiled("too slow")
 def test_digits_are_predicted_the_same_for_any_batch_size_and_device_count(trained):
     state, test = trained
     found = [
@@ -67,6 +69,7 @@ def test_digits_are_predicted_the_same_for_any_batch_size_and_device_count(train
         assert evaluation.top_error(scores, labels, 5) < 0.1
 
 
+@pytest.mark.compiled("too slow")
 @pytest.mark.slow
 def test_50_000_of_50_000_examples_are_predicted_the_same(trained):
     state, test = trained
@@ -110,6 +113,7 @@ def test_at_the_crops_size_ten_views_are_the_plain_test_of_the_image_and_its_mir
     assert evaluation.top_error(scores, labels, 1) == wrong / 297
 
 
+@pytest.mark.compiled("counts compilations")
 def test_each_shape_compiles_once():
     traced = []
 

@@ -86,6 +86,7 @@ class Tokens(nn.Module):
         return nn.Dense(2)(x)
 
 
+@pytest.mark.compiled("what is inside jit or scan is not traced")
 def test_a_recurrent_cell_inside_a_scan_is_listed():
     tokens = jnp.arange(12).reshape(3, 4) % 9
     found = signal.measure(Tokens(), drawn(Tokens(), tokens), tokens)
@@ -165,6 +166,7 @@ class Normed(nn.Module):
         return nn.Dense(2)(x)
 
 
+@pytest.mark.compiled("jax.pmap over several devices")
 def test_batch_norm_in_training_normalises_over_all_devices():
     x = images(8, 3)
     variables = drawn(Normed(), x)

@@ -218,6 +218,7 @@ def test_dead_channels_and_collapse_are_seen():
     assert signal.measure(nn.Dense(4), variables, x[:1]).layers[0].cosine is None
 
 
+@pytest.mark.compiled("jax.pmap over several devices")
 @pytest.mark.parametrize(("library", "objective"), [("linen", None), ("nnx", loss)])
 def test_devices_together_measure_what_one_does(library, objective):
     net = NETS["cnn"]
@@ -246,6 +247,7 @@ def test_devices_together_measure_what_one_does(library, objective):
     assert whole.loss is None or found.loss == pytest.approx(whole.loss, rel=1e-5)
 
 
+@pytest.mark.compiled("counts traces")
 def test_a_prepared_probe_traces_its_model_once():
     traces = 0
 

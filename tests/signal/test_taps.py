@@ -44,6 +44,7 @@ class Hidden(nn.Module):
         return nn.Dense(2, name="after")(x)
 
 
+@pytest.mark.compiled("what is inside jit or scan is not traced")
 @pytest.mark.parametrize("how", ["scan", "remat", "jit", "vmap"])
 def test_what_is_inside_a_transformation_is_listed(how):
     x = images(5, 3)

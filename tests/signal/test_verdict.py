@@ -216,6 +216,7 @@ def measured(depth, gain):
     return [probe.read(jax.tree.map(lambda leaf, i=i: leaf[i], raw)) for i in range(KEYS)]
 
 
+@pytest.mark.compiled("too slow")
 def test_no_false_alarm_in_200_healthy_nets_of_50_layers_and_the_noise_is_what_is_said():
     nets = measured(50, 2.0)
     assert [verdict.judge(net) for net in nets] == [()] * KEYS
@@ -231,6 +232,7 @@ def test_no_false_alarm_in_200_healthy_nets_of_50_layers_and_the_noise_is_what_i
             assert ratio == pytest.approx(1, abs=5 * math.sqrt(2 / KEYS) + 0.1), (moment, at)
 
 
+@pytest.mark.compiled("too slow")
 def test_xavier_with_relu_is_caught_in_each_of_200_nets_of_12_layers():
     verdicts = [[f.verdict for f in verdict.judge(net)] for net in measured(12, 1.0)]
     assert all("vanishing" in of_net for of_net in verdicts)
