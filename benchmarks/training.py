@@ -53,7 +53,7 @@ class Case:
 
     def state(self, seed: int = 0, initializer: str = "he_normal") -> TrainState:
         """Of step 0."""
-        mean = jnp.full((self.side, self.side, 3), MEAN)
+        mean = jnp.full((self.side, self.side, 3), MEAN, jnp.float32)
         pixels = PixelStatistics(mean, jnp.float32(self.scale))
         sgd = optimizer.sgd(RATE, MOMENTUM, WEIGHT_DECAY)
         return state.create(self.model(initializer), sgd, pixels, seed)

@@ -1,4 +1,7 @@
-"""The same numbers in float64, and step by step without compilation."""
+"""The same numbers in float64, with 64-bit types, and step by step without compilation.
+
+Of the rest of the suite, JAX_ENABLE_X64=1 passes all and JAX_DISABLE_JIT=1 what is not marked.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +10,9 @@ import pytest
 
 from benchmarks.training import Case
 from prelu_jax import models
+from prelu_jax.datadep.filters import KINDS, filters
 from prelu_jax.training import step
-from tests.training.conftest import TINY
+from tests.training.conftest import TINY, make_batch, make_state
 
 
 def scores_and_gradient(dtype):
@@ -35,6 +39,30 @@ def test_a_network_in_float64_is_that_in_float32_to_its_rounding():
         assert {leaf.dtype for leaf in jax.tree.leaves(wide[1])} == {np.dtype(np.float64)}
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def test_with_64_bit_types_a_step_draws_the_same_numbers_and_keeps_its_types():
+    def after(seed):
+        state = make_state(seed=seed).replace(colour=0.1)  # mirrors, recolours, drops out
+        return jax.jit(step.train_step)(state, make_batch())
+
+    narrow, other = after(0), after(1)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = after(0)
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert abs(float(other[1]["loss"]) / float(narrow[1]["loss"]) - 1) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_64_bit_types_filters_are_the_same(kind):
+    patches = np.random.default_rng(0).standard_normal((1, 60, 8), np.float32)
+    narrow, _ = filters(kind, jnp.asarray(patches), 12, jax.random.key(0))
+    with jax.enable_x64(True):
+        wide, _ = filters(kind, jnp.asarray(patches), 12, jax.random.key(0))
+    assert wide.dtype == np.float32
+    np.testing.assert_allclose(narrow, wide, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("rectifier", ["relu", "prelu"])

@@ -41,8 +41,8 @@ def tiny_config(**fields) -> TrainConfig:
 def make_state(rectifier="prelu", flip=True, seed=0, **recipe):
     """A fresh state of the tiny network; equal arguments give states that compile once."""
     model = models.build(TINY, 10, rectifier)
-    colour = jnp.eye(3) / 10
-    pixels = PixelStatistics(jnp.full((32, 32, 3), 127.0), jnp.float32(1 / 64), colour)
+    mean, colour = jnp.full((32, 32, 3), 127.0, jnp.float32), jnp.eye(3, dtype=jnp.float32) / 10
+    pixels = PixelStatistics(mean, jnp.float32(1 / 64), colour)
     sgd = optimizer.sgd(**{"learning_rate": 0.05, **recipe})
     return state.create(model, sgd, pixels, seed, flip)
 

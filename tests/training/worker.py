@@ -106,7 +106,8 @@ def failing(folder):
 if __name__ == "__main__":
     address, count, index, devices, scenario, arguments = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", int(devices))
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    if not jax.config.jax_enable_x64:  # as in tests/conftest.py
+        jax.config.update("jax_numpy_dtype_promotion", "strict")
     arch.REGISTRY["tiny"] = TINY
     with processes.all_or_none():
         processes.join(address, int(count), int(index))
