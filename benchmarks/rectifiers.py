@@ -15,7 +15,8 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.timing import Ratio, Result, absent, device, milliseconds, samples
-from benchmarks.training import Case
+from benchmarks.training import Case, in_new_process
+from experiments import machine
 from prelu_jax import arch, prelu, relu
 
 SHAPES = {"A, conv1": (112, 112, 96), "C, conv2": (56, 56, 384), "B, conv4": (14, 14, 512)}
@@ -26,7 +27,7 @@ NETS = {"cpu": "small_30_reduced", "gpu": "model_b"}
 _LIMIT_OF_COPY = 1 / 0.85
 _LIMIT_OF_TORCH = 1 / 2
 _LIMIT_OF_STEP = 1.03
-_IN_A_ROW = 10
+_IN_A_ROW, _STEPS_IN_A_ROW = 10, 5
 
 Program = Callable[[], Any]
 
@@ -53,8 +54,14 @@ def run(
         for name, shape in shapes.items()
         for dtype in DTYPES
     ]
-    step = _of_step(net or NETS[device()], batch_size or {"cpu": 64, "gpu": 128}[device()], repeats)
-    return Result.joined([*results, step])
+    of_step = in_new_process(
+        measure_step,
+        arch.get(net or NETS[device()]),
+        batch_size or {"cpu": 64, "gpu": 128}[device()],
+        repeats,
+        device(),
+    )
+    return Result.joined([*results, of_step])
 
 
 def _of_shape(where: str, shape: tuple[int, ...], dtype: str, repeats: int) -> Result:
@@ -189,15 +196,19 @@ def _wait(torch: Any, place: str) -> None:
         torch.cuda.synchronize()
 
 
-def _of_step(net: str, batch_size: int, repeats: int) -> Result:
+def measure_step(net: arch.Arch, batch_size: int, repeats: int, on: str) -> Result:
     """A network's training step with channel-wise PReLUs, beside the same with ReLUs."""
-    dtype = {"cpu": "float32", "gpu": "bfloat16"}[device()]
-    where = f"{net}, batch {batch_size}, {dtype}"
-    programs = {
-        f"step, {rectifier}": Case(arch.get(net), batch_size, rectifier, dtype).program()
-        for rectifier in ("relu", "prelu")
-    }
-    rows = milliseconds(where, samples(programs, repeats))
+    machine.keep_freed_memory()
+    if on == "cpu":
+        machine.use_every_core(batch_size)
+    dtype = {"cpu": "float32", "gpu": "bfloat16"}[on]
+    where = f"{net.name}, batch {batch_size}, {dtype}"
+    programs = {}
+    for rectifier in ("relu", "prelu"):
+        case = Case(net, batch_size, rectifier, dtype)
+        program = case.program_on_every_device() if on == "cpu" else case.program()
+        programs[f"step, {rectifier}"] = program
+    rows = milliseconds(where, samples(programs, repeats, _STEPS_IN_A_ROW))
     relu_step, prelu_step = rows
     value = prelu_step.median / relu_step.median
     return Result(

@@ -7,10 +7,8 @@ normalisation, dropout, loss, backward pass and SGD with momentum and decay.
 
 import dataclasses
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -19,10 +17,17 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.timing import Ratio, Result, memory, milliseconds, samples, seconds
-from benchmarks.training import MEAN, MOMENTUM, RATE, WEIGHT_DECAY, Case, taking
+from benchmarks.training import (
+    MEAN,
+    MOMENTUM,
+    RATE,
+    WEIGHT_DECAY,
+    Case,
+    in_new_process,
+    taking,
+)
 from experiments import machine
 from prelu_jax import arch, models
-from prelu_jax.training.parallel import Parallel
 
 CASES = {
     "cpu": (
@@ -47,9 +52,8 @@ _TURN = {"cpu": 10, "gpu": 5}  # steps in a row
 def run(cases: Sequence[Case] = (), repeats: int = 7) -> Result:
     """Time, images a second, arithmetic over its measured rate, and memory, of each case."""
     device = timing.device()
-    # A process of its own: how many devices its cores are is for the first call to say.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, tuple(cases) or CASES[device], repeats, device).result()
+    found: Result = in_new_process(measure, tuple(cases) or CASES[device], repeats, device)
+    return found
 
 
 def measure(cases: Sequence[Case], repeats: int, device: str) -> Result:
@@ -88,8 +92,7 @@ def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
     notes: list[str] = []
     start = time.perf_counter()
     if device == "cpu":
-        parallel = Parallel()
-        ours = taking(parallel.train_step, parallel.replicate(case.state()), case.batch())
+        ours = case.program_on_every_device()
     else:
         compiled, now, on_device = case.compiled()
         notes.append(f"{where}: the compiled step needs {memory(compiled) / 2**30:.3g} GiB")

@@ -1,7 +1,9 @@
 """A training step to be measured: the state, a batch and the program, without an input pipeline."""
 
 import dataclasses
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 from prelu_jax import arch, models
 from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.training import optimizer, state, step
+from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.state import TrainState
 
 RATE, MOMENTUM, WEIGHT_DECAY = 1e-5, 0.9, 5e-4  # a rate at which nothing diverges in a benchmark
@@ -75,6 +78,17 @@ class Case:
     def program(self) -> Callable[[], jax.Array]:
         """Takes a step; returns its loss."""
         return taking(*self.compiled())
+
+    def program_on_every_device(self) -> Callable[[], jax.Array]:
+        """The same as experiments take it: of a batch that is on the host, on all devices."""
+        parallel = Parallel()
+        return taking(parallel.train_step, parallel.replicate(self.state()), self.batch())
+
+
+def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives where nothing was computed yet, and it can choose the devices."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
 def taking(train_step: Callable[[Any, Any], Any], now: Any, batch: Any) -> Callable[[], jax.Array]:

@@ -44,7 +44,8 @@ def use_every_core(batch_size: int) -> None:
     chosen = os.environ.get("XLA_FLAGS", "") + " ".join(os.environ)
     if "host_platform_device_count" in chosen or "JAX_NUM_CPU_DEVICES" in chosen:
         return
-    if processes.are_several() or jax.config.jax_disable_jit:  # each takes one; one is faster
+    uncompiled: bool = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    if processes.are_several() or uncompiled:  # each takes one; one at a time is faster
         return
     fitting = range(1, min(cores or 1, batch_size // _EXAMPLES_A_CORE) + 1)
     devices = max((n for n in fitting if batch_size % n == 0), default=1)

@@ -200,14 +200,14 @@ def test_benchmarks_of_a_gpu_need_neither_readers_nor_flags():
 def test_rectifiers_are_compared_with_a_copy_and_with_a_step(monkeypatch):
     monkeypatch.setitem(REGISTRY, "tiny", TINY)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    result = rectifiers.run({"small": (4, 4, 8)}, repeats=2, net="tiny", batch_size=2)
+    result = rectifiers.run({"small": (4, 4, 8)}, repeats=2, net="tiny", batch_size=4)
     programs = {row.what for row in result.rows if "float32" in row.where}
     assert {"copy", "channel-wise, backward", "flax.linen.PReLU, forward"} <= programs
     copy = next(row for row in result.rows if row.what == "copy")
     assert copy.figures["of a copy"] == 1
     moved = copy.median * copy.figures["GB/s"] * 1e6
     assert moved == pytest.approx(
-        2 * 2 * 4 * 4 * 8 * 4
+        2 * 4 * 4 * 4 * 8 * 4
     )  # two arrays, images, sides, channels, bytes
     # Both forms against a copy, the shared one against Flax, in two types; a step.
     assert len(result.ratios) == 2 * 3 + 1
