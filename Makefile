@@ -2,14 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: reproduce test lint bench faults clean
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --max-worker-restart=0
+
+.PHONY: reproduce test modes lint bench faults clean
 
 # He et al. 2015, Figure 3: He initialisation trains a 30-layer network, Xavier stalls.
 reproduce: .venv/installed
 	$(BIN)/python -m experiments.convergence_30 --scale=laptop --workdir=runs/convergence_30
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --max-worker-restart=0
+	$(PYTEST)
+
+# The same with 64-bit types, and without compilation, where tests of compiled programs are left out.
+modes: .venv/installed-test
+	JAX_ENABLE_X64=1 $(PYTEST)
+	JAX_DISABLE_JIT=1 $(PYTEST)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
