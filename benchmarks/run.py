@@ -9,6 +9,7 @@ benchmark failed.
 
 import argparse
 import dataclasses
+import datetime
 import importlib
 import importlib.metadata
 import json
@@ -76,7 +77,7 @@ def module(name: str) -> str:
 def _run(name: str, on: dict[str, str], out: Path | None) -> int:
     """Runs one benchmark; its exit status."""
     print(f"\n## {name}", flush=True)
-    began = time.monotonic()
+    began, load = time.monotonic(), os.getloadavg()[0]
     try:
         result: Result = importlib.import_module(module(name)).run()
     except Exception:  # the others still say what they find
@@ -92,7 +93,9 @@ def _run(name: str, on: dict[str, str], out: Path | None) -> int:
         print(*lines, sep="\n")
     print(f"\n{name} took {seconds:.0f} s.", flush=True)
     if out:
-        found = {"benchmark": name, "machine": on, "seconds": round(seconds, 1)}
+        today = datetime.date.today().isoformat()
+        found = {"benchmark": name, "date": today, "machine": on, "load before": round(load, 1)}
+        found["seconds"] = round(seconds, 1)
         text = json.dumps(found | dataclasses.asdict(result), indent=1, ensure_ascii=False)
         try:
             (out / f"{name}.json").write_text(text + "\n")

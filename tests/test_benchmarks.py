@@ -1,6 +1,7 @@
 """The benchmarks run; what they find is for quiet machines and is not asserted here."""
 
 import dataclasses
+import datetime
 import functools
 import importlib
 import importlib.util
@@ -302,6 +303,8 @@ def test_what_is_found_is_written_whatever_another_benchmark_does(monkeypatch, c
     assert found["rows"][0]["values"] == [1.0, 3.0, 2.0, 10.0, 4.0]
     assert found["ratios"] == [{"what": "a / b", "where": "net", "value": 1.5, "limit": 2.0}]
     assert {"device", "cores", "python", "jax", "flax"} <= set(found["machine"])
+    assert datetime.date.fromisoformat(found["date"]) <= datetime.date.today()
+    assert found["load before"] >= 0
 
 
 def test_a_device_that_is_not_there_is_named():
