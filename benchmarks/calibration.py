@@ -82,8 +82,8 @@ def run(
         batch_size: images that it is calibrated on.
         repeats: of our programs. Others, which take seconds, run less often in deeper nets.
     """
-    missing = {name: absent(name, *modules) for name, (_, modules) in _PEERS.items()}
-    results, peers = [], {name: make for name, (make, _) in _PEERS.items() if not missing[name]}
+    absences = {name: absent(name, *modules) for name, (_, modules) in _PEERS.items()}
+    results, peers = [], {name: make for name, (make, _) in _PEERS.items() if not absences[name]}
     for depth in depths:
         net = _Net.of(of_depth(arch.get(base), depth), f"{depth} layers", batch_size)
         results.append(_own(net, repeats))
@@ -96,7 +96,7 @@ def run(
         if row.what in peers and len(row.values) == 1
     ]
     grown = _growth(found.rows, depths)
-    return Result.joined([found, grown, Result([], [], [*filter(None, missing.values()), *once])])
+    return Result.joined([found, grown, Result([], [], [*filter(None, absences.values()), *once])])
 
 
 def _growth(rows: Sequence[Row], depths: Sequence[int]) -> Result:

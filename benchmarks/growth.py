@@ -71,7 +71,7 @@ GPU = Sizes(
 def run(sizes: Sizes | None = None, repeats: int = 10) -> Result:
     """Milliseconds and MiB at every point, and their exponents."""
     if sizes is None:
-        sizes = {"cpu": Sizes(), "gpu": GPU}[device()]
+        sizes = Sizes() if device() == "cpu" else GPU
     net = arch.get(sizes.net)
     base = Case(net, sizes.batch_size, dtype=sizes.dtype)
 

@@ -196,17 +196,17 @@ def _wait(torch: Any, place: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure_step(net: arch.Arch, batch_size: int, repeats: int, on: str) -> Result:
+def measure_step(net: arch.Arch, batch_size: int, repeats: int, backend: str) -> Result:
     """A network's training step with channel-wise PReLUs, beside the same with ReLUs."""
     machine.keep_freed_memory()
-    if on == "cpu":
+    if backend == "cpu":
         machine.use_every_core(batch_size)
-    dtype = {"cpu": "float32", "gpu": "bfloat16"}[on]
+    dtype = {"cpu": "float32", "gpu": "bfloat16"}[backend]
     where = f"{net.name}, batch {batch_size}, {dtype}"
     programs = {}
     for rectifier in ("relu", "prelu"):
         case = Case(net, batch_size, rectifier, dtype)
-        program = case.program_on_every_device() if on == "cpu" else case.program()
+        program = case.program_on_every_device() if backend == "cpu" else case.program()
         programs[f"step, {rectifier}"] = program
     rows = milliseconds(where, samples(programs, repeats, _STEPS_IN_A_ROW))
     relu_step, prelu_step = rows

@@ -38,7 +38,7 @@ def _of_batch(
 
     def state_of(seed: int, initializer: str) -> state.TrainState:
         drawn = case.state(seed, initializer)
-        return drawn.replace(model=drawn.model.uninitialized())
+        return drawn.replace(model=drawn.model.uninitialized(), flip=True)
 
     def batches(count: int) -> dict[str, np.ndarray]:
         return jax.tree.map(lambda *arrays: np.stack(arrays), *map(case.batch, range(count)))

@@ -43,7 +43,7 @@ def main(
         configs: scale -> its configuration, a dataclass whose fields are flags, --config.FIELD.
         run: takes the configuration, the work folder and the number of seeds.
         default_seeds: how many, where the command does not say.
-        alone: it is for one process, not for several.
+        alone: it does one thing after another, in one process: no parts, no stacks.
     """
     scale = flags.DEFINE_string("scale", "laptop", f"One of {', '.join(configs)}.")
     workdir = flags.DEFINE_string("workdir", "", "Where runs go; default runs/<name>_<scale>.")
@@ -117,8 +117,9 @@ def main(
 
 def _check_workdir(folder: Path) -> None:
     """Raises a ValueError if runs cannot be written there; it makes nothing."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    paths = (folder, *folder.absolute().parents)
+    there = next(path for path in paths if os.path.exists(path))  # False where it may not look
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "cannot be written to" if there.is_dir() else "is a file"
         raise ValueError(f"--workdir is {folder}, but {there} {why}; give a folder for the runs.")
 
@@ -180,11 +181,11 @@ def _part() -> tuple[int, int] | None:
 
 
 def check_in_one_piece(what: str) -> None:
-    """Raises a ValueError if the flags ask for a part of it, or for several processes."""
-    if _part() or processes.are_several():
+    """Raises a ValueError if the flags ask for a part of it, a stack, or several processes."""
+    if _part() or flags.FLAGS.stack_runs or processes.are_several():
         raise ValueError(
-            f"{what} is for one process and in one piece: give no --part and no flag of several "
-            "processes."
+            f"{what} is for one process and in one piece: give no --part, no --stack_runs and no "
+            "flag of several processes."
         )
 
 

@@ -33,8 +33,8 @@ def use_every_core(batch_size: int) -> None:
     """On a CPU, makes a device of every core that a batch can feed.
 
     Convolutions of a few channels gain little from threads: the reduced model C takes 1.2 times as
-    many steps a second on two devices as on one of two threads, others as many. Accelerators, and
-    a number of devices that the user has chosen, are left alone.
+    many steps a second on two devices as on one of two threads, others as many or a few more.
+    Accelerators, and a number of devices that the user has chosen, are left alone.
     """
     # XLA runs all devices of a CPU on one pool of threads, by default one for each core, and a
     # thread that waits for another device's part of a sum stays taken: with two devices on two
@@ -45,7 +45,7 @@ def use_every_core(batch_size: int) -> None:
     if "host_platform_device_count" in chosen or "JAX_NUM_CPU_DEVICES" in chosen:
         return
     uncompiled: bool = jax.config.jax_disable_jit  # type: ignore[attr-defined]
-    if processes.are_several() or uncompiled:  # each takes one; one at a time is faster
+    if processes.are_several() or uncompiled:  # one a process; step by step, one is faster than two
         return
     fitting = range(1, min(cores or 1, batch_size // _EXAMPLES_A_CORE) + 1)
     devices = max((n for n in fitting if batch_size % n == 0), default=1)

@@ -61,7 +61,7 @@ def begin(folder: Path) -> bool:
 def refuse(folder: Path, stopped: bool) -> None:
     """Forgets a command that ended with an error; ``stopped``: what `begin` returned."""
     begun = folder / _BEGUN
-    if begun.exists() and not stopped:
+    if os.path.exists(begun) and not stopped:  # False where it may not look
         begun.unlink()
 
 

@@ -31,7 +31,7 @@ _OF_RUNS |= {"test_scaling", "test_stack", "test_step"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With JAX_DISABLE_JIT, leaves out what says something of compiled programs alone."""
+    """With JAX_DISABLE_JIT, leaves out tests of compiled programs and those that take minutes."""
     if not jax.config.jax_disable_jit:
         return
     for item in items:

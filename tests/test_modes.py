@@ -1,6 +1,6 @@
 """The same numbers in float64, with 64-bit types, and step by step without compilation.
 
-Of the rest of the suite, JAX_ENABLE_X64=1 passes all and JAX_DISABLE_JIT=1 what is not marked.
+The whole suite passes with JAX_ENABLE_X64=1; with JAX_DISABLE_JIT=1, what conftest.py leaves in.
 """
 
 import jax
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.training import Case
+from experiments import machine
 from prelu_jax import models
 from prelu_jax.datadep.filters import KINDS, filters
+from prelu_jax.datadep.homogeneity import freedom
 from prelu_jax.training import step
 from tests.training.conftest import TINY, make_batch, make_state
 
@@ -42,8 +44,8 @@ def test_a_network_in_float64_is_that_in_float32_to_its_rounding():
 
 
 def test_with_64_bit_types_a_step_draws_the_same_numbers_and_keeps_its_types():
-    def after(seed):
-        state = make_state(seed=seed).replace(colour=0.1)  # mirrors, recolours, drops out
+    def after(seed):  # of what is drawn in the step: who is mirrored, recoloured, dropped out
+        state = make_state().replace(colour=0.1, seed=jnp.uint32(seed))
         return jax.jit(step.train_step)(state, make_batch())
 
     narrow, other = after(0), after(1)
@@ -74,3 +76,35 @@ def test_a_step_without_compilation_is_the_compiled_one(rectifier):
         plain = step.train_step(state, batch)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_filters_without_compilation_are_the_compiled_ones(kind):
+    patches = jnp.asarray(np.random.default_rng(0).standard_normal((1, 60, 8), np.float32))
+    compiled, _ = jax.jit(lambda key: filters(kind, patches, 12, key))(jax.random.key(0))
+    with jax.disable_jit():
+        plain, _ = filters(kind, patches, 12, jax.random.key(0))
+    np.testing.assert_allclose(plain, compiled, rtol=1e-3, atol=1e-4)
+
+
+def test_what_leaves_a_loop_as_it_is_is_read_without_compilation_too():
+    def powers(p):
+        return jax.lax.scan(lambda x, row: (x * row, x), p["a"][0], p["b"])[0]
+
+    parameters = {"a": jnp.ones((2, 3)), "b": jnp.ones((4, 3))}
+    compiled = freedom(powers, parameters)
+    with jax.disable_jit():
+        plain = freedom(powers, parameters)
+    np.testing.assert_array_equal(plain.constraints, compiled.constraints)
+
+
+def test_without_compilation_experiments_take_one_cpu_device(monkeypatch):
+    updates = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: updates.append(name))
+    for variable in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
+        monkeypatch.delenv(variable, raising=False)
+    machine.use_every_core(64)
+    assert updates == ["jax_num_cpu_devices"]
+    with jax.disable_jit():
+        machine.use_every_core(64)
+    assert len(updates) == 1

@@ -93,7 +93,7 @@ def train_step(
 
 
 def _mean_over_devices(tree: Any, axis_name: str) -> Any:
-    """`jax.lax.pmean`; between CPUs of one array, for their devices meet anew for every array."""
+    """`jax.lax.pmean`; on CPUs of one array, since devices wait for each other for every array."""
     if jax.default_backend() != "cpu":
         return jax.lax.pmean(tree, axis_name)  # XLA joins the arrays there, without this copy
     flat, unravel = ravel_pytree(tree)

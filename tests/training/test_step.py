@@ -58,6 +58,24 @@ def test_four_devices_compute_what_one_does():
     )
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_cpu_devices_sum_one_array_and_others_leave_it_to_xla(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    state, batch = make_state(), {k: v.reshape(4, 4, *v.shape[1:]) for k, v in make_batch().items()}
+    each = jax.vmap(lambda b: step.train_step(state, b, axis_name=AXIS), axis_name=AXIS)
+    summed = []
+
+    def psum(tree, *args, **kwargs):
+        summed.append(len(jax.tree.leaves(tree)))
+        return real(tree, *args, **kwargs)
+
+    real = jax.lax.pmean
+    monkeypatch.setattr(jax.lax, "pmean", psum)
+    after, _ = jax.eval_shape(each, batch)
+    assert summed == [1 if backend == "cpu" else len(jax.tree.leaves(state.params)) + 2]
+    assert jax.tree.structure(after.params) == jax.tree.structure(state.params)
+
+
 def test_replicas_stay_identical():
     def mapped(state, batch):
         return step.train_step(state, batch, axis_name=AXIS)[0]
