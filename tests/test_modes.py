@@ -103,7 +103,8 @@ def test_without_compilation_experiments_take_one_cpu_device(monkeypatch):
     monkeypatch.setattr(jax.config, "update", lambda name, value: updates.append(name))
     for variable in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
         monkeypatch.delenv(variable, raising=False)
-    machine.use_every_core(64)
+    with jax.disable_jit(False):
+        machine.use_every_core(64)
     assert updates == ["jax_num_cpu_devices"]
     with jax.disable_jit():
         machine.use_every_core(64)
