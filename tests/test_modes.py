@@ -1,6 +1,7 @@
 """The same numbers in float64, with 64-bit types, and step by step without compilation.
 
-The whole suite passes with JAX_ENABLE_X64=1; with JAX_DISABLE_JIT=1, what conftest.py leaves in.
+`make modes` runs the whole suite with JAX_ENABLE_X64=1 and, with JAX_DISABLE_JIT=1, what
+conftest.py leaves in.
 """
 
 import jax
