@@ -76,7 +76,7 @@ def main(
         started, stopped = time.monotonic(), False
         try:
             part = _part()
-            if alone and (part or flags.FLAGS.stack_runs):
+            if alone and (part or _flag("stack_runs")):
                 raise ValueError(
                     "This experiment does one thing after another: give no --part and no "
                     "--stack_runs."
@@ -171,7 +171,7 @@ def _part() -> tuple[int, int] | None:
     Raises:
         ValueError: there is no such part.
     """
-    text = flags.FLAGS["part"].value if "part" in flags.FLAGS else ""
+    text = _flag("part")
     if not text:
         return None
     told = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -182,11 +182,16 @@ def _part() -> tuple[int, int] | None:
 
 def check_in_one_piece(what: str) -> None:
     """Raises a ValueError if the flags ask for a part of it, a stack, or several processes."""
-    if _part() or flags.FLAGS.stack_runs or processes.are_several():
+    if _part() or _flag("stack_runs") or processes.are_several():
         raise ValueError(
             f"{what} is for one process and in one piece: give no --part, no --stack_runs and no "
             "flag of several processes."
         )
+
+
+def _flag(flag: str) -> Any:
+    """What the command says; None where there is no command, as in a notebook."""
+    return flags.FLAGS[flag].value if flag in flags.FLAGS else None
 
 
 def _only(argv: Sequence[str], flag: str) -> list[str]:
@@ -259,7 +264,7 @@ def _stacks(configs: Mapping[Path, TrainConfig]) -> list[dict[Path, TrainConfig]
     begun: dict[Any, dict[Path, TrainConfig]] = {}  # program -> the stack that may take one more
     for folder, config in configs.items():
         program = loop.program(config)
-        most = machine.most_stacked(config) if program and flags.FLAGS.stack_runs else 1
+        most = machine.most_stacked(config) if program and _flag("stack_runs") else 1
         if program not in begun or len(begun[program]) >= most:
             begun[program] = {}
             stacks.append(begun[program])
@@ -297,7 +302,7 @@ def _train(
             bar.set_postfix_str(f"error {error:.1%}" if error is not None else "", False)
             bar.update(step - bar.n)
 
-        timeout = flags.FLAGS.stall_timeout
+        timeout = _flag("stall_timeout") or 0
         ended = loop.train_together(configs, progress, parallel, stop, timeout).values()
         said = Counter(f"{status['status']} at step {status['step']}" for status in ended)
         several = len(ended) > 1

@@ -1,7 +1,6 @@
 """`--stack_runs`: an experiment's runs as one program."""
 
 import json
-import types
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from tests.experiments.conftest import SHORT, run
 
 def stacks(monkeypatch, configs, asked=True):
     """The folders of each stack."""
-    flags = types.SimpleNamespace(FLAGS=types.SimpleNamespace(stack_runs=asked))
-    monkeypatch.setattr(common, "flags", flags)
+    monkeypatch.setattr(common, "_flag", {"stack_runs": asked}.get)
     named = {Path(name): config for name, config in configs.items()}
     return ["".join(map(str, of)) for of in common._stacks(named)]
 

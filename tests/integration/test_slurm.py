@@ -92,7 +92,7 @@ def near_its_limit(cluster, tmp_path_factory):
 
 @pytest.mark.usefixtures("near_its_limit")  # SLURM looks at limits twice a minute
 def test_a_preempted_job_is_requeued_and_goes_on(cluster, tmp_path):
-    longer = ("--config.num_steps=60", "--config.checkpoint_every=50")
+    longer = ("--config.num_steps=200", "--config.checkpoint_every=180")
     logs, folder, whole = (tmp_path / name for name in ("logs", "preempted", "whole"))
     two = ("--tasks_per_node=2", "--max_restarts=0")  # a preemption is no crash
     training = ["--", *EXPERIMENT, *longer]
@@ -101,11 +101,11 @@ def test_a_preempted_job_is_requeued_and_goes_on(cluster, tmp_path):
     wait(lambda: wrote(metrics, '"step": 10,'), logs)
     call(cluster, "scancel", "--signal=TERM", number)
     wait(lambda: state(cluster, number)[1] == 1, logs)
-    assert '"step": 60,' not in metrics.read_text()
+    assert '"step": 200,' not in metrics.read_text()
     job, restarts = end(cluster, number, logs)
     said = (logs / f"{number}_0_log.out").read_text()
     (stopped,) = re.findall(r"Stopped .*step (\d+)", said)
-    assert 10 <= int(stopped) < 50  # where no checkpoint was due
+    assert 10 <= int(stopped) < 180  # where no checkpoint was due
     assert restarts == 1
 
     assert "Claims:" in said
