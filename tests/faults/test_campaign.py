@@ -27,8 +27,9 @@ def test_a_run_that_is_disturbed_again_and_again_ends_as_if_nothing_had_been(tmp
     assert len(outcomes) == len(SHORT)
     for outcome in outcomes:
         assert outcome.same, outcome
-        # One save may be under way, and the newest whole checkpoint may be the one deleted.
-        saves = 3 if outcome.fault.name == "newest checkpoint deleted" else 2
+        # One save may be under way, and the newest whole checkpoint may be the one deleted; what
+        # a corrupt record ends before its first step has taken none of those again.
+        saves = 3 if outcome.fault.name in ("newest checkpoint deleted", "corrupt record") else 2
         assert outcome.lost < saves * command.EVERY + command.LOG_EVERY, outcome
         assert outcome.seconds < command.HANG
     stopped = next(o for o in outcomes if o.fault.name == "SIGTERM")
