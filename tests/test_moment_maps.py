@@ -28,7 +28,7 @@ def test_grouped_maps_are_those_of_grouped_convolutions_with_ones(groups, stride
     """Channel by channel with moments of their own: the maps are the mean over channels."""
     conv = Conv("conv", 12, 3, stride=stride, padding=(1, 0))
     x = np.random.default_rng(0).uniform(0.5, 2, (6, 5, 6))  # [channels, h, w]
-    ones = jnp.ones((12, 6 // groups, 3, 3))
+    ones = jnp.ones((12, 6 // groups, 3, 3), jnp.float32)
 
     def with_ones(x):
         options = {"feature_group_count": groups}
@@ -226,7 +226,7 @@ def test_a_net_of_blocks_is_what_its_maps_composed_say():
     @jax.jit
     def measure(weights, images, cotangent):
         shapes = jax.eval_shape(lambda: network(weights, images, {})[1])
-        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape), shapes)
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         _, back, values = jax.vjp(lambda s: network(weights, images, s), zeros, has_aux=True)
         return jax.tree.map(lambda x: jnp.mean(x**2, (0, -1)), (values, *back(cotangent)))
 
