@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --max-worker-restart=0
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder \
+	--max-worker-restart=0
 
 .PHONY: reproduce test modes lint bench faults clean
 

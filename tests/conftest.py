@@ -1,4 +1,4 @@
-"""Four CPU devices, strict promotion, and what tests share."""
+"""Four CPU devices, strict promotion, compiled programs that are kept, and what tests share."""
 
 import os
 
@@ -15,6 +15,9 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import machine
+
+machine.cache_compilations()  # most of the suite's time is that of compilation
 if not jax.config.jax_enable_x64:  # where what tests leave at 64 bits meets parameters of 32
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -31,7 +34,12 @@ _OF_RUNS |= {"test_scaling", "test_stack", "test_step"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With JAX_DISABLE_JIT, leaves out tests of compiled programs and those that take minutes."""
+    """Modules with slow tests come first, so that no worker is left with one at the end.
+
+    With JAX_DISABLE_JIT, leaves out tests of compiled programs and those that take minutes.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if not jax.config.jax_disable_jit:
         return
     for item in items:
