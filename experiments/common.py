@@ -96,7 +96,9 @@ def main(
             raise SystemExit(f"error: {error} (--verbosity=1 shows where.)") from error
         except KeyboardInterrupt:
             print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
-            sys.exit(130)  # as shells have it
+            # Ctrl-C can leave a thread half started, which nothing tells to end any more; 130: as
+            # shells have it.
+            processes.end_now(130)
         except steps.StoppedError as stop:
             print(f"\nStopped {stop}. The same command goes on from there.", file=sys.stderr)
             return _STOPPED

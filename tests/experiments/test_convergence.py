@@ -133,6 +133,22 @@ def test_the_arms_differ_in_their_initialiser_alone():
     assert differing == ["initializer"]
 
 
+def test_ctrl_c_waits_for_no_thread(tmp_path):
+    """One that was being started when it came is told to end by nobody."""
+    code = (
+        "import threading; from experiments import common, convergence_30\n"
+        "def run(*_): threading.Thread(target=threading.Event().wait).start(); "
+        "raise KeyboardInterrupt\n"
+        "common.main('convergence_30', {'laptop': convergence_30.laptop}, run)"
+    )
+    command = [sys.executable, "-c", code, f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130
+    assert "Interrupted. The same command goes on" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bytes_of_an_uninterrupted_one(tmp_path):
     longer = [*SHORT, "--config.num_steps=60"]
