@@ -14,7 +14,6 @@ JAX = ">=0.10,<0.12"
 DATA = [
     "tensorflow-datasets>=4.9.10,<5",
     "importlib_resources",  # TFDS uses it without declaring it
-    "pillow",  # likewise, when TensorFlow is absent
     "array_record>=0.8; sys_platform == 'linux'",
 ]
 BENCH = ["torch>=2.8", "lsuv>=0.3", "anyinit>=0.4"]
@@ -24,11 +23,14 @@ TEST = [
     *LAUNCH,
     *NOTEBOOK,
     *DATA,
+    "dm-haiku>=0.0.14",  # models of other libraries, which the package sees into
+    "equinox>=0.13",
     "hypothesis>=6",
     "mypy>=1.15",
     "pytest>=8",
     "pytest-xdist>=3.6",  # files side by side: XLA compiles on one core
     "ruff>=0.12",
+    "setuptools>=77",  # a test builds the wheel and the sdist
 ]
 
 setup(
@@ -37,6 +39,24 @@ setup(
     description="Training very deep rectifier networks from scratch, in JAX and Flax",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    author="The prelu_jax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=(
+        "jax flax prelu initialization he-initialization xavier lsuv rectifier deep-learning "
+        "signal-propagation"
+    ),
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["prelu_jax", "prelu_jax.*"]),
     package_data={"prelu_jax": ["py.typed"]},
     python_requires=">=3.11",
@@ -52,6 +72,7 @@ setup(
         "opencv-python-headless>=4.11",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
+        "pillow>=10",
         "rich>=13",
         "scikit-learn>=1.5",
         "scipy>=1.13",
