@@ -1,0 +1,172 @@
+"""Affine operations: the channels and the fans of a product of data with weights."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+from jax.extend.core import JaxprEqn
+
+from prelu_jax.tracing.values import shape_of
+
+Axes = tuple[int, ...]
+
+PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general", "ragged_dot")
+LOOK_UP = "gather"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The axes of an affine operation y = W x.
+
+    Attributes:
+        kind: 'dense', 'conv', 'conv transpose', 'grouped dense' (a product for each entry of an
+            axis, as of experts) or 'look-up', for people.
+        operand: which operand of the equation holds the weights.
+        channel_axes: the axes of y that count channels: those that the weights bring.
+        weight_axes: the same axes of W, in the same order.
+        fan_in: the number of entries of W that one output sums over.
+        fan_out: the number of outputs that one input reaches, without strides.
+        groups: the number of parts, each with channels and inputs of its own.
+    """
+
+    kind: str
+    operand: int
+    channel_axes: Axes
+    weight_axes: Axes
+    fan_in: int
+    fan_out: int
+    groups: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One affine operation y = W x + b of a function.
+
+    Attributes:
+        number: its place in the order of execution.
+        kind: its name for people: 'dense', 'conv', 'look-up' and so on (`Layout`).
+        parameters: the names of the parameters that W is made of.
+        is_view: whether W is an arrangement of its parameters: their entries, none of them
+            changed. Else W is computed, as by weight normalisation.
+        bias: the name of the parameter that is added to every channel; None if there is none.
+        layout: the axes of W and of W x.
+        channel_axes: the axes of y that count channels, from the end.
+        weight_shape: the shape of W.
+        input_shape: the shape of x.
+        shape: the shape of y.
+        steps: the lengths of the scans around it, outermost first.
+        own: of each scan, whether every step has weights of its own. Else they are shared.
+        inside: the transformations around it, outermost first.
+    """
+
+    number: int
+    kind: str
+    parameters: tuple[str, ...]
+    is_view: bool
+    bias: str | None
+    layout: Layout
+    channel_axes: Axes
+    weight_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    steps: tuple[int, ...] = ()
+    own: tuple[bool, ...] = ()
+    inside: tuple[str, ...] = ()
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        """Fan-in and fan-out of W."""
+        return self.layout.fan_in, self.layout.fan_out
+
+
+def layout(equation: JaxprEqn, operand: int) -> Layout | None:
+    """Return the axes of a product, a convolution or a look-up; None if it is none of these.
+
+    Args:
+        equation: of a jaxpr.
+        operand: which of its operands holds the weights.
+    """
+    name = equation.primitive.name
+    if name == "dot_general":
+        return _dot(equation, operand)
+    if name == "conv_general_dilated" and operand == 1:
+        return _conv(equation)
+    if name in ("ragged_dot_general", "ragged_dot") and operand == 1:
+        return _ragged(equation)
+    if name == LOOK_UP and operand == 0:
+        return _look_up(equation)
+    return None
+
+
+def _size(shape: Sequence[int], axes: Iterable[int]) -> int:
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _dot(equation: JaxprEqn, operand: int) -> Layout:
+    contracted, batched = equation.params["dimension_numbers"]
+    shape = shape_of(equation.invars[operand])
+    taken = {*contracted[operand], *batched[operand]}
+    free = tuple(axis for axis in range(len(shape)) if axis not in taken)
+    shared = len(batched[0])
+    at = shared  # y: the batched axes, the free ones of the left, those of the right
+    if operand == 1:
+        at += len(shape_of(equation.invars[0])) - len(contracted[0]) - shared
+    return Layout(
+        "grouped dense" if shared else "dense",
+        operand,
+        (*range(shared), *range(at, at + len(free))),
+        (*batched[operand], *free),
+        fan_in=_size(shape, contracted[operand]),
+        fan_out=_size(shape, free),
+        groups=_size(shape, batched[operand]),
+    )
+
+
+def _conv(equation: JaxprEqn) -> Layout:
+    numbers, groups = equation.params["dimension_numbers"], equation.params["feature_group_count"]
+    transposed = any(step > 1 for step in equation.params["lhs_dilation"])
+    shape = shape_of(equation.invars[1])
+    features, inputs, *window = numbers.rhs_spec
+    return Layout(
+        "conv transpose" if transposed else "conv",
+        1,
+        (numbers.out_spec[1],),
+        (features,),
+        fan_in=_size(shape, (inputs, *window)),
+        fan_out=_size(shape, (features, *window)) // groups,
+        groups=groups,
+    )
+
+
+def _ragged(equation: JaxprEqn) -> Layout:
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    contracted, _ = numbers.dot_dimension_numbers
+    shape = shape_of(equation.invars[1])
+    group = tuple(numbers.rhs_group_dimensions)
+    taken = {*contracted[1], *group}
+    free = tuple(axis for axis in range(len(shape)) if axis not in taken)
+    rank = len(shape_of(equation.outvars[0]))
+    return Layout(
+        "grouped dense",
+        1,
+        tuple(range(rank - len(free), rank)),
+        free,
+        fan_in=_size(shape, contracted[1]),
+        fan_out=_size(shape, free),
+        groups=_size(shape, group),
+    )
+
+
+def _look_up(equation: JaxprEqn) -> Layout:
+    numbers = equation.params["dimension_numbers"]
+    shape = shape_of(equation.invars[0])
+    rows = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    kept = tuple(axis for axis in range(len(shape)) if axis not in rows)
+    return Layout(
+        "look-up",
+        0,
+        tuple(numbers.offset_dims),
+        kept,
+        fan_in=_size(shape, rows),
+        fan_out=_size(shape, kept),
+    )

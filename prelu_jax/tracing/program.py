@@ -1,0 +1,147 @@
+"""A function traced once, read, and ready to be run with an observer."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prelu_jax.tracing import evaluation, jaxprs, reading
+from prelu_jax.tracing.bodies import Body
+from prelu_jax.tracing.evaluation import ByNumber, Observe, Visit
+from prelu_jax.tracing.operations import Operation
+from prelu_jax.tracing.reading import Reading
+
+Axes = Sequence[tuple[str, int]]  # of devices: name, size
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A function of parameters, other arrays and a batch, traced and read.
+
+    Attributes:
+        names: its parameters, in the order of its inputs.
+        reading: its operations, and the parameters that it sees and does not.
+        shapes: the shapes and types of the outputs, as the pytree that the function returns.
+    """
+
+    names: tuple[str, ...]
+    reading: Reading
+    shapes: Any
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The affine operations in the order of execution, those of a scan once."""
+        return self.reading.operations
+
+    def run(
+        self,
+        parameters: Mapping[str, Any],
+        others: Any,
+        batch: Any,
+        observe: Observe,
+        given: Mapping[int, Any] | None = None,
+    ) -> tuple[Any, ByNumber]:
+        """Run the function, with the observer's output in place of every operation's.
+
+        Args:
+            parameters, others, batch: in the shapes that it was traced with.
+            observe, given: see `evaluation.run`.
+
+        Returns:
+            The outputs, and the observer's records by operation's number (`evaluation.run`).
+        """
+        leaves = [parameters[name] for name in self.names]
+        arguments = [*leaves, *jax.tree.leaves((others, batch))]
+        outputs, records = evaluation.run(self.reading.body, arguments, observe, given or {})
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), outputs), records
+
+    def rows(self) -> list[tuple[Operation, tuple[int, ...]]]:
+        """Return every operation at every step of the scans around it, as they are executed."""
+        return list(_rows(self.reading.body, ()))
+
+    def weights(self, parameters: Mapping[str, Any], others: Any, batch: Any) -> dict[int, Any]:
+        """Return every operation's W, with the axes of scans first; nothing else is computed.
+
+        Args:
+            parameters: arrays, which may be tracers; those of others and the batch count in shape
+                alone, where W does not depend on them.
+            others, batch: as `run` takes them.
+        """
+        held, structure = jax.tree.flatten((others, batch))
+
+        def of(leaves: Sequence[Any], held: Sequence[Any]) -> ByNumber:
+            arguments = dict(zip(self.names, leaves, strict=True))
+            others, batch = jax.tree.unflatten(structure, held)
+            return self.run(arguments, others, batch, _weight)[1]
+
+        leaves = [parameters[name] for name in self.names]
+        closed, shapes = jax.make_jaxpr(of, return_shape=True)(leaves, held)
+        flat, tree = jax.tree.flatten(shapes)
+        reduced, taken = jaxprs.without_unused(closed, [True] * len(flat))
+        arguments = [value for value, use in zip([*leaves, *held], taken, strict=True) if use]
+        found = jax.core.eval_jaxpr(reduced.jaxpr, reduced.consts, *arguments)
+        return dict(jax.tree.unflatten(tree, found))
+
+
+def _weight(visit: Visit) -> tuple[jax.Array, Any]:
+    return visit.y, visit.weight
+
+
+def trace(
+    function: Callable[..., Any],
+    parameters: Mapping[str, Any],
+    others: Any,
+    batch: Any,
+    names: Sequence[str | None] = (),
+    axes: Axes = (),
+) -> Program:
+    """Return ``function(parameters, others, batch)`` as a program; nothing is computed.
+
+    Args:
+        function: returns a pytree of arrays.
+        parameters: by name.
+        others: a pytree of arrays.
+        batch: the pytree of arrays that the signal comes from.
+        names: for every array of the others a name if it may be a weight, else None.
+        axes: the axes of devices that collectives ask for, where the caller has bound none.
+    """
+
+    def of_leaves(leaves: Sequence[Any], others: Any, batch: Any) -> Any:
+        return function(dict(zip(parameters, leaves, strict=True)), others, batch)
+
+    leaves = list(parameters.values())
+    with jax.disable_jit(False):  # else loops are unrolled
+        made = jax.make_jaxpr(of_leaves, axis_env=list(axes), return_shape=True)
+        closed, shapes = made(leaves, others, batch)
+        closed = jaxprs.inlined(closed, axes)
+    held = len(jax.tree.leaves(others))
+    first = len(leaves) + held
+    every = [*parameters, *(names or [None] * held)]
+    signal = range(first, first + len(jax.tree.leaves(batch)))
+    return Program(tuple(parameters), reading.read(closed, every, signal), shapes)
+
+
+def _rows(body: Body, index: tuple[int, ...]) -> Iterator[tuple[Operation, tuple[int, ...]]]:
+    for place in sorted({*body.watched, *body.inner}):
+        equation = body.jaxpr.eqns[place]
+        for inner in body.inner.get(place, ()):
+            if equation.primitive.name == "scan":
+                steps = range(equation.params["length"])
+                for step in reversed(steps) if equation.params["reverse"] else steps:
+                    yield from _rows(inner, (*index, step))
+            else:
+                yield from _rows(inner, index)
+        if place in body.watched:
+            yield body.watched[place].operation, index
+
+
+def at(records: Any, index: tuple[int, ...]) -> Any:
+    """Return the record of one step."""
+    return jax.tree.map(lambda leaf: leaf[index], records)
+
+
+def zeros(operation: Operation, shape: Sequence[int]) -> jax.Array:
+    """Return zeros of this shape for every step of an operation."""
+    return jnp.zeros((*operation.steps, *shape), jnp.float32)

@@ -1,0 +1,306 @@
+"""Following the values of a jaxpr from parameters and the batch to products of the two."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from prelu_jax.tracing import jaxprs, operations, outputs, primitives, values
+from prelu_jax.tracing.bodies import Body, Watched
+from prelu_jax.tracing.operations import Axes, Layout, Operation
+from prelu_jax.tracing.values import Bits, Value, shape_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The place of a jaxpr in the function.
+
+    Attributes:
+        inside: the calls around it, outermost first.
+        steps: as those of an `Operation`.
+        is_opaque: whether it is in a call that cannot be run with other bodies.
+    """
+
+    inside: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    is_opaque: bool = False
+
+    def within(self, name: str, is_opaque: bool = False) -> "Place":
+        return dataclasses.replace(
+            self, inside=(*self.inside, name), is_opaque=self.is_opaque or is_opaque
+        )
+
+
+class Reader:
+    """The reading of a function: its jaxpr, and those of the calls in it.
+
+    Attributes:
+        names: of the inputs that may be weights.
+        used: the parameters that the outputs depend on.
+        products: those that are multiplied with constants or with one another.
+        missed: those that data is multiplied with where it cannot be seen, and the calls around.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.used: Bits = 0
+        self.products: Bits = 0
+        self.missed: dict[int, tuple[str, ...]] = {}
+
+    def miss(self, weights: Bits, inside: tuple[str, ...]) -> None:
+        """Record parameters that data is multiplied with where it cannot be seen."""
+        for i in values.members(weights):
+            self.missed.setdefault(i, inside)
+
+    def body(
+        self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Value], place: Place
+    ) -> tuple[Body, list[Value]]:
+        """Return the operations of a jaxpr, and the origins of its outputs."""
+        one = _OneBody(self, jaxpr, inputs, place)
+        results = one.read()
+        return Body(jaxpr, tuple(consts), one.watched, one.inner), results
+
+
+class _OneBody:
+    """The reading of one jaxpr."""
+
+    def __init__(self, reader: Reader, jaxpr: Jaxpr, inputs: Sequence[Value], place: Place) -> None:
+        self.reader = reader
+        self.jaxpr = jaxpr
+        self.place = place
+        self.known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+        self.watched: dict[int, Watched] = {}
+        self.inner: dict[int, tuple[Body, ...]] = {}
+        self.products: list[tuple[int, Layout]] = []
+
+    def read(self) -> list[Value]:
+        for i, equation in enumerate(self.jaxpr.eqns):
+            operands = [self._look(atom) for atom in equation.invars]
+            results = self._equation(i, equation, operands)
+            self.known |= zip(equation.outvars, results, strict=True)
+        for i, layout in self.products:
+            found = self._watched(i, layout)
+            self.watched[found.chain[-1]] = found
+        return [self._look(atom) for atom in self.jaxpr.outvars]
+
+    def _look(self, atom: Any) -> Value:
+        return Value() if isinstance(atom, Literal) else self.known.get(atom, Value())
+
+    def _miss(self, weights: Bits, *inside: str) -> None:
+        self.reader.miss(weights, (*self.place.inside, *inside))
+
+    def _equation(self, i: int, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
+        name, outputs = equation.primitive.name, len(equation.outvars)
+        if name in operations.PRODUCTS:
+            return [self._product(i, equation, operands)]
+        if name == operations.LOOK_UP:
+            return [self._look_up(i, equation, *operands)]
+        if name == "triangular_solve":
+            return [self._solved(operands)] * outputs
+        if name == "dynamic_slice":  # which part it is does not make a kernel a signal
+            return [self._sliced_by_step(equation, operands[0]._replace(flat=frozenset()))]
+        if name == "select_n":  # nor does the choice between two kernels
+            return [values.joined(equation, operands[1:])]
+        if name == "broadcast_in_dim":
+            return [values.broadcast(equation, operands[0])]
+        if name == "scan":
+            return self._scan(i, equation, operands)
+        if name == "while":
+            return self._while(equation, operands)
+        if name == "cond":
+            return self._cond(i, equation, operands)
+        if name in jaxprs.REMAT or primitives.is_transparent(equation):
+            return self._call(i, equation, operands)
+        if primitives.is_opaque(equation):
+            return [self._opaque(equation, operands)] * outputs
+        joined = values.joined(equation, operands)
+        if primitives.is_reduction(equation):
+            joined = self._reduced(joined)
+        if name in primitives.ARRANGEMENTS and all(v.is_view for v in operands if v.made_of):
+            joined = joined._replace(is_view=not joined.signal and joined.made_of > 0)
+        return [joined] * outputs
+
+    def _reduced(self, value: Value) -> Value:
+        """A sum of an outer product with the signal is a matrix product by hand."""
+        if not (value.signal and value.weights):
+            return value
+        self._miss(value.weights)
+        return Value(value.made_of, signal=True)
+
+    def _product(self, i: int, equation: JaxprEqn, operands: list[Value]) -> Value:
+        """A matrix product or a convolution."""
+        a, b = operands[:2]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), batched = equation.params["dimension_numbers"]
+            if not contracted:  # outer and elementwise products
+                outer = frozenset(
+                    -1
+                    for x, y, axes in ((a, b, batched[1]), (b, a, batched[0]))
+                    if x.signal and not y.signal and values.adds_axis(equation, x is a, axes)
+                )
+                a, b = (v._replace(flat=outer) if v.signal else v for v in (a, b))
+                return values.multiplied([a, b])._replace(flat=frozenset())
+        made_of, signal = a.made_of | b.made_of, a.signal or b.signal
+        is_complex = primitives.is_complex(equation)
+        for operand, (weights, data) in enumerate(((a, b), (b, a))):
+            if weights.signal:
+                self._miss(weights.weights)  # the outer product was made elsewhere
+            elif weights.weights and data.signal:
+                layout = operations.layout(equation, operand)
+                if layout is None or self.place.is_opaque or is_complex:
+                    self._miss(weights.weights, *(["complex"] if is_complex else []))
+                else:
+                    self.products.append((i, layout))
+        if not signal:
+            self.reader.products |= a.weights | b.weights
+        return Value(made_of, 0 if signal else a.weights | b.weights, signal)
+
+    def _solved(self, operands: list[Value]) -> Value:
+        joined = values.merged(operands)
+        if joined.signal:
+            self._miss(values.union(v.weights for v in operands if not v.signal))
+            return Value(joined.made_of, signal=True)
+        return joined
+
+    def _look_up(self, i: int, equation: JaxprEqn, table: Value, rows: Value) -> Value:
+        """Rows of a table: a product with one-hot vectors, if the batch chooses them."""
+        made_of = table.made_of | rows.made_of
+        if table.weights and rows.signal and not table.signal:
+            layout = operations.layout(equation, 0)
+            if layout is None or self.place.is_opaque:
+                self._miss(table.weights)
+            else:
+                self.products.append((i, layout))
+            return Value(made_of, signal=True)
+        is_view = table.is_view and not rows.made_of
+        signal = table.signal or rows.signal
+        found = Value(made_of, table.weights, signal, is_view=is_view, scans=table.scans)
+        return self._sliced_by_step(equation, found)
+
+    def _sliced_by_step(self, equation: JaxprEqn, value: Value) -> Value:
+        """Return a slice of weights, as one of a step's own where the step computes its index."""
+        indices = equation.invars[1:]
+        if not self.place.steps or all(isinstance(atom, Literal) for atom in indices):
+            return value
+        return value._replace(scans=value.scans | 1 << (len(self.place.steps) - 1))
+
+    def _opaque(self, equation: JaxprEqn, operands: list[Value]) -> Value:
+        """A kernel in another language, or a callback: its use of weights is not known."""
+        joined = values.merged(operands)
+        weights = values.union(value.weights for value in operands)
+        if any(value.signal for value in operands):
+            self._miss(weights, primitives.word(equation))
+            return Value(joined.made_of, signal=True)
+        return Value(joined.made_of, weights)
+
+    def _call(self, i: int, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
+        """`checkpoint`, which is run again with another body, and calls that are not."""
+        is_opaque = equation.primitive.name not in jaxprs.REMAT
+        held = next(
+            value for value in equation.params.values() if primitives.is_body(value, equation)
+        )
+        place = self.place.within(primitives.word(equation), is_opaque)
+        body, results = self.reader.body(*jaxprs.opened(held), operands, place)
+        if not body.is_empty:
+            self.inner[i] = (body,)
+        return results
+
+    def _cond(self, i: int, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
+        place = self.place.within("cond")
+        read = [
+            self.reader.body(*jaxprs.opened(branch), operands[1:], place)
+            for branch in equation.params["branches"]
+        ]
+        if not all(body.is_empty for body, _ in read):
+            self.inner[i] = tuple(body for body, _ in read)
+        return [values.merged(cases) for cases in zip(*(found for _, found in read), strict=True)]
+
+    def _scan(self, i: int, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
+        first, last = jaxprs.carried(equation.params)
+        place = dataclasses.replace(
+            self.place.within("scan"),
+            steps=(*self.place.steps, equation.params["length"]),
+        )
+        held = jaxprs.opened(equation.params["jaxpr"])
+        # A step sees one entry of the last operands, so their broadcast axes move.
+        bit = 1 << len(self.place.steps)
+        stacked = [
+            value._replace(flat=frozenset(), scans=value.scans | (bit if value.made_of else 0))
+            for value in operands[last:]
+        ]
+
+        def step(carry: list[Value]) -> tuple[Body, list[Value]]:
+            return self.reader.body(*held, [*operands[:first], *carry, *stacked], place)
+
+        body, results = self._settled(step, operands[first:last])
+        if not body.is_empty:
+            self.inner[i] = (body,)
+        return results
+
+    def _while(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
+        n_cond, n_body = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+        consts = operands[n_cond : n_cond + n_body]
+        held = jaxprs.opened(equation.params["body_jaxpr"])
+        place = self.place.within(primitives.word(equation), is_opaque=True)
+
+        def step(carry: list[Value]) -> tuple[Body, list[Value]]:
+            return self.reader.body(*held, [*consts, *carry], place)
+
+        return self._settled(step, operands[n_cond + n_body :])[1]
+
+    def _settled(self, step: Any, carry: list[Value]) -> tuple[Body, list[Value]]:
+        """Repeat a loop's step until the carry stays the same; keep the reading of the last."""
+        before = dict(self.reader.missed)
+        while True:
+            self.reader.missed = dict(before)
+            body, results = step(carry)
+            merged = [values.merged(pair) for pair in zip(carry, results, strict=False)]
+            merged = [
+                now._replace(is_view=was.is_view and now == was._replace(is_view=now.is_view))
+                for now, was in zip(merged, carry, strict=True)
+            ]
+            if merged == carry:
+                return body, [*carry, *results[len(carry) :]]
+            carry = merged
+
+    # ---- from a product to its output
+
+    def _watched(self, i: int, layout: Layout) -> Watched:
+        equation = self.jaxpr.eqns[i]
+        weight = equation.invars[layout.operand]
+        value = self._look(weight)
+        graph = outputs.Graph(self.jaxpr)
+        chain, channels, bias = outputs.to_output(graph, i, layout.channel_axes, self._is_bias)
+        y = self.jaxpr.eqns[chain[-1]].outvars[0]
+        padded = equation.invars[1 - layout.operand]
+        x = outputs.before_padding(graph, padded, lambda atom: self._look(atom) == Value())
+        names = self.reader.names
+        added = self._look(bias).made_of if bias is not None else 0
+        rank = len(shape_of(y))
+        operation = Operation(
+            number=0,
+            kind=layout.kind,
+            parameters=tuple(names[n] for n in values.members(value.made_of)),
+            is_view=value.is_view,
+            bias=names[added.bit_length() - 1] if added else None,
+            layout=layout,
+            channel_axes=tuple(axis - rank for axis in channels),
+            weight_shape=shape_of(weight),
+            input_shape=shape_of(x),
+            shape=shape_of(y),
+            steps=self.place.steps,
+            own=tuple(bool(value.scans >> i & 1) for i in range(len(self.place.steps))),
+            inside=self.place.inside,
+        )
+        return Watched(operation, chain, x, weight, bias, y)
+
+    def _is_bias(self, atom: Any, channels: Axes) -> bool:
+        """Return whether a summand is one parameter, and constant along all other axes."""
+        value = self._look(atom)
+        if value.signal or value.made_of.bit_count() != 1:
+            return False
+        others = {
+            axis for axis, size in enumerate(shape_of(atom)) if size > 1 and axis not in channels
+        }
+        return others <= value.flat
