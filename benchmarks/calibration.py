@@ -154,7 +154,7 @@ def _compiled_pass(net: _Net, method: OnePass) -> Callable[[], Any]:
         "rngs": None,
         "control": control,
     }
-    walk = Walk(planned.probe.view, planned.layers, method, planned.probe.call_kwargs, None)
+    walk = Walk(planned.model.view, planned.layers, method, planned.model.call_kwargs, None)
     compiled = jax.jit(lambda *args: walk(*args)).lower(replicated, net.images).compile()
     return lambda: compiled(replicated, net.images)
 

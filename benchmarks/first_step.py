@@ -7,7 +7,7 @@ import jax
 
 from benchmarks.training import Case
 from experiments import machine
-from prelu_jax import arch
+from prelu_jax import arch, entry
 
 
 def main(net: arch.Arch = arch.SMALL_30_REDUCED, batch_size: int = 64) -> None:
@@ -17,4 +17,5 @@ def main(net: arch.Arch = arch.SMALL_30_REDUCED, batch_size: int = 64) -> None:
 
 
 if __name__ == "__main__":
+    entry.answer_help()
     main()

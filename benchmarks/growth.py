@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.timing import Ratio, Result, Row, device, memory, samples
 from benchmarks.training import Case
 from experiments import machine
-from prelu_jax import arch
+from prelu_jax import arch, entry
 from prelu_jax.training import parallel, step
 
 _ROOT = Path(__file__).parent.parent
@@ -196,6 +196,7 @@ def on_all_devices(case: Case, repeats: int) -> tuple[list[float], int]:
 
 
 if __name__ == "__main__":
+    entry.answer_help()
     machine.keep_freed_memory()
     _net, _batch_size, _repeats = sys.argv[1:]
     print(json.dumps(on_all_devices(Case(arch.get(_net), int(_batch_size)), int(_repeats))))

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from prelu_jax import entry
+
 BATCH = 128
 SIZE, MIN_SIDE, MAX_SIDE = 224, 256, 512
 EPOCH = 1_281_167  # ImageNet's length: Grain shuffles short datasets by many tries an index
@@ -142,4 +144,5 @@ def main(name: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    entry.answer_help()
     main(*sys.argv[1:])

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.loopback import WITH, WITHOUT, Samples, name_of
 from benchmarks.timing import samples
 from benchmarks.training import Case
-from prelu_jax import arch
+from prelu_jax import arch, entry
 from prelu_jax.training import processes, step
 from prelu_jax.training.parallel import AXIS, Parallel
 
@@ -57,6 +57,7 @@ def measure(trees: list[tuple[int, int]], repeats: int, net: str, batch_size: in
 
 
 if __name__ == "__main__":
+    entry.answer_help()
     address, count, index, asked = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", 1)
     with processes.all_or_none():

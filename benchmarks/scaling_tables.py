@@ -22,6 +22,7 @@ from benchmarks.scaling import (
     step_seconds,
 )
 from benchmarks.timing import Result
+from prelu_jax import entry
 
 DEVICES = (8, 32, 256, 1024)  # each with `BATCH` images
 DEVICES_OF_ONE_BATCH = (8, 32, 128)  # that share `BATCH` images
@@ -146,4 +147,5 @@ def figure(file: Path) -> None:
 
 
 if __name__ == "__main__":
+    entry.answer_help()
     figure(Path(sys.argv[1]))

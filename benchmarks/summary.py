@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.run import BENCHMARKS
 from benchmarks.timing import Ratio
+from prelu_jax import entry
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -70,6 +71,7 @@ def _told(machine: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
+    entry.answer_help()
     if sys.argv[1:]:
         sys.exit(f"error: {__doc__} It takes no arguments.")
     replace_between(BEGIN, END, render(), PAGE)

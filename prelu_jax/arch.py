@@ -200,6 +200,17 @@ SMALL_14 = _small("small_14", 6)
 SMALL_30 = _small("small_30", 6 + 16)
 
 
+def _stages_2_to_4(convs: int, features: tuple[int, int, int]) -> tuple[Layer, ...]:
+    """The three stages of a large model, ``convs`` layers each."""
+    return (
+        *_stage("conv2", convs, features[0], 3),
+        MaxPool("pool2", 2),
+        *_stage("conv3", convs, features[1], 3),
+        MaxPool("pool3", 2),
+        *_stage("conv4", convs, features[2], 3),
+    )
+
+
 def _large(name: str, convs: int, features: tuple[int, int, int]) -> Arch:
     """Table 3 of He et al. 2015: three stages of ``convs`` layers each."""
     return Arch(
@@ -208,11 +219,7 @@ def _large(name: str, convs: int, features: tuple[int, int, int]) -> Arch:
         (
             Conv("conv1", 96, 7, stride=2, padding=(3, 3)),
             MaxPool("pool1", 2),
-            *_stage("conv2", convs, features[0], 3),
-            MaxPool("pool2", 2),
-            *_stage("conv3", convs, features[1], 3),
-            MaxPool("pool3", 2),
-            *_stage("conv4", convs, features[2], 3),
+            *_stages_2_to_4(convs, features),
             SpatialPyramid("spp", (7, 3, 2, 1)),
             *_fully_connected(4096, stddev=0.01, stddev_last=0.001),
         ),
@@ -254,29 +261,50 @@ VGG_19 = Arch(
 # * Dropout disturbs a sum over n units by √(rate / ((1 - rate) n)) of itself. At 256 units a rate
 #   of 1/17 disturbs it as much as the paper's 1/2 does at 4096.
 _REDUCED_WIDTH = 256
+_HIDDEN_STDDEV = math.sqrt(2 / _REDUCED_WIDTH)
 _REDUCED_FULLY_CONNECTED = _fully_connected(
-    _REDUCED_WIDTH, stddev=math.sqrt(2 / _REDUCED_WIDTH), stddev_last=0.01, dropout_rate=1 / 17
+    _REDUCED_WIDTH, _HIDDEN_STDDEV, stddev_last=0.01, dropout_rate=1 / 17
 )
 
 
-def _small_reduced(name: str, convs_in_stage_3: int) -> Arch:
+def _small_reduced(
+    depth: int, name: str = "", fully_connected: tuple[Layer, ...] = _REDUCED_FULLY_CONNECTED
+) -> Arch:
+    """A small net of ``depth`` weight layers, all but eight of them in conv3."""
     return Arch(
-        name,
+        name or f"small_{depth}_reduced",
         32,
         (
             Conv("conv1", 16, 3, padding=(1, 1)),
             MaxPool("pool1", 2),
             *_stage("conv2", 4, 16, 2),
             MaxPool("pool2", 2),
-            *_stage("conv3", convs_in_stage_3, 32, 2),
+            *_stage("conv3", depth - 8, 32, 2),
             SpatialPyramid("spp", (4, 2, 1)),
-            *_REDUCED_FULLY_CONNECTED,
+            *fully_connected,
         ),
     )
 
 
-SMALL_14_REDUCED = _small_reduced("small_14_reduced", 6)
-SMALL_30_REDUCED = _small_reduced("small_30_reduced", 6 + 16)
+# Those of the paper's depths, and others between and beyond (`experiments.takeoff`).
+SMALL_REDUCED = {depth: _small_reduced(depth) for depth in (14, 18, 22, 26, 30, 36, 44)}
+SMALL_14_REDUCED, SMALL_30_REDUCED = SMALL_REDUCED[14], SMALL_REDUCED[30]
+
+# One thing changed each (`experiments.late_start`).
+SMALL_30_VARIANTS = (
+    _small_reduced(
+        30,
+        "small_30_reduced_no_dropout",
+        _fully_connected(_REDUCED_WIDTH, _HIDDEN_STDDEV, stddev_last=0.01, dropout_rate=0.0),
+    ),
+    _small_reduced(
+        30,
+        "small_30_reduced_large_outputs",  # the last layer keeps the variance of its sums
+        _fully_connected(
+            _REDUCED_WIDTH, _HIDDEN_STDDEV, math.sqrt(1 / _REDUCED_WIDTH), dropout_rate=1 / 17
+        ),
+    ),
+)
 
 
 def _large_reduced(name: str, convs: int, features: tuple[int, int, int]) -> Arch:
@@ -285,11 +313,7 @@ def _large_reduced(name: str, convs: int, features: tuple[int, int, int]) -> Arc
         32,
         (
             Conv("conv1", 8, 7, stride=2, padding=(3, 3)),
-            *_stage("conv2", convs, features[0], 3),
-            MaxPool("pool2", 2),
-            *_stage("conv3", convs, features[1], 3),
-            MaxPool("pool3", 2),
-            *_stage("conv4", convs, features[2], 3),
+            *_stages_2_to_4(convs, features),
             SpatialPyramid("spp", (4, 2, 1)),
             *_REDUCED_FULLY_CONNECTED,
         ),
@@ -300,11 +324,38 @@ MODEL_A_REDUCED = _large_reduced("model_a_reduced", 5, (16, 32, 32))
 MODEL_B_REDUCED = _large_reduced("model_b_reduced", 6, (16, 32, 32))
 MODEL_C_REDUCED = _large_reduced("model_c_reduced", 6, (24, 48, 56))
 
+
+def _large_narrow(name: str, convs: int, features: tuple[int, int, int]) -> Arch:
+    """A large model with a sixteenth of its widths or less, and the maps of the paper.
+
+    Its images are a quarter as large, for it lacks the down-sampling before stage 2. From there on
+    every map, and the pyramid, has the paper's size: as much of the last map is out of reach of
+    the zero padding of its stage as in the paper. In the other reductions nothing is, and a test on
+    larger images measures that (docs/findings.md).
+    """
+    return Arch(
+        name,
+        56,
+        (
+            Conv("conv1", 8, 7, padding=(3, 3)),
+            *_stages_2_to_4(convs, features),
+            SpatialPyramid("spp", (7, 3, 2, 1)),
+            *_REDUCED_FULLY_CONNECTED,
+        ),
+    )
+
+
+MODEL_A_NARROW = _large_narrow("model_a_narrow", 5, (8, 16, 16))
+MODEL_B_NARROW = _large_narrow("model_b_narrow", 6, (8, 16, 16))
+MODEL_C_NARROW = _large_narrow("model_c_narrow", 6, (12, 24, 28))
+
 REGISTRY: dict[str, Arch] = {
     arch.name: arch
     for arch in (
         *(SMALL_14, SMALL_30, MODEL_A, MODEL_B, MODEL_C, VGG_19),
-        *(SMALL_14_REDUCED, SMALL_30_REDUCED, MODEL_A_REDUCED, MODEL_B_REDUCED, MODEL_C_REDUCED),
+        *(*SMALL_REDUCED.values(), *SMALL_30_VARIANTS),
+        *(MODEL_A_REDUCED, MODEL_B_REDUCED, MODEL_C_REDUCED),
+        *(MODEL_A_NARROW, MODEL_B_NARROW, MODEL_C_NARROW),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Any Flax model's signal, measured, judged, and set beside the theory where its arch is known."""
+"""Any model's signal, measured, judged, and compared with the theory where its arch is known."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from flax import nnx
 
 from prelu_jax import models, signal, theory
@@ -20,11 +21,13 @@ def diagnose(
     key: jax.Array | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
 ) -> Report:
     """Where the signal of a model dies, forward or backward, and what to do about it.
 
         report = pj.diagnose(model, variables, batch)    # Linen
-        report = pj.diagnose(model, batch)               # NNX
+        report = pj.diagnose(model, batch)               # NNX, Equinox
+        report = pj.diagnose(function, params, batch)    # function(params, batch), Haiku
         print(report); report.plot(); report.assert_healthy()
 
     One jitted forward and backward pass (`signal.measure`); the model and its variables stay as
@@ -33,25 +36,31 @@ def diagnose(
     that the kernels have: trained kernels may differ.
 
     Args:
-        model: any Linen or NNX model.
-        *variables_and_batch: a Linen model's variables, then the batch: the model's first
-            argument, or a tuple of its positional arguments. For NNX the batch alone.
+        model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox
+            module, or a function ``f(variables, *inputs)``; see `signal.measure`.
+        *variables_and_batch: the model's variables, then the batch: the model's first argument, or
+            a tuple of its positional arguments. For models that hold their variables, NNX modules
+            and callable pytrees, the batch alone.
         loss: from the model's outputs to a scalar. By default unit Gaussian noise is sent back.
         weight_decay: the coefficient that the gradient competes with; it takes a loss.
         key: draws the noise; `jax.random.key(0)` by default.
         rngs: keys of the model's random streams, e.g. {'dropout': key}.
         call_kwargs: keywords of the call, e.g. {'train': True}.
+        batch_size: the number of examples, where it is not the leading size of the outputs or of
+            most arrays of the batch; the report names the one that was taken.
 
     Raises:
-        TypeError: neither Linen nor NNX, or the wrong number of arguments.
+        TypeError: the model is none of these, or the wrong number of arguments.
         ValueError: as `signal.measure`.
     """
-    expected = 1 if isinstance(model, nnx.Module) else 2
-    if len(variables_and_batch) != expected:
+    expected = {1, 2}
+    if isinstance(model, nn.Module | nnx.Module):
+        expected = {1} if isinstance(model, nnx.Module) else {2}
+    if len(variables_and_batch) not in expected:
         raise TypeError(
             f"diagnose was given {1 + len(variables_and_batch)} positional arguments; expected "
-            "diagnose(model, variables, batch) for Linen, diagnose(model, batch) for NNX. Several "
-            "inputs of a model go into a tuple."
+            "diagnose(model, variables, batch), or diagnose(model, batch) for NNX modules and "
+            "callable pytrees. Several inputs of a model go into a tuple."
         )
     *variables, batch = variables_and_batch
     measurement = signal.measure(
@@ -63,13 +72,15 @@ def diagnose(
         key=key,
         rngs=rngs,
         call_kwargs=call_kwargs,
+        batch_size=batch_size,
     )
     predicted: dict[str, theory.LayerMoments] = {}
     if isinstance(model, models.RectifierNet) and measurement.first_nonfinite is None:
-        # The theory knows no pool behind a pool, which a network may well have.
+        # The theory has no pool after a pool, which a network may have.
         with contextlib.suppress(ValueError):
             predicted = _predict(model, variables[0]["params"], batch, measurement)
-    return Report(type(model).__name__, measurement, predicted)
+    name = getattr(model, "__name__", type(model).__name__)
+    return Report(name, measurement, predicted)
 
 
 def _predict(

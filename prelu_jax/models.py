@@ -128,7 +128,8 @@ def build(
         initializer: of the convolutions; fully connected layers have their own std, as in the
             paper (§2.2). A name is completed with ``mode`` and with the rectifier's initial slope
             (Eq. 15); an initialiser is taken as it is.
-        mode: the fan of a named initialiser; 'fan_out', Eq. 14, is what the paper trains with.
+        mode: the fan of a named initialiser, one of `initializers.MODES`; 'fan_out', Eq. 14, is
+            what the paper trains with.
         dtype: type of the computation; parameters are float32.
 
     Raises:

@@ -19,7 +19,8 @@ class PReLU(nn.Module):
 
     Attributes:
         channel_shared: one slope for the layer instead of one per channel.
-        negative_slope_init: the slopes' initial value, 0.25 throughout the paper.
+        negative_slope_init: the slopes' initial value, 0.25 throughout the paper; or an array of
+            one value per channel.
         param_dtype: type of the slopes; the sum that is their gradient is never narrower than
             float32.
         channel_axis: the axis of the input that holds the channels.
@@ -35,13 +36,22 @@ class PReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Rectifies an array of any rank; shape and type are kept."""
-        slope = self.param(
-            "negative_slope",
-            nn.initializers.constant(self.negative_slope_init),
-            () if self.channel_shared else (x.shape[self.channel_axis],),
-            self.param_dtype,
-        )
+        """Rectify an array of any rank; shape and type are kept.
+
+        Raises:
+            TypeError: the array is not floating-point, or an attribute is of a wrong type.
+            ValueError: the array has no ``channel_axis``, or the slopes do not fit it.
+        """
+        if not isinstance(self.channel_shared, bool):  # PReLU(64) is the form of NNX
+            raise TypeError(
+                f"PReLU: channel_shared is {self.channel_shared!r}, expected True or False. The "
+                "Linen module reads the number of channels from its input."
+            )
+        x = rectifiers.floating("x", x)
+        shape = () if self.channel_shared else (rectifiers.num_channels(x, self.channel_axis),)
+        rectifiers.check_slope_init(self.negative_slope_init, shape, self.param_dtype)
+        init = nn.initializers.constant(self.negative_slope_init)
+        slope = self.param("negative_slope", init, shape, self.param_dtype)
         if self.constraint is not None:
             slope = self.constraint(slope)
         return rectifiers.prelu(x, slope, channel_axis=self.channel_axis)
@@ -57,7 +67,13 @@ class SpatialPyramidPooling(nn.Module):
     levels: tuple[int, ...]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return pooling.spatial_pyramid(x, self.levels).reshape(x.shape[0], -1)
+        """Pool maps.
+
+        Raises:
+            TypeError: the maps are complex numbers, or the levels are not integers.
+            ValueError: the maps are not ``[b, h, w, c]``, have no pixels, or a level is below 1.
+        """
+        return pooling.flat_pyramid(x, self.levels)
 
 
 class Dropout(nn.Module):
@@ -76,7 +92,13 @@ class Dropout(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool, first_example: jax.typing.ArrayLike = 0
     ) -> jax.Array:
-        """Drops units of ``[b, features]``; ``first_example`` is row 0's place in the batch."""
+        """Drop units of ``[b, features]``; ``first_example`` is row 0's place in the batch.
+
+        Raises:
+            ValueError: the rate is not in [0, 1).
+        """
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"Dropout: rate is {self.rate}, expected a number in [0, 1).")
         if not train or self.rate == 0.0:
             return x
         keys = streams.by_example(self.make_rng("dropout"), x.shape[0], first_example)

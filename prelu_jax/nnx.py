@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from prelu_jax import pooling, rectifiers
@@ -29,24 +30,37 @@ class PReLU(nnx.Module):
         constraint: Callable[[jax.Array], jax.Array] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> None:
-        """Makes the slopes.
+        """Make the slopes.
 
         Args:
             num_features: channels of the input; None for one slope shared by all.
-            negative_slope_init: the slopes' initial value, 0.25 throughout the paper.
+            negative_slope_init: the slopes' initial value, 0.25 throughout the paper; or an array
+                of one value per channel.
             param_dtype: type of the slopes.
             channel_axis: the axis of the input that holds the channels.
             constraint: applied to the slopes before they are used; none in the paper.
             rngs: taken for the look of other layers; nothing here is random.
+
+        Raises:
+            TypeError: an argument is of a wrong type.
+            ValueError: ``num_features`` is below 1, or the initial value does not fit it.
         """
         del rngs
-        shape = () if num_features is None else (num_features,)
+        if num_features is not None:
+            _check_features(num_features)
+        shape = () if num_features is None else (int(num_features),)
+        rectifiers.check_slope_init(negative_slope_init, shape, param_dtype)
         self.negative_slope = nnx.Param(jnp.full(shape, negative_slope_init, param_dtype))
         self.channel_axis = channel_axis
         self.constraint = constraint
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Rectifies an array of any rank; shape and type are kept."""
+        """Rectify an array of any rank; shape and type are kept.
+
+        Raises:
+            TypeError: the array is not floating-point.
+            ValueError: the array has no ``channel_axis``, or the slopes do not fit it.
+        """
         slope = self.negative_slope[...]
         if self.constraint is not None:
             slope = self.constraint(slope)
@@ -61,7 +75,24 @@ class SpatialPyramidPooling(nnx.Module):
     """
 
     def __init__(self, levels: tuple[int, ...]) -> None:
+        pooling.check_levels("SpatialPyramidPooling", levels)
         self.levels = tuple(levels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return pooling.spatial_pyramid(x, self.levels).reshape(x.shape[0], -1)
+        """Pool maps.
+
+        Raises:
+            TypeError: the maps are complex numbers, or the levels are not integers.
+            ValueError: the maps are not ``[b, h, w, c]``, have no pixels, or a level is below 1.
+        """
+        return pooling.flat_pyramid(x, self.levels)
+
+
+def _check_features(num_features: Any) -> None:
+    if isinstance(num_features, bool) or not isinstance(num_features, int | np.integer):
+        raise TypeError(
+            f"PReLU: num_features is {num_features!r}, expected an integer, the channels of the "
+            "input, or None for one slope shared by all."
+        )
+    if num_features < 1:
+        raise ValueError(f"PReLU: num_features is {num_features}, expected at least 1.")

@@ -7,9 +7,12 @@ elementwise product. `sliding_pyramid` is for tests alone, which take no gradien
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def max_pool(x_bhwc: jax.Array, window: int) -> jax.Array:
@@ -21,6 +24,9 @@ def max_pool(x_bhwc: jax.Array, window: int) -> jax.Array:
     Raises:
         ValueError: the map is smaller than one window.
     """
+    _check_maps("max_pool", x_bhwc)
+    if not _is_integer(window) or window < 1:
+        raise ValueError(f"max_pool: window is {window!r}, expected a positive integer.")
     _, h, w, _ = x_bhwc.shape
     if min(h, w) < window:
         raise ValueError(f"max_pool: a {h}×{w} map is smaller than one {window}×{window} window.")
@@ -49,7 +55,8 @@ def spatial_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...]) -> jax.Array:
     Raises:
         ValueError: a level is not positive, or there is none.
     """
-    _check_levels("spatial_pyramid", levels)
+    check_levels("spatial_pyramid", levels)
+    _check_maps("spatial_pyramid", x_bhwc)
     b, h, w, c = x_bhwc.shape
     pooled = []
     for level in levels:
@@ -59,6 +66,13 @@ def spatial_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...]) -> jax.Array:
         bins = [x_brwc[:, :, i:j].max(axis=2) for i, j in pyramid_bins(w, level)]
         pooled.append(jnp.stack(bins, axis=2).reshape(b, level * level, c))
     return jnp.concatenate(pooled, axis=1)
+
+
+def flat_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...]) -> jax.Array:
+    """Return `spatial_pyramid` as one row per example: ``[b, h, w, c] -> [b, Σn² · c]``."""
+    pooled = spatial_pyramid(x_bhwc, levels)
+    batch, bins, channels = pooled.shape
+    return pooled.reshape(batch, bins * channels)
 
 
 def sliding_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...], window: int) -> jax.Array:
@@ -73,7 +87,8 @@ def sliding_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...], window: int) -> 
     Raises:
         ValueError: a level is not positive, there is none, or the map is smaller than one window.
     """
-    _check_levels("sliding_pyramid", levels)
+    check_levels("sliding_pyramid", levels)
+    _check_maps("sliding_pyramid", x_bhwc)
     _, h, w, _ = x_bhwc.shape
     if min(h, w) < window:
         raise ValueError(
@@ -97,6 +112,30 @@ def _slide(x: jax.Array, axis: int, window: int, start: int, stop: int) -> jax.A
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, length, [1] * x.ndim, "VALID")
 
 
-def _check_levels(function: str, levels: tuple[int, ...]) -> None:
+def check_levels(function: str, levels: Sequence[int]) -> None:
+    """Check the levels of a pyramid.
+
+    Raises:
+        TypeError: they are no sequence of integers.
+        ValueError: a level is not positive, or there is none.
+    """
+    expected = f"{function}: levels are {levels!r}, expected positive integers, e.g. (4, 2, 1)."
+    if not isinstance(levels, tuple | list) or not all(map(_is_integer, levels)):
+        raise TypeError(expected)
     if not levels or min(levels) < 1:
-        raise ValueError(f"{function}: levels are {levels}, expected positive integers.")
+        raise ValueError(expected)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_maps(function: str, x: Any) -> None:
+    shape = np.shape(x)
+    if len(shape) != 4 or 0 in shape[1:3]:
+        raise ValueError(
+            f"{function}: x has shape {shape}, expected maps [batch, height, width, channels] of "
+            "at least one pixel."
+        )
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"{function}: x has type {x.dtype}, expected real numbers.")

@@ -88,5 +88,11 @@ def write_images(root: Path, counts: dict[str, dict[str, int]], side: int = 40) 
                 height, width = side + 3 * i, side + 7
                 coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
                 image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-                cv2.imwrite(str(folder / f"{i}.jpg"), image)
+                (folder / f"{i}.jpg").write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
     return root
+
+
+def idx_bytes(values: np.ndarray) -> bytes:
+    """Return unsigned bytes as an IDX file's content."""
+    sizes = b"".join(n.to_bytes(4) for n in values.shape)
+    return bytes((0, 0, 8, values.ndim)) + sizes + values.tobytes()

@@ -19,11 +19,15 @@ WEIGHTED = (Conv, Dense, Logits)
         ("model_b", 22),
         ("model_c", 22),
         ("vgg_19", 19),
-        ("small_14_reduced", 14),
-        ("small_30_reduced", 30),
+        *((f"small_{depth}_reduced", depth) for depth in (14, 18, 22, 26, 30, 36, 44)),
+        ("small_30_reduced_no_dropout", 30),
+        ("small_30_reduced_large_outputs", 30),
         ("model_a_reduced", 19),
         ("model_b_reduced", 22),
         ("model_c_reduced", 22),
+        ("model_a_narrow", 19),
+        ("model_b_narrow", 22),
+        ("model_c_narrow", 22),
     ],
 )
 def test_depth(name, depth):
@@ -43,6 +47,31 @@ def test_every_network_as_text(check_golden):
         for net in arch.REGISTRY.values()
     )
     check_golden("arch.txt", text)
+
+
+def map_sizes(net):
+    """Return the side of the map of every layer of stages 2 to 4."""
+    model = models.build(net, 10, "relu")
+    images = jnp.zeros((1, net.image_size, net.image_size, 3))
+    _, of = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), images, capture_intermediates=True)
+    )
+    maps = {name: outputs for name, outputs in of["intermediates"].items() if name[:4] == "conv"}
+    return {name: of["__call__"][0].shape[1] for name, of in maps.items() if name != "conv1"}
+
+
+@pytest.mark.parametrize(
+    ("net", "narrow"),
+    [
+        (arch.MODEL_A, arch.MODEL_A_NARROW),
+        (arch.MODEL_B, arch.MODEL_B_NARROW),
+        (arch.MODEL_C, arch.MODEL_C_NARROW),
+    ],
+)
+def test_narrow_models_have_the_maps_of_the_paper(net, narrow):
+    maps = map_sizes(narrow)
+    assert maps == map_sizes(net)
+    assert maps["conv4_5"] == 14
 
 
 def test_even_kernels_are_padded_in_turn_and_odd_ones_on_both_sides():

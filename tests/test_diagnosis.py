@@ -163,3 +163,69 @@ def test_a_wrong_number_of_arguments_is_told_both_forms(arguments, message):
     with pytest.raises(TypeError) as raised:
         pj.diagnose(*arguments())
     assert message in str(raised.value)
+
+
+def by_hand(params, x):
+    return jax.nn.relu(x @ params["first"]) @ params["last"]
+
+
+PARAMS = {"first": jnp.full((3, 4), 0.5), "last": jnp.full((4, 2), 0.5)}
+
+
+def test_a_plain_function_is_diagnosed_by_its_parameters():
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    report = pj.diagnose(by_hand, PARAMS, x)
+    assert [row.path for row in report.layers] == ["first", "last"]
+    assert report.layers[1].second_moment == pytest.approx(
+        float(jnp.mean(jnp.square(by_hand(PARAMS, x)))), rel=1e-5
+    )
+    assert str(report).startswith("by_hand: unit noise sent back")
+    with pytest.raises(ValueError, match="'by_hand' is a function and no variables are given"):
+        pj.diagnose(by_hand, x)
+
+
+def test_an_equinox_module_holds_its_own_parameters():
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        layer: eqx.nn.Linear
+
+        def __call__(self, x):
+            return jax.vmap(self.layer)(x)
+
+    net = Net(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
+    report = pj.diagnose(net, jax.random.normal(jax.random.key(1), (5, 3)))
+    assert [row.path for row in report.layers] == ["layer"]
+    assert report.measurement.coverage.share == 1
+
+
+def test_a_branch_that_does_not_run_has_no_rows_and_its_weights_are_not_seen():
+    def branches(params, x):
+        first = lambda: x @ params["first"]  # noqa: E731
+        return jax.lax.cond(x.sum() > 1e9, lambda: 2 * x @ params["other"], first) @ params["last"]
+
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    report = pj.diagnose(branches, {**PARAMS, "other": PARAMS["first"]}, x)
+    assert [row.path for row in report.layers] == ["first", "last"]
+    assert report.verdict == "not judged"
+    assert "inside a branch that did not run: other" in report.summary
+    assert report.measurement.coverage.share == pytest.approx(20 / 32)
+
+
+def in_a_while(params, x):
+    return jax.lax.while_loop(lambda x: x.sum() > 1e9, lambda x: x @ params["square"], x)
+
+
+def through_numpy(params, x):
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.pure_callback(lambda w, x: np.asarray(x) @ np.asarray(w), shape, params["square"], x)
+
+
+@pytest.mark.parametrize("inside", [in_a_while, through_numpy])
+def test_what_has_no_backward_pass_is_named(inside):
+    def function(params, x):
+        return inside(params, x @ params["first"]) @ params["last"]
+
+    params = {**PARAMS, "square": jnp.eye(4)}
+    with pytest.raises(ValueError, match="no backward pass. .*weights are inside .*: square"):
+        pj.diagnose(function, params, jnp.ones((5, 3)))

@@ -139,6 +139,8 @@ def test_a_named_initializer_is_completed_with_mode_and_slope_and_a_given_one_is
     assert build(rectifier="prelu") == initializers.he_normal("fan_out", 0.25)
     assert build(rectifier="relu", mode="fan_in") == initializers.he_normal("fan_in")
     assert build(initializer="xavier_normal") == initializers.xavier_normal("fan_out")
+    kaiming = build(rectifier="prelu", initializer="kaiming_normal", mode="fan_geo_avg")
+    assert kaiming == initializers.he_normal("fan_geo_avg", 0.25)
     assert build(initializer="gaussian") == initializers.gaussian(0.01)
     own = initializers.he_uniform("fan_in")
     assert build(rectifier="prelu", initializer=own) == own

@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.waiting import PATIENCE
+
 FOLDER = Path(__file__).parent.parent / "notebooks"
 
 
@@ -14,4 +16,4 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 def test_the_notebook_runs(file, tmp_path):
     notebook = nbformat.read(file, as_version=4)
     assert any("import prelu_jax as pj" in cell.source for cell in notebook.cells)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": tmp_path}}).execute()

@@ -1,20 +1,27 @@
 """What the package promises as a whole: who imports whom, and what importing it costs."""
 
 import ast
+import email
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {  # package or module -> what of the project it may import, besides itself
+    "prelu_jax.entry": set(),
     "prelu_jax.names": set(),
+    "prelu_jax.files": set(),
     "prelu_jax.streams": set(),
     "prelu_jax.rectifiers": set(),
     "prelu_jax.pooling": set(),
-    "prelu_jax.initializers": {"names", "rectifiers"},
+    "prelu_jax.axes": set(),
+    "prelu_jax.initializers": {"axes", "names", "rectifiers"},
     "prelu_jax.arch": {"names"},
     "prelu_jax.moment_maps": {"arch", "rectifiers"},
     "prelu_jax.maxima": {"arch", "moment_maps", "pooling"},
@@ -22,13 +29,17 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.modules": {"pooling", "rectifiers", "streams"},
     "prelu_jax.nnx": {"pooling", "rectifiers"},
     "prelu_jax.models": {"arch", "initializers", "modules", "names", "pooling", "rectifiers"},
-    "prelu_jax.data": {"names", "streams"},
-    "prelu_jax.signal": set(),
-    "prelu_jax.datadep": {"initializers", "names", "signal"},  # to see a model as signal does
+    "prelu_jax.data": {"entry", "files", "names", "streams"},
+    "prelu_jax.tracing": set(),
+    "prelu_jax.signal": {"axes", "tracing"},
+    # To see a model as signal does.
+    "prelu_jax.datadep": {"axes", "initializers", "names", "signal", "tracing"},
     "prelu_jax.diagnosis": {"models", "signal", "theory"},
     "prelu_jax.evaluation": {"arch", "data", "models", "pooling"},
     "prelu_jax.training": {
-        *("arch", "data", "datadep", "evaluation", "initializers", "models", "names", "signal"),
+        *("arch", "data", "datadep", "entry", "evaluation", "files", "initializers", "models"),
+        "names",
+        "signal",
     },
     "prelu_jax": {
         *("arch", "datadep", "diagnosis", "initializers", "models", "modules", "nnx", "pooling"),
@@ -78,14 +89,18 @@ def test_imports_follow_the_layers():
         (r"\bpmap\(", {"prelu_jax.training.parallel"}),
         (
             r"(import|from) matplotlib",
-            {"experiments.figures", "experiments.slope_figures", "prelu_jax.signal.plot"},
+            {
+                *("experiments.drawing", "experiments.figures", "experiments.profile_figures"),
+                *("experiments.slope_figures", "prelu_jax.signal.plot"),
+            },
         ),
         (
             r"absl import .*\bflags\b",
             {
-                *("prelu_jax.data.folder", "prelu_jax.data.statistics"),
+                *("prelu_jax.data.folder", "prelu_jax.data.idx", "prelu_jax.data.statistics"),
                 *("experiments.common", "experiments.report"),
                 *("launch.local", "launch.slurm", "launch.tpu_pod"),
+                "prelu_jax.entry",
             },
         ),
     ],
@@ -94,28 +109,75 @@ def test_some_things_have_one_home(pattern, homes):
     assert {m for m, file in modules() if re.search(pattern, file.read_text())} == homes
 
 
-def modules_after(imported):
-    """All that is loaded in a new process when it has imported some modules."""
-    code = f"import sys, {imported}; print(*sys.modules)"
+def modules_after(statement):
+    """All that is loaded in a new process that has run an import statement."""
+    code = f"{statement}\nimport sys; print(*sys.modules)"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
 
 
+def test_public_names_are_imported_when_they_are_used():
+    import prelu_jax as pj
+
+    assert all(getattr(pj, name) is getattr(pj, name) for name in pj.__all__)
+    assert set(pj.__all__) <= set(dir(pj))
+    assert pj.prelu.__module__ == "prelu_jax.rectifiers"
+    assert pj.moment_maps.__name__ == "prelu_jax.moment_maps"  # a module that is no public name
+    with pytest.raises(AttributeError, match="no attribute 'prelo'"):
+        pj.prelo  # noqa: B018
+    assert not {"jax", "flax", "numpy"}.intersection(modules_after("import prelu_jax"))
+
+
 def test_importing_the_library_brings_in_nothing_heavy():
-    loaded = modules_after("prelu_jax")
+    loaded = modules_after("from prelu_jax import *")
     assert "jax" in loaded
     heavy = {"tensorflow", "tensorflow_datasets", "grain", "matplotlib", "orbax", "sklearn", "cv2"}
     assert not heavy.intersection(loaded)
 
 
 def test_a_run_starts_without_what_it_does_not_need():
-    loaded = modules_after("experiments.convergence_30")
+    loaded = modules_after("import experiments.convergence_30")
     assert "tensorboardX" in loaded
     heavy = {"torch", "sklearn", "matplotlib", "scipy.stats", "tensorflow_datasets"}
     assert not heavy.intersection(loaded)
 
 
 def test_figures_are_drawn_and_results_gathered_without_jax():
-    loaded = modules_after("experiments.figures, experiments.report")
-    assert not {"jax", "prelu_jax", "flax"}.intersection(loaded)
+    loaded = modules_after("import experiments.figures, experiments.report")
+    assert not {"jax", "flax"}.intersection(loaded)
+
+
+def test_wheel_and_sdist_carry_the_licence(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "prelu_jax", tmp_path / "prelu_jax")
+    code = "from setuptools import build_meta as b; b.build_wheel('dist'); b.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True)
+    (wheel,), (sdist,) = ((tmp_path / "dist").glob(end) for end in ("*.whl", "*.tar.gz"))
+    with zipfile.ZipFile(wheel) as archive:
+        (info,) = {n.partition("/")[0] for n in archive.namelist() if ".dist-info/" in n}
+        assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
+        assert "prelu_jax/py.typed" in archive.namelist()
+        metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+    assert (metadata["License-Expression"] or metadata["License"]) == "Apache-2.0"
+    assert metadata["Author"] == "The prelu_jax authors"
+    assert {"Typing :: Typed", "Programming Language :: Python :: 3.13"} <= set(
+        metadata.get_all("Classifier")
+    )
+    with tarfile.open(sdist) as archive:
+        assert {"LICENSE", "README.md"} <= {Path(name).name for name in archive.getnames()}
+
+
+@pytest.mark.parametrize("module", dict(modules()))
+def test_text_is_utf_8_whatever_the_locale(module):
+    for node in ast.walk(ast.parse(dict(modules())[module].read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if node.func.attr not in ("read_text", "write_text", "open"):
+            continue
+        if isinstance(node.func.value, ast.Name) and node.func.value.id in ("files", "os"):
+            continue  # `prelu_jax.files` has UTF-8, and `os.open` no text
+        binary = any(isinstance(a, ast.Constant) and "b" in str(a.value) for a in node.args)
+        given = {keyword.arg for keyword in node.keywords}
+        assert binary or "encoding" in given, f"{module}:{node.lineno}"

@@ -117,6 +117,10 @@ def test_sliding_pyramid_is_the_pyramid_of_every_window(window, dtype):
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="1×4 map is smaller than one 2×2"):
         pooling.max_pool(jnp.ones((1, 1, 4, 1)), 2)
+    with pytest.raises(ValueError, match=r"max_pool: x has shape \(4, 4\), expected maps"):
+        pooling.max_pool(jnp.ones((4, 4)), 2)
+    with pytest.raises(ValueError, match="max_pool: window is 0, expected a positive integer"):
+        pooling.max_pool(jnp.ones((1, 4, 4, 1)), 0)
     with pytest.raises(ValueError, match=r"levels are \(0,\)"):
         pooling.spatial_pyramid(jnp.ones((1, 4, 4, 1)), (0,))
     with pytest.raises(ValueError, match=r"sliding_pyramid: levels are \(\)"):

@@ -1,5 +1,6 @@
 """Every command and every block of Python in the README is run."""
 
+import gzip
 import importlib
 import inspect
 import re
@@ -8,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.conftest import write_images
+from tests.conftest import idx_bytes, write_images
 from tests.experiments.conftest import SHORT, environment
 
 ROOT = Path(__file__).parent.parent
@@ -30,10 +32,19 @@ TO_TABLES = "test_large_models.test_from_a_flag_to_the_tables_of_models_and_of_t
 RUN_THERE = {
     **{
         f"python -m experiments.{name} --scale=laptop": f"test_{name}.test_from_a_flag_to_a_picture"
-        for name in ("data_dependent", "transfer", "rectifiers")
+        for name in ("data_dependent", "transfer", "rectifiers", "takeoff")
     },
+    "python -m experiments.rates --scale=laptop": (
+        "test_until_trained.test_rates_from_a_flag_to_a_table"
+    ),
+    "python -m experiments.late_start --scale=laptop": (
+        "test_until_trained.test_variants_from_a_flag_to_a_picture"
+    ),
     "python -m experiments.large_models --scale=laptop": TO_TABLES,
     "python -m experiments.ensemble --scale=laptop --config.runs=runs/large_models_laptop": (
+        TO_TABLES
+    ),
+    "python -m experiments.borders --scale=laptop --config.runs=runs/large_models_laptop": (
         TO_TABLES
     ),
     "python -m experiments.learning --scale=cifar10": "test_learning.test_from_a_flag_to_the_table",
@@ -108,7 +119,7 @@ def test_what_is_run_elsewhere_is_here_and_there(line, test):
 def test_experiments_run(line, tmp_path):
     short = SHORT_PROFILE if "signal_profile" in line else SHORT
     arguments = [*shlex.split(line)[1:], *short, f"--workdir={tmp_path}"]
-    if "--scale=laptop" not in line:
+    if "--scale=laptop" not in line and "--scale=stall" not in line:
         arguments += DATA
     if "--scale=imagenet" in line:
         arguments += ["--config.min_side=32", "--config.max_side=32"]
@@ -121,7 +132,7 @@ def test_experiments_run(line, tmp_path):
 
 def test_folders_are_imported_and_measured(tmp_path):
     images = write_images(tmp_path / "images", {"train": {"a": 2}, "test": {"a": 1}})
-    (imported,) = commands("python -m prelu_jax.data.folder ")
+    imported, _ = commands("python -m prelu_jax.data.folder ")
     (measured,) = commands("python -m prelu_jax.data.statistics ")
     for line, changes, said in (
         (imported, [f"--images={images}"], "cifar10/train: 2 images"),
@@ -137,3 +148,23 @@ def test_folders_are_imported_and_measured(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
+
+
+def test_idx_files_are_imported(tmp_path):
+    (tmp_path / "DIR").mkdir()
+    for split in ("train", "t10k"):
+        images, labels = np.zeros((2, 4, 4), np.uint8), np.arange(2, dtype=np.uint8)
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            file = tmp_path / f"DIR/{split}-{kind}-ubyte.gz"
+            file.write_bytes(gzip.compress(idx_bytes(values)))
+    _, imported = commands("python -m prelu_jax.data.folder ")
+    for line in (*commands("python -m prelu_jax.data.idx "), f"{imported} --data_dir=tfds"):
+        done = subprocess.run(
+            [sys.executable, *shlex.split(line)[1:]],
+            cwd=tmp_path,
+            env={**environment(), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "fashion_mnist/train: 2 images" in done.stdout

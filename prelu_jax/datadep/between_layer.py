@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prelu_jax import signal
+from prelu_jax import axes
 from prelu_jax.datadep import homogeneity, options
 from prelu_jax.datadep.homogeneity import Freedom
 from prelu_jax.datadep.report import BetweenRow, BetweenStage
 from prelu_jax.datadep.session import Session
-from prelu_jax.signal import checks
+from prelu_jax.signal import batches, moments
+from prelu_jax.signal.calls import FlaxModel
 
 _SLOWEST = 0.9  # of the promised progress: less means that the rest is not to be had
 
@@ -61,14 +62,31 @@ class BetweenLayer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Statistics:
-    """What a probe measures."""
+class _Rates:
+    """The root mean squares of kernels and of their gradients under a random linear loss."""
 
-    probe: signal.Probe
+    model: FlaxModel
 
     def __call__(self, replicated: Mapping[str, Any], batch: Any) -> Any:
-        variables, key, rngs = (replicated[name] for name in ("variables", "key", "rngs"))
-        return self.probe.statistics(variables, batch, key, rngs)
+        return axes.bind(self._pass, self.model.bound_axes)(replicated, batch)
+
+    def _pass(self, replicated: Mapping[str, Any], batch: Any) -> Any:
+        model, variables = self.model, replicated["variables"]
+        parameters = model.view.parameters(variables)
+        kernels = {name: parameters[name] for name in sorted({*model.kernels})}
+
+        def loss(kernels: Any) -> jax.Array:
+            args, kwargs = batches.arguments(batch, model.call_kwargs)
+            exchanged = model.view.replace(variables, kernels)
+            outputs = model.view.call(exchanged, args, kwargs, replicated["rngs"])
+            number = model.examples.number
+            return moments.noise_objective(outputs, replicated["key"], number, model.axis_name)
+
+        gradients = moments.psum(jax.grad(loss)(kernels), model.axis_name)
+        return {
+            name: (moments.scaled(kernel), moments.scaled(gradients[name]))
+            for name, kernel in kernels.items()
+        }
 
 
 def step(log_rates: Mapping[str, float], freedom: Freedom, biases: list[str]) -> dict[str, float]:
@@ -131,37 +149,27 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
 
 def _freedom(session: Session) -> Freedom:
     """What rescalings the model allows, read off one abstract call of it."""
-    probe = session.plan.probe
+    model = session.plan.model
 
     def call(parameters: Any, batch: Any) -> Any:
-        variables = probe.view.replace(session.variables, parameters)
-        return probe.view.call(
-            variables,
-            checks.args_of(batch),
-            dict(probe.call_kwargs),
-            session.rngs,
-            lambda visit: visit.y,
-        )
+        variables = model.view.replace(session.variables, parameters)
+        args, kwargs = batches.arguments(batch, model.call_kwargs)
+        return model.view.call(variables, args, kwargs, session.rngs)
 
-    if probe.axis_name is not None:
-        call = jax.vmap(call, in_axes=None, axis_size=1, axis_name=probe.axis_name)
-    return homogeneity.freedom(call, session.parameters, session.part)
+    names = model.bound_axes if model.axis_name is None else (model.axis_name,)
+    return homogeneity.freedom(axes.bind(call, names), session.parameters, session.part)
 
 
 def _log_rates(session: Session) -> dict[str, float]:
     """log C̃_k by kernel path, of the layers that have one."""
-    probe = session.plan.probe
     chosen = {layer.parameter for layer in session.plan.layers}
-
-    rows = probe.read(session.compute(_Statistics(probe))).layers
-    rates = {
-        call.site.parameter: row.change_rate for call, row in zip(probe.calls, rows, strict=True)
-    }
-    return {
-        name: math.log(rate)
-        for name, rate in rates.items()
-        if name in chosen and rate is not None and 0 < rate < math.inf
-    }
+    squares = jax.device_get(session.compute(_Rates(session.plan.model)))
+    rates = {}
+    for name in chosen & set(squares):
+        kernel, gradient = (moments.second_moment(*pair) for pair in squares[name])
+        if 0 < kernel < math.inf and 0 < gradient < math.inf:
+            rates[name] = 0.5 * math.log(gradient / kernel)
+    return {name: rates[name] for name in squares if name in rates}
 
 
 def _times(values: jax.Array, log_factor: float) -> jax.Array:

@@ -13,8 +13,8 @@ from prelu_jax.datadep.between_layer import BetweenLayer
 from prelu_jax.datadep.registry import Method
 from prelu_jax.datadep.report import CalibrationReport, Stage
 from prelu_jax.datadep.session import Function, Session, compiler
-from prelu_jax.signal import checks
-from prelu_jax.signal.probe import variables_of
+from prelu_jax.signal import batches, checks
+from prelu_jax.tracing import models
 
 
 def calibrate(
@@ -26,6 +26,7 @@ def calibrate(
     key: jax.Array | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
     axis_name: str | None = None,
     compiled: Callable[[Function], Function] | None = None,
 ) -> Any:
@@ -38,8 +39,10 @@ def calibrate(
     Dense, DenseGeneral, Einsum, Conv, ConvLocal and ConvTranspose, their NNX kin and those inside
     attention are calibrated, in the order in which the model calls them, in one jitted forward
     pass; layers that are called more than once by their moments over all calls, in a few more. What
-    came of it is measured by another pass. Embeddings, slopes, norms and weights that cannot be
-    seen are left as they are, and the report says so. BatchNorm's statistics and NNX's random
+    came of it is measured by another pass. Embeddings, slopes and norms are left as they are, and
+    the report names them. A model with weights that cannot be seen, since they are used inside a
+    transformation or multiplied by hand, is refused, unless ``only`` or ``except_`` leaves them
+    out. BatchNorm's statistics and NNX's random
     streams stay as they are. Products of float32 are computed in float32 on accelerators too,
     unless `jax.default_matmul_precision` says otherwise.
 
@@ -54,11 +57,14 @@ def calibrate(
             those of filters draw kernels anew: behind another, `Lsuv(orthonormal=False)`.
         only: a regular expression, searched for in the kernels' paths: calibrate those alone, for
             example the new layers on a trained trunk. The others stay as they are.
-        except_: the same for kernels that stay as they are.
+        except_: the same for kernels that stay as they are; weights that cannot be seen have to be
+            among them.
         key: draws orthonormal and Gaussian kernels, samples of patches and the random loss of
             `between_layer`; `jax.random.key(0)` by default.
         rngs: keys of the model's random streams, e.g. {'dropout': key}.
         call_kwargs: keywords of the call, e.g. {'train': False}.
+        batch_size: the number of examples, where it is not the leading size of the outputs or of
+            most arrays of the batch; of each batch, if there are several.
         axis_name: the axis of devices that ``compiled`` maps over; the batch then has an axis of
             devices before all others. Not needed with sharded arrays.
         compiled: compiles a function ``f(replicated, batch)``; `jax.jit` by default, or for
@@ -71,7 +77,7 @@ def calibrate(
         TypeError: neither Linen nor NNX, the wrong number of arguments, a list as the batch, an
             argument of a wrong type, or a call inside `jit` and its kin.
         ValueError: an unknown method; the batch is empty, a single example or not finite; patterns
-            that match nothing; layers that cannot be seen inside `scan` and kin; an output that is
+            that match nothing; weights that cannot be seen and are not left out; an output that is
             not finite; and as `signal.measure`. The model and the variables are then unchanged.
     """
     expected = 1 if isinstance(model, nnx.Module) else 2
@@ -90,14 +96,18 @@ def calibrate(
         )
     if not (key is None or hasattr(key, "dtype")):
         raise TypeError(f"key is {key!r}, expected one of jax.random.key, e.g. jax.random.key(0).")
-    batch = _joined(batch) if isinstance(batch, Iterator) else batch
+    if isinstance(batch, Iterator):
+        batch, batch_size = batches.joined(batch, batch_size)
+    batch = batches.carried(batch)
     variables = given[0] if given else None
     part = batch if axis_name is None else jax.tree.map(_part, batch)
     own = nnx.state(model) if isinstance(model, nnx.Module) else None
     _check_not_traced(given, own, batch, key, rngs)
-    planned = plan.make(model, variables, part, only, except_, rngs, call_kwargs, axis_name)
+    planned = plan.make(
+        model, variables, part, only, except_, rngs, call_kwargs, axis_name, batch_size
+    )
     _check_finite(batch)
-    state = variables_of(model, variables)
+    _, state = models.of(model, variables)
     session = Session(
         planned,
         state,
@@ -116,11 +126,12 @@ def calibrate(
             else:
                 session, stage = one_pass.run(session, each)
             stages.append(stage)
-    report = CalibrationReport(type(model).__name__, tuple(stages))
+    seen = planned.model
+    report = CalibrationReport(type(model).__name__, tuple(stages), seen.coverage, seen.examples)
     if isinstance(model, nnx.Module):
         nnx.update(model, session.variables)
         return report
-    return planned.probe.view.like(variables, session.parameters), report
+    return seen.view.like(variables, session.parameters), report
 
 
 def _full_precision() -> contextlib.AbstractContextManager[Any]:
@@ -138,14 +149,6 @@ def _full_precision() -> contextlib.AbstractContextManager[Any]:
 
 def _part(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)
-
-
-def _joined(batches: Iterator[Any]) -> Any:
-    """The batches as one, example after example."""
-    held = list(batches)
-    if not held:
-        raise ValueError("the iterator holds no batch.")
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *held)
 
 
 def _check_not_traced(*values: Any) -> None:

@@ -22,6 +22,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from numpy.typing import NDArray
 
+from prelu_jax.tracing.jaxprs import carried
+
 Rows = NDArray[np.float64]
 # None: zeros, infinities and nans only. They stay what they are under any positive factor.
 Degree = NDArray[np.float64] | None
@@ -212,20 +214,12 @@ class _Reader:
 
     def _scan(self, params: Mapping[str, Any], degrees: list[Degree]) -> list[Degree]:
         """What is carried has to keep its degree; zeros take on that of what is added to them."""
-        first, last = _carried(params)
+        first, last = carried(params)
         carry, before = degrees[first:last], None
         while before is None or [d is None for d in carry] != [d is None for d in before]:
             found = self.outputs(params["jaxpr"], [*degrees[:first], *carry, *degrees[last:]])
             before, carry = carry, [self.equal(pair) for pair in zip(carry, found, strict=False)]
         return [*carry, *found[len(carry) :]]
-
-
-def _carried(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Which of a scan's operands are carried: from the first to before the last."""
-    if "num_consts" in params:  # JAX before 0.11
-        return params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
-    return consts, consts + carry
 
 
 def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:

@@ -152,8 +152,9 @@ class _Attempt:
             {layer.parameter: np.array(layer.parameter in named) for layer in plan.layers},
             {layer.parameter: _nothing(layer) for layer in plan.layers} | dict(given or {}),
         )
+        model = plan.model
         walk = Walk(
-            plan.probe.view, plan.layers, method, plan.probe.call_kwargs, plan.probe.axis_name
+            model.view, plan.layers, method, model.call_kwargs, model.axis_name, model.bound_axes
         )
         parameters, found = session.compute(walk, control=control)
         return session.replace(parameters), jax.device_get(found)

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from prelu_jax import initializers, signal
+from prelu_jax import initializers
 from prelu_jax.datadep.walk import Layer
 from prelu_jax.initializers import Layout
-from prelu_jax.signal import checks
-from prelu_jax.signal.probe import variables_of
+from prelu_jax.signal import batches, calls, checks
+from prelu_jax.signal.calls import FlaxModel
+from prelu_jax.signal.coverage import percent
 from prelu_jax.signal.sites import Visit
+from prelu_jax.tracing import models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +39,12 @@ class Plan:
     """A model made ready to be calibrated.
 
     Attributes:
-        probe: sees and measures the model.
+        model: as calibration sees it.
         layers: the layers to be calibrated, in the order of execution.
         skipped: the weights that are left as they are.
     """
 
-    probe: signal.Probe
+    model: FlaxModel
     layers: tuple[Layer, ...]
     skipped: tuple[Skipped, ...]
 
@@ -56,23 +58,26 @@ def make(
     rngs: Mapping[str, jax.Array] | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
     axis_name: str | None = None,
+    batch_size: int | None = None,
 ) -> Plan:
     """Finds the layers by abstract passes; computes and compiles nothing.
 
     Args:
-        model, variables, batch, rngs, call_kwargs, axis_name: as `signal.prepare`.
-        only: a regular expression, searched for in kernel paths: calibrate those alone.
+        model, variables, batch, rngs, call_kwargs, axis_name, batch_size: as `signal.prepare`.
+        only: a regular expression, searched for in the paths of kernels, unseen weights too:
+            calibrate those alone.
         except_: one that keeps kernels as they are.
 
     Raises:
         TypeError, ValueError: as `signal.prepare`; a batch of one example; a pattern that is no
-            string or no regular expression, or matches no kernel; no layer left; a layer to be
-            calibrated is called inside `scan`, `remat`, `vmap`, `jit` or `cond`.
+            string or no regular expression, or matches no kernel; no layer left; weights that the
+            model uses where no layer is measured (`signal.Coverage`).
     """
-    shapes = jax.tree.map(_shape, (variables, batch, rngs))
+    batches.check_keys(rngs)
+    shapes = jax.tree.map(_shape, (variables, batches.carried(batch), rngs))
     leaves, structure = jax.tree.flatten(shapes)
     options = tuple(sorted((call_kwargs or {}).items()))
-    given = (model, tuple(leaves), structure, only, except_, options, axis_name)
+    given = (model, tuple(leaves), structure, only, except_, options, axis_name, batch_size)
     if isinstance(model, nnx.Module) or not checks.is_hashable(given):
         return _make(*given)  # an NNX model is one object, whatever becomes of it
     return _remembered(*given)
@@ -90,21 +95,28 @@ def _make(
     except_: str | None,
     options: tuple[tuple[str, Any], ...],
     axis_name: str | None,
+    batch_size: int | None,
 ) -> Plan:
     variables, batch, rngs = jax.tree.unflatten(structure, leaves)
-    probe = signal.prepare(
-        model, variables, batch, rngs=rngs, call_kwargs=dict(options), axis_name=axis_name
-    )
-    if probe.batch_size < 2 and axis_name is None:
+    seen = calls.see(
+        model, variables, batch,
+        rngs=rngs, call_kwargs=dict(options), batch_size=batch_size, axis_name=axis_name,
+    )  # fmt: skip
+    if seen.examples.number < 2 and axis_name is None:
         raise ValueError(
             "the batch is a single example, expected two or more: the spread of an output over "
-            "examples is what is set to 1. A few dozen are enough (Krähenbühl et al. 2015)."
+            "examples is what is set to 1. A few dozen are enough (Krähenbühl et al. 2015). Found: "
+            f"{seen.examples.chosen}; batch_size=... sets another."
         )
-    state = variables_of(model, variables)
-    parameters = probe.view.parameters(state)
-    excluded = _excluded([*_kernels(probe), *probe.hidden], only, except_)
+    _, state = models.of(model, variables)
+    parameters = seen.view.parameters(state)
+    unseen = {weight.parameter: weight.why for weight in seen.coverage.unseen}
+    kernels = [*seen.kernels, *unseen, *seen.coverage.unused]
+    excluded = _excluded(list(dict.fromkeys(kernels)), only, except_)
+    _check_seen(seen, unseen, excluded)
     layers: dict[str, Layer] = {}
-    skipped = dict.fromkeys(probe.unseen, "not called, or of a layer of another kind")
+    skipped = {name: f"{excluded[name]}; {why}" for name, why in unseen.items()}
+    skipped |= dict.fromkeys(seen.coverage.unused, "not used by the model")
 
     def observe(visit: Visit) -> jax.Array:
         name = visit.site.parameter
@@ -118,32 +130,34 @@ def _make(
         return visit.y
 
     def run(state: Any, batch: Any, rngs: Any) -> None:
-        kwargs = dict(probe.call_kwargs)
-        probe.view.call(state, checks.args_of(batch), kwargs, rngs, observe)
+        layers.clear()
+        args, kwargs = batches.arguments(batch, seen.call_kwargs)
+        seen.view.run(state, args, kwargs, rngs, observe)
 
-    checks.abstractly(run, axis_name, state, batch, rngs)
-    for name in probe.hidden:
-        skipped[name] = excluded.get(name, "")
-    hidden = [name for name in probe.hidden if name not in excluded]
-    if hidden:
-        raise ValueError(
-            f"{', '.join(hidden)}: called inside scan, remat, vmap, jit or cond, where an output "
-            "cannot be corrected before the next layer sees it. Calibrate the model without that "
-            "transformation and put the parameters back, or leave these as they are with "
-            f"except_={'|'.join(re.escape(name) for name in hidden)!r}."
-        )
+    checks.traced(run, axis_name, state, batch, rngs, bound=seen.bound_axes)
     if not layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
         raise ValueError(f"no layer is left to be calibrated. {reasons}.")
-    return Plan(probe, tuple(layers.values()), tuple(Skipped(*item) for item in skipped.items()))
+    return Plan(seen, tuple(layers.values()), tuple(Skipped(*item) for item in skipped.items()))
 
 
 # Like a compiled program: to calibrate an equal model again traces nothing.
 _remembered = functools.lru_cache(maxsize=32)(_make)
 
 
-def _kernels(probe: signal.Probe) -> list[str]:
-    return [call.site.parameter for call in probe.calls if call.kernel_shape is not None]
+def _check_seen(model: FlaxModel, unseen: Mapping[str, str], excluded: Mapping[str, str]) -> None:
+    """Check that every weight that the model uses is seen, or left out by the user."""
+    left = [name for name in unseen if name not in excluded]
+    if not left:
+        return
+    reasons = "; ".join(f"{name}: {unseen[name]}" for name in left)
+    raise ValueError(
+        f"{', '.join(left)}: called inside scan, remat, vmap, jit or cond, multiplied by hand, or "
+        "complex, where an output cannot be corrected before the next layer sees it "
+        f"({percent(1 - model.coverage.share)} of the weights). Calibrate the model without "
+        "that transformation and put the parameters back, or leave these as they are with "
+        f"except_={'|'.join(re.escape(name) for name in left)!r}. Where they are: {reasons}."
+    )
 
 
 def _excluded(kernels: Collection[str], only: str | None, except_: str | None) -> dict[str, str]:

@@ -16,6 +16,8 @@ from rich.text import Text
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.plan import Skipped
 from prelu_jax.datadep.walk import Layer
+from prelu_jax.signal.batches import Examples
+from prelu_jax.signal.coverage import Coverage
 
 _WIDTH = 110
 
@@ -196,8 +198,10 @@ class BetweenStage:
         """The rows, for rich."""
         spreads = f"{self.spread_before:.3g} to {self.spread_after:.3g}"
         iterations = "one iteration" if self.iterations == 1 else f"{self.iterations} iterations"
-        table = _table(f"{self.method}: spread of log C̃ from {spreads} in {iterations}")
-        for name in ("factor", "C̃ before", "C̃ after"):
+        table = _table(
+            f"{self.method}: spread of the log change rate C̃ from {spreads} in {iterations}"
+        )
+        for name in ("factor", "change rate before", "change rate after"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", overflow="fold")
         for row in self.layers:
@@ -228,10 +232,14 @@ class CalibrationReport:
     Attributes:
         model: its name.
         stages: what each method did, in turn.
+        coverage: which of the model's weights a calibration sees.
+        examples: the number of examples in the batch, and how it was found.
     """
 
     model: str
     stages: tuple[Stage, ...]
+    coverage: Coverage = dataclasses.field(default_factory=Coverage)
+    examples: Examples | None = None
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -247,7 +255,13 @@ class CalibrationReport:
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain Python; numbers may be nan."""
         skipped = {row.parameter: row.why for row in self.skipped}
-        return {"model": self.model, "layers": list(self.rows()), "skipped": skipped}
+        return {
+            "model": self.model,
+            "layers": list(self.rows()),
+            "skipped": skipped,
+            "coverage": self.coverage.to_dict(),
+            "examples": self.examples and self.examples._asdict(),
+        }
 
     def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
         """`rows` as comma-separated values with a header; written to the file, if there is one."""
@@ -268,6 +282,10 @@ class CalibrationReport:
             yield stage.table()
         for row in self.skipped:
             yield Text(f"Left as it was: {row.parameter}: {row.why}", style="yellow")
+        for line in (*self.coverage.lines(), *(self.examples.lines() if self.examples else ())):
+            yield Text(line, style="dim")
+        for line in self.coverage.notes():
+            yield Text(line, style="yellow")
 
     def __repr__(self) -> str:
         return self._record().export_text()

@@ -38,7 +38,7 @@ class Session:
     @property
     def parameters(self) -> dict[str, jax.Array]:
         """Every parameter by its path."""
-        return self.plan.probe.view.parameters(self.variables)
+        return self.plan.model.view.parameters(self.variables)
 
     def replace(self, parameters: Mapping[str, jax.Array]) -> "Session":
         """The session with some of the parameters exchanged, placed where those before were."""
@@ -49,7 +49,7 @@ class Session:
             else value
             for name, value in parameters.items()
         }
-        variables = self.plan.probe.view.replace(self.variables, placed)
+        variables = self.plan.model.view.replace(self.variables, placed)
         return dataclasses.replace(self, variables=variables)
 
     def compute(self, function: Function, **more: Any) -> Any:

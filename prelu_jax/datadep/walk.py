@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prelu_jax import axes
 from prelu_jax.datadep import moments as moments_lib
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.initializers import Layout
-from prelu_jax.signal import checks
+from prelu_jax.signal import batches
 from prelu_jax.signal.sites import Axes, Site, Visit
 from prelu_jax.signal.taps import View
 
@@ -123,6 +124,7 @@ class Walk:
         method: what is done at each.
         call_kwargs: the keywords of the call, in pairs.
         axis_name: the axis of devices under `pmap`.
+        bound_axes: the axis names that the model asks for, bound at size 1.
     """
 
     view: View
@@ -130,6 +132,7 @@ class Walk:
     method: OnePass
     call_kwargs: tuple[tuple[str, Any], ...]
     axis_name: str | None
+    bound_axes: tuple[str, ...] = ()
 
     def __call__(
         self, replicated: Mapping[str, Any], batch: Any
@@ -146,10 +149,13 @@ class Walk:
             `Moments` before its correction, over all its calls, 'correction', and 'enough'. The
             same bits on every device.
         """
+        return axes.bind(self._pass, self.bound_axes)(replicated, batch)
+
+    def _pass(self, replicated: Mapping[str, Any], batch: Any) -> tuple[Parameters, dict[str, Any]]:
         step = _Step(self, replicated)
         variables = replicated["variables"]
-        args = checks.args_of(batch)
-        self.view.call(variables, args, dict(self.call_kwargs), replicated["rngs"], step.observe)
+        args, kwargs = batches.arguments(batch, self.call_kwargs)
+        self.view.run(variables, args, kwargs, replicated["rngs"], step.observe)
         return step.parameters(self.view.parameters(variables)), step.found()
 
 

@@ -17,8 +17,9 @@ He et al. 2015, Fig. 2 and 3  ``he2015_xavier()``, Gaussian              1 / fan
 ============================  =========================================  ======================
 
 Kaiming, He and Caffe's ``msra`` are the same rule: ``he_normal()`` is ``caffe_msra()`` but for
-groups. `torch.nn.init` agrees in variance with ``he_*`` and ``xavier_*`` for dense and plain
-convolutional kernels; it departs for groups (fan_out counts all of them) and for transposed
+groups. ``kaiming_*`` are other names of ``he_*``, ``glorot_*`` of ``xavier_*`` and ``msra`` of
+``caffe_msra``. `torch.nn.init` agrees in variance with ``he_*`` and ``xavier_*`` for dense and
+plain convolutional kernels; it departs for groups (fan_out counts all of them) and for transposed
 convolutions (its fans are swapped).
 """
 
@@ -37,9 +38,13 @@ from prelu_jax.initializers.factories import (
     he2015_xavier,
     he_normal,
     he_uniform,
+    kaiming,
+    kaiming_normal,
+    kaiming_uniform,
     lecun,
     lecun_normal,
     lecun_uniform,
+    msra,
     options,
     orthogonal,
     xavier,
@@ -48,7 +53,8 @@ from prelu_jax.initializers.factories import (
     zeros,
 )
 from prelu_jax.initializers.fans import MODES, Layout, Mode, fans
-from prelu_jax.initializers.layers import Row, Table, describe, for_layer, table
+from prelu_jax.initializers.foreign import describe
+from prelu_jax.initializers.layers import Row, Table, for_layer, table
 from prelu_jax.initializers.rules import (
     DISTRIBUTIONS,
     Constant,
@@ -91,9 +97,13 @@ __all__ = [
     "he2015_xavier",
     "he_normal",
     "he_uniform",
+    "kaiming",
+    "kaiming_normal",
+    "kaiming_uniform",
     "lecun",
     "lecun_normal",
     "lecun_uniform",
+    "msra",
     "options",
     "orthogonal",
     "table",

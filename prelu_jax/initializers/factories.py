@@ -31,7 +31,8 @@ def he(
     """Weights of variance ``2 / ((1 + a²) n)`` (He et al. 2015, Eq. 10, 14 and 15).
 
     Args:
-        mode: 'fan_in' keeps the forward signal (Eq. 10), 'fan_out' the gradient (Eq. 14).
+        mode: 'fan_in' keeps the forward signal (Eq. 10), 'fan_out' the gradient (Eq. 14);
+            'fan_avg' and 'fan_geo_avg' are the arithmetic and the geometric mean of both.
         negative_slope: the rectifier's initial slope ``a``: 0 for ReLU, 0.25 for PReLU; an
             array of channel slopes counts by the mean of its squares.
         distribution: 'normal' (the paper's), 'truncated_normal' or 'uniform'.
@@ -95,7 +96,8 @@ def xavier(
     """Weights of variance ``1 / n`` (Glorot & Bengio 2010, Eq. 10 to 12): `he` with slope 1.
 
     Args:
-        mode: 'fan_avg' is Glorot & Bengio's ``2 / (fan_in + fan_out)``.
+        mode: 'fan_avg' is Glorot & Bengio's ``2 / (fan_in + fan_out)``; 'fan_in', 'fan_out' and
+            'fan_geo_avg', the geometric mean, as in `he`.
         distribution: 'uniform' (the paper's, Eq. 16), 'normal' or 'truncated_normal'.
         layout: what the axes of the kernel are.
     """
@@ -184,6 +186,8 @@ def constant(value: float) -> Constant:
 
 
 glorot, glorot_normal, glorot_uniform = xavier, xavier_normal, xavier_uniform
+kaiming, kaiming_normal, kaiming_uniform = he, he_normal, he_uniform
+msra = caffe_msra
 
 _FACTORIES: tuple[Callable[..., Initializer], ...] = (
     *(he, he_normal, he_uniform, caffe_msra),
@@ -195,6 +199,10 @@ REGISTRY: dict[str, Callable[..., Initializer]] = {
     "glorot": glorot,
     "glorot_normal": glorot_normal,
     "glorot_uniform": glorot_uniform,
+    "kaiming": kaiming,
+    "kaiming_normal": kaiming_normal,
+    "kaiming_uniform": kaiming_uniform,
+    "msra": msra,
 }
 
 

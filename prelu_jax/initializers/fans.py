@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-Mode = Literal["fan_in", "fan_out", "fan_avg"]
+Mode = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
@@ -63,9 +63,15 @@ class Layout:
         return fan_in, fan_out
 
     def fan(self, mode: Mode, shape: Sequence[int]) -> float:
-        """The fan of a mode: either, or the average of both."""
+        """Return the fan of a mode: either, or their arithmetic or geometric mean."""
         fan_in, fan_out = self.fans(shape)
-        return {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
+        by_mode = {
+            "fan_in": fan_in,
+            "fan_out": fan_out,
+            "fan_avg": (fan_in + fan_out) / 2,
+            "fan_geo_avg": math.sqrt(fan_in * fan_out),
+        }
+        return by_mode[mode]
 
     def axes(self, shape: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
         """The axes, counted from 0, of the batch, the inputs, the outputs and the window."""

@@ -1,7 +1,6 @@
 """What a Flax layer's parameters are: their layout, and the rule that drew them."""
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,8 +11,9 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
+from prelu_jax import axes
 from prelu_jax.initializers.fans import Layout
-from prelu_jax.initializers.rules import Constant, Gaussian, Initializer, VarianceScaling
+from prelu_jax.initializers.foreign import Rule, describe, known
 
 _CONV = (nn.Conv, nnx.Conv)
 _CONV_TRANSPOSE = (nn.ConvTranspose, nnx.ConvTranspose)
@@ -70,51 +70,6 @@ def _strides(layer: Any) -> int:
 
 def _count(axes: Any) -> int:
     return 1 if isinstance(axes, int) else len(axes)
-
-
-def describe(initializer: Any) -> str:
-    """An initialiser's rule in words, with its variance as a function of the fans.
-
-    Args:
-        initializer: one of this package, one of `jax.nn.initializers`, or any other callable,
-            of which the name is all that can be told.
-    """
-    known = _known(initializer)
-    if known is not None:
-        return known.describe()
-    name = getattr(initializer, "__qualname__", type(initializer).__qualname__)
-    return f"unknown ({getattr(initializer, '__module__', '?')}.{name})"
-
-
-def _known(initializer: Any) -> Initializer | None:
-    """The initialiser as one of this package's rules, or None if it is not one of them."""
-    if hasattr(initializer, "describe"):
-        return initializer
-    if isinstance(initializer, int | float):
-        return Constant(float(initializer))
-    if not inspect.isfunction(initializer) or "jax" not in initializer.__module__:
-        return None
-    free = inspect.getclosurevars(initializer).nonlocals
-    match initializer.__qualname__.partition(".")[0], free:
-        case "zeros", _:
-            return Constant(0.0)
-        case "ones", _:
-            return Constant(1.0)
-        case "constant", {"value": int() | float() as value}:
-            return Constant(float(value))
-        case "normal", {"stddev": int() | float() as stddev}:
-            return Gaussian(float(stddev))
-        case "variance_scaling", {"mode": "fan_in" | "fan_out" | "fan_avg"}:
-            in_axis, out_axis, batch_axis = (
-                _hashable(free[name]) for name in ("in_axis", "out_axis", "batch_axis")
-            )
-            layout = Layout(in_axis, out_axis, batch_axis)
-            return VarianceScaling(float(free["scale"]), free["mode"], free["distribution"], layout)
-    return None
-
-
-def _hashable(axis: Any) -> int | tuple[int, ...]:
-    return axis if isinstance(axis, int) else tuple(axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,17 +163,36 @@ def _linen_layers(
         with nn.intercept_methods(meet):
             return model.apply(variables, *inputs, rngs=keys, mutable=True, **call_kwargs)
 
-    jax.eval_shape(apply, flax.core.meta.unbox(variables), *inputs)
+    def trace(names: tuple[str, ...]) -> None:
+        jax.eval_shape(axes.bind(apply, names), _unboxed(variables), *inputs)
+
+    axes.trace(trace)
     return layers
 
 
+def _unboxed(tree: Any) -> Any:
+    """Return the values in boxes of partitioning metadata.
+
+    `flax.core.meta.unbox` applies the sharding too, which needs the mesh, and arrays.
+    """
+
+    def unbox(leaf: Any) -> Any:
+        return _unboxed(leaf.value) if _is_box(leaf) else leaf
+
+    return jax.tree.map(unbox, tree, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata) and hasattr(leaf, "value")
+
+
 def _rows(params: Any, layers: Mapping[Path, tuple[Any, dict[str, Any]]]) -> Iterator[Row]:
-    for path, value in flax.traverse_util.flatten_dict(flax.core.meta.unbox(params)).items():
+    for path, value in flax.traverse_util.flatten_dict(_unboxed(params)).items():
         *owner, name = map(str, path)
         layer, shapes = layers.get(tuple(owner), (None, {}))
         shape = shapes.get(name, value.shape)  # without axes that `nn.scan` stacks
         drawn_by = getattr(layer, f"{name}_init", None)
-        rule = _known(drawn_by)
+        rule = known(drawn_by)
         fan_in, fan_out = _fans(layer, name, shape)
         yield Row(
             parameter="/".join((*owner, name)),
@@ -249,7 +223,7 @@ def _as_drawn(layer: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _std(rule: Initializer, shape: tuple[int, ...]) -> float | None:
+def _std(rule: Rule, shape: tuple[int, ...]) -> float | None:
     try:
         return math.sqrt(rule.variance(shape))
     except ValueError:  # `flax.linen.Embed` gives one axis both meanings

@@ -35,7 +35,8 @@ class VarianceScaling:
 
     Attributes:
         gain: the variance, not the standard deviation, times the fan.
-        mode: which fan divides: 'fan_in', 'fan_out' or their average 'fan_avg'.
+        mode: the fan that divides: 'fan_in', 'fan_out', their arithmetic mean 'fan_avg' or their
+            geometric mean 'fan_geo_avg'.
         distribution: 'normal' (a true Gaussian), 'truncated_normal' (at two standard deviations
             of the Gaussian before truncation; the variance is still that of the rule), 'uniform'.
         layout: what the axes of the kernel are.

@@ -1,17 +1,22 @@
-"""Where a signal lives and dies in a Flax model: measured forward and backward, layer by layer."""
+"""A model's signal, measured forward and backward, layer by layer, and judged."""
 
+from prelu_jax.signal.batches import Examples
+from prelu_jax.signal.coverage import Coverage, Unseen
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.probe import Probe, measure, prepare
 from prelu_jax.signal.report import Report
 from prelu_jax.signal.verdict import Finding, Prediction
 
 __all__ = [
+    "Coverage",
+    "Examples",
     "Finding",
     "LayerStatistics",
     "Measurement",
     "Prediction",
     "Probe",
     "Report",
+    "Unseen",
     "measure",
     "prepare",
 ]

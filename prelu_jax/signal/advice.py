@@ -45,8 +45,87 @@ _ADVICE = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kernels:
+    """Kernels of another scale, for one direction.
+
+    Attributes:
+        kept: the factor of kernels and rectifiers in a layer.
+        between: the factor of the rectifiers alone.
+        slope: of the rectifiers.
+        mode: the fan that keeps the moment of this direction.
+    """
+
+    kept: float
+    between: float
+    slope: float
+    mode: str
+
+    @property
+    def rectified(self) -> bool:
+        """Whether a leaky rectifier explains the factor between two layers."""
+        return abs(2 * self.between / (1 + self.slope**2) - 1) <= 0.2
+
+    @property
+    def remedy(self) -> str:
+        """The rule to take, or the factor to apply."""
+        if not self.rectified:
+            return f"multiply the kernels by {self.kept**-0.5:.2g}"
+        option = f", negative_slope={self.slope:.2g}" if self.slope > 0.01 else ""
+        return f"take pj.initializers.he_normal({self.mode!r}{option})"
+
+    def __str__(self) -> str:
+        start = f"kernels and rectifiers multiply a second moment by {self.kept:.2f} a layer: "
+        if not self.rectified:
+            return f"{start}{self.remedy}, or normalise between the layers"
+        return f"{start}for a factor of 1 {self.remedy}"
+
+
+def advise_all(
+    findings: Sequence[Finding], measurement: Measurement
+) -> list[tuple[list[Finding], str]]:
+    """Return groups of findings with one line of advice for each group; see `advices`."""
+    groups: dict[str, list[Finding]] = {}
+    for finding, line in zip(findings, advices(findings, measurement), strict=True):
+        groups.setdefault(line, []).append(finding)
+    return [(group, line) for line, group in groups.items()]
+
+
+def advices(findings: Sequence[Finding], measurement: Measurement) -> list[str]:
+    """Return one line of advice for each finding, in their order.
+
+    Findings with the same remedy share a line. Where the forward and the backward signal ask for
+    two scales of the same kernels, either will do (He et al. 2015, §2.2), and the line names both.
+    """
+    causes = [_cause(finding, measurement) for finding in findings]
+    kernels = [cause for cause in causes if isinstance(cause, _Kernels)]
+    both = {cause.mode: cause for cause in kernels}
+    same_kind = len({cause.rectified for cause in kernels}) == 1
+    merged = len(both) == 2 and same_kind
+    return [
+        _either(both["fan_in"], both["fan_out"])
+        if merged and isinstance(cause, _Kernels)
+        else str(cause)
+        for cause in causes
+    ]
+
+
+def _either(forward: _Kernels, backward: _Kernels) -> str:
+    """Return the advice for two directions at once; the gradient's comes first, as in the paper."""
+    return (
+        f"kernels and rectifiers multiply a second moment by {forward.kept:.2f} a layer forward "
+        f"and by {backward.kept:.2f} backward: {backward.remedy}, or "
+        f"{forward.remedy.removeprefix('take ')}. Either will do (He et al. 2015, §2.2); prefer "
+        "the first, which keeps the gradient's scale and is the paper's choice"
+    )
+
+
 def advise(finding: Finding, measurement: Measurement) -> str:
-    """What to do about a finding of `verdict.judge` in a measurement."""
+    """Return the remedy for one finding of `verdict.judge` in a measurement."""
+    return str(_cause(finding, measurement))
+
+
+def _cause(finding: Finding, measurement: Measurement) -> str | _Kernels:
     layers = measurement.layers
     zeros = [row.name for row in layers[:-1] if row.kernel_rms == 0]
     if finding.verdict in (verdict.VANISHING, verdict.DEAD_UNITS) and zeros:
@@ -77,7 +156,8 @@ def advise(finding: Finding, measurement: Measurement) -> str:
     kernel = statistics.fmean(step.kernel for step in steps) + between
     border = statistics.fmean(step.total - step.kernel - step.between for step in steps)
     if sign * kernel > max(_NOTICEABLE, sign * border):
-        return _other_kernels(math.exp(kernel), math.exp(between), _slope(layers), forward)
+        mode = "fan_in" if forward else "fan_out"
+        return _Kernels(math.exp(kernel), math.exp(between), _slope(layers), mode)
     if border < -_NOTICEABLE and sign < 0:
         return _borders(math.exp(border), layers)
     return _RESCALE
@@ -148,16 +228,6 @@ def _slope(layers: Sequence[LayerStatistics]) -> float:
         if before.shape == row.input_shape and before.minimum < 0 and row.input_minimum is not None
     ]
     return statistics.median(slopes) if slopes else 0.0
-
-
-def _other_kernels(kept: float, between: float, slope: float, forward: bool) -> str:
-    """``kept`` is the factor of kernels and rectifiers in a layer, ``between`` of the latter."""
-    found = f"kernels and rectifiers multiply a second moment by {kept:.2f} a layer: "
-    if abs(2 * between / (1 + slope**2) - 1) > 0.2:  # what is between is no leaky rectifier
-        return f"{found}multiply the kernels by {kept**-0.5:.2g}, or normalise between the layers"
-    mode = "fan_in" if forward else "fan_out"
-    option = f", negative_slope={slope:.2g}" if slope > 0.01 else ""
-    return f"{found}for a factor of 1 take pj.initializers.he_normal({mode!r}{option})"
 
 
 def _borders(kept: float, layers: Sequence[LayerStatistics]) -> str:

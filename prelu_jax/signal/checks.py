@@ -1,53 +1,106 @@
 """What a measurement asks of its inputs, told before anything is compiled."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
+from prelu_jax import axes
+from prelu_jax.signal import batches
+from prelu_jax.signal.coverage import Coverage
 from prelu_jax.signal.sites import Site
+
+T = TypeVar("T")
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
-def abstractly(function: Callable[..., Any], axis_name: str | None, *args: Any) -> Any:
-    """`jax.eval_shape`, with the axis bound that collectives in the model may ask for.
+class Traced(NamedTuple):
+    """A function that was traced.
+
+    Attributes:
+        jaxpr: what it computes.
+        outputs: their shapes and types.
+        axes: the axis names that had to be bound at size 1, other than the given one.
+    """
+
+    jaxpr: ClosedJaxpr
+    outputs: Any
+    axes: tuple[str, ...]
+
+
+def traced(
+    function: Callable[..., Any], axis_name: str | None, *args: Any, bound: tuple[str, ...] = ()
+) -> Traced:
+    """Return the jaxpr of a function, with the axes bound that collectives in it ask for.
+
+    Args:
+        function: called once for each axis that it asks for, so it has to forget earlier calls.
+        axis_name: the axis that a caller maps over; without one, any axis is bound at size 1.
+        *args: arrays, or their shapes and types.
+        bound: axis names that it is known to ask for.
 
     Raises:
-        TypeError: the function returned what is no array, nor a pytree of them.
-        ValueError: the model asks for an axis that is not bound.
+        TypeError: the function returned something other than a pytree of arrays.
+        ValueError: it asks for an axis other than ``axis_name``.
     """
 
     def checked(*args: Any) -> Any:
-        try:
-            outputs = function(*args)
-        except NameError as error:
-            if "unbound axis name" not in str(error):
-                raise
-            raise ValueError(
-                f"the model asks for an axis of devices, as BatchNorm(axis_name=...) does, but "
-                f"axis_name is {axis_name!r} here. Prepare a probe with that axis_name and map "
-                f"its statistics over it: see signal.prepare. JAX says: {error}"
-            ) from error
-        for leaf in jax.tree.leaves(outputs):
-            if not isinstance(leaf, _ARRAYS):
-                raise TypeError(
-                    f"the model or the loss returned a {type(leaf).__name__}, expected arrays, or "
-                    "a pytree of them. A dataclass is one after jax.tree_util.register_dataclass."
-                )
-        return outputs
+        return arrays(function(*args))
 
-    if axis_name is None:
-        return jax.eval_shape(checked, *args)
-    mapped = jax.vmap(checked, in_axes=None, axis_size=1, axis_name=axis_name)
-    outputs = jax.eval_shape(mapped, *args)
-    return jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), outputs)
+    def trace(names: tuple[str, ...]) -> Traced:
+        given = names if axis_name is None else (axis_name,)
+        jaxpr, outputs = jax.make_jaxpr(axes.bind(checked, given), return_shape=True)(*args)
+        return Traced(jaxpr, outputs, names)
+
+    return with_axes(trace, axis_name, bound)
+
+
+def arrays(outputs: Any) -> Any:
+    """Return the outputs of a model or a loss.
+
+    Raises:
+        TypeError: they are something other than a pytree of arrays.
+    """
+    for leaf in jax.tree.leaves(outputs):
+        if not isinstance(leaf, _ARRAYS):
+            raise TypeError(
+                f"the model or the loss returned a {type(leaf).__name__}, expected arrays, or "
+                "a pytree of them. A dataclass is one after jax.tree_util.register_dataclass."
+            )
+    return outputs
+
+
+def with_axes(
+    trace: Callable[[tuple[str, ...]], T], axis_name: str | None, bound: tuple[str, ...] = ()
+) -> T:
+    """Return ``trace(names)`` with the names of the axes that a model asks for.
+
+    Raises:
+        ValueError: it asks for an axis other than ``axis_name``.
+    """
+    try:
+        return axes.trace(trace, bound) if axis_name is None else trace(())
+    except NameError as error:
+        if axes.missing(error) is None:
+            raise
+        raise ValueError(
+            f"the model asks for an axis of devices, as BatchNorm(axis_name=...) does, but "
+            f"axis_name is {axis_name!r} here. Prepare a probe with that axis_name and map its "
+            f"statistics over it: see signal.prepare. JAX says: {error}"
+        ) from error
 
 
 def check_objective(
-    outputs: Any, loss: Callable[[Any], jax.Array] | None, axis_name: str | None
+    outputs: Any,
+    loss: Callable[[Any], jax.Array] | None,
+    axis_name: str | None,
+    bound: tuple[str, ...] = (),
 ) -> None:
     """Raises ValueError unless the outputs hold floats and the loss of them is a scalar.
 
@@ -55,48 +108,19 @@ def check_objective(
     """
     if not any(is_float(leaf) for leaf in jax.tree.leaves(outputs)):
         raise ValueError(
-            f"the model returned {jax.tree.map(_describe, outputs)}, expected an array of floats, "
+            f"the model returned {batches.described(outputs)}, expected an array of floats, "
             "or a pytree that holds one: there is nothing to send a gradient back from."
         )
     if loss is None:
         return
     if not callable(loss):
         raise TypeError(f"loss is {loss!r}, expected a function of the model's outputs.")
-    value = abstractly(loss, axis_name, outputs)
+    value = traced(loss, axis_name, outputs, bound=bound).outputs
     if not is_float(value) or value.shape != ():
         raise ValueError(
-            f"the loss returned {jax.tree.map(_describe, value)}, expected a scalar of floats. "
+            f"the loss returned {batches.described(value)}, expected a scalar of floats. "
             "Take the mean over the batch."
         )
-
-
-def args_of(batch: Any) -> tuple[Any, ...]:
-    """The model's positional arguments; a named tuple is one of them."""
-    return batch if type(batch) is tuple else (batch,)
-
-
-def batch_size_of(batch: Any) -> int:
-    """The length of the first axis of the first array.
-
-    Raises:
-        TypeError: the batch holds what is no array.
-        ValueError: no batch axis, or an empty batch.
-    """
-    leaves = jax.tree.leaves(batch)
-    for leaf in leaves:
-        if not hasattr(leaf, "shape"):
-            raise TypeError(
-                f"the batch holds {leaf!r}, a {type(leaf).__name__}; expected arrays only. Give "
-                "flags as call_kwargs={'train': True}."
-            )
-    if not leaves or leaves[0].ndim == 0:
-        raise ValueError(
-            f"the batch is {jax.tree.map(_describe, batch)}, expected arrays of which the first "
-            "has the examples along its first axis. One example? Give x[None]."
-        )
-    if any(0 in leaf.shape for leaf in leaves):
-        raise ValueError(f"the batch is empty: {jax.tree.map(_describe, batch)}.")
-    return leaves[0].shape[0]
 
 
 def is_hashable(value: Any) -> bool:
@@ -113,41 +137,44 @@ def is_float(value: Any) -> bool:
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
 
 
-def _describe(array: Any) -> str:
-    return f"{array.dtype}{list(array.shape)}"
-
-
-def check_batch_axis(site: Site, x: jax.Array, batch: Any) -> None:
+def check_batch_axis(site: Site, x: jax.Array, batch: Any, examples: int) -> None:
     """Raises ValueError if a layer reads the batch as it is and has no axis to find examples in.
 
     Flax would take an image ``[h, w, channels]`` or a vector ``[features]`` for one example.
     """
-    if x.ndim < site.least_ndim and x.shape == jax.tree.leaves(batch)[0].shape:
+    read = {leaf.shape for leaf in jax.tree.leaves(batch) if leaf.shape[:1] == (examples,)}
+    if x.ndim < site.least_ndim and read == {x.shape}:
         raise ValueError(
-            f"the layer {site.path or site.kind!r} was given {_describe(x)}, expected at least "
-            f"{site.least_ndim} axes, of which the first counts the examples. One example? Give "
-            "x[None]."
+            f"the layer {site.path or site.kind!r} was given {batches.described(x)}, expected at "
+            f"least {site.least_ndim} axes, of which the first counts the examples. One example? "
+            "Give x[None]."
         )
 
 
-def nothing_to_measure(kinds: set[str], unseen: tuple[str, ...]) -> str:
-    """What to say of a model that has modules of these kinds and no affine layer in sight."""
+@contextlib.contextmanager
+def differentiable(coverage: Coverage) -> Iterator[None]:
+    """Raise a ValueError in place of JAX's where a model cannot be differentiated backward.
+
+    A `while_loop` and a `pure_callback` have no backward pass.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not re.search("[Rr]everse-mode|Pure callbacks do not support", str(error)):
+            raise
+        unseen = f" {coverage.sentence()}." if coverage.unseen else ""
+        raise ValueError(
+            "the gradient of the model cannot be taken: it goes through a while_loop or a "
+            f"pure_callback, which have no backward pass.{unseen} A loop of a known number of "
+            "steps can be a scan, or a fori_loop with bounds that are Python integers."
+        ) from error
+
+
+def nothing_to_measure(kinds: set[str], coverage: Coverage) -> str:
+    """Return what to say of a model that has modules of these kinds and no measured layer."""
+    unseen = f"; {coverage.sentence()}" if coverage.unseen else ""
+    modules = f" Kinds of module found: {', '.join(sorted(kinds))}." if kinds else ""
     return (
-        f"no layer of the model can be measured. Kinds of module found: "
-        f"{', '.join(sorted(kinds))}; weights not seen: {', '.join(unseen) or 'none'}. "
-        "Expected a Dense, Conv, Einsum or Embed, or their kin, called outside of scan, remat, "
-        "vmap, jit and cond."
-    )
-
-
-def unseen(parameters: Mapping[str, Any], sites: Sequence[Site]) -> tuple[str, ...]:
-    """The weights that no site speaks of; what lies beside a measured kernel is its bias."""
-    owners = {site.parameter.rpartition("/")[0] for site in sites}
-    met = {site.parameter for site in sites} | {
-        name for name in parameters if name.endswith("bias") and name.rpartition("/")[0] in owners
-    }
-    return tuple(
-        name
-        for name, value in parameters.items()
-        if name not in met and (name.rpartition("/")[-1] == "kernel" or value.ndim >= 2)
+        f"no layer of the model can be measured{unseen}.{modules} Expected a product of weights "
+        "with data: a matrix product, a convolution or a look-up."
     )

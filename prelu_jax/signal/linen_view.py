@@ -10,22 +10,14 @@ import jax
 from flax import linen as nn
 from flax.core import tracers
 
-from prelu_jax.signal.sites import Observe, is_affine, observed, outputs_of, site_of
+from prelu_jax.signal.sites import Observe, is_affine, observed, site_of
+from prelu_jax.tracing import models
+from prelu_jax.tracing.models import outputs_of
 
 
 @dataclasses.dataclass(frozen=True)
-class LinenView:
+class LinenView(models.Linen):
     """Flax offers interception of methods, which is all that is needed here."""
-
-    model: nn.Module
-
-    def parameters(self, variables: Any) -> dict[str, jax.Array]:
-        return {"/".join(path): value for path, value in _flat(_params(variables)).items()}
-
-    def replace(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
-        flat = _flat(_params(variables))
-        params = {path: parameters.get("/".join(path), value) for path, value in flat.items()}
-        return {**variables, "params": flax.traverse_util.unflatten_dict(params)}
 
     def like(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
         held = flax.core.unfreeze(variables["params"])
@@ -37,17 +29,16 @@ class LinenView:
             return variables.copy({"params": params})
         return {**variables, "params": params}
 
-    def call(
+    def run(
         self,
         variables: Any,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         rngs: Any,
         observe: Observe,
-        hidden: set[str] | None = None,
     ) -> Any:
         here = tracers.current_trace()
-        model = self._bound(variables, rngs)
+        model = self.bound(variables, rngs)
         names = {id(value): name for name, value in self.parameters(variables).items()}
         # Where in the model the paths of a scope's root begin: at its own root, unless a module
         # inside applies another one by itself, be it to the model's variables or to others.
@@ -86,8 +77,6 @@ class LinenView:
                 name = "embedding" if isinstance(layer, nn.Embed) else "kernel"
                 parameter = "/".join((*layer.path, name))
                 if tracers.current_trace() != here:
-                    if hidden is not None:
-                        hidden.add(parameter)
                     return call(*args, **kwargs)
                 own = layer.variables.get("params", {})
                 if begins[root]:
@@ -109,26 +98,5 @@ class LinenView:
             return call(*args, **kwargs)
 
         with nn.intercept_methods(meet):
-            outputs_of(self._bound(variables, rngs), args, kwargs)
+            outputs_of(self.bound(variables, rngs), args, kwargs)
         return found
-
-    def _bound(self, variables: Any, rngs: Any) -> Any:
-        # With the parameters mutable too, Flax would draw those that are missing.
-        mutable = flax.core.DenyList("params")
-        return self.model.bind(flax.core.meta.unbox(variables), rngs=rngs, mutable=mutable)
-
-
-def _params(variables: Any) -> Any:
-    held = list(variables) if isinstance(variables, Mapping) else type(variables).__name__
-    if not isinstance(variables, Mapping) or "params" not in variables:
-        raise ValueError(
-            f"the variables hold no 'params', only {held}; expected what model.init returns: "
-            "{'params': ...} and perhaps other collections."
-        )
-    if not variables["params"]:
-        raise ValueError("the variables' 'params' are empty: there is no layer to measure.")
-    return flax.core.meta.unbox(variables["params"])
-
-
-def _flat(params: Any) -> dict[tuple[str, ...], Any]:
-    return flax.traverse_util.flatten_dict(flax.core.unfreeze(params))

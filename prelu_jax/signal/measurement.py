@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from prelu_jax.signal import moments
-from prelu_jax.signal.sites import Site
+from prelu_jax.signal.batches import Examples
+from prelu_jax.signal.coverage import Coverage
 
 _OF_WEIGHTS = ("WeightNorm", "SpectralNorm")  # norms that leave the signal alone
 
@@ -16,9 +17,11 @@ class LayerStatistics:
     """One call of one affine layer. None: not defined here; nan: not a finite number.
 
     Attributes:
-        path: the layer's path in the model, '' for a model that is a layer itself.
+        path: the path of its weights in the model's parameters, without 'kernel' and the like, and
+            with the step of a scan that has weights for each step: 'blocks/mlp[17]'. '' for a model
+            that is a layer itself.
         call: which call of this layer: 0, or more where it is shared.
-        kind: the name of its class.
+        kind: the kind of operation: Dense, Conv, ConvTranspose, GroupedDense or Embed.
         input_shape: the shape of the input x, on one device.
         shape: that of the output y.
         channels: the number of output channels, over all axes that count them.
@@ -40,7 +43,9 @@ class LayerStatistics:
         gradient_second_moment: E[Δy²], over the same as the mean.
         gradient_channel_spread: the same as channel_spread, of Δy.
         kernel_rms: root mean square of the kernel.
-        kernel_gradient_rms: that of the kernel's gradient, summed over all calls of the layer.
+        kernel_gradient_rms: that of the kernel's gradient, summed over all calls of the layer. Of a
+            kernel that is computed from parameters, that of its change when they follow their
+            gradients.
         change_rate: kernel_gradient_rms / kernel_rms: C̃ of Krähenbühl et al. 2015, as their code
             takes it, from the batch's gradient.
         dead_fraction: fraction of channels with y <= 0 for every example at every position.
@@ -93,15 +98,30 @@ class Measurement:
     Attributes:
         layers: the calls of affine layers, in execution order.
         kinds: the names of the classes of all modules that the model holds or calls.
-        unseen: parameters that no row speaks of, though they are kernels or have two axes or more:
-            of layers of other kinds, not called, or inside `scan`, `remat`, `vmap`, `jit`, `cond`.
+        coverage: which of the model's weights the rows speak of.
         loss: the loss; None where the cotangent was noise.
+        examples: the number of examples in the batch, and how it was found.
     """
 
     layers: tuple[LayerStatistics, ...]
     kinds: tuple[str, ...]
-    unseen: tuple[str, ...]
-    loss: float | None
+    coverage: Coverage = dataclasses.field(default_factory=Coverage)
+    loss: float | None = None
+    examples: Examples | None = None
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """The weights that no row speaks of, then the parameters that the model does not use."""
+        return (*(weight.parameter for weight in self.coverage.unseen), *self.coverage.unused)
+
+    @property
+    def collapse_not_judged(self) -> str | None:
+        """The reason why a collapse cannot be judged, a clause; None if it can be."""
+        if any(row.cosine is not None for row in self.layers):
+            return None
+        if self.examples is not None and self.examples.number == 1:
+            return "the batch is one example"
+        return "no layer's output has the examples along its first axis"
 
     @property
     def normalises(self) -> bool:
@@ -128,23 +148,37 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What is known of one call of a layer before it is computed.
+    """An affine layer's call before it is computed.
 
     Attributes:
-        site: where it is.
+        path: the layer's path in the model, with the step where a scan has layers of its own.
+        kind: the kind of layer.
         number: which call of this layer it is, from 0.
+        channels: the number of output channels.
+        looks_up: whether its input is the number of a row.
         input_shape: the input's shape, on one device.
         shape: the output's.
         kernel_shape: the kernel's; None where the layer's is not among the model's parameters.
         has_examples: whether the first axis of the output counts the batch's examples, two or more.
     """
 
-    site: Site
+    path: str
+    kind: str
     number: int
+    channels: int
+    looks_up: bool
     input_shape: tuple[int, ...]
     shape: tuple[int, ...]
     kernel_shape: tuple[int, ...] | None
-    has_examples: bool
+    has_examples: bool = False
+
+
+def has_examples(shape: tuple[int, ...], examples: int) -> bool:
+    """Return whether an output has several examples along its first axis, each a vector.
+
+    The cosine of two numbers is their sign.
+    """
+    return shape[:1] == (examples,) and math.prod(shape) > examples > 1
 
 
 def row(
@@ -166,7 +200,6 @@ def row(
         gradient: that of its gradient.
         weight_decay: None where a gradient is not to be compared with it.
     """
-    site = call.site
     mean, var, second_moment = _moments(numbers)
     x_mean, x_var, x_second_moment = _moments(numbers, "input_")
     dead, cosine, spread = (float(numbers[name]) for name in ("dead", "cosine", "spread"))
@@ -175,14 +208,14 @@ def row(
     to_decay = None
     if change_rate is not None and weight_decay is not None:
         to_decay = change_rate / weight_decay
-    reads = not site.looks_up
+    reads = not call.looks_up
     return LayerStatistics(
-        path=site.path,
+        path=call.path,
         call=call.number,
-        kind=site.kind,
+        kind=call.kind,
         input_shape=call.input_shape,
         shape=call.shape,
-        channels=math.prod(call.shape[axis] for axis in site.channel_axes),
+        channels=call.channels,
         kernel_shape=call.kernel_shape,
         mean=mean,
         var=var,

@@ -206,6 +206,23 @@ def gaussian_like(
     return [noise(jax.random.fold_in(key, i), output) for i, output in enumerate(outputs)]
 
 
+def noise_objective(
+    outputs: Any, key: jax.Array, batch_size: int, axis_name: str | None
+) -> jax.Array:
+    """Return ⟨η, outputs⟩ of `gaussian_like` noise η: the gradient at the outputs is η itself.
+
+    It is this device's part: the sum over devices is the whole. Outputs other than floats are left
+    out (Krähenbühl et al. 2015).
+    """
+    floats = [
+        jnp.asarray(y, jnp.float32)
+        for y in jax.tree.leaves(outputs)
+        if hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.floating)
+    ]
+    noise = gaussian_like(key, floats, batch_size, axis_name)
+    return jnp.sum(jnp.stack([jnp.vdot(n, y) for n, y in zip(noise, floats, strict=True)]))
+
+
 def _divisor(scale: jax.Array) -> jax.Array:
     """The scale, or 1 where it is 0: zeros divided by it stay zeros."""
     return jnp.where(scale == 0, jnp.ones_like(scale), scale)

@@ -11,7 +11,9 @@ import jax
 from flax import nnx
 from flax.core import tracers
 
-from prelu_jax.signal.sites import Observe, is_affine, observed, outputs_of, site_of
+from prelu_jax.signal.sites import Observe, is_affine, observed, site_of
+from prelu_jax.tracing import models
+from prelu_jax.tracing.models import outputs_of
 
 # Which instance is watched, and by whom, while a copy of a model is traced in this thread.
 _WATCHED: contextvars.ContextVar[Mapping[int, Callable[..., Any]]] = contextvars.ContextVar(
@@ -51,7 +53,7 @@ def _nnx_again(
 
 
 @dataclasses.dataclass(frozen=True)
-class NnxView:
+class NnxView(models.Nnx):
     """NNX offers no interception: Python looks ``__call__`` up on the class, not the instance.
 
     A model is traced on a copy that `nnx.merge` builds inside the trace, so the copy's layers can
@@ -59,36 +61,19 @@ class NnxView:
     others use is touched, where patching the classes would be seen by every model and thread.
     """
 
-    graphdef: Any
+    def like(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
+        return self.replace(variables, parameters)
 
-    def parameters(self, variables: Any) -> dict[str, jax.Array]:
-        return {
-            "/".join(map(str, path)): leaf.get_raw_value()
-            for path, leaf in nnx.to_flat_state(variables)
-            if isinstance(leaf, nnx.Param)
-        }
-
-    def replace(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
-        def exchange(path: tuple[Any, ...], leaf: Any) -> Any:
-            name = "/".join(map(str, path))
-            return leaf.copy(parameters[name]) if name in parameters else leaf
-
-        flat = nnx.to_flat_state(variables)
-        return nnx.from_flat_state([(path, exchange(path, leaf)) for path, leaf in flat])
-
-    like = replace
-
-    def call(
+    def run(
         self,
         variables: Any,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         rngs: Any,
         observe: Observe,
-        hidden: set[str] | None = None,
     ) -> Any:
         here = tracers.current_trace()
-        model = self._copy(variables, rngs)
+        model = self.merged(variables, rngs)
         # By identity: a variable that two layers share has one path among the parameters.
         names = {id(v): "/".join(map(str, path)) for path, v in nnx.iter_graph(model)}
 
@@ -97,8 +82,6 @@ class NnxView:
                 kernel = layer.embedding if isinstance(layer, nnx.Embed) else layer.kernel
                 parameter = names.get(id(kernel), "")
                 if tracers.current_trace() != here:
-                    if hidden is not None:
-                        hidden.add(parameter)
                     return call(*args, **kwargs)
                 site = site_of(layer, method, "/".join(map(str, path)), parameter, args, kwargs)
                 own = {
@@ -124,12 +107,5 @@ class NnxView:
 
     def kinds(self, variables: Any, args: tuple[Any, ...], kwargs: Any, rngs: Any) -> set[str]:
         return {
-            type(module).__name__ for _, module in nnx.iter_modules(self._copy(variables, rngs))
+            type(module).__name__ for _, module in nnx.iter_modules(self.merged(variables, rngs))
         }
-
-    def _copy(self, variables: Any, rngs: Any) -> Any:
-        # A copy of the variables too, which this trace may change as it likes.
-        model = nnx.merge(self.graphdef, variables, copy=True)
-        if rngs:
-            nnx.reseed(model, **rngs)
-        return model

@@ -1,12 +1,15 @@
 """Drawing a report: the only part of the library that needs matplotlib."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
+
+from prelu_jax.signal import verdict
 
 if TYPE_CHECKING:
     from prelu_jax.signal.report import Report
@@ -26,48 +29,59 @@ class _Drawing(Figure):
 def draw(report: "Report") -> Figure:
     """Second moments over depth on a log axis, E[y²] above and E[Δy²] below.
 
-    Measured as points; predicted as a line, where there is a prediction; the band is what random
-    weights do (± 2 σ) around what the first hidden layer, or backward the last, has.
+    Measured as points; predicted as a line, where there is a prediction. The wide band is the range
+    that the verdict accepts: a signal that ends outside of it is a finding. The narrow band is the
+    noise of random weights, ± 2 σ, around the same centre. The last layer is not judged.
     """
     rows = list(report.rows())
-    figure = _Drawing(figsize=(8, 6), layout="constrained")
+    figure = _Drawing(figsize=(8, 7), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
-    _curve(above, rows, "second_moment", "log_noise", 0)
-    _curve(below, rows, "gradient_second_moment", "gradient_log_noise", max(0, len(rows) - 2))
-    above.set_ylabel("forward: E[y²]", fontsize=12)
-    below.set_ylabel("backward: E[Δy²]", fontsize=12)
+    _curve(above, rows, "", "second_moment")
+    _curve(below, rows, "gradient_", "gradient_second_moment")
+    above.set_ylabel("forward: E[y²]", fontsize=14)
+    below.set_ylabel("backward: E[Δy²]", fontsize=14)
     step = -(-len(rows) // _NAMES)
     shown = range(0, len(rows), step)
     below.xaxis.set_major_locator(FixedLocator(list(shown)))
-    below.set_xticklabels([rows[i]["name"] for i in shown], rotation=90, fontsize=9)
-    below.set_xlabel("layer, in the order of computation", fontsize=12)
+    below.set_xticklabels([rows[i]["name"] for i in shown], rotation=90, fontsize=11)
+    below.set_xlabel("layer, in the order of computation", fontsize=14)
     for finding in report.findings:
         axes = below if finding.direction == "backward" else above
         at = next(i for i, row in enumerate(rows) if row["name"] == finding.layer)
-        axes.axvline(at, color="tab:red", lw=1, ls=":", label=f"{finding.verdict} from here")
-    above.set_title(f"{report.model}: {report.verdict}", fontsize=13)
+        where = f" ({finding.direction})" if finding.direction else ""
+        label = f"{finding.verdict}{where} from here"
+        axes.axvline(at, color="tab:red", lw=1.5, ls=":", label=label)
+    above.set_title(f"{report.model}: {report.verdict}", fontsize=15)
     for axes in (above, below):
-        axes.legend(fontsize=9)
         axes.grid(alpha=0.25)
-        axes.tick_params(axis="y", labelsize=10)
+        axes.tick_params(axis="y", labelsize=12)
+    drawn = [axes.get_legend_handles_labels() for axes in (above, below)]
+    entries = {
+        label: line for lines, labels in drawn for line, label in zip(lines, labels, strict=True)
+    }
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=2, fontsize=11)
     return figure
 
 
-def _curve(axes: Any, rows: Sequence[dict[str, Any]], moment: str, noise: str, start: int) -> None:
+def _curve(axes: Any, rows: Sequence[dict[str, Any]], direction: str, moment: str) -> None:
     x = np.arange(len(rows))
-    measured = _positive(row[moment] for row in rows)
-    spread = np.exp(2 * np.array([row[noise] for row in rows]))
-    reference = measured[start]
     axes.set_yscale("log")
-    axes.plot(x, measured, "o", color="tab:blue", ms=4, label="measured")
+    axes.plot(x, _positive(row[moment] for row in rows), "o", color="tab:blue", label="measured")
     if any(row[f"predicted_{moment}"] is not None for row in rows):
         predicted = _positive(row[f"predicted_{moment}"] for row in rows)
         axes.plot(x, predicted, "-", color="tab:orange", lw=1.5, label="predicted")
-    if np.isfinite(reference):
-        band = (reference / spread, reference * spread)
-        axes.fill_between(
-            x, *band, color="0.5", alpha=0.15, lw=0, label="random weights alone, ± 2 σ"
-        )
+    least, centre, greatest = (
+        _positive(row[f"{direction}accepted_{place}"] for row in rows)
+        for place in ("least", "centre", "greatest")
+    )
+    if not np.isfinite(centre).any():
+        return
+    factor = math.exp(verdict.TOLERANCE)
+    label = f"accepted by the verdict: {verdict.SIGMAS} σ, or a factor of {factor:.0f}"
+    axes.fill_between(x, least, greatest, color="tab:green", alpha=0.12, lw=0, label=label)
+    noise = np.exp(2 * np.array([row[f"{direction}log_noise"] for row in rows]))
+    label = "random weights alone: 2 σ"
+    axes.fill_between(x, centre / noise, centre * noise, color="0.5", alpha=0.4, lw=0, label=label)
 
 
 def _positive(values: Any) -> np.ndarray:

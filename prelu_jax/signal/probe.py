@@ -1,23 +1,25 @@
-"""What is measured in a model: one forward and one backward pass, reduced on the device.
+"""The measurement of a model: one forward and one backward pass, reduced on the device.
 
-At every call of an affine layer y = W x + b, in execution order: moments of x, of y and of the
-gradient Δy = ∂objective/∂y (He et al. 2015, §2.2), and the rate at which W would change
+At every affine operation y = W x + b of the model's jaxpr, in execution order: moments of x, of y
+and of the gradient Δy = ∂objective/∂y (He et al. 2015, §2.2), and the rate at which W would change
 (Krähenbühl et al. 2015). No activation is kept for it beyond what the backward pass keeps anyway.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from prelu_jax.signal import checks, measurement, moments
-from prelu_jax.signal.measurement import Call, Measurement
-from prelu_jax.signal.sites import Site, Visit
-from prelu_jax.signal.taps import View, view
+from prelu_jax import axes, tracing
+from prelu_jax.signal import batches, checks, coverage, measurement, modules, moments, rows
+from prelu_jax.signal.batches import Examples
+from prelu_jax.signal.coverage import Coverage
+from prelu_jax.signal.measurement import LayerStatistics, Measurement
+from prelu_jax.signal.rows import Row
+from prelu_jax.tracing import Operation, Program, Visit, models
 
 Loss = Callable[[Any], jax.Array]
 
@@ -31,25 +33,32 @@ class Probe:
     Probes of equal models, shapes and options are equal, and hash if the model and options do.
 
     Attributes:
-        view: how it sees the model.
-        calls: the calls of affine layers, in execution order.
-        kinds, unseen: as those of a `Measurement`.
-        hidden: kernels of layers that are called inside `scan`, `remat`, `vmap`, `jit` or `cond`.
-        batch_size: the number of examples on one device.
+        model: as a function of its state.
+        rows: the calls of affine layers, in execution order.
+        kinds, coverage: as those of a `Measurement`.
+        examples: the number of examples on one device, and how it was found.
+        leading: the leading size of every array of the batch.
         loss, weight_decay, axis_name: as given to `prepare`.
         call_kwargs: the keywords of the call, in pairs.
+        bound_axes: the axis names that the model asks for, bound at size 1.
     """
 
-    view: View
-    calls: tuple[Call, ...]
+    model: models.Model
+    rows: tuple[Row, ...]
     kinds: tuple[str, ...]
-    unseen: tuple[str, ...]
-    hidden: tuple[str, ...]
-    batch_size: int
+    coverage: Coverage
+    examples: Examples
+    leading: tuple[int | None, ...]
     loss: Loss | None
     weight_decay: float
     call_kwargs: tuple[tuple[str, Any], ...]
     axis_name: str | None
+    bound_axes: tuple[str, ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        """The number of examples on one device."""
+        return self.examples.number
 
     def statistics(
         self,
@@ -58,10 +67,10 @@ class Probe:
         key: jax.Array | None = None,
         rngs: Mapping[str, jax.Array] | None = None,
     ) -> Any:
-        """One forward and one backward pass; pure, to be jitted or, with an axis name, pmapped.
+        """Run one forward and one backward pass; pure, to be jitted or, with an axis name, pmapped.
 
         Args:
-            variables: a Linen model's variables; `nnx.state` of an NNX model.
+            variables: the model's state: a Linen model's variables, `nnx.state` of an NNX model.
             batch: in the shapes that `prepare` saw.
             key: draws the noise; `jax.random.key(0)` by default. The same on every device.
             rngs: keys of the model's random streams.
@@ -72,85 +81,141 @@ class Probe:
         Raises:
             ValueError: another batch size than the one prepared for.
         """
-        if checks.batch_size_of(batch) != self.batch_size:
-            raise ValueError(
-                f"the batch has {checks.batch_size_of(batch)} examples, but the probe was prepared "
-                f"for {self.batch_size}; prepare another probe for other shapes."
-            )
-        parameters = self.view.parameters(variables)
-        used = {call.site.parameter for call in self.calls if call.kernel_shape is not None}
-        kernels = {name: parameters[name] for name in sorted(used)}
-        sinks = [moments.sink(call.shape, call.site.channel_axes) for call in self.calls]
+        batch = batches.carried(batch)
+        batches.check(batch)
+        batches.check_as_prepared(batch, self.leading, self.batch_size)
+        return axes.bind(self._statistics, self.bound_axes)(variables, batch, key, rngs)
+
+    def _statistics(self, state: Any, batch: Any, key: Any, rngs: Any) -> Any:
+        # Traced here too, where the axes of devices have their true sizes.
+        program = _program(self.model, self.call_kwargs, state, batch, rngs)
+        parameters, others = self.model.parameters(state), (state, rngs)
         noise_key = jax.random.key(0) if key is None else key
+        operations = program.operations
+        used = {name for operation in operations for name in operation.parameters}
+        kernels = {  # those that have a gradient: no integers, no arrays beside the parameters
+            name: parameters[name]
+            for name in sorted(used & set(parameters))
+            if checks.is_float(parameters[name])
+        }
+        sinks = {
+            operation.number: tracing.zeros(operation, _sink_shape(operation))
+            for operation in operations
+        }
 
         def objective(kernels: Any, sinks: Any) -> tuple[jax.Array, Any]:
-            forward: list[dict[str, jax.Array]] = []
-
-            def observe(visit: Visit) -> jax.Array:
-                x, y = jax.lax.stop_gradient((visit.x, visit.y))
-                forward.append(self._forward(visit.site, x, y))
-                return moments.tap(visit.y, sinks[len(forward) - 1], visit.site.channel_axes)
-
-            exchanged = self.view.replace(variables, kernels)
-            outputs = self.view.call(
-                exchanged, checks.args_of(batch), dict(self.call_kwargs), rngs, observe
-            )
+            exchanged = {**parameters, **kernels}
+            outputs, forward = program.run(exchanged, others, batch, self._observe, sinks)
             return self._objective(outputs, noise_key), forward
 
         (value, forward), (gradients, at_outputs) = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
         )(kernels, sinks)
         gradients, value = moments.psum((gradients, value), self.axis_name)
-        backward = [moments.combine(local, self.axis_name) for local in at_outputs]
+
+        def weights(kernels: Any) -> Any:
+            return program.weights({**parameters, **kernels}, others, batch)
+
+        # How W changes when its parameters follow their gradients; a view of them if W is one.
+        _, changes = jax.jvp(weights, (kernels,), (gradients,))
         return {
-            "rows": _stacked(forward),
-            "gradients": _stacked([moments.summarised(local) for local in backward]),
-            "kernels": jax.tree.map(moments.scaled, kernels),
-            "kernel_gradients": jax.tree.map(moments.scaled, gradients),
+            "forward": forward,
+            "backward": {
+                operation.number: _at_every_step(
+                    operation, self._backward, at_outputs[operation.number]
+                )
+                for operation in operations
+            },
+            "changes": {
+                operation.number: _at_every_step(
+                    operation, moments.scaled, changes[operation.number]
+                )
+                for operation in operations
+            },
             "objective": value,
         }
 
-    def _forward(self, site: Site, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-        # An embedding's input is the number of a row: there is nothing to measure in it.
-        x = jnp.full((1, 1), jnp.nan) if site.looks_up else x
+    def _observe(self, visit: Visit) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x, weight, y = jax.lax.stop_gradient((visit.x, visit.weight, visit.y))
+        channel_axes = visit.operation.channel_axes
+        # A look-up's input is the number of a row: there is nothing to measure in it.
+        x = jnp.full((1, 1), jnp.nan) if visit.operation.kind == "look-up" else x
         of_x = moments.of_input(x, self.axis_name)
-        of_y = moments.of_output(y, site.channel_axes, self.batch_size, self.axis_name)
-        return of_y | {f"input_{name}": value for name, value in of_x.items()}
+        of_y = moments.of_output(y, channel_axes, self.batch_size, self.axis_name)
+        record = of_y | {f"input_{name}": value for name, value in of_x.items()}
+        record["kernel"] = moments.scaled(weight)
+        record["ran"] = jnp.array(True)  # zeros, and so False, in a branch that does not run
+        return moments.tap(visit.y, visit.given, channel_axes), record
+
+    def _backward(self, at_output: jax.Array) -> dict[str, jax.Array]:
+        return moments.summarised(moments.combine(at_output, self.axis_name))
 
     def _objective(self, outputs: Any, key: jax.Array) -> jax.Array:
-        """This device's part of what is differentiated: the sum over devices is the whole."""
-        if self.loss is not None:
-            devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
-            return jnp.asarray(self.loss(outputs), jnp.float32) / devices
-        floats = [
-            jnp.asarray(y, jnp.float32) for y in jax.tree.leaves(outputs) if checks.is_float(y)
-        ]
-        noise = moments.gaussian_like(key, floats, self.batch_size, self.axis_name)
-        # ℓ(z) = ηᵀ z: the gradient at the outputs is η itself.
-        return jnp.sum(jnp.stack([jnp.vdot(n, y) for n, y in zip(noise, floats, strict=True)]))
+        """Return this device's part of the objective: the sum over devices is the whole."""
+        if self.loss is None:
+            return moments.noise_objective(outputs, key, self.batch_size, self.axis_name)
+        devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
+        return jnp.asarray(self.loss(outputs), jnp.float32) / devices
 
     def read(self, raw: Any) -> Measurement:
-        """The measurement in Python floats, from what `statistics` returned on one device."""
+        """Return the measurement in Python floats, from `statistics` of one device."""
         raw = jax.device_get(raw)
-        rms = {
-            which: {name: moments.second_moment(*pair) ** 0.5 for name, pair in raw[which].items()}
-            for which in ("kernels", "kernel_gradients")
-        }
-        decay = self.weight_decay or None
-        layers = []
-        for i, call in enumerate(self.calls):
-            of_row, of_gradient = (
-                {name: values[i] for name, values in raw[which].items()}
-                for which in ("rows", "gradients")
-            )
-            kernel, gradient = (rms[which].get(call.site.parameter) for which in rms)
-            layers.append(measurement.row(call, of_row, of_gradient, kernel, gradient, decay))
+        ran = [row for row in self.rows if tracing.at(raw["forward"][row.number], row.index)["ran"]]
+        layers = tuple(self._layer(row, raw) for row in ran)
         loss = None if self.loss is None else float(raw["objective"])
-        return Measurement(tuple(layers), self.kinds, self.unseen, loss)
+        measured = {name for row in ran for name in row.weights}
+        idle = {name for row in self.rows for name in row.weights} - measured
+        covered = self.coverage.without(idle, "a branch that did not run")
+        return Measurement(layers, self.kinds, covered, loss, self.examples)
+
+    def _layer(self, row: Row, raw: Any) -> LayerStatistics:
+        forward, backward, change = (
+            tracing.at(raw[part][row.number], row.index)
+            for part in ("forward", "backward", "changes")
+        )
+        kernel = gradient = None
+        if row.call.kernel_shape is not None:
+            kernel, gradient = (
+                moments.second_moment(*pair) ** 0.5 for pair in (forward["kernel"], change)
+            )
+        decay = self.weight_decay or None
+        return measurement.row(row.call, forward, backward, kernel, gradient, decay)
 
 
-def _stacked(rows: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    return jax.tree.map(lambda *values: jnp.stack(values), *rows)
+def _sink_shape(operation: Operation) -> tuple[int, ...]:
+    return moments.sink(operation.shape, operation.channel_axes).shape
+
+
+def _at_every_step(operation: Operation, function: Callable[[Any], Any], values: Any) -> Any:
+    for _ in operation.steps:
+        function = jax.vmap(function)
+    return function(values)
+
+
+def _program(
+    model: models.Model,
+    call_kwargs: Sequence[tuple[str, Any]],
+    state: Any,
+    batch: Any,
+    rngs: Any,
+    bound: Sequence[str] = (),
+) -> Program:
+    """Return the model as a program of its parameters, of its state and keys, and of the batch."""
+
+    def call(parameters: Mapping[str, Any], others: Any, batch: Any) -> Any:
+        state, rngs = others
+        args, kwargs = batches.arguments(batch, call_kwargs)
+        outputs = model.call(model.replace(state, parameters), args, kwargs, rngs)
+        return checks.arrays(outputs)
+
+    others = (state, rngs)
+    names = [
+        name if name and coverage.may_be_kernel(leaf) else None
+        for name, leaf in zip(model.others(state), jax.tree.leaves(state), strict=True)
+    ]
+    names += [None] * len(jax.tree.leaves(rngs))
+    sizes = [(name, 1) for name in bound]
+    return tracing.trace(call, model.parameters(state), others, batch, names, sizes)
 
 
 def prepare(
@@ -162,16 +227,19 @@ def prepare(
     weight_decay: float = 0.0,
     rngs: Mapping[str, jax.Array] | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
     axis_name: str | None = None,
 ) -> Probe:
-    """Finds the calls of affine layers by abstract passes; computes and compiles nothing.
+    """Find the calls of affine layers by an abstract pass; compute and compile nothing.
 
     Args:
-        model, variables, batch, loss, weight_decay, rngs, call_kwargs: as `measure`; of arrays
-            only the shapes count, so that `jax.ShapeDtypeStruct` will do, and so will tracers.
+        model, variables, batch, loss, weight_decay, rngs, call_kwargs, batch_size: as `measure`; of
+            arrays only the shapes count, so that `jax.ShapeDtypeStruct` will do, and so will
+            tracers.
         axis_name: the axis of devices over which `Probe.statistics` is to be pmapped. The batch
             is then one device's part, the loss a mean over it, and every device has as many
-            examples as the others; the measurement is that of the whole batch.
+            examples as the others; the measurement is that of the whole batch. Without it, axes
+            of devices that the model asks for are bound at size 1.
 
     Raises:
         TypeError, ValueError: as `measure`.
@@ -183,42 +251,35 @@ def prepare(
             f"weight_decay is {weight_decay}, but there is no loss whose gradient it could be "
             "compared with; give a loss, or leave weight_decay out."
         )
-    seen = view(model)
-    state = variables_of(model, variables)
-    parameters = {k: v for k, v in seen.parameters(state).items() if checks.is_float(v)}
-    batch_size = checks.batch_size_of(batch)
-    kwargs = dict(call_kwargs or {})
-    calls: list[Call] = []
-
-    def observe(visit: Visit) -> jax.Array:
-        site, x, y = visit.site, visit.x, visit.y
-        checks.check_batch_axis(site, x, batch)
-        number = sum(call.site.path == site.path for call in calls)
-        kernel = parameters.get(site.parameter)
-        kernel_shape = None if kernel is None else kernel.shape
-        # The cosine of two numbers is their sign: an example's output has to be a vector.
-        has_examples = y.shape[:1] == (batch_size,) and y.size > batch_size > 1
-        calls.append(Call(site, number, x.shape, y.shape, kernel_shape, has_examples))
-        return y
-
-    def run(state: Any, batch: Any, rngs: Any) -> Any:
-        return seen.call(state, checks.args_of(batch), kwargs, rngs, observe, hidden)
-
-    def collect(state: Any, batch: Any, rngs: Any) -> None:
-        kinds.update(seen.kinds(state, checks.args_of(batch), kwargs, rngs))
-
-    hidden: set[str] = set()
-    outputs = checks.abstractly(run, axis_name, state, batch, rngs)
-    checks.check_objective(outputs, loss, axis_name)
-    kinds: set[str] = set()
-    checks.abstractly(collect, axis_name, state, batch, rngs)
-    unseen = checks.unseen(parameters, [call.site for call in calls])
-    if not calls:
-        raise ValueError(checks.nothing_to_measure(kinds, unseen))
+    batches.check_keys(rngs)
+    batch, kwargs = batches.carried(batch), batches.carried(dict(call_kwargs or {}))
+    batches.check(batch)
+    function, state = models.of(model, variables)
+    parameters = function.parameters(state)
     options = tuple(sorted(kwargs.items()))
+    examples = batches.examples(batch, given=batch_size)
+    kinds = modules.check(model, state, batch, options, rngs, examples.number, axis_name)
+
+    def read(names: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
+        bound = names if axis_name is None else (axis_name,)
+        return _program(function, options, state, batch, rngs, bound), names
+
+    program, bound = checks.with_axes(read, axis_name)
+    checks.check_objective(program.shapes, loss, axis_name, bound)
+    examples = batches.examples(batch, program.shapes, batch_size)
+    named = {
+        name: leaf
+        for name, leaf in zip(function.others(state), jax.tree.leaves(state), strict=True)
+        if name and coverage.may_be_kernel(leaf)
+    }
+    given = batches.parameters([*batches.positional(batch), dict(options)])
+    covered = coverage.of(program, parameters, named).with_arguments(given)
+    calls = tuple(rows.of(program, parameters, examples.number))
+    if not calls:
+        raise ValueError(checks.nothing_to_measure(kinds, covered))
     return Probe(
-        seen, tuple(calls), tuple(sorted(kinds)), unseen, tuple(sorted(hidden)),
-        batch_size, loss, weight_decay, options, axis_name,
+        function, calls, tuple(sorted(kinds)), covered, examples, batches.leading(batch),
+        loss, weight_decay, options, axis_name, bound,
     )  # fmt: skip
 
 
@@ -232,19 +293,23 @@ def measure(
     key: jax.Array | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
 ) -> Measurement:
-    """Measures every affine layer of an unmodified Linen or NNX model, forward and backward.
+    """Measure every affine operation of an unmodified model, forward and backward.
 
-    One jitted pass. Dense, DenseGeneral, Einsum, Conv, ConvLocal, ConvTranspose and Embed are
-    measured, their NNX kin, subclasses, and those inside attention; what else has a kernel, or
-    cannot be seen inside, is in `Measurement.unseen`. The model and its variables stay as they
-    are: updates of BatchNorm, of counters and of NNX's random streams are dropped.
+    One jitted pass. Every product of weights with data is measured, a matrix product, a convolution
+    or a look-up, inside `scan`, `checkpoint`, `jit` and `cond` as well as outside: a row for each
+    call and each step of a scan. Weights that are used elsewhere are in `Measurement.unseen`. The
+    model and its variables stay as they are: updates of BatchNorm, of counters and of NNX's random
+    streams are dropped.
 
     Args:
-        model: a Linen or NNX model.
-        variables: a Linen model's variables; None for NNX.
+        model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox
+            module, or a function ``f(variables, *inputs)``.
+        variables: of the model; None for NNX modules and callable pytrees, which hold their own.
         batch: the model's first argument, or a tuple of its positional arguments: pytrees of
-            arrays, of which the first has the examples along its first axis.
+            arrays, with the examples along the first axis; masks and the like need none. NNX
+            models may take `nnx.Rngs`, caches and other NNX objects; they stay as they are.
         loss: from the model's outputs to a scalar. Without it the objective is ⟨η, outputs⟩ with
             independent standard normal η for every example, so that the cotangent of the outputs,
             any pytree of float arrays, is η (Krähenbühl et al. 2015: no labels needed).
@@ -254,9 +319,12 @@ def measure(
         rngs: keys of the model's random streams, e.g. {'dropout': key}. An NNX model's own streams
             go on where these do not name them.
         call_kwargs: keywords of the call, e.g. {'train': True}.
+        batch_size: the number of examples. By default the leading size of the outputs, if an array
+            of the batch has it too, else that of most arrays of the batch
+            (`Measurement.examples`).
 
     Raises:
-        TypeError: the model is neither Linen nor NNX, or the batch holds what is no array.
+        TypeError: the model is none of these, or the batch holds what is no array.
         ValueError: no 'params'; an empty batch or one without a batch axis; integers reach a layer
             that expects floats; no float output; a loss that is not a scalar; a negative
             weight_decay; no layer that can be measured. All before anything is compiled.
@@ -264,9 +332,12 @@ def measure(
     probe = prepare(
         model, variables, batch,
         loss=loss, weight_decay=weight_decay, rngs=rngs, call_kwargs=call_kwargs,
+        batch_size=batch_size,
     )  # fmt: skip
-    state = variables_of(model, variables)
-    return probe.read(_compiled(probe)(state, batch, key, rngs))
+    _, state = models.of(model, variables)
+    with checks.differentiable(probe.coverage):
+        raw = _compiled(probe)(state, batches.carried(batch), key, rngs)
+    return probe.read(raw)
 
 
 # Compiled once for equal probes without a loss: to measure a model again costs one pass.
@@ -278,16 +349,3 @@ def _compiled(probe: Probe) -> Callable[..., Any]:
     if probe.loss is not None or not checks.is_hashable(probe):
         return jax.jit(probe.statistics)
     return functools.partial(_statistics, probe)
-
-
-def variables_of(model: Any, variables: Any) -> Any:
-    """What `Probe.statistics` takes: a Linen model's variables, an NNX model's state.
-
-    Raises:
-        ValueError: variables beside an NNX model, which holds its own.
-    """
-    if not isinstance(model, nnx.Module):
-        return variables
-    if variables is not None:
-        raise ValueError("an NNX model holds its own variables; expected variables=None.")
-    return nnx.state(model)

@@ -10,29 +10,48 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prelu_jax.signal import verdict
+from prelu_jax.signal.measurement import Measurement
+
 if TYPE_CHECKING:
     from prelu_jax.signal.report import Report
 
-_WIDTH = 92  # characters, without the layers' names
+_WIDTH = 112  # characters, without the layers' names
 _LONGEST_NAME = 60
 _FAULT = " ◀ "
 _GOOD, _BAD, _NOTE = "bold green", "bold red", "yellow"
 _ABOUT = (
-    "Second moments E[y²] of the layers' outputs and E[Δy²] of the gradients there. ×÷: random "
-    "weights alone multiply or divide by up to this (2 σ). off: channels of the input that are 0 "
-    "for the whole batch. cos: between outputs of different examples. C̃: gradient over kernel."
+    "E[y²]: mean square of the layer's outputs. E[Δy²]: mean square of the gradient there.",
+    f"accepted: a moment that ends outside is a finding. Random weights stay inside "
+    f"({verdict.SIGMAS} σ, or a factor of {math.exp(verdict.TOLERANCE):.0f}).",
+    "always 0: share of the input's channels that are 0 for the whole batch.",
+    "cosine: between the outputs of different examples; at 1 the layer maps all to one direction.",
+    "change rate: the kernel's gradient over the kernel, root mean squares (C̃ of Krähenbühl et al. "
+    "2015).",
 )
-_PREDICTED = " predicted: for independent weights of the kernels' variances and slopes."
+_PREDICTED = "predicted: for independent weights of the kernels' variances and slopes."
 
 
 def render(report: "Report") -> Iterator[RenderableType]:
     """The table, the verdict with its advice, and what could not be seen."""
     yield _table(report)
-    yield Text(_ABOUT + (_PREDICTED if report.predicted else ""), style="dim")
-    yield Text(report.summary, style=_BAD if report.findings else _GOOD)
-    if report.measurement.unseen:
-        unseen = ", ".join(report.measurement.unseen)
-        yield Text(f"Not measured, inside other layers or not called: {unseen}", style=_NOTE)
+    about = (*_ABOUT, _PREDICTED) if report.predicted else _ABOUT
+    yield Text("\n".join(about), style="dim")
+    measurement = report.measurement
+    judged = _GOOD if measurement.coverage.suffices else _NOTE
+    yield Text(report.summary, style=_BAD if report.findings else judged)
+    examples = measurement.examples.lines() if measurement.examples else []
+    for line in (*measurement.coverage.lines(), *examples):
+        yield Text(line, style="dim")
+    for line in _notes(measurement):
+        yield Text(line, style=_NOTE)
+
+
+def _notes(measurement: Measurement) -> list[str]:
+    """Return what the verdict does not cover."""
+    reason = measurement.collapse_not_judged
+    collapse = [] if reason is None else [f"Collapse is not judged: {reason}."]
+    return [*measurement.coverage.notes(), *collapse]
 
 
 def to_text(report: "Report") -> str:
@@ -66,14 +85,15 @@ def _table(report: "Report") -> Table:
     table.add_column("layer", overflow="fold")
     table.add_column("output")
     predicted = ("predicted",) if report.predicted else ()
-    for name in ("E[y²]", *predicted, "×÷", "E[Δy²]", *predicted, "×÷", "off", "cos", "C̃"):
+    signal = ("E[y²]", *predicted, "accepted", "E[Δy²]", *predicted, "accepted")
+    for name in (*signal, "always 0", "cosine", "change rate"):
         table.add_column(Text(name), justify="right", no_wrap=True)
     for label, row in zip(_labels(report), report.rows(), strict=True):
         table.add_row(
             Text(label, style=_BAD if _FAULT in label else ""),
             "×".join(map(str, row["shape"][1:])),
-            *_moment(row, "second_moment", "log_noise", report),
-            *_moment(row, "gradient_second_moment", "gradient_log_noise", report),
+            *_moment(row, "second_moment", "accepted", report),
+            *_moment(row, "gradient_second_moment", "gradient_accepted", report),
             "" if row["input_zero_fraction"] is None else f"{row['input_zero_fraction']:.0%}",
             "" if row["cosine"] is None else f"{row['cosine']:.4f}",
             "" if row["change_rate"] is None else f"{row['change_rate']:.1e}",
@@ -88,9 +108,10 @@ def _labels(report: "Report") -> list[str]:
     return [f"{name}{_FAULT}{at_fault[name]}" if name in at_fault else name for name in names]
 
 
-def _moment(row: dict[str, Any], moment: str, noise: str, report: "Report") -> Iterator[str]:
+def _moment(row: dict[str, Any], moment: str, accepted: str, report: "Report") -> Iterator[str]:
     yield f"{row[moment]:.1e}"
     if report.predicted:
         predicted = row[f"predicted_{moment}"]
         yield "" if predicted is None else f"{predicted:.1e}"
-    yield f"{math.exp(2 * row[noise]):.3g}"
+    least, greatest = row[f"{accepted}_least"], row[f"{accepted}_greatest"]
+    yield "" if least is None else f"{least:.0e}…{greatest:.0e}"

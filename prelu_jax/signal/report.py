@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 
 from prelu_jax.signal import rendering, verdict
-from prelu_jax.signal.advice import advise
+from prelu_jax.signal.advice import advices, advise_all
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.verdict import Finding, Prediction
 
@@ -41,28 +41,44 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """'healthy', or the gravest of 'not finite', 'exploding', 'vanishing', 'dead units',
-        'collapsing' and 'stalled'; `verdict.judge` says what each means.
+        """'healthy', 'not judged', or the gravest of 'not finite', 'exploding', 'vanishing',
+        'dead units', 'collapsing' and 'stalled'; `verdict.judge` defines each.
+
+        'not judged': nothing is wrong in what is seen, but `Coverage.suffices` is False.
         """
         findings = self.findings
-        return findings[0].verdict if findings else verdict.HEALTHY
+        if findings:
+            return findings[0].verdict
+        return verdict.HEALTHY if self.measurement.coverage.suffices else verdict.NOT_JUDGED
 
     @property
     def summary(self) -> str:
         """The verdict in sentences: for every finding the first layer at fault, and what to do."""
         lines = []
-        for finding in self.findings:
-            direction = f" ({finding.direction})" if finding.direction else ""
-            lines.append(f"{finding.verdict}{direction} from {finding.layer} on: {finding.what}.")
-            lines.append(f"  Advice: {advise(finding, self.measurement)}.")
-        seen = ", in what is seen" if self.measurement.unseen else ""
-        return "\n".join(lines) or f"healthy{seen}: nothing beyond what random weights do"
+        for findings, advice in advise_all(self.findings, self.measurement):
+            for finding in findings:
+                direction = f" ({finding.direction})" if finding.direction else ""
+                start = f"{finding.verdict}{direction} from {finding.layer} on"
+                lines.append(f"{start}: {finding.what}.")
+            lines.append(f"  Advice: {advice}.")
+        if not self.measurement.coverage.suffices:
+            lines.append(f"not judged: {self.measurement.coverage.sentence()}")
+        return "\n".join(lines) or "healthy: nothing beyond what random weights do"
 
-    def assert_healthy(self) -> None:
-        """For a test suite: raises an AssertionError with the summary if there are findings.
+    def assert_healthy(self, *, allow_unseen: bool = False) -> None:
+        """Raise an AssertionError with the summary unless the verdict is 'healthy'.
 
-        What random weights of this width and depth do by chance is none (`verdict`).
+        For a test suite. What random weights of this width and depth do by chance is no finding
+        (`verdict`).
+
+        Args:
+            allow_unseen: accept 'not judged' too.
         """
+        if self.verdict == verdict.NOT_JUDGED and not allow_unseen:
+            raise AssertionError(
+                f"the signal of {self.model} is {self.summary}.\nassert_healthy(allow_unseen=True) "
+                "accepts that."
+            )
         if self.findings:
             raise AssertionError(f"the signal of {self.model} is not healthy.\n{self.summary}")
 
@@ -71,7 +87,10 @@ class Report:
 
         'log_noise' and 'gradient_log_noise' are the standard deviations of the log of the second
         moments over random weights, at most; multiply and divide by exp(2 · noise) for 95 %.
+        From 'accepted_least' over 'accepted_centre' to 'accepted_greatest' the verdict accepts
+        E[y²], and with 'gradient_' before it E[Δy²]; None where it does not judge.
         """
+        accepted = verdict.accepted(self.measurement, self.predicted)
         forward = verdict.forward_noise(self.layers)
         backward = verdict.backward_noise(self.layers)
         for row, of_y, of_gradient in zip(self.layers, forward, backward, strict=True):
@@ -83,14 +102,14 @@ class Report:
                 "predicted_gradient_second_moment": predicted.backward if predicted else None,
                 "log_noise": of_y,
                 "gradient_log_noise": of_gradient,
+                **_accepted("", accepted["forward"].get(row.name)),
+                **_accepted("gradient_", accepted["backward"].get(row.name)),
             }
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain Python: numbers may be nan or inf, None stands for no such thing."""
-        findings = [
-            {**dataclasses.asdict(finding), "advice": advise(finding, self.measurement)}
-            for finding in self.findings
-        ]
+        advised = zip(self.findings, advices(self.findings, self.measurement), strict=True)
+        findings = [{**dataclasses.asdict(finding), "advice": line} for finding, line in advised]
         return {
             "model": self.model,
             "verdict": self.verdict,
@@ -98,6 +117,9 @@ class Report:
             "loss": self.measurement.loss,
             "layers": list(self.rows()),
             "unseen": list(self.measurement.unseen),
+            "coverage": self.measurement.coverage.to_dict(),
+            "collapse_not_judged": self.measurement.collapse_not_judged,
+            "examples": self.measurement.examples and self.measurement.examples._asdict(),
         }
 
     def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
@@ -126,3 +148,8 @@ class Report:
 
     def _repr_html_(self) -> str:
         return rendering.to_html(self)
+
+
+def _accepted(direction: str, accepted: verdict.Accepted | None) -> dict[str, float | None]:
+    fields = (accepted or verdict.Accepted())._asdict()
+    return {f"{direction}accepted_{place}": value for place, value in fields.items()}

@@ -1,7 +1,6 @@
 """One call of an affine layer: which layers count, what is known of a call, how it is shown."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
+
+from prelu_jax.signal.roles import SCOPE
 
 _TRANSPOSED = (nn.ConvTranspose, nnx.ConvTranspose)
 _GENERAL = (nn.DenseGeneral, nnx.LinearGeneral)
@@ -141,8 +142,11 @@ def observed(
             f"{jnp.shape(x)}, expected floats. Convert numbers first, x.astype(jnp.float32), those "
             "of images / 255 as well; numbers of tokens or of classes go through nn.Embed."
         )
-    y = call(*args, **kwargs)
-    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+    if jnp.iscomplexobj(x):
+        return call(*args, **kwargs)
+    with jax.named_scope(SCOPE):
+        y = call(*args, **kwargs)
+    if jnp.iscomplexobj(y):
         return y
 
     def exchanged(changes: Mapping[str, jax.Array], layer: Any = layer, x: Any = x) -> jax.Array:
@@ -151,12 +155,3 @@ def observed(
         return again(layer, {**parameters, **changes}, *inputs, **keywords)
 
     return observe(Visit(site, layer, jnp.asarray(x), y, parameters, exchanged))
-
-
-def outputs_of(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The model's outputs; one that takes keywords only is given its arguments in their order."""
-    parameters = list(inspect.signature(model.__call__).parameters.values())
-    if any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters):
-        return model(*args, **kwargs)
-    names = [parameter.name for parameter in parameters if parameter.name not in kwargs]
-    return model(*args[len(names) :], **dict(zip(names, args, strict=False)), **kwargs)

@@ -10,34 +10,27 @@ from flax import nnx
 from prelu_jax.signal.linen_view import LinenView
 from prelu_jax.signal.nnx_view import NnxView
 from prelu_jax.signal.sites import Observe
+from prelu_jax.tracing.models import Model
 
 
-class View(Protocol):
-    """What the probe asks of a model, be it Linen or NNX."""
-
-    def parameters(self, variables: Any) -> dict[str, jax.Array]:
-        """Every parameter by its path."""
-
-    def replace(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
-        """The variables with some of the parameters exchanged."""
+class View(Model, Protocol):
+    """A Flax model whose layers can be observed."""
 
     def like(self, variables: Any, parameters: Mapping[str, jax.Array]) -> Any:
-        """The same, boxed and frozen where the variables are."""
+        """Return `replace`, boxed and frozen where the variables are."""
 
-    def call(
+    def run(
         self,
         variables: Any,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         rngs: Any,
         observe: Observe,
-        hidden: set[str] | None = None,
     ) -> Any:
-        """The model's outputs, every affine layer's as ``observe(visit)`` hands it back.
+        """Return the model's outputs, with ``observe(visit)`` in place of every affine layer's.
 
         What the model changes of its variables is dropped. A call inside another transformation
-        (`scan`, `remat`, `vmap`, `jit`, `cond`) is not shown: its arrays may not leave there. Its
-        kernel's path is added to ``hidden``.
+        (`scan`, `remat`, `vmap`, `jit`, `cond`) is not shown: its arrays may not leave there.
         """
 
     def kinds(self, variables: Any, args: tuple[Any, ...], kwargs: Any, rngs: Any) -> set[str]:

@@ -15,11 +15,12 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 
 HEALTHY = "healthy"
+NOT_JUDGED = "not judged"
 NOT_FINITE = "not finite"
 EXPLODING = "exploding"
 VANISHING = "vanishing"
@@ -68,6 +69,38 @@ class Finding:
     what: str
 
 
+class Accepted(NamedTuple):
+    """Range of a second moment that is no finding; None where nothing is judged.
+
+    Attributes:
+        least: lower end.
+        centre: the moment without any drift.
+        greatest: upper end.
+    """
+
+    least: float | None = None
+    centre: float | None = None
+    greatest: float | None = None
+
+
+class _Curve(NamedTuple):
+    """A drift over layers.
+
+    Attributes:
+        names: the layers, in the order in which the signal passes them.
+        logs: of the second moment over the first one.
+        noise: the standard deviation of each log over fresh weights.
+        predicted: second moments, one for each layer, or fewer where nothing is predicted.
+        after_first: whether it is `_after_first`'s.
+    """
+
+    names: list[str]
+    logs: list[float]
+    noise: list[float]
+    predicted: list[float]
+    after_first: bool = False
+
+
 def judge(
     measurement: Measurement, predicted: Mapping[str, Prediction] | None = None
 ) -> tuple[Finding, ...]:
@@ -77,10 +110,12 @@ def judge(
     * exploding, vanishing: forward, the input's second moment of the last layer over that of the
       second; backward, the output gradient's of the first layer over that of the last but one.
       The first layer reads the data's scale and the last often has a small one by design: neither
-      counts. Backward both the moment and its sum over positions have to leave the band: strides
-      and pooling keep the sum, a flattening before a dense layer keeps the moment. In a model that
-      normalises, so has the product of either with the output's moment, since a norm makes of an
-      output twice as large a gradient half as large.
+      counts. Where weights are unseen, or only two layers are seen, forward also begins at the
+      first layer's output, and a moment between that and 1 is no drift. Backward both the moment
+      and its sum over positions have to leave the band: strides and pooling keep the sum, a
+      flattening before a dense layer keeps the moment. In a model that normalises, so has the
+      product of either with the output's moment, since a norm makes of an output twice as large a
+      gradient half as large.
     * dead units: more channels are shut off for the whole batch than by chance.
     * collapsing: the outputs of different examples point the same way.
     * stalled: most kernels move by their decay more than by their gradient (He et al. 2015,
@@ -100,7 +135,7 @@ def judge(
     if loss is not None and not any(row.gradient_second_moment for row in layers):
         return (Finding(VANISHING, "backward", last, None, "the loss sends no gradient back"),)
     found = (
-        _forward(layers, predicted or {}),
+        _forward(measurement, predicted or {}),
         _backward(measurement, predicted or {}),
         _dead(layers),
         _collapsed(layers),
@@ -109,6 +144,40 @@ def judge(
     order = (EXPLODING, VANISHING, DEAD_UNITS, COLLAPSING, STALLED)
     present = [finding for finding in found if finding is not None]
     return tuple(sorted(present, key=lambda finding: order.index(finding.verdict)))
+
+
+def accepted(
+    measurement: Measurement, predicted: Mapping[str, Prediction] | None = None
+) -> dict[str, dict[str, Accepted]]:
+    """Return the second moments that `judge` accepts, as a range for every layer.
+
+    A moment leaves its range where, and only where, the drift that is judged leaves its limits.
+
+    Returns:
+        direction -> layer -> range: of E[y²] for 'forward', of E[Δy²] for 'backward'. The last
+        layer has none, nor has one that gives or passes on nothing but zeros.
+    """
+    layers = measurement.layers
+    ranges: dict[str, dict[str, Accepted]] = {"forward": {}, "backward": {}}
+    if _not_finite(layers):
+        return ranges
+    curves = {"forward": _forward_curve(measurement, predicted or {})}
+    if not _head_of_zeros(layers):
+        curves["backward"] = _backward_logs(measurement, predicted or {})
+    for direction, curve in curves.items():
+        field = "second_moment" if direction == "forward" else "gradient_second_moment"
+        moments = {row.name: getattr(row, field) for row in layers}
+        limits = _limits(curve.noise, curve.predicted)
+        for name, log, (low, high) in zip(curve.names, curve.logs, limits, strict=True):
+            if moments[name] > 0 and math.isfinite(log):
+                centre = math.log(moments[name]) - log
+                edges = (_exp(centre + shift) for shift in (low, 0.0, high))
+                ranges[direction][name] = Accepted(*edges)
+    return ranges
+
+
+def _exp(log: float) -> float:
+    return math.exp(min(log, 700.0))  # the largest float is e^709
 
 
 def forward_noise(layers: Sequence[LayerStatistics]) -> list[float]:
@@ -154,23 +223,87 @@ def _not_finite(layers: Sequence[LayerStatistics]) -> Finding | None:
     return None
 
 
-def _forward(
-    layers: Sequence[LayerStatistics], predicted: Mapping[str, Prediction]
-) -> Finding | None:
-    """Judged by what the hidden layers read; what layer i reads, layer i − 1 is named for."""
-    read = [i for i, row in enumerate(layers) if i and row.input_second_moment is not None]
+def _forward(measurement: Measurement, predicted: Mapping[str, Prediction]) -> Finding | None:
+    """Judge by what the hidden layers read."""
+    curve = _forward_curve(measurement, predicted)
+    finding = _drift("forward", curve)
+    if finding is None or not curve.after_first:
+        return finding
+    layers = measurement.layers
+    start, last = layers[0], layers[_reading(layers)[-1]]
+    total = (last.input_second_moment or 0.0) / start.second_moment
+    times = power_of_ten(math.log(total) if total else -math.inf)
+    what = f"E[x²] of {last.name} is {times} times E[y²] of {start.name}"
+    return dataclasses.replace(finding, what=what)
+
+
+def _forward_curve(measurement: Measurement, predicted: Mapping[str, Prediction]) -> _Curve:
+    """Return the curve by which the forward signal is judged.
+
+    It is that of the hidden layers, unless the one from the first layer's output alone leaves its
+    limits, or the other is a single point.
+    """
+    curve = _forward_logs(measurement.layers, predicted)
+    after = _after_first(measurement)
+    if after is None or _drift("forward", curve):
+        return curve
+    return after if len(curve.logs) < 2 or _drift("forward", after) else curve
+
+
+def _reading(layers: Sequence[LayerStatistics]) -> list[int]:
+    """Return the layers after the first that read a signal, not the numbers of rows."""
+    return [i for i, row in enumerate(layers) if i and row.input_second_moment is not None]
+
+
+def _forward_logs(layers: Sequence[LayerStatistics], predicted: Mapping[str, Prediction]) -> _Curve:
+    """Names, logs, noise, predictions; what layer i reads, layer i − 1 is named for."""
+    read = _reading(layers)
     logs = _from_first([layers[i].input_second_moment or 0.0 for i in read])
     variances = _variances_of_inputs(layers)
     noise = [math.sqrt(variances[i] - variances[read[0]]) for i in read]
     names = [layers[i - 1].name for i in read]
     expected = [predicted[name].forward for name in names if name in predicted]
-    return _drift("forward", names, logs, noise, expected)
+    return _Curve(names, logs, noise, expected)
+
+
+def _after_first(measurement: Measurement) -> _Curve | None:
+    """Return the factors between the first layer's output and what later ones read.
+
+    Norms and bounded activations bring a signal of any scale to about 1: no moment between the
+    first one and 1 counts. A mean over P positions may divide by P, a sum multiply by P²: neither
+    counts. The scale of an embedding is the data's. None where these factors are not judged.
+    """
+    layers = measurement.layers
+    read = _reading(layers)
+    start = layers[0]
+    if start.input_second_moment is None or not start.second_moment:
+        return None
+    lowest, highest = sorted([1.0, start.second_moment])
+    if not read or (len(read) > 1 and not measurement.coverage.unseen):
+        return None
+    logs, noise = [0.0], [0.0]
+    variances = _variances_of_inputs(layers)
+    for i in read:
+        moment = layers[i].input_second_moment or 0.0
+        nearest = min(max(moment, lowest), highest)
+        log = math.log(moment / nearest) if moment else -math.inf
+        ratio = math.prod(start.shape) / math.prod(layers[i].input_shape)
+        pooled = max(0.0, math.log(ratio))
+        logs.append(_least([log, log + pooled, log - 2 * pooled]))
+        noise.append(math.sqrt(variances[i]))
+    names = [start.name, *(layers[i - 1].name for i in read)]
+    return _Curve(names, logs, noise, [], after_first=True)
 
 
 def _backward(measurement: Measurement, predicted: Mapping[str, Prediction]) -> Finding | None:
-    layers = measurement.layers
-    if _head_of_zeros(layers):
+    if _head_of_zeros(measurement.layers):
         return None
+    return _drift("backward", _backward_logs(measurement, predicted))
+
+
+def _backward_logs(measurement: Measurement, predicted: Mapping[str, Prediction]) -> _Curve:
+    """Names, logs, noise, predictions, from the last hidden layer back."""
+    layers = measurement.layers
     hidden = layers[-2::-1]
     moments = [row.gradient_second_moment for row in hidden]
     times_met = [math.prod(row.shape) / row.channels for row in hidden]
@@ -183,7 +316,7 @@ def _backward(measurement: Measurement, predicted: Mapping[str, Prediction]) -> 
     noise = backward_noise(layers)[-2::-1]
     names = [row.name for row in hidden]
     expected = [predicted[name].backward for name in names if name in predicted]
-    return _drift("backward", names, logs, noise, expected)
+    return _Curve(names, logs, noise, expected)
 
 
 def _head_of_zeros(layers: Sequence[LayerStatistics]) -> bool:
@@ -202,21 +335,11 @@ def _from_first(moments: Sequence[float]) -> list[float]:
     return [math.log(moment / first) if moment > 0 else -math.inf for moment in moments]
 
 
-def _drift(
-    direction: str,
-    names: Sequence[str],
-    logs: Sequence[float],
-    noise: Sequence[float],
-    predicted: Sequence[float],
-) -> Finding | None:
+def _drift(direction: str, curve: _Curve) -> Finding | None:
     """Whether a moment ends outside its band, and from which layer on it stays outside."""
-    sure = _from_first(predicted) if len(predicted) == len(names) else [0.0] * len(names)
-    outside = [
-        log < -max(TOLERANCE, s * s / 2 + SIGMAS * s)
-        or log > max(TOLERANCE, SIGMAS * s)
-        or min(abs(log), abs(expected), log * expected) > TOLERANCE
-        for log, s, expected in zip(logs, noise, sure, strict=True)
-    ]
+    names, logs = curve.names, curve.logs
+    limits = _limits(curve.noise, curve.predicted)
+    outside = [not low <= log <= high for log, (low, high) in zip(logs, limits, strict=True)]
     if len(logs) < 2 or not outside[-1]:
         return None
     first = len(outside) - len(list(itertools.takewhile(bool, reversed(outside))))
@@ -227,6 +350,20 @@ def _drift(
     what = f"{symbol} is multiplied {factors}"
     verdict = EXPLODING if end > 0 else VANISHING
     return Finding(verdict, direction, names[first], factor, what)
+
+
+def _limits(noise: Sequence[float], predicted: Sequence[float]) -> list[tuple[float, float]]:
+    """Return the least and the greatest log of a moment that is no finding, for every layer."""
+    sure = _from_first(predicted) if len(predicted) == len(noise) else [0.0] * len(noise)
+    limits = []
+    for s, expected in zip(noise, sure, strict=True):
+        low, high = -max(TOLERANCE, s * s / 2 + SIGMAS * s), max(TOLERANCE, SIGMAS * s)
+        if expected < -TOLERANCE:  # it is no chance: the noise is no excuse
+            low = -TOLERANCE
+        if expected > TOLERANCE:
+            high = TOLERANCE
+        limits.append((low, high))
+    return limits
 
 
 def power_of_ten(log: float) -> str:

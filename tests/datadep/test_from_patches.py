@@ -11,8 +11,7 @@ from flax import nnx
 
 from prelu_jax import datadep
 from prelu_jax.datadep import filters, from_patches, plan
-from prelu_jax.signal import checks
-from prelu_jax.signal.probe import variables_of
+from prelu_jax.tracing import models
 from tests.datadep import reference
 from tests.datadep.nets import LINEN, NUMPY, SHAPE, drawn, flat, numpy
 from tests.signal.nets import images
@@ -29,8 +28,8 @@ def patches_of(model, variables, x, most=10_000):
         found.append(from_patches.patches(planned.layers[0], visit, KEY, most))
         return visit.y
 
-    state = variables_of(model, variables)
-    planned.probe.view.call(state, checks.args_of(x), {}, None, observe)
+    _, state = models.of(model, variables)
+    planned.model.view.run(state, (x,), {}, None, observe)
     return found[0]
 
 

@@ -132,3 +132,42 @@ def test_an_unknown_name_or_option_is_told_the_valid_ones():
         initializers.get("he_norml")
     with pytest.raises(TypeError, match="no option 'mode'.*stddev"):
         initializers.get("gaussian", mode="fan_in")
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("kaiming", "he"),
+        ("kaiming_normal", "he_normal"),
+        ("kaiming_uniform", "he_uniform"),
+        ("glorot_normal", "xavier_normal"),
+        ("glorot_uniform", "xavier_uniform"),
+        ("msra", "caffe_msra"),
+    ],
+)
+def test_other_names_of_a_rule_are_the_rule(alias, name):
+    assert initializers.get(alias, mode="fan_out") == initializers.get(name, mode="fan_out")
+    assert getattr(initializers, alias) is getattr(initializers, name)
+    assert initializers.options(alias) == initializers.options(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("kaiming_nromal", "kaiming_normal"),
+        ("kaiming_normal_", "kaiming_normal"),  # torch's
+        ("GlorotUniform", "glorot_uniform"),  # Keras's
+        ("he2015", "he2015_xavier"),
+    ],
+)
+def test_a_misspelt_name_is_told_the_rule_it_means(given, meant):
+    with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
+        initializers.get(given)
+
+
+@pytest.mark.parametrize(
+    "given", ["normal", "uniform", "truncated_normal", "random_normal", "trunc_normal", "ones"]
+)
+def test_a_name_of_another_rule_is_told_no_wrong_one(given):
+    with pytest.raises(ValueError, match=f"^Unknown initializer '{given}'. Valid: he, "):
+        initializers.get(given)

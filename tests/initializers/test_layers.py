@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import jax
@@ -152,22 +153,50 @@ def test_without_inputs_a_linen_model_is_listed_by_its_shapes():
     assert (rows["kernel"].fan_in, rows["kernel"].fan_out, rows["kernel"].rule) == (2, 3, "?")
 
 
-@pytest.mark.parametrize(
-    ("initializer", "text"),
-    [
-        (nn.initializers.he_normal(), "truncated normal, variance 2 / fan_in"),
-        (nn.initializers.glorot_uniform(), "uniform, variance 1 / fan_avg"),
-        (nn.initializers.normal(0.02), "normal, std 0.02"),
-        (nn.initializers.zeros, "zeros"),
-        (nn.initializers.ones, "constant 1"),
-        (nn.initializers.constant(0.5), "constant 0.5"),
-        (initializers.gaussian(0.01), "normal, std 0.01"),
-        (nn.initializers.truncated_normal(0.02), "unknown (jax._src.nn.initializers.truncated"),
-        (test_without_inputs_a_linen_model_is_listed_by_its_shapes, "unknown (tests.initializers"),
-    ],
-)
-def test_initialisers_of_others_are_told_as_far_as_they_can_be(initializer, text):
-    assert initializers.describe(initializer).startswith(text)
+class Partitioned(nn.Module):
+    """Two layers whose parameters are in boxes of both kinds."""
+
+    mesh: jax.sharding.Mesh | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        kernel_init = nn.with_partitioning(initializers.he_normal(), (None, "model"), self.mesh)
+        bias_init = nn.with_logical_partitioning(nn.initializers.ones, ("model",))
+        x = nn.Dense(16, kernel_init=kernel_init, bias_init=bias_init, name="dense")(x)
+        orthogonal = nn.with_logical_partitioning(nn.initializers.orthogonal(), (None, "model"))
+        return nn.Dense(3, kernel_init=orthogonal, name="head")(x)
+
+
+MESH = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@pytest.mark.parametrize("mesh", [None, MESH], ids=["no mesh", "mesh"])
+@pytest.mark.parametrize("abstract", [False, True])
+def test_partitioned_parameters_have_the_rows_of_plain_ones(mesh, abstract):
+    model, x = Partitioned(mesh), jnp.ones((2, 12))
+    init = functools.partial(jax.eval_shape, model.init) if abstract else model.init
+    variables = init(jax.random.key(0), x)
+    kernel = variables["params"]["dense"]["kernel"]
+    assert isinstance(kernel, nn.Partitioned)
+    rows = {r.parameter: r for r in initializers.table(model, variables, x)}
+    assert set(rows) == {"dense/kernel", "dense/bias", "head/kernel", "head/bias"}
+    row = rows["dense/kernel"]
+    assert (row.shape, row.rule, row.fan_in) == ((12, 16), "normal, variance 2 / fan_in", 12)
+    assert row.std == pytest.approx(math.sqrt(2 / 12))
+    if not abstract:
+        assert row.measured_std == pytest.approx(float(kernel.value.std()))
+    assert (rows["dense/bias"].rule, rows["dense/bias"].std) == ("constant 1", 0)
+    assert rows["head/kernel"].rule == "orthogonal, variance 1 / max(fan_in, filters)"
+    assert rows["head/kernel"].std == pytest.approx(math.sqrt(1 / 16))
+
+
+def test_nnx_parameters_with_a_sharding_have_the_rows_of_plain_ones():
+    with jax.set_mesh(MESH):
+        kernel_init = nnx.with_partitioning(nn.initializers.ones, (None, "model"))
+        model = nnx.Linear(3, 4, kernel_init=kernel_init, rngs=nnx.Rngs(0))
+    rows = {r.parameter: r for r in initializers.table(model)}
+    assert (rows["kernel"].shape, rows["kernel"].fan_out) == ((3, 4), 4)
+    assert rows["kernel"].measured_std == 0
 
 
 def test_what_is_no_layer_or_no_model_is_refused():

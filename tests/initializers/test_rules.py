@@ -35,7 +35,8 @@ def draw(initializer, shape, dtype):
 def expected_fan(case, mode):
     """Counted by hand in `layers`, checked against the layers themselves in `test_fans`."""
     fan_in, fan_out = case.layout.fans(case.kernel_shape())
-    return {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
+    means = {"fan_avg": (fan_in + fan_out) / 2, "fan_geo_avg": math.sqrt(fan_in * fan_out)}
+    return {"fan_in": fan_in, "fan_out": fan_out, **means}[mode]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -4,6 +4,7 @@ The names agree, so that one set of parameters and one expectation serve all thr
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,11 @@ from flax import nnx
 import prelu_jax as pj
 
 
-def drawn(model, *inputs):
+def drawn(model, *inputs, **kwargs):
     """Linen variables with normal parameters, biases too; drawn by NumPy: nothing to compile."""
     rng = np.random.default_rng(0)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    shapes = jax.eval_shape(model.init, keys, *inputs)
+    shapes = jax.eval_shape(functools.partial(model.init, **kwargs), keys, *inputs)
     variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
     variables["params"] = jax.tree.map(
         lambda leaf: 0.4 * rng.standard_normal(leaf.shape, np.float32), shapes["params"]

@@ -3,7 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
-from prelu_jax.signal import LayerStatistics, Measurement
+from prelu_jax.signal import Coverage, LayerStatistics, Measurement
 
 HEALTHY = LayerStatistics(
     path="",
@@ -41,7 +41,8 @@ def measurement(changes=None, unseen=(), loss=None, kinds=("Conv",)):
     changes = changes or {}
     assert not set(changes) - set(NAMES)
     layers = (dataclasses.replace(HEALTHY, path=n, **changes.get(n, {})) for n in NAMES)
-    return Measurement(tuple(layers), kinds, unseen, loss)
+    coverage = Coverage(NAMES, (180,) * len(NAMES), tuple(unseen))
+    return Measurement(tuple(layers), kinds, coverage, loss)
 
 
 def moments(forward, backward):

@@ -56,9 +56,14 @@ def test_kernels_that_are_too_small_are_told_the_rule_and_the_slope():
     xavier = pj.initializers.xavier_normal()
     small = report(0.25, lambda name, shape: xavier.variance(shape) ** 0.5)
     assert [f.verdict for f in small.findings] == ["vanishing", "vanishing"]
-    assert re.search(r"multiply a second moment by 0\.5\d? a layer", small.summary)
+    # One advice for both directions: either rule will do.
+    assert small.summary.count("Advice: ") == 1
+    assert re.search(r"0\.5\d? a layer forward and by 0\.5\d? backward: ", small.summary)
+    assert "Either will do (He et al. 2015, §2.2); prefer the first" in small.summary
+    one, other = small.to_dict()["findings"]
+    assert one["advice"] == other["advice"]
     advised = re.findall(r"pj\.initializers\.(he_normal\(.*?\))", small.summary)
-    expected = [f"he_normal('{mode}', negative_slope=0.25)" for mode in ("fan_in", "fan_out")]
+    expected = [f"he_normal('{mode}', negative_slope=0.25)" for mode in ("fan_out", "fan_in")]
     assert advised == expected
     for line in advised:  # following it helps
         rule = eval(f"pj.initializers.{line}", {"pj": pj})
@@ -68,7 +73,7 @@ def test_kernels_that_are_too_small_are_told_the_rule_and_the_slope():
 def test_kernels_that_are_too_large_are_told_so():
     large = report(0.0, lambda name, shape: 0.2)  # 2.5 times He's variance
     assert [f.verdict for f in large.findings] == ["exploding", "exploding"]
-    assert re.search(r"by 2\.\d+ a layer: .*he_normal\('fan_in'\)", large.summary)
+    assert re.search(r"by 2\.\d+ a layer forward.*he_normal\('fan_in'\)", large.summary)
 
 
 def test_one_layer_that_does_it_alone_is_named():
@@ -135,7 +140,9 @@ def test_kernels_of_zeros_and_a_batch_of_one_example_are_named():
     fall["b"]["kernel_rms"] = 0.0
     fall["c"]["input_zero_fraction"] = 1.0
     summary = Report("Net", measurement(fall)).summary
-    assert summary.count("Advice: initialise the kernels that hold nothing but zeros: b.") == 2
+    assert "vanishing" in summary
+    assert "dead units" in summary
+    assert summary.count("Advice: initialise the kernels that hold nothing but zeros: b.") == 1
     alike = Report("Net", measurement(each("cosine", [1.0] * 5)))
     assert "Advice: the examples of the batch are all but alike" in alike.summary
 

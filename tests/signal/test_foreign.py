@@ -42,13 +42,12 @@ def test_a_model_applied_inside_another_has_a_place_and_a_kernel_of_its_own(comp
     model = AppliesAnother(computed)
     variables = drawn(model, x)
     rows = {row.path: row for row in signal.measure(model, variables, x).layers}
-    assert list(rows) == ["Dense_0", *(["Dense_1"] if computed else []), "Head/Dense_0"]
-    inner = rows["Head/Dense_0"].kernel_rms
-    if computed:
-        assert inner is None  # no parameter of the model
-    else:
+    # A kernel that the model computes from the batch is no weight of its own.
+    assert list(rows) == ["Dense_0", "Dense_1" if computed else "head/Dense_0"]
+    if not computed:
         kernel = variables["params"]["head"]["Dense_0"]["kernel"]
-        assert inner == pytest.approx(np.sqrt(np.mean(np.square(kernel))), rel=1e-5)
+        expected = np.sqrt(np.mean(np.square(kernel)))
+        assert rows["head/Dense_0"].kernel_rms == pytest.approx(expected, rel=1e-5)
 
 
 class WeightNormed(nn.Module):
@@ -66,16 +65,39 @@ class WeightNormed(nn.Module):
         return x
 
 
-def test_a_layer_with_normed_weights_keeps_its_path_and_the_kernel_that_is_learned():
+def test_a_layer_with_normed_weights_keeps_its_path_and_has_the_kernel_that_it_multiplies():
     x = images(4, 3)
     model = WeightNormed(inside=True)
     variables = drawn(model, x)
     found = signal.measure(model, variables, x)
-    assert [row.path for row in found.layers] == ["Dense_0", "WeightNormed/Dense_0"]
-    kernel = variables["params"]["Dense_0"]["kernel"]
-    expected = pytest.approx(np.sqrt(np.mean(np.square(kernel))), rel=1e-5)
-    assert [row.kernel_rms for row in found.layers] == [expected, None]
-    assert found.unseen == ("head/Dense_0/kernel",)
+    assert [row.path for row in found.layers] == ["Dense_0", "head/Dense_0"]
+    # The kernel that is multiplied has columns of norm 1, times the scales.
+    for row, params in zip(
+        found.layers, (variables["params"], variables["params"]["head"]), strict=True
+    ):
+        (scale,) = params["WeightNorm_0"].values()
+        kernel = params["Dense_0"]["kernel"]
+        normed = kernel / jnp.linalg.norm(kernel, axis=0) * scale
+        assert row.kernel_rms == pytest.approx(float(jnp.sqrt(jnp.mean(normed**2))), rel=1e-4)
+    assert found.unseen == ()
+    assert {"Dense_0/kernel", "head/Dense_0/kernel"} <= set(found.coverage.seen)
+
+
+def test_a_computed_kernel_changes_as_its_parameters_follow_their_gradients():
+    def loss(y):
+        return jnp.mean(jnp.square(y))
+
+    def kernel_of(params):
+        return params["w"] / jnp.std(params["w"]) * params["scale"]
+
+    x = images(4, 3)
+    params = {"w": jax.random.normal(jax.random.key(0), (3, 5)), "scale": jnp.full(5, 0.7)}
+    function = lambda params, x: x @ kernel_of(params)  # noqa: E731
+    (row,) = signal.measure(function, params, x, loss=loss).layers
+    gradient = jax.grad(lambda params: loss(function(params, x)))(params)
+    change = jax.jvp(kernel_of, (params,), (gradient,))[1]
+    expected = float(jnp.sqrt(jnp.mean(jnp.square(change))))
+    assert row.kernel_gradient_rms == pytest.approx(expected, rel=1e-5)
 
 
 class Tokens(nn.Module):
@@ -86,13 +108,14 @@ class Tokens(nn.Module):
         return nn.Dense(2)(x)
 
 
-@pytest.mark.compiled("what is inside jit or scan is not traced")
-def test_a_recurrent_cell_inside_a_scan_is_listed():
+def test_a_recurrent_cell_has_a_row_for_every_product_and_step():
     tokens = jnp.arange(12).reshape(3, 4) % 9
     found = signal.measure(Tokens(), drawn(Tokens(), tokens), tokens)
-    assert [row.path for row in found.layers] == ["Embed_0", "Dense_0"]
-    assert len(found.unseen) == 8
-    assert all("LSTMCell" in name for name in found.unseen)
+    names = [row.name for row in found.layers]
+    assert (names[0], names[-1], len(names)) == ("Embed_0", "Dense_0", 2 + 4 * 8)
+    cell = names[1].rpartition("/")[0]
+    assert {f"{cell}/hf", f"{cell}/hf[3]", f"{cell}/ii[1]"} <= set(names)
+    assert found.unseen == ()
 
 
 class Pair(NamedTuple):
@@ -179,8 +202,8 @@ def test_batch_norm_in_training_normalises_over_all_devices():
         for field in ("second_moment", "input_second_moment", "gradient_second_moment"):
             assert getattr(a, field) == pytest.approx(getattr(b, field), rel=1e-4), field
     assert whole.normalises
-    with pytest.raises(ValueError, match="asks for an axis.*axis_name is None.*name: devices"):
-        signal.measure(Normed("devices"), variables, x)
+    with pytest.raises(ValueError, match="asks for an axis.*axis_name is 'other'.*name: devices"):
+        signal.prepare(Normed("devices"), variables, x[:2], axis_name="other")
 
 
 def test_nnx_attention_einsum_and_lora_have_their_rows():
@@ -198,6 +221,22 @@ def test_nnx_attention_einsum_and_lora_have_their_rows():
     tokens = jnp.arange(12).reshape(3, 4) % 9
     found = signal.measure(Model(nnx.Rngs(0)), None, tokens)
     names = [f"attention/{name}" for name in ("query", "key", "value", "out")]
-    assert [row.name for row in found.layers] == ["embed", *names, "mix", "lora", "embed[1]"]
-    assert [row.channels for row in found.layers] == [4, 4, 4, 4, 4, 6, 4, 9]
-    assert found.unseen == ("lora/lora/lora_a", "lora/lora/lora_b")
+    lora = ["lora", "lora/lora/lora_a", "lora/lora/lora_b"]
+    rows = {row.name: row.channels for row in found.layers}
+    assert set(rows) == {"embed", *names, "mix", *lora, "embed[1]"}
+    assert [rows[name] for name in ("embed", *names, "mix", *lora, "embed[1]")] == [
+        *(4, 4, 4, 4, 4, 6),
+        *(4, 2, 4, 9),
+    ]
+    assert found.unseen == ()
+    assert {"lora/lora/lora_a", "lora/lora/lora_b"} <= set(found.coverage.seen)
+
+
+def test_weights_of_integers_are_measured_and_have_no_gradient():
+    def quantised(params, x):
+        return (x @ params["w"].astype(x.dtype)) * params["scale"]
+
+    params = {"w": jnp.arange(12, dtype=jnp.int8).reshape(3, 4), "scale": jnp.ones(4)}
+    (row,) = signal.measure(quantised, params, images(4, 3)).layers
+    assert (row.path, row.kernel_rms, row.change_rate) == ("w", None, None)
+    assert row.second_moment > 0

@@ -7,12 +7,17 @@ import math
 
 import numpy as np
 import pytest
+from flax import linen as nn
 from matplotlib import pyplot as plt
 from rich.console import Console
+from rich.text import Text
 
-from prelu_jax.signal import Report
+import prelu_jax as pj
+from prelu_jax.signal import Coverage, Examples, Report, Unseen, rendering, verdict
+from tests.signal.nets import drawn
 from tests.signal.rows import NAMES, each, measurement, moments
 
+UNSEEN = (Unseen("cell/kernel", 300, ("scan",)),)
 FALL = [9.0, 1.0, 0.1, 1e-3, 1e-6]
 
 
@@ -21,7 +26,7 @@ def broken():
     for name, moment in zip(NAMES, [2, 0.2, 2e-3, 2e-6, 2e-8], strict=True):
         changes[name] |= {"second_moment": moment, "kernel_rms": 0.01, "cosine": None}
     predicted = {name: moments(2 * 0.1**i, 1e-3) for i, name in enumerate(NAMES)}
-    return Report("Net", measurement(changes, unseen=("cell/kernel",), loss=2.3), predicted)
+    return Report("Net", measurement(changes, unseen=UNSEEN, loss=2.3), predicted)
 
 
 HEALTHY = Report("Net", measurement())
@@ -34,7 +39,7 @@ def test_the_table_is_as_it_is_written_down(check_golden):
 
 def test_a_console_and_a_notebook_show_the_same():
     report = broken()
-    console = Console(width=105, file=io.StringIO(), record=True)
+    console = Console(width=125, file=io.StringIO(), record=True)
     console.print(report)
     assert console.export_text() == str(report)
     html = report._repr_html_()
@@ -68,10 +73,100 @@ def test_csv_is_read_back(tmp_path):
             assert row[field] == ("" if value is None else str(value))
 
 
-def test_healthy_is_said_of_what_is_seen():
+def test_nothing_unseen_is_called_healthy():
     assert HEALTHY.summary.startswith("healthy: nothing")
-    partly = Report("Net", measurement(unseen=("cell/kernel",)))
-    assert partly.summary.startswith("healthy, in what is seen: nothing")
+    partly = Report("Net", measurement(unseen=UNSEEN))
+    assert partly.verdict == "not judged"
+    assert partly.summary == "not judged: 25 % of the weights are inside scan: cell/kernel"
+    with pytest.raises(AssertionError, match="not judged: 25 % .* cell/kernel"):
+        partly.assert_healthy()
+    partly.assert_healthy(allow_unseen=True)
+    with pytest.raises(AssertionError, match="vanishing"):
+        broken().assert_healthy(allow_unseen=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "inside", "expected"),
+    [
+        (47, (), "healthy"),  # of 947
+        (48, (), "not judged"),
+        (1, ("remat",), "not judged"),  # whatever its size
+    ],
+)
+def test_a_twentieth_of_the_weights_may_be_multiplied_by_hand(size, inside, expected):
+    report = Report("Net", measurement(unseen=(Unseen("w", size, inside),)))
+    assert report.verdict == expected
+    assert "Weights not seen" in str(report)
+
+
+def test_a_report_names_the_share_and_the_examples():
+    found = HEALTHY.measurement
+    coverage = dataclasses.replace(found.coverage, elementwise=("norm/scale",), unused=("idle",))
+    found = dataclasses.replace(found, coverage=coverage, examples=Examples(16, "as asked"))
+    report = Report("Net", found)
+    for text in (
+        "Weights seen: 100 %",
+        "Parameters that the model does not use: idle",
+        "elementwise or of one axis: norm/scale",
+        "Examples: 16, as asked.",
+    ):
+        assert text in str(report), text
+    told = report.to_dict()
+    assert told["coverage"]["share"] == 1.0
+    assert told["examples"] == {"number": 16, "chosen": "as asked"}
+    assert json.loads(json.dumps(told)) is not None
+
+
+def styles(report):
+    """Return the style of each line of a report's text, by line."""
+    texts = [part for part in rendering.render(report) if isinstance(part, Text)]
+    return {text.plain: text.style for text in texts}
+
+
+def test_only_what_is_unseen_is_a_note_whatever_a_parameter_is_called():
+    coverage = Coverage(NAMES, (180,) * len(NAMES), UNSEEN, elementwise=("not seen/scale",))
+    found = styles(Report("Net", dataclasses.replace(measurement(), coverage=coverage)))
+    assert found["Weights not seen, inside scan: cell/kernel"] == "yellow"
+    assert found["Not counted, elementwise or of one axis: not seen/scale"] == "dim"
+
+
+NOT_ALONG = "no layer's output has the examples along its first axis"
+
+
+@pytest.mark.parametrize(("examples", "reason"), [(16, NOT_ALONG), (1, "the batch is one example")])
+def test_a_report_states_where_a_collapse_is_not_judged(examples, reason):
+    found = measurement(each("cosine", [None] * 5))
+    report = Report("Net", dataclasses.replace(found, examples=Examples(examples, "as asked")))
+    assert styles(report)[f"Collapse is not judged: {reason}."] == "yellow"
+    assert report.to_dict()["collapse_not_judged"] == reason
+    assert "Collapse is not judged" not in str(HEALTHY)
+    assert HEALTHY.to_dict()["collapse_not_judged"] is None
+
+
+class Flattened(nn.Module):
+    """A model whose layers read examples and positions along one axis."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Dense(4)(nn.Dense(4)(x.reshape(-1, x.shape[-1])))
+        return y.reshape(*x.shape[:-1], 4)
+
+
+def test_a_model_that_joins_examples_and_positions_is_not_judged_for_collapse():
+    x = np.ones((8, 3, 4), np.float32)
+    report = pj.diagnose(Flattened(), drawn(Flattened(), x), x)
+    assert report.measurement.collapse_not_judged == NOT_ALONG
+
+
+def test_a_dict_has_the_findings_in_the_order_of_the_findings(monkeypatch):
+    kinds = ("vanishing", "collapsing", "dead units")  # the first and the last have one remedy
+    findings = tuple(verdict.Finding(kind, "forward", "b", 0.1, "") for kind in kinds)
+    monkeypatch.setattr(verdict, "judge", lambda *_: findings)
+    report = Report("Net", measurement({"b": {"kernel_rms": 0.0}}))
+    assert report.summary.count("Advice: ") == 2
+    told = report.to_dict()["findings"]
+    assert [finding["verdict"] for finding in told] == list(kinds)
+    assert told[0]["advice"] == told[2]["advice"] != told[1]["advice"]
 
 
 def test_only_a_healthy_report_passes_the_assertion():
@@ -96,6 +191,94 @@ def test_the_figure_shows_what_was_measured_and_predicted():
     assert len(below.lines) == 2
     assert [label.get_text() for label in below.get_xticklabels()] == list(NAMES)
     assert len(HEALTHY.plot().axes[0].lines) == 1
+
+
+def moved(rng, predicts):
+    """Return a net whose moments wander, with the spreads of narrow or of wide layers."""
+    spread = rng.choice([0.5, 30.0, 200.0])
+    walks = np.exp(rng.normal(0, rng.choice([1.0, 3.0]), (3, 5)).cumsum(axis=1))
+    changes = {
+        name: {
+            "input_second_moment": walks[0, i],
+            "second_moment": walks[1, i],
+            "gradient_second_moment": walks[2, i],
+            "channel_spread": spread,
+            "input_channel_spread": spread,
+            "gradient_channel_spread": spread,
+            "shape": (16, 2 ** int(rng.integers(4)), 8, 100),
+        }
+        for i, name in enumerate(NAMES)
+    }
+    base = rng.choice([0.01, 100.0])
+    predicted = {name: moments(base**i, base ** (4 - i)) for i, name in enumerate(NAMES)}
+    kinds = ("Conv", "BatchNorm") if rng.random() < 0.5 else ("Conv",)
+    return Report("Net", measurement(changes, kinds=kinds), predicted if predicts else {})
+
+
+@pytest.mark.parametrize("predicts", [False, True])
+def test_a_signal_ends_outside_of_its_range_where_and_only_where_there_is_a_finding(predicts):
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(300):
+        report = moved(rng, predicts)
+        drifts = {f.direction: f.verdict for f in report.findings}
+        rows = list(report.rows())
+        assert rows[-1]["accepted_least"] is rows[-1]["gradient_accepted_least"] is None
+        for direction, row, prefix in (
+            ("forward", rows[-2], ""),
+            ("backward", rows[0], "gradient_"),
+        ):
+            moment = row[f"{prefix}second_moment"]
+            least, greatest = row[f"{prefix}accepted_least"], row[f"{prefix}accepted_greatest"]
+            assert least < row[f"{prefix}accepted_centre"] < greatest
+            side = "vanishing" if moment < least else "exploding" if moment > greatest else None
+            assert side == drifts.get(direction)
+            outcomes.add((direction, side))
+    assert len(outcomes) == 6
+
+
+@pytest.mark.parametrize("two_rows", [False, True])
+@pytest.mark.parametrize(
+    ("read", "expected"), [(1e-8, "vanishing"), (1.0, None), (0.5, None), (1e8, "exploding")]
+)
+def test_the_range_is_that_of_the_first_layers_output_where_it_gives_the_finding(
+    read, expected, two_rows
+):
+    found = measurement(each("input_second_moment", [1] + [read] * 4), unseen=UNSEEN)
+    if two_rows:
+        found = dataclasses.replace(found, layers=found.layers[:2])
+    report = Report("Net", found)
+    assert [f.verdict for f in report.findings] == ([expected] if expected else [])
+    row = list(report.rows())[-2]
+    moment, least, greatest = row["second_moment"], row["accepted_least"], row["accepted_greatest"]
+    side = "vanishing" if moment < least else "exploding" if moment > greatest else None
+    assert side == expected
+
+
+def test_the_bands_of_the_figure_are_the_criterion_and_the_noise_and_are_named():
+    figure = HEALTHY.plot()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "measured",
+        "accepted by the verdict: 4.5 σ, or a factor of 100",
+        "random weights alone: 2 σ",
+    ]
+    rows = list(HEALTHY.rows())[:-1]
+    for axes, prefix in zip(figure.axes, ("", "gradient_"), strict=True):
+        accepted, noise = (band.get_paths()[0].vertices[:, 1] for band in axes.collections)
+        assert accepted.min() == pytest.approx(min(r[f"{prefix}accepted_least"] for r in rows))
+        assert accepted.max() == pytest.approx(max(r[f"{prefix}accepted_greatest"] for r in rows))
+        sigma = max(row[f"{prefix}log_noise"] for row in rows)
+        assert noise.max() == pytest.approx(
+            rows[0][f"{prefix}accepted_centre"] * math.exp(2 * sigma)
+        )
+
+
+def test_every_column_of_the_table_is_explained_below_it():
+    header, start, explained = str(broken()).partition("E[y²]: ")
+    for name in ("E[Δy²]", "predicted", "accepted", "always 0", "cosine", "change rate"):
+        assert name in header
+        assert f"{name}: " in start + explained
 
 
 def test_a_signal_of_zero_or_nan_is_shown_as_a_gap():

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -6,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from prelu_jax import signal
-from prelu_jax.signal import Report, verdict
+from prelu_jax.signal import Report, Unseen, verdict
 from tests.signal.rows import each, measurement, moments
 
 
@@ -48,6 +49,38 @@ def test_forward_what_hidden_layers_read_is_compared(moments, expected):
 )
 def test_backward_the_gradients_of_hidden_layers_are_compared(moments, expected):
     assert judged(each("gradient_second_moment", moments)) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "shape", "expected"),
+    [
+        (1.0, 4.7e-8, (16, 100), "vanishing"),
+        (1.0, 1e6, (16, 100), "exploding"),
+        (1.0, 0.5, (16, 100), None),
+        (1e5, 0.5, (16, 100), None),  # a norm, or a tanh: to a scale of 1
+        (1e-6, 1.0, (16, 100), None),
+        (1e-3, 1e-8, (16, 100), "vanishing"),
+        (1.0, 2e-4, (16, 100), "vanishing"),
+        (1.0, 2e-4, (16, 64, 100), None),  # the mean over 64 positions may divide by 64
+    ],
+)
+def test_two_rows_are_enough_to_judge_the_factor_between_them(first, last, shape, expected):
+    before, after = (measurement().layers[i] for i in (0, 4))
+    before = dataclasses.replace(before, second_moment=first, shape=shape)
+    after = dataclasses.replace(after, input_second_moment=last, input_shape=(16, 100))
+    pair = dataclasses.replace(measurement(), layers=(before, after))
+    findings = verdict.judge(pair)
+    assert [f.verdict for f in findings] == ([expected] if expected else [])
+    if expected:
+        assert f"times E[y²] of {before.name}" in findings[0].what
+        assert findings[0].layer == before.name
+
+
+def test_a_fall_behind_the_first_row_counts_where_weights_are_unseen():
+    changes = each("input_second_moment", [1, 1e-8, 1e-8, 1e-8, 1e-8])
+    assert judged(changes) == []  # what hidden layers read stays as it is
+    unseen = (Unseen("cell/kernel", 300, ("scan",)),)
+    assert judged(changes, unseen=unseen) == [("vanishing", "forward", "a")]
 
 
 def test_a_batch_of_zeros_is_named_for_what_it_is():
