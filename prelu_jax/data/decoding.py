@@ -5,20 +5,25 @@ below what is asked for are not decoded.
 """
 
 import dataclasses
+import io
 from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 
-from prelu_jax.data import resizing
+from prelu_jax.data import MAX_PIXELS, resizing
 
 # Markers of a JPEG's segments (ITU T.81, B.1.1.3): C0..CF, but for three, are frame headers; of
 # them, two are Huffman-coded in one pass.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = {0xC0, 0xC1}
 _RESTARTS, _SCAN, _APPLICATION = 0xDD, 0xDA, 0xE1
+_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD8)}  # a stuffed byte, TEM, RST0 to RST7
 _END = b"\xff\xd9"
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+# The formats that OpenCV decodes and of which Pillow reads the header.
+_OTHERS = ("JPEG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "SUN", "AVIF")
 _TALLEST_BLOCK = 32  # rows that are coded together, at most
 _SEEN_BELOW = 1  # rows below that a row depends on, where colours are coarse and smoothed
 _REDUCED = {  # no flag asks for a reduced image in the order of RGB
@@ -29,11 +34,21 @@ _REDUCED = {  # no flag asks for a reduced image in the order of RGB
 
 
 class BadImageError(ValueError):
-    """A record's bytes are no image; ``key`` is the record's."""
+    """A record's bytes are no image, or one of too many pixels.
 
-    def __init__(self, key: str, size: int) -> None:
-        super().__init__(f"Record {key!r} holds {size} bytes that do not decode.")
+    Attributes:
+        key: the record's.
+        reason: a clause that follows the name of the record or of its file.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"Record {key!r} {reason}.")
         self.key = key
+        self.reason = reason
+
+
+class TooManyPixelsError(BadImageError):
+    """An image that is not decoded because of its size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +83,24 @@ class Scaled:
         return resizing.window(self.rows(rows.end), rows, columns)
 
 
-def scaled(record: dict[str, Any], side: int) -> Scaled:
+def scaled(record: dict[str, Any], side: int, max_pixels: int = MAX_PIXELS) -> Scaled:
     """The record's image, upright, with its shorter side at ``side`` pixels.
 
     Args:
         record: as `decode` takes it.
         side: a JPEG may be reduced to it as in `decode`.
+        max_pixels: as in `decode`.
 
     Raises:
-        BadImageError: the bytes are no image. One that tells its shape and does not decode raises
-            it later, where a window is asked for.
+        BadImageError: the bytes are no image, or one of more pixels. An image whose header is
+            whole and whose rows are not raises it later, where a window is asked for.
     """
     stored = record["image"]
     header = _header(stored) if isinstance(stored, bytes) else None
     if header is None or header.has_exif:  # which may turn it
-        image = decode(record, side)
+        image = decode(record, side, max_pixels)
         return Scaled((image.shape[0], image.shape[1]), side, lambda rows: image)
+    _check_pixels(record["key"], (header.height, header.width), max_pixels)
     factor = _reduction(header, side)
 
     def rows(count: int) -> np.ndarray:
@@ -91,12 +108,12 @@ def scaled(record: dict[str, Any], side: int) -> Scaled:
             image = _decoded(_cut(stored, header, factor * (count + _SEEN_BELOW)), factor)
             if image is not None:
                 return image
-        return decode(record, side)
+        return decode(record, side, max_pixels)
 
     return Scaled((header.height // factor, header.width // factor), side, rows)
 
 
-def decode(record: dict[str, Any], side: int = 0) -> np.ndarray:
+def decode(record: dict[str, Any], side: int = 0, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The record's image as RGB uint8 ``[h, w, 3]``, upright, whatever it was stored as.
 
     A file that is cut short is refused. A JPEG whose pixels are damaged in the middle decodes all
@@ -108,18 +125,51 @@ def decode(record: dict[str, Any], side: int = 0) -> np.ndarray:
         side: what the shorter side will be resized to, if that is known. A JPEG may then come at
             1/2, 1/4 or 1/8 of its size, where that divides it and leaves a shorter side of at
             least ``side``: the decoder averages in the frequency domain and saves the rest.
+        max_pixels: a file with more of them in its header is not decoded.
 
     Raises:
-        BadImageError: the bytes are no image; the error names the record.
+        BadImageError: the bytes are no image, or one of more pixels; the error names the record.
     """
     image = record["image"]
     if not isinstance(image, bytes):
         return image
-    header = _header(image) if side else None
-    decoded = _decoded(image, _reduction(header, side) if header else 1)
-    if decoded is None:
-        raise BadImageError(record["key"], len(image))
-    return decoded
+    header = _header(image)
+    shape = (header.height, header.width) if header else _shape(image)
+    if shape is not None:
+        _check_pixels(record["key"], shape, max_pixels)
+        decoded = _decoded(image, _reduction(header, side) if header and side else 1)
+        if decoded is not None:
+            return decoded
+    raise BadImageError(record["key"], f"holds {len(image)} bytes that do not decode")
+
+
+def _check_pixels(key: str, shape: tuple[int, int], max_pixels: int) -> None:
+    height, width = shape
+    if height * width > max_pixels:
+        raise TooManyPixelsError(
+            key,
+            f"is an image of {width}×{height} pixels: with more than {max_pixels:,} (max_pixels) "
+            "it is not decoded",
+        )
+
+
+def _shape(image: bytes) -> tuple[int, int] | None:
+    """Return height and width from the header of a file that is no JPEG; None without one."""
+    if image.startswith(_PNG):
+        at = len(_PNG)
+        return int.from_bytes(image[at + 4 : at + 8]), int.from_bytes(image[at : at + 4])
+    from PIL import Image  # few runs read such files
+
+    Image.init()
+    for opens, accepts in (Image.OPEN[name] for name in _OTHERS if name in Image.OPEN):
+        try:
+            if accepts is not None and accepts(image[:16]):
+                # As `Image.open` does, which has a limit on pixels that no single call can set.
+                width, height = opens(io.BytesIO(image), "").size
+                return height, width
+        except Exception:  # whatever a plug-in raises over a header that is cut or damaged
+            continue
+    return None
 
 
 def _decoded(image: bytes, factor: int) -> np.ndarray | None:
@@ -158,7 +208,7 @@ class _Header:
 def _header(image: bytes) -> _Header | None:
     """What stands before a JPEG's rows; None if it is no JPEG or they are not found."""
     at, frame, restarts, has_exif = 2, 0, False, False
-    while image[:2] == b"\xff\xd8" and at + 9 <= len(image) and image[at] == 0xFF:
+    while image[:2] == b"\xff\xd8" and (at := _marker(image, at)) + 9 <= len(image):
         marker, size = image[at + 1], int.from_bytes(image[at + 2 : at + 4])
         if marker in _FRAMES:
             frame = at
@@ -185,6 +235,18 @@ def _header(image: bytes) -> _Header | None:
         can_be_cut=image[frame + 1] in _SEQUENTIAL and of_frame == of_scan and not restarts,
         has_exif=has_exif,
     )
+
+
+def _marker(image: bytes, at: int) -> int:
+    """Return the position of a JPEG's next segment; bytes between segments are skipped."""
+    while 0 <= (at := image.find(b"\xff", at)) < len(image) - 1:
+        if image[at + 1] == 0xFF:  # padding
+            at += 1
+        elif image[at + 1] in _WITHOUT_LENGTH:
+            at += 2
+        else:
+            return at
+    return len(image)
 
 
 def _reduction(header: _Header, side: int) -> int:

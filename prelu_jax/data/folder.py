@@ -1,4 +1,4 @@
-"""Prepares a folder of images as a TFDS dataset, without TensorFlow.
+"""Command that prepares a folder of images as a TFDS dataset, without TensorFlow.
 
     python -m prelu_jax.data.folder --images=DIR --name=NAME
 
@@ -6,106 +6,63 @@ The folder holds splits, the splits hold classes, the classes hold JPEG or PNG f
 ``train/<class>/*.jpg``, ``test/<class>/*.jpg``. Files are stored as they are.
 """
 
+import re
 import types
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+from tqdm import tqdm
 
-from prelu_jax.data import decoding, sources
+from prelu_jax import entry
+from prelu_jax.data import MAX_PIXELS, class_folders, sources
+from prelu_jax.data.class_folders import Files, find_images, ignored, shown
+from prelu_jax.files import local_path
 
+_IMAGES = flags.DEFINE_string(
+    "images", None, "Folder that holds train/<class>/*.jpg.", required=True
+)
+_NAME = flags.DEFINE_string("name", None, "Name of the dataset to write.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's folder; by default its own default.")
+_ON_BAD_IMAGE = flags.DEFINE_enum(
+    "on_bad_image", "fail", ["fail", "skip"], "What to do with a file that does not decode."
+)
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels",
+    MAX_PIXELS,
+    "An image with more of them is not decoded and counts as bad. Training has a limit of its own, "
+    "--config.max_pixels.",
+    lower_bound=1,
+)
+
+if __name__ == "__main__":
+    entry.answer_help()  # needs no TFDS, and does not wait for it
 try:
     import tensorflow_datasets as tfds
 except ImportError as error:
     raise SystemExit(f"error: {sources.NEEDS_TFDS} ({error})") from error
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-Files = dict[str, dict[str, list[Path]]]  # split -> class -> files
-
-
-def find_images(folder: Path) -> Files:
-    """The image files of every split and class.
-
-    Hidden folders and files, those whose names begin with a dot, are left out.
-
-    Raises:
-        ValueError: the folder is missing, has no train split or no images; a class of train has
-            no images; images lie in folders within a class's; another split has a class that train
-            lacks.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder.")
-    if not (folder / "train").is_dir():
-        count = len(_visible(folder, False))
-        names = ", ".join(path.name for path in _visible(folder)) or f"no folder and {count} files"
-        within = [path for path in _visible(folder) if (path / "train").is_dir()]
-        hint = f" It seems to be {within[0]}." if within else ""
-        raise ValueError(f"{folder} holds {names}, expected a folder train/<class>/*.jpg.{hint}")
-    files: Files = {}
-    for split in _visible(folder):
-        classes = {
-            label.name: [p for p in _visible(label, False) if p.suffix.lower() in _SUFFIXES]
-            for label in _visible(split)
-        }
-        files[split.name] = classes
-        if not any(classes.values()):
-            raise ValueError(
-                f"{split} holds no image: expected <class>/*{{{','.join(_SUFFIXES)}}}."
-            )
-    empty = [name for name, images in files["train"].items() if not images]
-    if empty:
-        raise ValueError(
-            f"Classes of 'train' hold no image of their own: {empty}. Images lie in the class's "
-            "folder itself, not in folders within; remove a folder that is no class."
-        )
-    nested = [
-        path
-        for split in _visible(folder)
-        for label in _visible(split)
-        for within in _visible(label)
-        for path in within.rglob("*")
-        if path.suffix.lower() in _SUFFIXES
-    ]
-    if nested:
-        raise ValueError(
-            f"{len(nested)} images lie in folders within a class's, the first is {nested[0]}. Move "
-            "them into the class's folder itself, or away."
-        )
-    for split_name, classes in files.items():
-        unknown = sorted(set(classes) - set(files["train"]))
-        if unknown:
-            raise ValueError(f"Split {split_name!r} has classes that 'train' lacks: {unknown}.")
-    return files
-
-
-def ignored(folder: Path) -> dict[str, int]:
-    """How many files lie among the images that are none by their suffix, by suffix."""
-    classes = (label for split in _visible(folder) for label in _visible(split))
-    suffixes = (path.suffix.lower() for label in classes for path in _visible(label, False))
-    return dict(sorted(Counter(s for s in suffixes if s not in _SUFFIXES).items()))
-
-
-def _visible(folder: Path, folders: bool = True) -> list[Path]:
-    """What a folder holds, by name: its folders, or its files."""
-    entries = (path for path in folder.iterdir() if path.is_dir() == folders)
-    return sorted(path for path in entries if not path.name.startswith("."))
+__all__ = ["Files", "FolderOfImages", "find_images", "ignored", "prepare"]
 
 
 class FolderOfImages(
     tfds.core.GeneratorBasedBuilder,
     skip_registration=True,  # type: ignore[call-arg]
 ):
-    """The TFDS builder of one folder."""
+    """The TFDS builder of one folder.
+
+    Args:
+        files: all of them can be imported.
+        data_dir: TFDS's folder.
+        bad_images: files that are left out, and why.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, files: Files, data_dir: Path, skip_bad_images: bool) -> None:
+    def __init__(self, *, files: Files, data_dir: Path, bad_images: dict[str, str]) -> None:
         self.files = files
-        self.skip_bad_images = skip_bad_images
-        self.bad_images: list[str] = []
+        self.bad_images = bad_images
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -125,29 +82,31 @@ class FolderOfImages(
     ) -> Iterator[tuple[str, sources.Record]]:
         for label, paths in classes.items():
             for path in paths:
-                image = path.read_bytes()
-                try:
-                    decoding.decode({"image": image, "key": str(path)})
-                except decoding.BadImageError as error:
-                    if not self.skip_bad_images:
-                        raise ValueError(
-                            f"{path} does not decode. Mend or remove it, or pass "
-                            "--on_bad_image=skip to leave such files out."
-                        ) from error
-                    self.bad_images.append(str(path))
-                    continue
                 key = f"{label}/{path.name}"
-                yield key, {"image": image, "label": label, "file_name": key}
+                yield key, {"image": path.read_bytes(), "label": label, "file_name": key}
 
 
 def prepare(
-    images: Path, name: str, data_dir: str = "", skip_bad_images: bool = False
+    images: Path,
+    name: str,
+    data_dir: str = "",
+    skip_bad_images: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> FolderOfImages:
-    """Writes the folder as dataset ``name`` under TFDS's folder and returns its builder.
+    """Write the folder as dataset ``name`` under TFDS's folder and return its builder.
+
+    The dataset appears when it is whole: until then it has a temporary name, which nothing reads.
+
+    Args:
+        images: folder of splits.
+        name: of the dataset.
+        data_dir: TFDS's folder; see `sources.load`.
+        skip_bad_images: leave out files that are no image; else they are an error.
+        max_pixels: an image with more of them is not decoded and counts as none.
 
     Raises:
-        ValueError: see `find_images`; an image that does not decode; a name that TFDS refuses or
-            that is taken.
+        ValueError: see `find_images`; files that are no image; a class of which none is left; a
+            name that TFDS refuses or that is taken; a folder that cannot be written.
     """
     if not (name.isidentifier() and name == name.lower()) or name == sources.DIGITS:
         raise ValueError(
@@ -155,51 +114,123 @@ def prepare(
             f"{sources.DIGITS!r}, which is the embedded set."
         )
     files = find_images(images)
+    tfds_folder = _writable(data_dir)
+    taken = _versions(tfds_folder / name)
+    if taken:  # TFDS would keep it, write nothing, and read the newest version
+        raise ValueError(
+            f"{shown(taken[-1])} holds a dataset of that name already. Remove it, or choose "
+            "another --name."
+        )
+    bad = _bad_images(files, max_pixels)
+    if bad and not skip_bad_images:
+        raise ValueError(
+            f"{len(bad)} of {len(_paths(files))} images cannot be imported:\n{_listed(bad)}\n"
+            "Repair or remove them, or pass --on_bad_image=skip to leave such files out."
+        )
     # TFDS takes a dataset's name from its class.
     builder_class = types.new_class(
         name, (FolderOfImages,), {"skip_registration": True}, lambda body: body.update(name=name)
     )
-    builder = builder_class(
-        files=files, data_dir=sources.tfds_folder(data_dir), skip_bad_images=skip_bad_images
-    )
-    if builder.data_path.exists():  # TFDS would keep what is there, and say nothing
-        raise ValueError(
-            f"{builder.data_path} holds a dataset of that name already. Remove it, or choose "
-            "another --name."
+    try:
+        builder = builder_class(
+            files=_without(files, bad),
+            data_dir=tfds_folder,
+            bad_images={str(path): reason for path, reason in bad.items()},
         )
-    builder.download_and_prepare()
+        builder.download_and_prepare()
+    except (OSError, RuntimeError) as error:  # array_record raises the latter over a full disk
+        raise ValueError(_not_written(tfds_folder / name, f"{error}")) from error
     return builder
 
 
-_IMAGES = flags.DEFINE_string(
-    "images", None, "Folder that holds train/<class>/*.jpg.", required=True
-)
-_NAME = flags.DEFINE_string("name", None, "Name of the dataset to write.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's folder; by default its own default.")
-_ON_BAD_IMAGE = flags.DEFINE_enum(
-    "on_bad_image", "fail", ["fail", "skip"], "What to do with a file that does not decode."
-)
+def _versions(folder: Path) -> list[Path]:
+    """Return the versions of a dataset that are there."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [path for path in entries if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+
+
+def _not_written(folder: Path | str, reason: str) -> str:
+    return f"The dataset cannot be written to {shown(folder)}: {reason}. Choose another --data_dir."
+
+
+def _writable(data_dir: str) -> Path:
+    """Make TFDS's folder.
+
+    Raises:
+        ValueError: it cannot be made, or there is no home folder for it to be in.
+    """
+    folder = sources.tfds_folder(data_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(_not_written(data_dir or "its default folder", f"{error}")) from error
+    if not class_folders.is_utf8(str(folder)):
+        raise ValueError(_not_written(folder, "the path is not UTF-8"))
+    return folder
+
+
+def _paths(files: Files) -> list[Path]:
+    return [path for classes in files.values() for paths in classes.values() for path in paths]
+
+
+def _bad_images(files: Files, max_pixels: int) -> dict[Path, str]:
+    """Return the files that cannot be imported, and why: each is decoded once."""
+    problems = {
+        path: class_folders.problem(path, max_pixels)
+        for path in tqdm(_paths(files), desc="Checking images", unit="image", mininterval=1)
+    }
+    return {path: problem for path, problem in problems.items() if problem}
+
+
+def _listed(bad: dict[Path, str]) -> str:
+    return class_folders.first_of(
+        [f"  {shown(path)} {reason}" for path, reason in bad.items()], "\n"
+    )
+
+
+def _without(files: Files, bad: dict[Path, str]) -> Files:
+    """Return the files but for bad ones.
+
+    Raises:
+        ValueError: a class had images and all are bad.
+    """
+    left = {
+        split: {label: [p for p in paths if p not in bad] for label, paths in classes.items()}
+        for split, classes in files.items()
+    }
+    for split, classes in files.items():
+        for label, paths in classes.items():
+            if paths and not left[split][label]:
+                raise ValueError(
+                    f"No image is left of class {label!r} in split {split!r}:\n"
+                    f"{_listed({path: bad[path] for path in paths})}\n"
+                    "Repair one, or remove the class's folder."
+                )
+    return left
 
 
 def main(argv: list[str]) -> None:
-    """The command; see the module."""
+    """Run the command; see the module."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+    skip = _ON_BAD_IMAGE.value == "skip"
     try:
-        builder = prepare(
-            Path(_IMAGES.value), _NAME.value, _DATA_DIR.value, _ON_BAD_IMAGE.value == "skip"
-        )
+        images = local_path(_IMAGES.value, "--images")
+        builder = prepare(images, _NAME.value, _DATA_DIR.value, skip, _MAX_PIXELS.value)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     for split, info in builder.info.splits.items():
         print(f"{_NAME.value}/{split}: {info.num_examples} images")
-    for suffix, count in ignored(Path(_IMAGES.value)).items():
+    for suffix, count in ignored(images).items():
         print(f"left out, named {suffix or 'without a suffix'}: {count}")
     print(f"left out, not decodable: {len(builder.bad_images)}")
-    for path in builder.bad_images:
-        print(f"  {path}")
-    print(f"written to {builder.data_path}")
+    for path, reason in builder.bad_images.items():
+        print(f"  {shown(path)} {reason}")
+    print(f"written to {shown(builder.data_path)}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    entry.run(main)

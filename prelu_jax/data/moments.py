@@ -1,6 +1,5 @@
 """The mean image of a training set and the covariance of its colours, kept with the dataset."""
 
-import os
 import shlex
 import zipfile
 from collections.abc import Iterable
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from prelu_jax import files
 
 
 class PixelMoments(NamedTuple):
@@ -74,10 +75,8 @@ def command(dataset: str, split: str, size: int, side: int, data_dir: str) -> st
 
 def save(file: Path, moments: PixelMoments) -> None:
     """Writes the moments, whole or not at all; the same moments give the same bytes."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("wb") as stream:
+    with files.replacing(file) as stream:
         np.savez(stream, **moments._asdict())
-    os.replace(temporary, file)
 
 
 def load(file: Path, size: int) -> PixelMoments:

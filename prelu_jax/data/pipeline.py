@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from prelu_jax.data import decoding, sources
+from prelu_jax.data import MAX_PIXELS, decoding, sources
 from prelu_jax.data.share import ALL, Share
 
 cv2.setNumThreads(0)  # Grain's threads decode one image each; threads inside would compete
@@ -32,15 +32,21 @@ class Tally:
 
     Attributes:
         skip_bad_images: whether records that do not decode are left out; else they raise.
+        max_pixels: a file with more of them in its header counts as one that does not decode.
         left_out: those that do not decode.
         enlarged: those that are smaller than the crop.
     """
 
-    def __init__(self, skip_bad_images: bool = False) -> None:
+    def __init__(self, skip_bad_images: bool = False, max_pixels: int = MAX_PIXELS) -> None:
         self.skip_bad_images = skip_bad_images
+        self.max_pixels = max_pixels
         self.left_out: set[str] = set()
         self.enlarged: set[str] = set()
         self._lock = threading.Lock()  # Grain's threads read side by side
+
+    def empty(self) -> "Tally":
+        """Return a tally with the same settings and no keys."""
+        return Tally(self.skip_bad_images, self.max_pixels)
 
     def keys(self) -> dict[str, list[str]]:
         """The keys of each kind, sorted."""
@@ -70,7 +76,7 @@ class Tally:
             BadImageError: the record does not decode, and such records are not left out.
         """
         try:
-            image = decoding.scaled(record, side)
+            image = decoding.scaled(record, side, self.max_pixels)
             window = image.window(*place(*image.shape))
         except decoding.BadImageError as error:
             if not self.skip_bad_images:

@@ -17,7 +17,7 @@ from typing import Any, SupportsIndex
 import cv2
 import numpy as np
 
-from prelu_jax import names
+from prelu_jax import files, names
 
 DIGITS = "digits"
 NEEDS_TFDS = (
@@ -212,10 +212,21 @@ class _TfdsRecords(Sequence[Record]):
 
 
 def tfds_folder(data_dir: str) -> Path:
-    """The folder that holds prepared datasets; see `load`."""
-    return Path(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
-    ).expanduser()
+    """Return the folder that holds prepared datasets; see `load`.
+
+    Raises:
+        ValueError: it is the address of a bucket, or would be in a home folder that is not there.
+    """
+    if given := data_dir or os.environ.get("TFDS_DATA_DIR"):
+        return files.local_path(given, "data_dir" if data_dir else "$TFDS_DATA_DIR")
+    try:
+        return Path.home() / "tensorflow_datasets"
+    except RuntimeError as error:  # neither $HOME nor an entry in passwd
+        raise ValueError(
+            "TFDS's datasets are looked for in ~/tensorflow_datasets, but this user has no home "
+            "folder. Give their folder: --config.data_dir=DIR of an experiment, --data_dir=DIR of "
+            "prelu_jax.data.*, or TFDS_DATA_DIR=DIR in the environment."
+        ) from error
 
 
 def _prepared(folder: Path) -> dict[str, Path]:
@@ -272,6 +283,11 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
     for part in split.split("+"):
         names.check(f"split of {dataset}", part.partition("[")[0], (*builder.info.splits, "all"))
     try:
+        # Of an empty slice TFDS makes no source; of one that ends before it begins, a broken one.
+        if builder.info.splits[split].num_examples < 1:
+            raise ValueError(
+                "it holds no image. Ask for another part of it, or prepare the dataset again."
+            )
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:  # another file format
         raise ValueError(
@@ -281,10 +297,5 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
         ) from error
     except ValueError as error:
         raise ValueError(f"Split {split!r} of dataset {dataset!r}: {error}") from error
-    if not len(source):
-        raise ValueError(
-            f"Split {split!r} of dataset {dataset!r} holds no image. Ask for another part of it, "
-            "or prepare the dataset again."
-        )
     records = _TfdsRecords(f"{dataset}/{split}", folder, source)
     return Split(records, tuple(features["label"].names))

@@ -11,7 +11,8 @@ from pathlib import Path
 from absl import app, flags
 from tqdm import tqdm
 
-from prelu_jax.data import moments, pipeline, sources
+from prelu_jax import entry
+from prelu_jax.data import MAX_PIXELS, moments, pipeline, sources
 
 _BATCH = 100
 
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     values = flags.FLAGS
-    tally = pipeline.Tally(values.on_bad_image == "skip")
+    tally = pipeline.Tally(values.on_bad_image == "skip", values.max_pixels)
     try:
         if not 1 <= values.size <= values.side:
             raise ValueError(
@@ -64,4 +65,10 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "on_bad_image", "fail", ["fail", "skip"], "What to do with a record that does not decode."
     )
-    app.run(main)
+    flags.DEFINE_integer(
+        "max_pixels",
+        MAX_PIXELS,
+        "A record of more pixels counts as one that does not decode.",
+        lower_bound=1,
+    )
+    entry.run(main)

@@ -15,12 +15,21 @@ keep each example's softmax scores instead, which average over scales and models
 
 from prelu_jax.evaluation.exact import Sums, eval_step, evaluate, mean
 from prelu_jax.evaluation.scores import average, predict, top_error
-from prelu_jax.evaluation.views import SCALES, dense_scores, dense_step, ten_view_step
+from prelu_jax.evaluation.views import (
+    SCALES,
+    crop_scores,
+    crops_step,
+    dense_scores,
+    dense_step,
+    ten_view_step,
+)
 
 __all__ = [
     "SCALES",
     "Sums",
     "average",
+    "crop_scores",
+    "crops_step",
     "dense_scores",
     "dense_step",
     "eval_step",

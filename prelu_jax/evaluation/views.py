@@ -1,13 +1,16 @@
 """Tests that look at an image in many places: ten crops, or every window of the last map."""
 
 import dataclasses
+import itertools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from prelu_jax import pooling
-from prelu_jax.arch import SpatialPyramid
+from prelu_jax.arch import MaxPool, SpatialPyramid
 from prelu_jax.data import augment
 from prelu_jax.models import RectifierNet
 
@@ -34,13 +37,8 @@ def dense_scores(model: RectifierNet, params: Any, images_bhwc: jax.Array) -> ja
     Raises:
         ValueError: the network has no pyramid, or more than one, or the images are too small.
     """
-    size = model.arch.image_size
-    b, h, w, channels = images_bhwc.shape
-    if min(h, w) < size:
-        raise ValueError(
-            f"dense_scores: images are {h}×{w}, expected no side below the {size} pixels of "
-            f"{model.arch.name}; resize them."
-        )
+    size = _checked_size(model, images_bhwc)
+    b, channels = len(images_bhwc), images_bhwc.shape[-1]
     features, pyramid, classifier = _parts(model)
     variables = {"params": params}
     crop = jax.ShapeDtypeStruct((1, size, size, channels), images_bhwc.dtype)
@@ -71,6 +69,55 @@ def _parts(model: RectifierNet) -> tuple[RectifierNet, SpatialPyramid, Rectifier
     return before, pyramids[0], behind
 
 
+def crop_scores(model: RectifierNet, params: Any, images_bhwc: jax.Array) -> jax.Array:
+    """Softmax scores, averaged over the windows of `dense_scores`, each a crop of its own.
+
+    What sets the two apart is padding: a crop has it where a window sees the image go on.
+
+    Args:
+        model, params, images_bhwc: as `dense_scores`.
+
+    Returns:
+        float32 ``[b, classes]``.
+
+    Raises:
+        ValueError: as `dense_scores`.
+    """
+    size = _checked_size(model, images_bhwc)
+    features, _, _ = _parts(model)
+    steps = (
+        layer.window if isinstance(layer, MaxPool) else getattr(layer, "stride", 1)
+        for layer in features.arch.layers
+    )
+    step = math.prod(steps)
+    h, w = images_bhwc.shape[1:3]
+    places = itertools.product(range(0, h - size + 1, step), range(0, w - size + 1, step))
+
+    def score(place: jax.Array) -> jax.Array:
+        starts = (0, place[0], place[1], 0)
+        crops = jax.lax.dynamic_slice(images_bhwc, starts, (len(images_bhwc), size, size, 3))
+        scores: Any = model.apply({"params": params}, crops)
+        return jax.nn.softmax(scores)
+
+    return jax.lax.map(score, jnp.array([*places])).mean(axis=0)
+
+
+def _checked_size(model: RectifierNet, images_bhwc: jax.Array) -> int:
+    """Return the size of the network's images.
+
+    Raises:
+        ValueError: these are smaller.
+    """
+    size = model.arch.image_size
+    h, w = images_bhwc.shape[1:3]
+    if min(h, w) < size:
+        raise ValueError(
+            f"dense_scores: images are {h}×{w}, expected no side below the {size} pixels of "
+            f"{model.arch.name}; resize them."
+        )
+    return size
+
+
 def dense_step(
     state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
 ) -> jax.Array:
@@ -88,9 +135,26 @@ def dense_step(
     Raises:
         ValueError: as `dense_scores`.
     """
+    return _of_whole_images(dense_scores, state, batch, axis_name, mirror)
+
+
+def crops_step(
+    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
+) -> jax.Array:
+    """`crop_scores` of every image and of its mirror image, averaged; all else as `dense_step`."""
+    return _of_whole_images(crop_scores, state, batch, axis_name, mirror)
+
+
+def _of_whole_images(
+    scores_of: Callable[..., jax.Array],
+    state: Any,
+    batch: dict[str, jax.Array],
+    axis_name: str | None,
+    mirror: bool,
+) -> jax.Array:
     images = batch["image"]
     x = augment.normalize(images, _resized(state.pixels, images.shape[1:]))
-    scores = dense_scores(state.model, state.params, _mirrored_too(x) if mirror else x)
+    scores = scores_of(state.model, state.params, _mirrored_too(x) if mirror else x)
     return _gather(_mean_of_views(scores, len(x)), axis_name)
 
 

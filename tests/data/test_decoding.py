@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 from pathlib import Path
@@ -182,3 +183,69 @@ def test_a_header_without_a_height_is_a_bad_image():
     image[at + 5 : at + 7] = b"\0\0"
     with pytest.raises(decoding.BadImageError, match="'a'"):
         decoding.scaled({"image": bytes(image), "key": "a"}, 8).window(0, 0, 8, 8)
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+
+def of_size(file_type, width, height):
+    """An image file of one colour."""
+    file = io.BytesIO()
+    options = {"compression": "tiff_deflate"} if file_type == "TIFF" else {}
+    Image.new("RGB", (width, height), (9, 9, 9)).save(file, file_type, **options)
+    return {"image": file.getvalue(), "key": "cat/7.jpg"}
+
+
+@pytest.mark.parametrize("file_type", FORMATS)
+def test_an_image_of_too_many_pixels_is_named_and_not_decoded(file_type, monkeypatch):
+    record = of_size(file_type, 30, 20)
+    assert decoding.decode(record, max_pixels=600).shape == (20, 30, 3)
+    monkeypatch.setattr(cv2, "imdecode", lambda *arguments: pytest.fail("it is decoded"))
+    message = r"'cat/7.jpg' is an image of 30×20 pixels: with more than 599 \(max_pixels\)"
+    for read in (decoding.decode, decoding.scaled):
+        with pytest.raises(decoding.BadImageError, match=message):
+            read(record, 8, max_pixels=599)
+
+
+def enlarged_header(file_type):
+    """A small file whose header has 60,000 × 60,000 pixels."""
+    stored = bytearray(of_size(file_type, 30, 20)["image"])
+    side = 60_000
+    at, size = {
+        "JPEG": (stored.find(b"\xff\xc0") + 5, ">HH"),
+        "PNG": (16, ">II"),
+        "GIF": (6, "<HH"),
+        "BMP": (18, "<ii"),
+    }[file_type]
+    struct.pack_into(size, stored, at, side, side)
+    return bytes(stored)
+
+
+@pytest.mark.parametrize("file_type", ["JPEG", "PNG", "GIF", "BMP"])
+def test_the_default_limit_is_100_megapixels_whatever_the_file_holds(file_type):
+    record = {"image": enlarged_header(file_type), "key": "k"}
+    with pytest.raises(decoding.BadImageError, match="60000×60000 pixels: .* 100,000,000"):
+        decoding.decode(record)
+    with pytest.raises(decoding.BadImageError, match="do not decode|60000×60000"):
+        decoding.decode({"image": record["image"][:30], "key": "k"})
+
+
+@pytest.mark.parametrize("between", [b"\xff\xff", b"\xff\xd0", b"\0\x12"])
+def test_a_jpeg_with_bytes_between_its_segments_decodes_and_has_a_limit(between):
+    stored = of_size("JPEG", 30, 20)["image"]
+    frame = stored.index(b"\xff\xc0")
+    record = {"image": stored[:frame] + between + stored[frame:], "key": "k"}
+    np.testing.assert_array_equal(
+        decoding.decode(record), decoding.decode({**record, "image": stored})
+    )
+    with pytest.raises(decoding.BadImageError, match="30×20 pixels"):
+        decoding.scaled(record, 8, max_pixels=599)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("file_type", FORMATS)
+def test_a_file_that_is_cut_anywhere_decodes_or_is_a_bad_image(file_type):
+    stored = of_size(file_type, 30, 20)["image"]
+    for length in range(0, min(len(stored), 400), 3):
+        with contextlib.suppress(decoding.BadImageError):
+            assert decoding.decode({"image": stored[:length], "key": "k"}).shape == (20, 30, 3)

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -97,3 +99,13 @@ def test_damaged_files_of_a_dataset_are_named(damage, reason, tmp_path):
     split = sources.load("photos", "train", str(tmp_path / "tfds"))
     with pytest.raises(ValueError, match=rf"photos/train\[.\].*{reason}.*photos/1.0.0 are dam"):
         [split[i] for i in range(5)]
+
+
+def test_without_a_home_folder_the_place_of_datasets_is_asked_for(monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where nobody has a home
+    with pytest.raises(ValueError, match="no home folder.*--config.data_dir=DIR"):
+        sources.load("cifar10", "train")
+    with pytest.raises(ValueError, match="data_dir is ~/data, but there is no home directory ~"):
+        sources.load("cifar10", "train", "~/data")
+    assert len(sources.load("digits", "test")) == 297

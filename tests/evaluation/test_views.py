@@ -1,12 +1,13 @@
 import dataclasses
 import functools
+from itertools import product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prelu_jax import evaluation, models, pooling
+from prelu_jax import arch, evaluation, models, pooling
 from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
 from prelu_jax.data import augment
 from tests.training.conftest import TINY, make_state
@@ -52,8 +53,17 @@ def test_without_padding_dense_scores_are_those_of_every_crop_on_its_own():
         for left in range(0, 38 - 22 + 1, 4)
     ]
     assert np.std(expected, axis=0).min() > 1e-3  # windows differ: their mean is none of them
-    found = evaluation.dense_scores(model, params, images)
+    for scores in (evaluation.dense_scores, evaluation.crop_scores):
+        found = scores(model, params, images)
+        np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-5)
+
+
+def test_crops_of_their_own_are_padded_where_windows_see_the_image_go_on():
+    model, params, images = net_and_images(arch.MODEL_A_NARROW, (1, 60, 64, 3))
+    expected = [softmax_of_crop(model, params, images, *at) for at in product((0, 4), (0, 4, 8))]
+    found = evaluation.crop_scores(model, params, images)
     np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-5)
+    assert np.abs(found - evaluation.dense_scores(model, params, images)).max() > 1e-4
 
 
 @pytest.mark.parametrize("net", [TINY, UNPADDED], ids=lambda net: net.name)
@@ -169,6 +179,16 @@ def test_bfloat16_scores_are_close_to_float32_ones():
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
     assert 0 < np.abs(found - expected).max() < 0.02
+
+
+def test_bfloat16_scores_of_hundreds_of_windows_are_close_to_float32_ones():
+    # Two rectifiers in a row after the pyramid, more than 208 rows: see test_rectifiers.
+    hidden = (Dense("fc1", 32, stddev=0.3), Dense("fc2", 32, stddev=0.3))
+    net = dataclasses.replace(UNPADDED, layers=(*UNPADDED.layers[:-2], *hidden, Logits("fc3", 0.2)))
+    model, params, images = net_and_images(net, (4, 64, 64, 3), rectifier="relu")
+    scores = jax.jit(evaluation.dense_scores, static_argnums=0)
+    expected, found = (scores(m, params, images) for m in (model, model.clone(dtype=jnp.bfloat16)))
+    assert np.abs(found - expected).max() < 0.02
 
 
 def test_bad_input_is_named():
