@@ -2,11 +2,12 @@
 
     python -m launch.local --num_processes=2 -- experiments.convergence_30 --scale=laptop
 
-What stands behind `--` is the experiment and its flags. Each process gets the address of the first,
-their number and its own besides. If one is killed, crashes or is stopped by SIGTERM, the others are
-ended and all are started anew: they go on where they have saved themselves. That a claim fails, or
-that a flag cannot be, ends it: exit status 1, as that of the experiment. SIGTERM to this command is
-handed on; it then ends with the experiment's status, 75, and starts nothing.
+The experiment and its flags follow `--`. Each process also gets the address of the first process,
+their number and its own. If one is killed, crashes or is stopped by SIGTERM, the others are
+ended and all are started again, up to --max_restarts times: they continue from their last
+checkpoint. A claim that fails (exit status 1) and a flag, data or a folder that is refused (78) end
+it, with the experiment's status. SIGTERM to this command is handed on; it then ends with the
+experiment's status, 75, and starts nothing.
 """
 
 import shlex
@@ -20,8 +21,10 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from launch.statuses import FINAL, STOPPED
+from prelu_jax import entry
 
 _POLL = 0.1  # seconds
+_OTHERS = 1.0  # seconds that the others have to end by themselves when one has failed
 _TO_SAVE = 60  # seconds that processes have to end themselves when one of them is asked to stop
 _TO_NOTICE = 10  # when one has crashed: they cannot save without it
 
@@ -56,15 +59,23 @@ class Attempt:
 
         A negative status is the number of the signal that killed it.
         """
-        while True:
-            codes = [process.poll() for process in self._processes]
-            failed = [code for code in codes if code]
-            if failed or None not in codes:
-                break
+        while not (failed := self._failed()) and self._are_running():
             time.sleep(_POLL)
+        # The others may be about to end for a reason of their own, which SIGTERM would hide.
+        deadline = time.monotonic() + _OTHERS
+        while failed and self._are_running() and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        failed = self._failed()
         self.end(signal.SIGTERM, _TO_NOTICE if failed and STOPPED not in failed else _TO_SAVE)
-        # What one refuses it will refuse again, whatever then came of the others.
+        # A process refuses the same configuration again, whatever happened to the others.
         return next((code for code in failed if code in FINAL), failed[0]) if failed else 0
+
+    def _failed(self) -> list[int]:
+        """Return the statuses of the processes that have failed."""
+        return [code for process in self._processes if (code := process.poll())]
+
+    def _are_running(self) -> bool:
+        return any(process.poll() is None for process in self._processes)
 
     def end(self, number: int, patience: float = _TO_SAVE) -> None:
         """Sends all a signal, and kills those that do not heed it within so many seconds."""
@@ -114,7 +125,7 @@ def _free_port() -> int:
     return port
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     """The command; see the module."""
     experiment = argv[1:]
     if not experiment or experiment[0].startswith("-"):
@@ -122,9 +133,9 @@ def main(argv: list[str]) -> None:
     if _DRY_RUN.value:
         for command in commands(experiment, _PROCESSES.value, "127.0.0.1:PORT"):
             print(shlex.join(["python", *command[1:]]))
-        return
-    sys.exit(launch(experiment, _PROCESSES.value, _RESTARTS.value))
+        return 0
+    return launch(experiment, _PROCESSES.value, _RESTARTS.value)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    entry.run(main)

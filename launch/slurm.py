@@ -3,11 +3,11 @@ r"""Submits an experiment to SLURM, which starts it again after a preemption or 
     python -m launch.slurm --tasks_per_node=8 --gpus_per_node=8 --time=1-00:00:00 -- \
         experiments.convergence_22 --scale=imagenet
 
-What stands behind `--` is the experiment and its flags; several tasks are several processes of one
+The experiment and its flags follow `--`; several tasks are several processes of one
 run. SIGTERM saves and ends them with status 75, and the job is requeued: SLURM sends it when it
 preempts a job and, as asked here, before the time limit; `scancel --signal=TERM JOB` does the same.
-After a crash the job is requeued too, up to --max_restarts. It goes on where it has saved itself.
-That a claim fails, or that a flag cannot be, ends it.
+After a crash the job is requeued too, up to --max_restarts. It continues from its last checkpoint.
+A claim that fails and a flag, data or a folder that is refused end it.
 
 `--array=N` trains the runs of the experiment in N tasks of an array side by side; one more job
 waits for them, trains what is left, draws and judges.
@@ -24,11 +24,7 @@ from typing import Any
 from absl import app, flags
 
 from launch.statuses import FINAL, STOPPED
-
-try:
-    import submitit
-except ImportError as error:
-    raise SystemExit("error: launch.slurm needs submitit: `pip install -e '.[launch]'`.") from error
+from prelu_jax import entry
 
 # Of a task whose experiment ended with a final failure. srun ends with the highest status of its
 # tasks: this one is above 128 + any signal, by which a task dies that has lost another.
@@ -55,22 +51,6 @@ _LOGS = flags.DEFINE_string("logs", "runs/slurm", "Folder of scripts and output.
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print scripts and commands; submit nothing.")
 
 
-class Executor(submitit.SlurmExecutor):
-    """submitit's, which writes its scripts also where SLURM is not."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 2
-
-    def script(self, jobs: int) -> str:
-        """What sbatch would be given for so many jobs."""
-        array = {"map_count": jobs} if jobs > 1 else {}
-        shown = Executor(self.folder)
-        shown.parameters = {**self.parameters, **array}
-        text: str = shown._make_submission_file_text(shown._submitit_command_str, "")
-        return text
-
-
 @dataclasses.dataclass(frozen=True)
 class Submission:
     """What sbatch is called for once: a job, or the jobs of an array, and the command of each."""
@@ -78,8 +58,18 @@ class Submission:
     commands: list[list[str]]
     parameters: dict[str, Any]
 
-    def executor(self, folder: str, **more: Any) -> Executor:
-        """Of its parameters and some more."""
+    def executor(self, folder: str, **more: Any) -> Any:
+        """Return submitit's executor with these parameters and some more.
+
+        Raises:
+            SystemExit: submitit is not installed.
+        """
+        try:
+            from launch.slurm_executor import Executor
+        except ImportError as error:
+            raise SystemExit(
+                f"error: launch.slurm needs submitit: `pip install -e '.[launch]'` ({error})."
+            ) from error
         executor = Executor(folder)
         executor.update_parameters(**self.parameters, **more)
         return executor
@@ -195,4 +185,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    entry.run(main)

@@ -1,7 +1,19 @@
-"""What the exit status of an experiment asks of a launcher.
+"""Exit statuses of experiments, and which of them are final for a launcher.
 
-After any that is not final, the same command goes on where the run has saved itself.
+0    no claim is refuted                         final
+1    a claim is refuted (--strict: or undecided) final
+2    usage of Python itself                      final
+70   it crashed: an exception, a stall           the same command is started again
+75   it was stopped and has saved itself         the same command is started again
+78   refused: a flag, the data or a folder       final
+130  Ctrl-C                                      final
+
+Every other status, a signal's too, is a crash. After one that is not final, the same command
+continues where the run has saved itself.
 """
 
-FINAL = (0, 1, 2, 130)  # done; a claim failed or something was refused; usage; Ctrl-C
-STOPPED = 75  # it has saved itself and is to be started again; any other status is a crash
+from prelu_jax.entry import CLAIM_FAILED, INTERRUPTED, REFUSED, STOPPED
+
+__all__ = ["FINAL", "STOPPED"]
+
+FINAL = (0, CLAIM_FAILED, 2, REFUSED, INTERRUPTED)

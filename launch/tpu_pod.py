@@ -23,10 +23,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from launch import statuses, tpu_commands
 from launch.tpu_commands import Pod
+from prelu_jax import entry
 
 ROOT = Path(__file__).parents[1]
 
@@ -275,11 +276,11 @@ def _act(pod: Pod) -> int:
         raise SystemExit(f"error: the pod is lost: {error}.") from error
     except KeyboardInterrupt:
         _say("no longer watching. What runs goes on: --action=resume watches it again.")
-        return 130
+        return entry.INTERRUPTED
     return 0
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     """The command; see the module."""
     try:
         pod = _pod(argv[1:])
@@ -287,11 +288,11 @@ def main(argv: list[str]) -> None:
         raise SystemExit(f"error: {error}") from error
     if _DRY_RUN.value:
         print(plan(pod, _ACTION.value))
-        return
+        return 0
     if not shutil.which("gcloud"):
         raise SystemExit("error: gcloud is not on the PATH; install the Google Cloud CLI.")
-    sys.exit(_act(pod))
+    return _act(pod)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    entry.run(main)

@@ -5,9 +5,10 @@ is full, read-only or gone does not end the training: `Checkpoints.save` says so
 the next time.
 """
 
-import json
+import math
 import shutil
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from flax import serialization
 from orbax.checkpoint import checkpoint_managers as orbax_policies
 
 import prelu_jax
+from prelu_jax import files
 from prelu_jax.training.state import TrainState
 
 FORMAT = 1  # of what a checkpoint holds; a greater one cannot be read by this version
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not finished
+_NOTES = "_CHECKPOINT_METADATA"  # Orbax's file of what `save` notes
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -44,10 +47,15 @@ class Checkpoints:
         folder: theirs; made by the first that is saved.
         keep_last: how many of the newest are kept.
         keep_best: how many of those of the lowest test error are kept too.
+        owned: this process trains the run; else another may be writing a checkpoint.
     """
 
-    def __init__(self, folder: Path, keep_last: int = 2, keep_best: int = 0) -> None:
+    def __init__(
+        self, folder: Path, keep_last: int = 2, keep_best: int = 0, owned: bool = True
+    ) -> None:
         self._folder = folder.absolute()
+        if self._folder.exists() and not self._folder.is_dir():
+            raise ValueError(f"{folder} is a file, expected a folder of checkpoints. Move it away.")
         kept = [
             orbax_policies.LatestN(keep_last),
             orbax_policies.BestN(
@@ -66,17 +74,17 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             multiprocessing_options=_alone(),
         )
+        self._owned = owned
         self._manager = self._open()
         self._failed: str | None = None  # why the last save did
 
     def _open(self) -> ocp.CheckpointManager:
-        for unfinished in self._folder.glob(f"*{_UNFINISHED}*"):  # of a process that was killed
-            shutil.rmtree(unfinished, ignore_errors=True)
-        for file in self._folder.glob("*/metrics/metrics"):
-            try:
-                json.loads(file.read_text())
-            except ValueError:  # cut short; Orbax would read no other checkpoint either
-                file.unlink()
+        if self._owned:
+            for unfinished in self._folder.glob(f"*{_UNFINISHED}*"):  # of a process that was killed
+                shutil.rmtree(unfinished, ignore_errors=True)
+        for pattern, is_whole in (("*/metrics/metrics", _is_error), (f"*/{_NOTES}", _are_notes)):
+            for file in self._folder.glob(pattern):
+                _remove_damaged(file, is_whole)
         # With a handler named, Orbax does not guess from the newest folder, which may be damaged.
         return ocp.CheckpointManager(
             self._folder,
@@ -93,7 +101,12 @@ class Checkpoints:
         found: int | None = self._manager.best_step()
         return found
 
-    def save(self, state: TrainState, test_error: float | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        test_error: float | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
         """Begins to write the state under its step, unless it is there already.
 
         Waits for what is still being written. What fails is logged and not raised; `wait` tells.
@@ -101,6 +114,7 @@ class Checkpoints:
         Args:
             state: to write.
             test_error: of this state, if it was measured.
+            notes: JSON to keep with it; `notes` returns them.
         """
         self.wait()
         step = int(state.step)
@@ -114,6 +128,7 @@ class Checkpoints:
                 args=ocp.args.StandardSave(arrays),
                 metrics=None if test_error is None else {"test_error": test_error},
                 custom_metadata={
+                    **(notes or {}),
                     "format": FORMAT,
                     "prelu_jax": prelu_jax.__version__,
                     "crc32": _checksum(arrays),
@@ -140,42 +155,56 @@ class Checkpoints:
             *(step, self._folder, self._failed, self.steps() or "none"),
         )
 
-    def restore(self, template: TrainState) -> TrainState | None:
-        """The newest checkpoint that can be read, or None if there is none.
+    def restore(
+        self, template: TrainState, is_usable: Callable[[int], bool] = lambda step: True
+    ) -> TrainState | None:
+        """Return the newest checkpoint that can be read, or None if there is none.
 
         One that cannot be read is reported and passed over for the one before; where that can be
-        read, it is set aside, so that its step can be saved anew. Nothing is deleted.
+        read, it is set aside, so that its step can be saved again. Nothing is deleted.
 
         Args:
             template: a state of the same run, for the structure and what is not an array.
+            is_usable: takes a step; the newest checkpoint for which it is true is preferred to
+                newer ones, which are set aside too.
 
         Raises:
             ValueError: a newer version of this package wrote the newest.
             OSError: there are checkpoints, and none can be read as a state like the template.
         """
         arrays = jax.tree.map(np.zeros_like, jax.device_get(serialization.to_state_dict(template)))
-        unreadable: dict[int, str] = {}
-        for step in reversed(self.steps()):
-            written = self._written_by(step)
+        passed_over: dict[int, str] = {}
+        newest_first = list(reversed(self.steps()))
+        preferred = {step: is_usable(step) for step in newest_first}
+        for step in sorted(newest_first, key=lambda step: not preferred[step]):
             try:
-                restored = self._manager.restore(step, args=ocp.args.StandardRestore(arrays))
-                _check_same(restored, written)
+                restored = self._read(step, arrays)
+            except _NewerVersionError:
+                raise
             except Exception as error:  # as in `save`
-                unreadable[step] = _first_line(error)
-            else:
-                for damaged, reason in unreadable.items():
-                    logging.warning(
-                        "The checkpoint of step %d in %s cannot be read (%s). Falling back to the "
-                        "one before, of step %d; the damaged one is moved to %s.",
-                        *(damaged, self._folder, reason, step, self._set_aside(damaged)),
-                    )
-                return serialization.from_state_dict(template, restored)
-        if unreadable:
+                passed_over[step] = f"it cannot be read: {_first_line(error)}"
+                continue
+            newer = [other for other in newest_first if other > step]
+            for other in newer if preferred[step] else passed_over:
+                reason = passed_over.get(other, "its notes or the records before it are damaged")
+                logging.warning(
+                    "The checkpoint of step %d in %s is passed over (%s). Falling back to the "
+                    "one of step %d; the other is moved to %s.",
+                    *(other, self._folder, reason, step, self._set_aside(other)),
+                )
+            return serialization.from_state_dict(template, restored)
+        if passed_over:
             raise OSError(
-                f"None of the checkpoints in {self._folder} can be read: {unreadable}. If they are "
-                "damaged, remove the run folder to start again."
+                f"None of the checkpoints in {self._folder} can be read: {passed_over}. If they "
+                "are damaged, remove the run folder to start again."
             )
         return None
+
+    def _read(self, step: int, template: Any) -> Any:
+        notes = self.notes(step)
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+        _check_same(restored, notes)
+        return restored
 
     def arrays(self) -> dict[str, Any]:
         """The newest checkpoint as nested dicts of arrays, for other states than its own.
@@ -185,7 +214,7 @@ class Checkpoints:
             OSError: there is none, or it cannot be read.
         """
         for step in reversed(self.steps()):
-            written = self._written_by(step)
+            written = self.notes(step)
             try:
                 arrays: dict[str, Any] = self._manager.restore(
                     step, args=ocp.args.StandardRestore()
@@ -198,8 +227,8 @@ class Checkpoints:
                 ) from error
         raise OSError(f"There is no checkpoint in {self._folder}.")
 
-    def _written_by(self, step: int) -> dict[str, Any]:
-        """What `save` has noted; nothing if it cannot be read.
+    def notes(self, step: int) -> dict[str, Any]:
+        """Return what `save` has noted with a checkpoint; nothing if that is damaged.
 
         Raises:
             ValueError: a newer version of this package noted it.
@@ -208,13 +237,19 @@ class Checkpoints:
             written: dict[str, Any] = self._manager.metadata(step).custom_metadata or {}
         except Exception:  # as in `save`; to restore it says more
             return {}
-        if written.get("format", FORMAT) > FORMAT:
-            raise ValueError(
+        if "format" not in written:  # Orbax takes whatever else is in a damaged file for notes
+            return {}
+        if written["format"] > FORMAT:
+            raise _NewerVersionError(
                 f"The checkpoint of step {step} in {self._folder} was written by prelu_jax "
                 f"{written.get('prelu_jax')}, in format {written['format']}; this is prelu_jax "
                 f"{prelu_jax.__version__}, which reads format {FORMAT}: install the newer version."
             )
         return written
+
+    def newest_notes(self) -> dict[str, Any]:
+        """Return the notes of the newest checkpoint that has any."""
+        return next(filter(None, map(self.notes, reversed(self.steps()))), {})
 
     def _set_aside(self, step: int) -> Path:
         """Moves a checkpoint where no run looks for one."""
@@ -228,6 +263,38 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+
+class _NewerVersionError(ValueError):
+    """A checkpoint that this version cannot read."""
+
+
+def _is_error(content: dict[str, Any]) -> bool:
+    error: Any = content.get("test_error")
+    return files.is_number(error) and math.isfinite(error)
+
+
+def _are_notes(content: dict[str, Any]) -> bool:
+    notes = content.get("custom_metadata") or {}
+    kinds = {"format": int, "crc32": int, "config": dict, "data": dict, "odd_images": dict}
+    return isinstance(notes, dict) and all(
+        isinstance(notes[name], kind) for name, kind in kinds.items() if name in notes
+    )
+
+
+def _remove_damaged(file: Path, is_whole: Callable[[dict[str, Any]], bool]) -> None:
+    """Remove a small file of a checkpoint that is damaged: Orbax would read no checkpoint at all.
+
+    The arrays of the checkpoint are in other files.
+    """
+    try:
+        content = files.read_json(file, dict, "It is removed.")
+        if is_whole(content):
+            return
+        logging.warning("%s is damaged (%s). It is removed.", file, str(content)[:100])
+    except files.DamagedFileError as error:
+        logging.warning("%s", error)
+    file.unlink()
 
 
 def _first_line(error: Exception) -> str:

@@ -4,11 +4,18 @@ import dataclasses
 import itertools
 import math
 import re
+from typing import Any
+
+import numpy as np
 
 from prelu_jax import arch, datadep, initializers, models, names
+from prelu_jax.data import MAX_PIXELS
 
 DTYPES = ("float32", "bfloat16")
 ON_BAD_IMAGE = ("fail", "skip")
+_LARGEST = float(np.finfo(np.float32).max)
+_WIDEST = 1000.0
+_LARGEST_SIDE = 2**15 - 1  # pixels that OpenCV resizes to
 
 
 @dataclasses.dataclass
@@ -25,6 +32,7 @@ class TrainConfig:
     min_side: int = 32  # training images are resized to a shorter side drawn from
     max_side: int = 32  # [min_side, max_side], then cropped to the network's size
     on_bad_image: str = "fail"  # a record that does not decode; 'skip': it is left out and counted
+    max_pixels: int = MAX_PIXELS  # an image with more of them counts as such a record
     flip: bool = True  # mirror half of the training images
     colour: float = 0.0  # std of Krizhevsky's colour altering, 0.1 in the paper; 0 for none
     pixel_rms: float = 0.0  # scale pixels to this after subtracting the mean; 0: leave in 0..255
@@ -47,6 +55,7 @@ class TrainConfig:
     # and what calibrates on the first batch take it whole.
     accumulate: int = 1
     num_steps: int = 1000
+    stop_error: float = 0.0  # a run ends before, at the first test error below this; 0: it does not
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4  # kernels only
@@ -75,15 +84,16 @@ def validate(config: TrainConfig) -> None:
     names.check("on_bad_image", config.on_bad_image, ON_BAD_IMAGE)
     datadep.resolve(config.datadep)
     counts = ("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every")
-    for field in (*counts, "accumulate", "plateau_patience", "keep_last"):
+    for field in (*counts, "accumulate", "plateau_patience", "keep_last", "max_pixels"):
         _require(config, field, getattr(config, field) >= 1, "at least 1")
     at_least_0 = ("test_examples", "examples_per_class", "colour", "pixel_rms", "weight_decay")
     for field in (*at_least_0, "signal_every", "keep_best"):
         _require(config, field, getattr(config, field) >= 0, "at least 0")
     _require(config, "seed", 0 <= config.seed < 2**31, "in [0, 2³¹)")
-    _require(config, "width", 0 < config.width < math.inf, "above 0")
+    _require(config, "width", 0 < config.width <= _WIDEST, f"above 0, at most {_WIDEST:g}")
     _require(config, "learning_rate", config.learning_rate > 0, "above 0")
     _require(config, "momentum", 0 <= config.momentum < 1, "in [0, 1)")
+    _require(config, "stop_error", 0 <= config.stop_error <= 1, "in [0, 1]")
     _require(config, "drop_factor", 0 < config.drop_factor < 1, "in (0, 1)")
     drop_epochs(config)
     drawn_anyway = not config.fresh or bool(config.pretrained)
@@ -92,12 +102,34 @@ def validate(config: TrainConfig) -> None:
         _require(config, field, _compiles(getattr(config, field)), "a regular expression")
     size = arch.get(config.arch).image_size
     _require(config, "min_side", config.min_side >= size, f"at least the {size} pixels of the arch")
+    for field in ("min_side", "max_side"):
+        largest = f"at most {_LARGEST_SIDE} pixels"
+        _require(config, field, getattr(config, field) <= _LARGEST_SIDE, largest)
     _require(config, "max_side", config.max_side >= config.min_side, "at least min_side")
+    check_values(config)
     for field in ("eval_every", "checkpoint_every"):
         # Then a resumed run logs the same intervals as one that was never interrupted.
         value = getattr(config, field)
         multiple = f"a multiple of config.log_every, {config.log_every}"
         _require(config, field, value % config.log_every == 0, multiple)
+
+
+def check_values(config: Any) -> None:
+    """Raise a ValueError that names the first field of a dataclass whose value cannot be.
+
+    No field means anything below 0; none may be infinite, not a number, or larger than devices
+    compute with. Only a tuple that is empty by default may be empty.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == () != field.default:
+            _require(config, field.name, False, "at least one")
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int):
+                _require(config, field.name, 0 <= one < 2**31, "in [0, 2³¹)")
+            elif isinstance(one, float):
+                finite = 0 <= one <= _LARGEST  # False for nan
+                _require(config, field.name, finite, "a finite number, at least 0")
 
 
 def drop_epochs(config: TrainConfig) -> tuple[float, ...]:
@@ -134,6 +166,6 @@ def _compiles(pattern: str) -> bool:
     return True
 
 
-def _require(config: TrainConfig, field: str, holds: bool, expected: str) -> None:
+def _require(config: Any, field: str, holds: bool, expected: str) -> None:
     if not holds:
         raise ValueError(f"config.{field} is {getattr(config, field)}, expected {expected}.")

@@ -1,9 +1,8 @@
 """A finished run, read back from its folder: to test it, or to take parameters over from it."""
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct, traverse_util
 
-from prelu_jax import models
+from prelu_jax import files, models
 from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.config import TrainConfig
@@ -25,11 +24,13 @@ class Finished(NamedTuple):
         config: of the run.
         params: its parameters, float32.
         pixels: what they were trained to see.
+        data: `identity.data_facts` of the data; empty in runs of earlier versions.
     """
 
     config: TrainConfig
     params: Any
     pixels: PixelStatistics
+    data: Mapping[str, Any] = MappingProxyType({})
 
 
 class Network(struct.PyTreeNode):
@@ -50,19 +51,16 @@ def config(folder: Path, what: str = "run") -> TrainConfig:
     Raises:
         ValueError: there is no finished run, or one of another version of this package.
     """
-    status = RunFolder(folder).status()
+    folder = files.local_path(folder, what)
+    run = RunFolder(folder)
+    status = run.status()
     if status["status"] != DONE:
-        found = f"one that is {status['status']!r}" if (folder / "status.json").exists() else "none"
+        there = (folder / "status.json").exists()
+        found = f"one that is {status['status']!r}" if there else "none"
         raise ValueError(
             f"{what} is {folder}, expected the folder of a finished run, found {found}."
         )
-    fields = json.loads((folder / "config.json").read_text())
-    if unknown := set(fields) - {field.name for field in dataclasses.fields(TrainConfig)}:
-        raise ValueError(
-            f"{what} is {folder}, whose config.json has fields of another version of prelu_jax: "
-            f"{sorted(unknown)}."
-        )
-    return TrainConfig(**fields)
+    return run.config(what)
 
 
 def load(folder: Path, what: str = "run") -> Finished:
@@ -77,12 +75,13 @@ def load(folder: Path, what: str = "run") -> Finished:
         OSError: its checkpoint cannot be read.
     """
     of = config(folder, what)
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(files.local_path(folder, what) / "checkpoints", owned=False)
     try:
         arrays = checkpoints.arrays()
+        data = checkpoints.newest_notes().get("data", {})
     finally:
         checkpoints.close()
-    return Finished(of, arrays["params"], PixelStatistics(**arrays["pixels"]))
+    return Finished(of, arrays["params"], PixelStatistics(**arrays["pixels"]), data)
 
 
 def network(run: Finished, model: models.RectifierNet) -> Network:

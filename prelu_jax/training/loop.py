@@ -9,9 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from prelu_jax import files
 from prelu_jax.data import augment
 from prelu_jax.training import (
     calibration,
+    identity,
     pretrained,
     processes,
     run_data,
@@ -45,7 +47,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     stall_timeout: float = 0,
 ) -> dict[str, Any]:
-    """Trains a run to its last step, from its newest checkpoint if the folder holds one.
+    """Trains a run to its end, from its newest checkpoint if the folder holds one.
 
     Args:
         config: the run.
@@ -64,7 +66,8 @@ def train(
         steps.StoppedError: ``stop`` said so.
         OSError: the folder cannot be read, or the end of the run cannot be written.
     """
-    return train_together({folder: config}, progress, parallel, stop, stall_timeout)[folder]
+    (status,) = train_together({folder: config}, progress, parallel, stop, stall_timeout).values()
+    return status
 
 
 def train_together(
@@ -90,6 +93,7 @@ def train_together(
         ValueError, steps.StoppedError, OSError: as `train`; or the runs are of several programs.
     """
     parallel = parallel or Parallel()
+    configs = {files.local_path(path, "The folder of the run"): c for path, c in configs.items()}
     for config in configs.values():
         check(config, parallel)
     programs = {program(config) for config in configs.values()}
@@ -105,9 +109,7 @@ def train_together(
         at: dict[int, list[tuple[Run, state_lib.TrainState]]] = {}  # by step
         for path, config in configs.items():
             folder = RunFolder(path, writes=processes.is_first())
-            status = processes.from_first(folder.status)
-            if status["status"] in (DONE, DIVERGED):
-                processes.from_first(functools.partial(folder.check, config))
+            if status := processes.from_first(functools.partial(_ended, folder, config)):
                 statuses[path] = status
                 continue
             if not data:
@@ -138,6 +140,19 @@ def check(config: TrainConfig, parallel: Parallel) -> None:
     run_data.check(config)
 
 
+def _ended(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
+    """Return the final status of a run that has ended; None for one that is to be trained.
+
+    Raises:
+        ValueError: the folder holds another run, or a damaged one that cannot be repaired.
+    """
+    if folder.status()["status"] not in (DONE, DIVERGED):
+        return None
+    # Before the records are judged: another configuration has them at other steps.
+    folder.check(config, identity.data_facts(*run_data.splits(config)))
+    return folder.final_status(config)
+
+
 def _start(
     config: TrainConfig,
     data: RunData,
@@ -148,21 +163,26 @@ def _start(
     """A run and the state of its newest checkpoint, or that of step 0; its files are ``opened``."""
     net = start.model(config, data.num_classes)
     source = pretrained.find(config, net)
-    processes.from_first(lambda: folder.claim(config))
+    processes.from_first(lambda: folder.claim(config, data.facts))
     opened.callback(folder.close)
-    saving = opened.enter_context(contextlib.closing(Saving(config, folder, data.tally)))
+    saving = opened.enter_context(
+        contextlib.closing(Saving(config, folder, data.tally, data.facts))
+    )
     size = net.arch.image_size
     unmeasured = augment.PixelStatistics(jnp.zeros((size, size, 3), jnp.float32), jnp.float32(1))
     pixels = source.pixels if source else unmeasured
     fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
-    if resumed := saving.resume(fresh):
+    resumed = saving.resume(fresh)
+    # Reports that are lost since are made again from the same start.
+    if resumed is None or processes.from_first(lambda: bool(folder.damaged_reports(config))):
+        if not source:
+            fresh = fresh.replace(pixels=data.pixel_statistics())
+        if config.datadep != "none":
+            batch = next(data.train_batches())
+            fresh, reports = calibration.calibrate(config, fresh, batch, parallel)
+            folder.write_calibration([report.to_dict() for report in reports])
+        folder.write_init_report(start.init_report(config, net, fresh.params))
+    if resumed:
         state, error, interval = resumed
         return Run(config, data, folder, saving, error, interval), state
-    if not source:
-        fresh = fresh.replace(pixels=data.pixel_statistics())
-    if config.datadep != "none":
-        batch = next(data.train_batches())
-        fresh, reports = calibration.calibrate(config, fresh, batch, parallel)
-        folder.write_calibration([report.to_dict() for report in reports])
-    folder.write_init_report(start.init_report(config, net, fresh.params))
     return Run(config, data, folder, saving), fresh

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from flax.core import meta
 
 
 class Optimizer(NamedTuple):
@@ -83,15 +84,26 @@ def sgd(
 
 
 def decays(params: Any) -> Any:
-    """Which parameters decay: those called 'kernel'. Biases and PReLU slopes never do (§2.1).
+    """Return which parameters decay: those called 'kernel'.
+
+    Biases and PReLU slopes never decay (He et al. 2015, §2.1).
 
     Args:
         params: of a Linen model, or the state of an NNX one (``nnx.state(model, nnx.Param)``).
 
     Returns:
-        The same tree with a bool for every parameter, a mask for optax.
+        A mask for optax: the same tree with a bool for every parameter. A parameter in a box of
+        `flax.linen.with_partitioning` has a plain bool too, so that the mask fits the tree before
+        and after it is unboxed.
+
+    Raises:
+        TypeError: a parameter has no name.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) == "kernel", params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _name(path) == "kernel",
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata),
+    )
 
 
 def matching(params: Any, pattern: str) -> Any:
@@ -112,8 +124,14 @@ def matching(params: Any, pattern: str) -> Any:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """The name of a parameter, the last of the path's keys that is a name."""
-    return [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
+    """Return the name of a parameter, the last of the path's keys that is a name."""
+    keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+    if not keys:
+        raise TypeError(
+            "decays: a parameter has no name; expected the nested dict variables['params'] of a "
+            "Linen model, or nnx.state(model, nnx.Param) of an NNX one."
+        )
+    return str(keys[-1])
 
 
 def _scale_by_rate(learning_rate: float) -> optax.GradientTransformationExtraArgs:

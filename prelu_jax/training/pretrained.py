@@ -1,13 +1,12 @@
 """What a run takes over from a finished one, and what of it."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from prelu_jax import models
+from prelu_jax import files, models
 from prelu_jax.training import finished
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.finished import Finished, by_path
@@ -39,7 +38,7 @@ def find(config: TrainConfig, net: models.RectifierNet) -> Finished | None:
 
 def _load(config: TrainConfig, size: int) -> Finished:
     """The last checkpoint of the finished run, whose inputs must be the new one's."""
-    folder = Path(config.pretrained)
+    folder = files.local_path(config.pretrained, "config.pretrained")
     source = finished.load(folder, "config.pretrained")
     theirs = source.config.pixel_rms
     if (theirs, len(source.pixels.mean)) != (config.pixel_rms, size):

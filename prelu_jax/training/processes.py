@@ -8,31 +8,37 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import re
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 import prelu_jax
+from prelu_jax import entry
+from prelu_jax.training import rendezvous
 
 T = TypeVar("T")
 
 # A process that has died ends the others after so long.
 HEARTBEAT_TIMEOUT = 30  # seconds
-# Processes that start wait so long for each other.
+# Processes wait so long for each other where the platform says how they find each other.
 _JOIN_TIMEOUT = 300  # seconds
 # The others wait for the first, which draws and writes what came of the runs.
 _SHUTDOWN_TIMEOUT = 3600  # seconds
-CRASHED = 70  # sysexits.h: nothing that was refused; a launcher may start it again
-_TOLD = {error.__name__: error for error in (ValueError, OSError)}
+# The errors that the first process shares, special ones first: a launcher restarts after some.
+_TOLD: dict[str, type[ValueError | OSError]] = {
+    error.__name__: error
+    for error in (
+        *(FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError),
+        *(ValueError, OSError),
+    )
+}
 
 
 def join(
@@ -47,7 +53,12 @@ def join(
             TPU pod, SLURM).
         num_processes: how many there are.
         process_id: which this one is, from 0 on.
+
+    Raises:
+        ValueError, OSError: as `rendezvous.meet`.
     """
+    if coordinator_address and num_processes is not None and process_id is not None:
+        rendezvous.meet(coordinator_address, num_processes, process_id)
     # On CPUs; others have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -81,22 +92,10 @@ def all_or_none() -> Iterator[None]:
     except BaseException as error:
         if not are_several() or (isinstance(error, SystemExit) and not error.code):
             raise
-        number = CRASHED
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        elif isinstance(error.code, int):
-            number = error.code
-        else:
-            print(error.code, file=sys.stderr)
-            number = 1  # as Python has it
-        end_now(number)
-
-
-def end_now(status: int) -> NoReturn:
-    """Ends this process without waiting for its threads, as an exit in order does."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+        if isinstance(error, SystemExit):
+            entry.end_now(entry.status_of(error))
+        entry.complain(traceback.format_exc())
+        entry.end_now(entry.CRASHED)
 
 
 def is_of_lost_process(error: Exception) -> bool:

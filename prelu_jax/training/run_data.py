@@ -11,6 +11,7 @@ from prelu_jax import arch
 from prelu_jax.data import augment, moments, pipeline, sources
 from prelu_jax.data.moments import PixelMoments
 from prelu_jax.data.share import ALL, Share
+from prelu_jax.training import identity
 from prelu_jax.training.config import TrainConfig, drop_steps
 
 _SMALL = 100_000  # images, which the start of a run can wait for; more are measured by a command
@@ -90,8 +91,9 @@ class RunData:
         self._watched = watched
         self._train, self._test = splits(config)
         self._crop = _crop(config)
-        self.tally = pipeline.Tally(config.on_bad_image == "skip")
+        self.tally = pipeline.Tally(config.on_bad_image == "skip", config.max_pixels)
         self.num_classes = len(self._train.class_names)
+        self.facts = identity.data_facts(self._train, self._test)
         self.steps_per_epoch = len(self._train) / config.batch_size
         self._measured = functools.cache(self._measure)
 
@@ -104,7 +106,7 @@ class RunData:
             return RunData(config, self._share, self._watched)
         other = copy.copy(self)
         other._config = config
-        other.tally = pipeline.Tally(self.tally.skip_bad_images)
+        other.tally = self.tally.empty()
         return other
 
     def train_batches(self, first: int = 0) -> Iterator[pipeline.Batch]:
@@ -138,7 +140,7 @@ class RunData:
 
     def _measure(self) -> tuple[PixelMoments, dict[str, list[str]]]:
         """The moments, and what is odd about the images that had to be read for them."""
-        tally = pipeline.Tally(self.tally.skip_bad_images)
+        tally = self.tally.empty()
         file = _kept_moments(self._config, len(self._train))
         if file:
             return moments.load(file, self._crop.size), tally.keys()
@@ -159,7 +161,7 @@ class Reading:
         self.reads = [self._of_seeds.index(data) for data in each]
         self._alone = len(each) == 1
         first = self._of_seeds[0].tally
-        self._test_tally = first if self._alone else pipeline.Tally(first.skip_bad_images)
+        self._test_tally = first if self._alone else first.empty()
 
     def train_batches(self, first: int) -> Iterator[pipeline.Batch]:
         """From step ``first`` on: of a run alone its own, of several an array ``[seeds, b, ...]``.

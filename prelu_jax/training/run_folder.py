@@ -9,14 +9,13 @@ metrics.jsonl      a line per logging interval, evaluation and measurement of th
 events.*           the same for TensorBoard, with steps per second
 status.json        'running', 'done' or 'diverged', and the step; at the end also how many images
                    were left out or enlarged, if any were
-odd_images.json    their keys, if there are any, at the last checkpoint
-intervals.json     of steps at which the run was stopped: metrics since the last logging interval
+odd_images.json    their keys, if there are any, at the last checkpoint; for people
+intervals.json     in runs of earlier versions; now a checkpoint holds what it held
 checkpoints/       see `checkpoint`
 lock               who trains it; held as long as that process lives
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -27,10 +26,16 @@ from typing import Any, TextIO
 
 from absl import logging
 
+from prelu_jax import files
+from prelu_jax.files import DamagedFileError
+from prelu_jax.training import identity, metrics
+from prelu_jax.training.checkpoint import Checkpoints
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.events import EventsWriter, event_pb2, summary_pb2
 
 RUNNING, DONE, DIVERGED = "running", "done", "diverged"
+_ODD = ("left_out", "enlarged")  # kinds of odd images
+_REBUILT = "The command that trained the run rebuilds it."  # what to do about a damaged file
 
 
 class RunFolder:
@@ -51,48 +56,146 @@ class RunFolder:
         self._refused = False  # whether the last could not be
         self._lock: TextIO | None = None
 
-    def claim(self, config: TrainConfig) -> None:
-        """Makes the folder this configuration's, and this process's until `close` or its end.
+    def claim(self, config: TrainConfig, data: dict[str, Any] | None = None) -> None:
+        """Make the folder this configuration's, and this process's until `close` or its end.
 
         Raises:
-            ValueError: it was written by another configuration, and the error lists the fields; or
-                another process holds it.
+            ValueError: as `check`; or another process holds the folder.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self._lock is None:
             self._hold()
-        if (self.path / "config.json").exists():
-            self.check(config)
-        else:
-            _write_json(self.path / "config.json", dataclasses.asdict(config))
+        self.check(config, data)
 
-    def check(self, config: TrainConfig) -> None:
-        """Raises a ValueError if another configuration wrote the folder; it lists the fields."""
-        asked = dataclasses.asdict(config)
+    def check(self, config: TrainConfig, data: dict[str, Any] | None = None) -> None:
+        """Refuse a folder of another run, by its config.json and by its newest checkpoint.
+
+        A config.json that is lost is written again if the checkpoint holds the same configuration.
+
+        Args:
+            config: asked for.
+            data: `identity.data_facts` of what the run would read; None: not compared.
+
+        Raises:
+            ValueError: the folder holds another configuration, and the error lists the fields; or
+                a run on other data; or its configuration is not known.
+        """
+        file, notes, lost = self.path / "config.json", self._notes(), ""
+        sources = {}
+        try:
+            sources["config.json"] = files.read_json(file, dict, "It is written again.")
+        except FileNotFoundError:
+            lost = f"{file} is missing. It is written again."
+        except DamagedFileError as error:
+            lost = str(error)
+        if "config" in notes:
+            sources["checkpoint"] = notes["config"]
+        if lost and not sources and (notes or self._has_begun()):
+            raise ValueError(
+                f"{lost.removesuffix(' It is written again.')} Nothing else tells which "
+                f"configuration the run in {self.path} has. Put a copy of the file there, or "
+                "choose another folder (--workdir)."
+            )
+        identity.check_config(config, self.path, sources)
+        if data is not None:
+            identity.check_data(self.path, notes.get("data", {}), data)
+        if lost:
+            if sources or file.exists():
+                logging.warning("%s", lost)
+            files.write_json(file, identity.to_fields(config, self.path))
+
+    def config(self, name: str = "run") -> TrainConfig:
+        """Return the configuration of the run, of its newest checkpoint if config.json is lost.
+
+        Raises:
+            ValueError: there is none that this version can read; ``name`` is what named the folder.
+        """
         file = self.path / "config.json"
-        # A field that an older version did not have is at its default, which changes nothing.
-        written = {**dataclasses.asdict(TrainConfig()), **json.loads(file.read_text())}
-        if unknown := sorted(set(written) - set(asked)):
-            raise ValueError(
-                f"{self.path} was written by a newer version of prelu_jax: {', '.join(unknown)} in "
-                "its config.json is unknown here. Install that version, or choose another folder "
-                "(--workdir)."
-            )
-        differing = [
-            f"{key}: {written[key]!r} there, {asked[key]!r} asked"
-            for key in sorted(asked)
-            if written[key] != asked[key]
-        ]
-        if differing:
-            raise ValueError(
-                f"{self.path} holds a run of another configuration ({'; '.join(differing)}). "
-                "Give what it has, or choose another folder (--workdir)."
-            )
+        try:
+            fields = files.read_json(file, dict, _REBUILT)
+        except (FileNotFoundError, DamagedFileError) as error:
+            if "config" not in (notes := self._notes()):
+                raise ValueError(
+                    f"{name} is {self.path}, whose configuration cannot be read: {error}"
+                ) from error
+            logging.warning("%s: its configuration is taken from its checkpoint.", error)
+            fields = notes["config"]
+        return identity.to_config(fields, self.path, f"{name} is {self.path}, whose config.json")
+
+    def _notes(self) -> dict[str, Any]:
+        """Return the notes of the newest checkpoint; nothing if there is none."""
+        if not (self.path / "checkpoints").exists():
+            return {}
+        with contextlib.closing(Checkpoints(self.path / "checkpoints", owned=False)) as checkpoints:
+            return checkpoints.newest_notes()
+
+    def _has_begun(self) -> bool:
+        """Return whether there is more in the folder than what a new run may replace."""
+        checkpoints = self.path / "checkpoints"
+        saved = checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+        return saved or self.status()["status"] in (DONE, DIVERGED)
 
     def status(self) -> dict[str, Any]:
-        """The last status written; ``{'status': 'running', 'step': 0}`` for a new run."""
+        """Return the last status written; ``{'status': 'running', 'step': 0}`` for a new run.
+
+        A damaged one is logged and taken for that too: the run then continues from its newest
+        checkpoint, and writes it again when that was the last.
+        """
         file = self.path / "status.json"
-        return json.loads(file.read_text()) if file.exists() else {"status": RUNNING, "step": 0}
+        try:
+            status: dict[str, Any] = files.read_json(file, dict, _REBUILT)
+            if status.get("status") not in (RUNNING, DONE, DIVERGED) or not (
+                type(status.get("step")) is int and status["step"] >= 0
+            ):
+                raise DamagedFileError(f"{file} is damaged (it holds {status}). {_REBUILT}")
+            return status
+        except FileNotFoundError:
+            pass
+        except DamagedFileError as error:
+            logging.warning("%s", error)
+        return {"status": RUNNING, "step": 0}
+
+    def final_status(self, config: TrainConfig) -> dict[str, Any] | None:
+        """Return the status of a run that has ended and whose files are whole; else None.
+
+        Raises:
+            ValueError: it has ended, a file is damaged, and no checkpoint is left to rebuild it.
+        """
+        status = self.status()
+        if status["status"] not in (DONE, DIVERGED):
+            return None
+        step = status["step"]
+        if status["status"] == DIVERGED:
+            step = (step - 1) // config.log_every * config.log_every
+        damaged = self.damaged_reports(config)
+        if (file := self.path / "metrics.jsonl").exists():
+            records, lines = files.read_records(file)
+            is_cut = not files.read_bytes(file).endswith(b"\n")
+            if lines or (records and is_cut) or metrics.missing(config, records, step):
+                damaged.append(file)
+        elif step >= 0:
+            damaged.append(file)
+        if not damaged:
+            return status
+        names = ", ".join(map(str, damaged))
+        if status["status"] == DONE and not self._notes():
+            raise ValueError(
+                f"{names}: damaged or missing, and there is no checkpoint to rebuild it from. Put "
+                "a copy there, or remove the run folder to train again."
+            )
+        logging.warning("%s: damaged or missing. The run continues from a checkpoint.", names)
+        return None
+
+    def damaged_reports(self, config: TrainConfig) -> list[Path]:
+        """Return the reports on the start of a run that cannot be read."""
+        names = ["init_report.json"] + ["calibration.json"] * (config.datadep != "none")
+        damaged = []
+        for file in (self.path / name for name in names):
+            try:
+                files.read_json(file, list, _REBUILT)
+            except (FileNotFoundError, DamagedFileError):
+                damaged.append(file)
+        return damaged
 
     def write_status(self, status: str, step: int, **details: Any) -> dict[str, Any]:
         record = {"status": status, "step": step, **details}
@@ -111,37 +214,61 @@ class RunFolder:
             self._write("odd_images.json", keys)
 
     def odd_images(self) -> dict[str, list[str]]:
-        """What `write_odd_images` kept."""
-        file = self.path / "odd_images.json"
-        return dict(json.loads(file.read_text())) if file.exists() else {}
-
-    def write_interval(self, step: int, metrics: list[dict[str, float]]) -> None:
-        """Keeps the metrics since the last logging interval, of a step that is saved within one."""
-        self._write("intervals.json", {**self._intervals(), str(step): metrics})
+        """Return what `write_odd_images` kept; a checkpoint of an earlier version has no copy."""
+        kept = self._earlier("odd_images.json", "Images that the checkpoint lists are counted.")
+        lists = {k: v for k, v in kept.items() if isinstance(v, list) and k in _ODD}
+        return {kind: [key for key in keys if isinstance(key, str)] for kind, keys in lists.items()}
 
     def interval(self, step: int) -> list[dict[str, float]]:
-        """What `write_interval` kept of a step; none of one at an interval's end."""
-        return self._intervals().get(str(step), [])
+        """Return the metrics since the last logging interval, as earlier versions kept them."""
+        kept = self._earlier("intervals.json", "The interval's mean is of its other steps.")
+        interval = kept.get(str(step), [])
+        return interval if isinstance(interval, list) else []
 
-    def _intervals(self) -> dict[str, list[dict[str, float]]]:
-        file = self.path / "intervals.json"
-        return dict(json.loads(file.read_text())) if file.exists() else {}
+    def _earlier(self, name: str, loss: str) -> dict[str, Any]:
+        try:
+            return dict(files.read_json(self.path / name, dict, loss))
+        except FileNotFoundError:
+            return {}
+        except DamagedFileError as error:
+            logging.warning("%s", error)
+            return {}
 
-    def rewind(self, step: int) -> dict[str, Any]:
-        """Forgets the metrics after a step, which a resumed run will write again.
+    def records(self) -> list[dict[str, Any]]:
+        """Return the whole records of metrics.jsonl; damaged lines are logged."""
+        file = self.path / "metrics.jsonl"
+        try:
+            records, damaged = files.read_records(file)
+        except FileNotFoundError:
+            return []
+        if damaged:
+            logging.warning(
+                "%s is damaged in %d lines, from line %d on; %d records are whole.",
+                *(file, len(damaged), damaged[0], len(records)),
+            )
+        return records
+
+    def rewind(self, records: list[dict[str, Any]], step: int) -> dict[str, Any]:
+        """Remove the records after a step, which a resumed run will write again.
+
+        Args:
+            records: `records`.
+            step: of the checkpoint; -1 for none.
 
         Returns:
             The latest value of every metric that is left.
         """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        # A line that a crash cut short lacks its newline; it lies after the last checkpoint.
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
         kept = [record for record in records if record["step"] <= step]
         self._lines = [json.dumps(record) + "\n" for record in kept]
-        _write_atomically(file, "".join(self._lines))
+        files.write_text(file, "".join(self._lines))
         self._written, self._size = len(self._lines), file.stat().st_size
         return {name: value for record in kept for name, value in record.items()}
+
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """Return the latest record with a test error, if there is one."""
+        records = map(json.loads, reversed(self._lines))
+        return next((record for record in records if "test_error" in record), None)
 
     def log(self, record: dict[str, Any], **clock: float) -> None:
         """Appends a line to metrics.jsonl and the scalars to TensorBoard.
@@ -166,16 +293,23 @@ class RunFolder:
                 logging.warning(text, record["step"], error)
             self._refused = True
 
-    def flush(self) -> None:
-        """Writes what `log` could not. Raises an OSError if it still cannot."""
+    def flush(self, to_disk: bool = False) -> None:
+        """Write what `log` could not. Raise an OSError if it still cannot.
+
+        Args:
+            to_disk: wait until it is there: a checkpoint must not be newer than its records.
+        """
         if not self._writes:
             return
         file = self.path / "metrics.jsonl"
         if file.exists() and file.stat().st_size == self._size:
-            with file.open("a") as appended:
+            with file.open("a", encoding="utf-8") as appended:
                 appended.writelines(self._lines[self._written :])
+                if to_disk:
+                    appended.flush()
+                    os.fsync(appended.fileno())
         else:  # a full disk has cut a line short, or somebody removed the file
-            _write_atomically(file, "".join(self._lines))
+            files.write_text(file, "".join(self._lines))
         self._written, self._size = len(self._lines), file.stat().st_size
 
     def _tell_tensorboard(self, record: dict[str, Any], clock: dict[str, float]) -> None:
@@ -203,7 +337,7 @@ class RunFolder:
             self._lock.close()
 
     def _hold(self) -> None:
-        lock = (self.path / "lock").open("a+")
+        lock = (self.path / "lock").open("a+", encoding="utf-8", errors="replace")
         try:
             # The system lets go of it when the process ends, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,14 +356,4 @@ class RunFolder:
 
     def _write(self, name: str, content: Any) -> None:
         if self._writes:
-            _write_json(self.path / name, content)
-
-
-def _write_json(file: Path, content: Any) -> None:
-    _write_atomically(file, json.dumps(content, indent=2) + "\n")
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    temporary = file.with_suffix(file.suffix + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+            files.write_json(self.path / name, content)

@@ -117,6 +117,7 @@ class Steps:
             run.folder.write_status(RUNNING, self.first)
         if self.first == 0:
             self._evaluate(0)
+        self._end_below_error()  # also a run that was stopped before its status was written
         self.started = time.monotonic()
         steps = range(self.first + 1, config.num_steps + 1)
         batches = self.reading.train_batches(self.first)
@@ -132,6 +133,7 @@ class Steps:
                 self._log(step)
                 if self._left() and (step % config.eval_every == 0 or last):
                     self._evaluate(step)
+                    self._end_below_error()
                 if last:
                     break
                 if step % config.checkpoint_every == 0:
@@ -186,6 +188,13 @@ class Steps:
         self.state = stack.observe_errors(self.state, errors)
         for run, found, state in self._left(results, stack.apart(self.state)):
             run.evaluated(step, found, float(state.rate_scale))
+
+    def _end_below_error(self) -> None:
+        """Save and end the runs whose test error is below ``config.stop_error``."""
+        if self.config.stop_error:
+            for run, state in self._left(stack.apart(self.state)):
+                if run.error is not None and run.error < self.config.stop_error:
+                    run.status = run.saving.end(state, run.error)
 
     def _save_and_stop(self, step: int) -> NoReturn:
         refused = ""

@@ -85,7 +85,9 @@ def disturb(
         fault = waiting[0] if waiting else None
         if fault and fault.before:
             fault.before(command.beside(workdir, "fault"))
-        of = Command(workdir, fault.processes if fault else planned[-1].processes if exact else 1)
+        processes = fault.processes if fault else planned[-1].processes if exact else 1
+        stalls = fault is not None and fault.stalls
+        of = Command(workdir, processes, command.STALL_TIMEOUT if stalls else command.UNHURRIED)
         moment = of.before + int(rng.integers(3, 22))
         if fault and (fault.before or of.reaches(moment)):
             outcome = _inject(fault, of, rng)
@@ -108,7 +110,7 @@ def _inject(fault: Fault, of: Command, rng: np.random.Generator) -> Outcome | No
     """Injects the fault and waits for the end; None if the command ended before it came."""
     begun, at = time.monotonic(), command.logged(of.workdir)
     fault.inject(of, rng)
-    statuses = of.ends(command.HANG)
+    statuses = of.ends()
     seconds = time.monotonic() - begun
     if set(statuses) == {faults.ENDED} and faults.ENDED not in fault.statuses:
         return None

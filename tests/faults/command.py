@@ -1,10 +1,8 @@
 """One start of the command that the campaign gives again and again, and what it has written."""
 
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from prelu_jax import files
 from tests.experiments.conftest import ROOT, environment
+from tests.waiting import PATIENCE, free_address, text_so_far
 
 RUNS = ("he/seed_0", "xavier/seed_0")
 STEPS, EVERY, LOG_EVERY = 60, 10, 2  # of each run; between checkpoints; between logs
@@ -31,9 +31,9 @@ FLAGS = (
     "--config.converged=1",  # both claims hold: status 0 is that of an end
     "--config.stalled=0",
 )
-STALL_TIMEOUT = 20  # seconds
-HANG = 60  # seconds: longer is a hang
-_LONGEST = 300  # seconds for a whole run, where other work has the machine
+# Seconds without progress that end a run: few where a fault stalls it. Elsewhere other work may
+# have the machine for a while, which is no stall.
+STALL_TIMEOUT, UNHURRIED = 20.0, PATIENCE / 2
 
 
 class Command:
@@ -45,9 +45,7 @@ class Command:
         stall_timeout: seconds without progress that end it.
     """
 
-    def __init__(
-        self, workdir: Path, processes: int = 1, stall_timeout: float = STALL_TIMEOUT
-    ) -> None:
+    def __init__(self, workdir: Path, processes: int = 1, stall_timeout: float = UNHURRIED) -> None:
         self.workdir = workdir
         self.fault_file = beside(workdir, "fault")
         self.log = beside(workdir, "log")
@@ -56,7 +54,7 @@ class Command:
         command = [sys.executable, "-m", "tests.faults.victim", *FLAGS, f"--workdir={workdir}"]
         command.append(f"--stall_timeout={stall_timeout}")
         if processes > 1:
-            command += [f"--coordinator_address={_address()}", f"--num_processes={processes}"]
+            command += [f"--coordinator_address={free_address()}", f"--num_processes={processes}"]
         self.processes = [
             subprocess.Popen(
                 [*command, *([f"--process_id={index}"] if processes > 1 else [])],
@@ -70,7 +68,7 @@ class Command:
 
     def reaches(self, step: int) -> bool:
         """Waits for a step, counted over both runs; False if the command ends before it."""
-        deadline = time.monotonic() + _LONGEST
+        deadline = time.monotonic() + PATIENCE
         while logged(self.workdir) < step:
             if self.statuses() is not None:
                 return False
@@ -83,15 +81,15 @@ class Command:
         codes = [process.poll() for process in self.processes]
         return None if None in codes else [code for code in codes if code is not None]
 
-    def ends(self, within: float = _LONGEST) -> list[int]:
-        """Waits for the end of all; one that is still there then is killed, and an error."""
-        deadline = time.monotonic() + within
+    def ends(self) -> list[int]:
+        """Wait for the end of all; those that hang are killed, and an error."""
+        deadline = time.monotonic() + PATIENCE
         while (codes := self.statuses()) is None:
             if time.monotonic() > deadline:
                 for process in self.processes:
                     process.kill()
                     process.wait()
-                raise AssertionError(f"still there after {within:.0f} s:\n{self.said()}")
+                raise AssertionError(f"still there after {PATIENCE:.0f} s:\n{self.said()}")
             time.sleep(0.01)
         return codes
 
@@ -101,7 +99,7 @@ class Command:
             self.processes[index].send_signal(number)
 
     def said(self) -> str:
-        return self.log.read_text()[-3000:]
+        return text_so_far(self.log)[-3000:]
 
 
 def beside(workdir: Path, kind: str) -> Path:
@@ -109,35 +107,28 @@ def beside(workdir: Path, kind: str) -> Path:
     return workdir.parent.with_suffix(f".{kind}")
 
 
-def _address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
-
-
 def records(workdir: Path, run: str) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics."""
-    file = workdir / run / "metrics.jsonl"
+    """Return the whole records of a run's metrics, as far as they are written."""
     try:
-        lines = file.read_text().splitlines(keepends=True)
+        return files.read_records(workdir / run / "metrics.jsonl")[0]
     except OSError:
         return []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def logged(workdir: Path) -> int:
     """The last step that was logged, counted over both runs."""
-    return sum(int(records(workdir, run)[-1]["step"]) for run in RUNS if _has(workdir, run))
-
-
-def _has(workdir: Path, run: str) -> bool:
-    return bool(records(workdir, run))
+    # Each file is read once: a resumed run writes it again, and between two reads it is shorter.
+    whole = (records(workdir, run) for run in RUNS)
+    return sum(int(of_run[-1]["step"]) for of_run in whole if of_run)
 
 
 def checkpoints(workdir: Path) -> list[Path]:
     """The whole checkpoints of the run that is being trained, oldest first."""
     begun = [run for run in RUNS if (workdir / run / "checkpoints").is_dir()]
-    of_run = (workdir / begun[-1] / "checkpoints").iterdir() if begun else ()
+    try:
+        of_run = list((workdir / begun[-1] / "checkpoints").iterdir()) if begun else []
+    except FileNotFoundError:  # removed since
+        return []
     return sorted((p for p in of_run if p.name.isdigit()), key=lambda p: int(p.name))
 
 

@@ -6,6 +6,7 @@ for a while) kills it afterwards, to see what was kept.
 """
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 
 from tests.faults import command
 from tests.faults.command import EVERY, Command
+from tests.waiting import text_so_far, wait_until
 
 Inject = Callable[[Command, np.random.Generator], None]
 
@@ -32,6 +34,7 @@ class Fault(NamedTuple):
         times: how often the campaign does it.
         processes: of the command.
         before: done before the command starts, in the place of waiting for a moment of training.
+        stalls: whether the command waits for what never comes, and has to notice that soon.
     """
 
     name: str
@@ -40,9 +43,10 @@ class Fault(NamedTuple):
     times: int
     processes: int = 1
     before: Callable[[Path], None] | None = None
+    stalls: bool = False
 
 
-ENDED, KILLED, STOPPED, CRASHED, REFUSED = 0, -9, 75, 70, 1
+ENDED, KILLED, STOPPED, CRASHED, REFUSED = 0, -9, 75, 70, 78
 
 
 def kill(*indices: int) -> Inject:
@@ -94,16 +98,54 @@ def _newest_files(of: Command, rng: np.random.Generator) -> list[Path]:
     while of.statuses() is None and len(command.checkpoints(of.workdir)) < 2:
         time.sleep(0.005)
     kill()(of, rng)
-    of.ends(command.HANG)
+    of.ends()
     newest = command.checkpoints(of.workdir)
     return [f for path in newest[-1:] for f in path.rglob("d/*") if f.stat().st_size > 500]
 
 
 def delete_newest(of: Command, rng: np.random.Generator) -> None:
     kill()(of, rng)
-    of.ends(command.HANG)
+    of.ends()
     for path in command.checkpoints(of.workdir)[-1:]:
         shutil.rmtree(path)
+
+
+def damage(name: str) -> Inject:
+    """A small file of the run that was killed is empty, cut, NUL-filled, of another kind, or gone.
+
+    Of the metrics, the lines after the checkpoint before the newest one.
+    """
+
+    def inject(of: Command, rng: np.random.Generator) -> None:
+        while of.statuses() is None and len(command.checkpoints(of.workdir)) < 2:
+            time.sleep(0.005)
+        kill()(of, rng)
+        of.ends()
+        saved = command.checkpoints(of.workdir)
+        if len(saved) < 2:  # a run that had just begun: nothing is old enough to begin from
+            return
+        file, kept = saved[-1].parents[1] / name, b""
+        if name == "metrics.jsonl":
+            lines = file.read_bytes().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n")]
+            kept = b"".join(x for x in whole if json.loads(x)["step"] <= int(saved[-2].name))
+        rest = file.read_bytes()[len(kept) :]
+        kinds = (
+            b"",
+            rest[: len(rest) // 2],
+            bytes(len(rest)),
+            b"[1]\n",
+            b"null\n",
+            b"\xff\n",
+            None,
+        )
+        damaged = kinds[rng.integers(len(kinds))]
+        if damaged is None and not kept:
+            file.unlink()
+        else:
+            file.write_bytes(kept + (damaged or b""))
+
+    return inject
 
 
 def delete_folder(of: Command, rng: np.random.Generator) -> None:
@@ -123,7 +165,7 @@ def fill_disk_for_a_while(of: Command, rng: np.random.Generator) -> None:
 
 def fill_disk(of: Command, rng: np.random.Generator) -> None:
     with _full(of.workdir):
-        of.ends(4 * command.HANG)
+        of.ends()
 
 
 def make_read_only(of: Command, rng: np.random.Generator) -> None:
@@ -146,17 +188,14 @@ def reading(kind: str, process: int = 0) -> Callable[[Path], None]:
 
 def until_it_ends(of: Command, rng: np.random.Generator) -> None:
     """The command has to end by itself; then what is wrong is mended."""
-    of.ends(command.HANG + command.STALL_TIMEOUT)
+    of.ends()
     of.fault_file.unlink()
 
 
 def freeze_one(of: Command, rng: np.random.Generator) -> None:
     """One process stands still, as when its machine swaps: the other has to end by itself."""
     of.send(signal.SIGSTOP, 1)
-    deadline = time.monotonic() + command.HANG
-    while of.processes[0].poll() is None:
-        assert time.monotonic() < deadline, "the other process hangs"
-        time.sleep(0.05)
+    wait_until(lambda: of.processes[0].poll() is not None, lambda: "the other process hangs")
     of.send(signal.SIGKILL, 1)
 
 
@@ -167,13 +206,13 @@ def _is_done(run: Path) -> bool:
 
 def _is_refused(of: Command) -> None:
     """Until the command says that it could not save."""
-    before = len(of.log.read_text())
-    deadline = time.monotonic() + command.HANG
-    while "cannot be written" not in (said := of.log.read_text()[before:]):
-        if "is not saved" in said:
-            break
-        assert time.monotonic() < deadline, of.said()
-        time.sleep(0.01)
+    before = len(text_so_far(of.log))
+
+    def is_refused() -> bool:
+        said = text_so_far(of.log)[before:]
+        return "cannot be written" in said or "is not saved" in said
+
+    wait_until(is_refused, of.said)
 
 
 def _goes_on(of: Command, steps: int) -> None:
@@ -202,14 +241,18 @@ FAULTS = (
     Fault("newest checkpoint cut short", cut_short, (KILLED, ENDED), 5),
     Fault("newest checkpoint corrupt", corrupt, (KILLED, ENDED), 4),
     Fault("newest checkpoint deleted", delete_newest, (KILLED,), 4),
+    *(
+        Fault(f"{name} damaged", damage(name), (KILLED, ENDED), 4)
+        for name in ("status.json", "config.json", "init_report.json", "metrics.jsonl")
+    ),
     Fault("checkpoint folder removed in training", delete_folder, (KILLED, ENDED), 2),
     Fault("corrupt record", until_it_ends, (REFUSED,), 2, before=reading("corrupt")),
-    Fault("stalled reader", until_it_ends, (CRASHED,), 2, before=reading("stall")),
+    Fault("stalled reader", until_it_ends, (CRASHED,), 2, before=reading("stall"), stalls=True),
 )
 # On a small disk of their own, which takes the right to mount one.
 DISK_FAULTS = (
     Fault("disk full for a while", fill_disk_for_a_while, (KILLED, ENDED), 3),
-    Fault("disk full to the end", fill_disk, (REFUSED,), 2),
+    Fault("disk full to the end", fill_disk, (CRASHED,), 2),
     Fault("checkpoints on a read-only disk for a while", make_read_only, (KILLED, ENDED), 2),
 )
 TWO = (
@@ -218,8 +261,16 @@ TWO = (
     Fault("SIGKILL of both", kill(), (KILLED,), 1, 2),
     Fault("SIGTERM to process 1 alone", terminate(1), (STOPPED,), 3, 2),
     Fault("SIGTERM to both", terminate(), (STOPPED,), 1, 2),
-    Fault("process 1 frozen", freeze_one, (KILLED,), 1, 2),
-    Fault("stalled reader of process 1", until_it_ends, (CRASHED,), 1, 2, reading("stall", 1)),
+    Fault("process 1 frozen", freeze_one, (KILLED,), 1, 2, stalls=True),
+    Fault(
+        "stalled reader of process 1",
+        until_it_ends,
+        (CRASHED,),
+        1,
+        2,
+        reading("stall", 1),
+        stalls=True,
+    ),
 )
 # The same run on other numbers of processes, one after another, ended by one alone.
 ELASTIC = tuple(

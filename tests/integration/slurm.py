@@ -18,7 +18,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 _SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-_PATIENCE = 30  # seconds
+_PATIENCE = 300  # seconds
 
 _CONF = """
 ClusterName=loopback
@@ -123,7 +123,10 @@ def _wait(done: Callable[[], bool], complaint: str, folder: Path) -> None:
     deadline = time.monotonic() + _PATIENCE
     while not done():
         if time.monotonic() > deadline:
-            logs = [f"{file}:\n{file.read_text()[-2000:]}" for file in folder.glob("*.out")]
+            logs = [
+                f"{file}:\n{file.read_text(errors='replace')[-2000:]}"
+                for file in folder.glob("*.out")
+            ]
             raise RuntimeError("\n".join([complaint, *logs]))
         time.sleep(0.1)
 

@@ -1,16 +1,15 @@
 """`launch.slurm` on a real SLURM of one machine: preempted, requeued, in parts."""
 
-import contextlib
 import json
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.experiments.conftest import ROOT, SHORT, environment
 from tests.integration import slurm
+from tests.waiting import text_so_far, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,11 +57,10 @@ def state(cluster, number):
 
 
 def wait(done, logs):
-    deadline = time.monotonic() + 120
-    while not done():
-        said = [f"{file}:\n{file.read_text()[-3000:]}" for file in logs.glob("*.out")]
-        assert time.monotonic() < deadline, "\n".join(said)
-        time.sleep(0.05)
+    def report():
+        return "\n".join(f"{file}:\n{text_so_far(file)[-3000:]}" for file in logs.glob("*.out"))
+
+    wait_until(done, report, pause=0.05)
 
 
 def end(cluster, number, logs):
@@ -73,9 +71,7 @@ def end(cluster, number, logs):
 
 
 def wrote(file, text):
-    with contextlib.suppress(FileNotFoundError):
-        return text in file.read_text()
-    return False
+    return text in text_so_far(file)
 
 
 @pytest.fixture(scope="module")

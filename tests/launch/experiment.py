@@ -3,7 +3,8 @@
     python -m tests.launch.experiment FOLDER [--process_id=I ...] [--part=I/N]
 
 FOLDER/plan.json: for each start, how every process, or part, ends: an exit status, 'wait' for
-SIGTERM, or a negative number of a signal it kills itself with. Each leaves its arguments and end.
+SIGTERM, 'late' for status 78 after a moment, or a negative number of a signal it kills itself with.
+Each leaves its arguments and end.
 """
 
 import json
@@ -41,7 +42,10 @@ every = [folder / f"starts_{i}" for i in of_run]
 while not all(file.exists() and len(file.read_text()) > number for file in every):
     time.sleep(0.01)
 if end == "wait":
-    time.sleep(60)
+    time.sleep(600)  # until the launcher ends it
+elif end == "late":
+    time.sleep(0.4)
+    end = 78
 elif end < 0:
     os.kill(os.getpid(), -end)
 sys.exit(end)

@@ -28,8 +28,15 @@ def taken(name):
     plan = json.loads(file.read_text())
     there = plan[name]
     first = there.pop(0) if len(there) > 1 else there[0]
-    file.write_text(json.dumps(plan))
+    replace(file, plan)
     return first
+
+
+def replace(file, content):
+    """Write a file as a whole or not at all: a test interrupts this program at any moment."""
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(content))
+    new.replace(file)
 
 
 def describe():
@@ -38,7 +45,7 @@ def describe():
         sys.exit("ERROR: (gcloud) NOT_FOUND: Resource was not found")
     states = json.loads(pod.read_text())
     print(states[0])
-    pod.write_text(json.dumps(states[1:] or states))
+    replace(pod, states[1:] or states)
 
 
 def ssh(worker):

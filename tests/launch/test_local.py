@@ -4,13 +4,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.experiments.conftest import ROOT, SHORT, environment
 from tests.test_readme import commands
+from tests.waiting import PATIENCE, lines_so_far, text_so_far, wait_until
 
 
 def start(folder, plan, *arguments):
@@ -38,12 +38,14 @@ def left(folder, index):
         ([[-9, "wait"], [0, 0]], 0, 2),  # one is killed: the other is ended, both start again
         ([["wait", 75], ["wait", 134], [1, 0]], 1, 3),
         ([["wait", 3]] * 3, 3, 3),  # no restart is left
+        ([[70, 78]], 78, 1),  # so does what is refused
+        ([[70, "late"]], 78, 1),  # ... though it is refused after the other's crash
         ([[70, 1]], 1, 1),  # what one refuses, the loss of the other does not hide
     ],
 )
 def test_processes_end_and_start_together(plan, status, starts, tmp_path):
     process = start(tmp_path, plan, "--num_processes=2", "--max_restarts=2")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, said
     assert said.count("restart ") - said.count("no restart") == starts - 1
     for index in (0, 1):
@@ -53,21 +55,48 @@ def test_processes_end_and_start_together(plan, status, starts, tmp_path):
         assert left(tmp_path, index).count("stopped") == waited
 
 
+CRASHING = """
+import os, sys
+from prelu_jax import entry
+
+def main(argv):
+    with open(sys.argv[1], "a") as starts:
+        starts.write("x")
+    if os.path.getsize(sys.argv[1]) < 3:
+        raise RuntimeError("CUDA error: an illegal memory access")
+    raise SystemExit("error: --config.dataset")
+
+entry.run(main)
+"""
+
+
+def test_a_single_process_that_crashes_starts_again_until_it_is_refused(tmp_path):
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.local", "--", "crashing", str(tmp_path / "starts")],
+        cwd=ROOT,
+        env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)])),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 78, done.stderr
+    assert done.stderr.count("a process ended with status 70; restart") == 2
+    assert (tmp_path / "starts").read_text() == "xxx"
+
+
 def test_sigterm_is_handed_on_and_nothing_starts_again(tmp_path):
     process = start(tmp_path, [["wait", "wait"]], "--num_processes=2")
-    deadline = time.monotonic() + 30
-    while not all((tmp_path / f"process_{i}.txt").exists() for i in (0, 1)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: all(lines_so_far(tmp_path / f"process_{i}.txt") for i in (0, 1)))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 75
+    assert process.wait(PATIENCE) == 75
     assert [left(tmp_path, i) for i in (0, 1)] == [["2 wait", "stopped"]] * 2
 
 
 def test_a_dry_run_prints_the_commands(tmp_path):
     def printed(*arguments):
         process = start(tmp_path, [], "--dry_run", *arguments)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=PATIENCE)
         return out.splitlines()
 
     alone = f"python -m tests.launch.experiment {tmp_path}"
@@ -80,7 +109,7 @@ def test_what_to_start_has_to_be_said():
     for arguments in ([], ["--", "--scale=laptop"]):
         command = [sys.executable, "-m", "launch.local", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 1
+        assert done.returncode == 78
         assert "the module of an experiment" in done.stdout + done.stderr
 
 
@@ -101,17 +130,15 @@ def test_a_killed_process_takes_no_step_with_it(tmp_path):
         )
 
     whole = launch(tmp_path / "whole")
-    _, said = whole.communicate(timeout=300)
+    _, said = whole.communicate(timeout=PATIENCE)
     assert "restart" not in said
     killed = launch(tmp_path / "killed")
     metrics = tmp_path / "killed/he/seed_0/metrics.jsonl"
-    deadline = time.monotonic() + 180
-    while not (metrics.exists() and '"step": 32,' in metrics.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: '"step": 32,' in text_so_far(metrics) or killed.poll() is not None)
+    assert killed.poll() is None, killed.communicate()
     children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
-    out, said = killed.communicate(timeout=300)
+    out, said = killed.communicate(timeout=PATIENCE)
     assert "restart 1 of 10" in said, said
     assert "Claims:" in out
     assert killed.returncode == whole.returncode

@@ -36,7 +36,7 @@ def test_a_dry_run_prints_what_would_be_submitted(name, arguments, check_golden)
 
 @pytest.mark.parametrize(
     ("status", "told"),
-    [(0, None), (1, 200), (2, 200), (130, 200), (75, 75), (70, 70), (-9, 137)],
+    [(0, None), (1, 200), (2, 200), (78, 200), (130, 200), (75, 75), (70, 70), (-9, 137)],
 )
 def test_a_task_tells_how_its_experiment_ended(status, told):
     end = f"os._exit({status})" if status >= 0 else f"os.kill(os.getpid(), {-status})"
@@ -61,5 +61,5 @@ def test_a_task_tells_how_its_experiment_ended(status, told):
 )
 def test_what_cannot_be_submitted_is_refused(arguments, said):
     done = launch(*arguments)
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert said in done.stdout + done.stderr

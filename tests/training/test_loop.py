@@ -2,7 +2,6 @@ import json
 import os
 import shutil
 import threading
-import time
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from prelu_jax.training.run_data import RunData
 from prelu_jax.training.run_folder import RunFolder
 from prelu_jax.training.state import stream
 from tests.training.conftest import TINY, make_state, tiny_config
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
 
@@ -138,10 +138,7 @@ def test_a_run_that_is_asked_to_stop_loses_no_step(stop, measured, tmp_path):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(path.exists)
 
 
 @pytest.mark.parametrize("until", [8, 12])
@@ -280,6 +277,23 @@ def test_rates_that_would_drop_at_once_are_refused(epochs, tmp_path):
     with pytest.raises(ValueError, match=rf"drop_epochs is {epochs}, after steps .* 93.75 in an"):
         loop.train(tiny_config(drop_epochs=epochs), tmp_path, parallel=one)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_run_ends_at_the_first_test_error_below_stop_error(tmp_path):
+    often = {"num_steps": 60, "learning_rate": 0.01, "log_every": 5, "eval_every": 5}
+    config = tiny_config(checkpoint_every=10, stop_error=0.8, **often)
+    whole = loop.train(config, tmp_path / "whole", parallel=one)
+    errors = {r["step"]: r["test_error"] for r in records(tmp_path / "whole") if "test_error" in r}
+    *before, last = errors
+    assert 0 < last < 60
+    assert errors[last] < 0.8 <= min(errors[step] for step in before)
+    assert (whole["status"], whole["step"], whole["test_error"]) == ("done", last, errors[last])
+    assert loop.train(config, tmp_path / "whole", parallel=one) == whole
+    # Killed after its last checkpoint, before its status: no further step is taken.
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    RunFolder(tmp_path / "killed").write_status("running", last - 5)
+    assert loop.train(config, tmp_path / "killed", parallel=one) == whole
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
 
 
 def test_a_finished_run_is_not_trained_again(finished):

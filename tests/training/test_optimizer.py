@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 from prelu_jax.training import optimizer, state, step
 from tests.training.conftest import make_batch, make_state
@@ -61,3 +63,34 @@ def test_the_rate_drops_after_given_steps_whatever_the_error_does():
 def test_equal_recipes_are_one_object():
     assert optimizer.sgd(0.01) is optimizer.sgd(0.01)
     assert optimizer.sgd(0.01) is not optimizer.sgd(0.02)
+
+
+BOXES = {
+    "with_partitioning": nn.with_partitioning,
+    "with_logical_partitioning": nn.with_logical_partitioning,
+}
+
+
+@pytest.mark.parametrize("boxed", BOXES.values(), ids=BOXES)
+def test_the_decay_mask_fits_partitioned_parameters_and_the_unboxed_ones(boxed):
+    init = nn.initializers
+    layer = nn.Dense(
+        4,
+        kernel_init=boxed(init.he_normal(), (None, "model")),
+        bias_init=boxed(init.ones, ("model",)),
+    )
+    params = layer.init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+    mask = optimizer.decays(params)
+    assert mask == {"kernel": True, "bias": False}
+    for tree in (params, nn.meta.unbox(params)):
+        decay = optax.add_decayed_weights(0.5, mask=mask)
+        zeros = jax.tree.map(jnp.zeros_like, tree)
+        updates = nn.meta.unbox(decay.update(zeros, decay.init(tree), tree)[0])
+        np.testing.assert_array_equal(updates["kernel"], 0.5 * nn.meta.unbox(params)["kernel"])
+        np.testing.assert_array_equal(updates["bias"], 0.0)
+
+
+def test_parameters_without_names_are_refused():
+    for params in ([jnp.ones(3)], nnx.Linear(2, 2, rngs=nnx.Rngs(0))):
+        with pytest.raises(TypeError, match=r"a parameter has no name; expected.*nnx\.state"):
+            optimizer.decays(params)

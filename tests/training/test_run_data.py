@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from prelu_jax.data import folder, pipeline, statistics
+from prelu_jax.data import class_folders, folder, pipeline, statistics
 from prelu_jax.training import loop, run_data
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.run_data import RunData
@@ -76,7 +76,7 @@ def damaged(tmp_path_factory):
     write_images(root / "small", {"train": {"a": 1}}, side=20)
     (images / "train/a/0.jpg").write_bytes((root / "small/train/a/0.jpg").read_bytes())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder.decoding, "decode", lambda record: None)  # as if they were whole
+        patch.setattr(class_folders.decoding, "decode", lambda *_, **limit: None)  # as if whole
         for file in (images / "train/b/3.jpg", images / "test/b/1.jpg"):
             file.write_bytes(file.read_bytes()[:20])
         folder.prepare(images, "photos", str(root / "tfds"))
@@ -86,6 +86,20 @@ def damaged(tmp_path_factory):
 def test_a_damaged_record_fails_the_run_by_its_name(damaged, tmp_path):
     with pytest.raises(ValueError, match=r"Record 'b/3.jpg' holds 20 bytes that do not decode"):
         loop.train(of_photos(damaged, **SHORT), tmp_path, parallel=one)
+
+
+@pytest.mark.parametrize("on_bad_image", ["fail", "skip"])
+def test_an_image_of_too_many_pixels_is_not_decoded_in_training(prepared, on_bad_image):
+    """The photos are 40 × 47 pixels and larger."""
+    config = of_photos(prepared, on_bad_image=on_bad_image, max_pixels=2000)
+    data = RunData(config)
+    if on_bad_image == "fail":
+        with pytest.raises(ValueError, match=r"is an image of 47×\d+ pixels: with more than 2,000"):
+            next(iter(data.train_batches()))
+        return
+    next(iter(data.train_batches()))
+    assert data.tally.left_out
+    assert data.with_seed(config).tally.max_pixels == 2000
 
 
 def test_damaged_records_are_left_out_and_counted_by_a_flag(damaged, tmp_path, monkeypatch):

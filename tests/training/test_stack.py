@@ -247,6 +247,18 @@ def test_a_stack_ends_with_its_last_run(tmp_path):
     assert loop.train_together(of_all, parallel=one) == statuses
 
 
+def test_runs_of_a_stack_end_each_at_its_own_error(tmp_path):
+    often = {"num_steps": 60, "learning_rate": 0.01, "log_every": 5, "eval_every": 5}
+    of_all = configs(tmp_path, plateau_patience=99, checkpoint_every=10, stop_error=0.8, **often)
+    statuses = loop.train_together(of_all, parallel=one)
+    for path, status in statuses.items():
+        *before, last = [record for record in records(path) if "test_error" in record]
+        assert (last["step"], last["test_error"]) == (status["step"], status["test_error"])
+        assert min(record["test_error"] for record in before) >= 0.8
+        assert last["test_error"] < 0.8 or last["step"] == 60
+    assert len({status["step"] for status in statuses.values()}) > 1
+
+
 def test_only_runs_of_one_program_are_stacked(tmp_path):
     plain = tiny_config()
     for fields in ({"rectifier": "prelu"}, {"learning_rate": 0.5}, {"num_steps": 8}):

@@ -5,6 +5,7 @@ import time
 
 from prelu_jax.training.watchdog import Watchdog
 from tests.experiments.conftest import ROOT, environment
+from tests.waiting import PATIENCE
 
 WATCHED = """
 import sys
@@ -15,16 +16,32 @@ def items():
     yield from range(3)
     time.sleep(float(sys.argv[1]))  # a disk that hangs
 
-with Watchdog(2) as watchdog:
+with Watchdog(5) as watchdog:
     for item in watchdog.over(items(), "a batch"):
         print(item, flush=True)
-        time.sleep(1)
+        time.sleep(2)
 """
 
 
-def start(seconds):
+HOLDING = """
+import ctypes, sys
+from prelu_jax import entry
+from prelu_jax.training import watchdog
+
+def hold(seconds):
+    print("holding", flush=True)
+    ctypes.PyDLL(None).sleep(seconds)  # keeps the interpreter's lock
+
+entry.keep_streams()
+watchdog._GRACE = 0
+with watchdog.Watchdog(2):
+    hold(int(sys.argv[1]))
+"""
+
+
+def start(seconds, code=WATCHED):
     return subprocess.Popen(
-        [sys.executable, "-c", WATCHED, str(seconds)],
+        [sys.executable, "-c", code, str(seconds)],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -34,11 +51,11 @@ def start(seconds):
 
 
 def test_a_run_that_stalls_is_ended_and_says_where():
-    stalled = start(60)
-    out, said = stalled.communicate(timeout=50)
+    stalled = start(PATIENCE)
+    out, said = stalled.communicate(timeout=PATIENCE)
     assert stalled.returncode == 70
-    assert out.split() == ["0", "1", "2"]  # three seconds, but never two without progress
-    assert "No progress for 2 s in reading a batch (process 0, on " in said
+    assert out.split() == ["0", "1", "2"]  # six seconds, but never five without progress
+    assert "No progress for 5 s in reading a batch (process 0, on " in said
     assert "in items" in said  # where the thread was
 
 
@@ -46,14 +63,44 @@ def test_a_process_that_was_stopped_has_not_stalled():
     stopped = start(0)
     assert stopped.stdout.readline() == "0\n"
     stopped.send_signal(signal.SIGSTOP)  # as Ctrl-Z does
-    time.sleep(4)
+    time.sleep(7)  # more than the watchdog waits
     stopped.send_signal(signal.SIGCONT)
-    _, said = stopped.communicate(timeout=50)
+    _, said = stopped.communicate(timeout=PATIENCE)
     assert stopped.returncode == 0, said
 
 
 def test_a_run_that_ends_is_watched_no_longer_and_without_a_timeout_never():
-    for seconds in (0.05, 0):
+    for seconds in (1, 0):
         with Watchdog(seconds):
             pass
-        time.sleep(0.2)
+        time.sleep(1.2)
+
+
+def test_c_code_that_holds_the_interpreter_is_ended_too():
+    held = start(100, HOLDING)
+    _, said = held.communicate(timeout=80)
+    assert held.returncode == -signal.SIGABRT  # no status that is final
+    assert "has not run for 2 s: C code holds its lock" in said
+    assert "in hold" in said  # where the thread was
+
+
+def test_c_code_that_comes_back_in_time_is_not():
+    held = start(1, HOLDING)
+    _, said = held.communicate(timeout=80)
+    assert held.returncode == 0, said
+
+
+def test_a_closed_stderr_saves_no_hang():
+    command = ["bash", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", HOLDING, "100"]
+    held = subprocess.run(command, cwd=ROOT, env=environment(), timeout=80)
+    assert held.returncode == -signal.SIGABRT
+
+
+def test_the_backstop_counts_no_second_of_a_process_that_was_stopped():
+    held = start(12, HOLDING.replace("Watchdog(2)", "Watchdog(10)"))
+    assert held.stdout.readline() == "holding\n"
+    held.send_signal(signal.SIGSTOP)  # within ten seconds, on a slow machine too
+    time.sleep(13)
+    held.send_signal(signal.SIGCONT)
+    _, said = held.communicate(timeout=80)
+    assert held.returncode == 0, said

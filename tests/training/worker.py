@@ -11,6 +11,7 @@ import jax
 from prelu_jax import arch
 from prelu_jax.training import loop, processes, step, steps
 from prelu_jax.training.parallel import Parallel
+from prelu_jax.training.run_folder import RunFolder
 from tests.training.conftest import TINY, make_batch, make_state, tiny_config
 
 
@@ -72,6 +73,7 @@ def differing(folder):
 def unreadable(folder):
     """What every process is told of a run whose folder the first alone cannot read."""
     if processes.is_first():
+        RunFolder(Path(folder)).claim(tiny_config(rectifier="prelu"))
         Path(folder, "checkpoints").mkdir(parents=True)
         Path(folder, "checkpoints/4").mkdir()
     try:

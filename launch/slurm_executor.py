@@ -1,0 +1,19 @@
+"""submitit's executor, in a module of its own: `launch.slurm` answers --help without submitit."""
+
+import submitit
+
+
+class Executor(submitit.SlurmExecutor):
+    """submitit's, which writes its scripts also where SLURM is not."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def script(self, jobs: int) -> str:
+        """Return the script that sbatch gets for this number of jobs."""
+        array = {"map_count": jobs} if jobs > 1 else {}
+        shown = Executor(self.folder)
+        shown.parameters = {**self.parameters, **array}
+        text: str = shown._make_submission_file_text(shown._submitit_command_str, "")
+        return text

@@ -1,0 +1,52 @@
+"""Values that a configuration cannot have are refused by the field's name."""
+
+import dataclasses
+import math
+
+import pytest
+
+from experiments import common, convergence_30, data_dependent, learning
+from prelu_jax.training import config as config_lib
+from prelu_jax.training.config import TrainConfig
+
+BAD = {float: (math.nan, math.inf, -math.inf, -1.0, 1e39), int: (-1, 10**20, -(10**20))}
+CASES = [
+    (field.name, value)
+    for field in dataclasses.fields(TrainConfig)
+    for value in BAD.get(type(field.default), ())
+]
+
+
+@pytest.mark.parametrize(("field", "value"), CASES)
+def test_no_number_is_negative_infinite_or_beyond_32_bits(field, value):
+    with pytest.raises(ValueError, match=rf"config\.{field} is .*, expected "):
+        config_lib.validate(TrainConfig(**{"arch": "small_14_reduced", field: value}))
+
+
+def test_the_laptop_scale_can_be():
+    config = convergence_30.laptop()
+    config_lib.check_values(config)
+    config_lib.validate(common.train_config(config, initializer="he_normal"))
+
+
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        (data_dependent.Config, {"ladder": (0.1, math.nan)}),
+        (data_dependent.Config, {"equal": math.inf}),
+        (data_dependent.Config, {"ladder_steps": 10**20}),
+        (data_dependent.Config, {"archs": ()}),
+        (learning.Config, {"scales": (32, -1)}),
+    ],
+)
+def test_experiments_own_fields_too(config, fields):
+    (name,) = fields
+    with pytest.raises(ValueError, match=rf"config\.{name} is "):
+        config_lib.check_values(config(**fields))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, (0.1, 2.0)])
+def test_errors_that_claims_compare_with_are_fractions(value):
+    with pytest.raises(ValueError, match=r"config.learned is .*, expected fractions"):
+        common.check_fractions(learning.Config(learned=value), "learned")
+    common.check_fractions(learning.Config(learned=(0.0, 1.0)), "learned")
