@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loads
 
 .PHONY: reproduce test modes lint bench faults clean
 
-# He et al. 2015, Figure 3: He initialisation trains a 30-layer network, Xavier stalls.
+# He et al. 2015, Figure 3: a 30-layer network trains with He initialisation; Xavier stays at chance.
 reproduce: .venv/installed
 	$(BIN)/python -m experiments.convergence_30 --scale=laptop --workdir=runs/convergence_30
 

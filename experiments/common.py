@@ -1,10 +1,13 @@
 """What every experiment shares: its flags, its scales, its runs and its exit status."""
 
 import dataclasses
+import functools
+import math
 import os
 import re
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,17 +17,21 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments import machine, record
+from experiments import machine, record, results
 from experiments.results import Claim
-from prelu_jax import names
+from prelu_jax import entry, files, names
+from prelu_jax.training import config as config_lib
 from prelu_jax.training import loop, processes, steps
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
 
-_STOPPED = 75  # a failure that passes (sysexits.h): a scheduler may start the command again
-
 _PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
-_FLAGS = ("scale", "workdir", "seeds", "config", *_PROCESSES, "part", "stack_runs", "stall_timeout")
+_FLAGS = (
+    *("scale", "workdir", "seeds", "config", *_PROCESSES, "part", "stack_runs", "stall_timeout"),
+    "strict",
+)
+
+_MOST_SEEDS = 10_000
 
 Run = Callable[[Any, Path, int], list[Claim]]  # (config, workdir, seeds) -> claims
 
@@ -36,7 +43,9 @@ def main(
     default_seeds: int = 3,
     alone: bool = False,
 ) -> None:
-    """Runs an experiment from the command line; the exit status is 1 if a claim fails.
+    """Run an experiment from the command line and exit; the status is 1 if a claim fails.
+
+    With --strict, a claim that is undecided fails too. `launch.statuses` lists all statuses.
 
     Args:
         name: of the experiment, for the default work folder.
@@ -45,76 +54,112 @@ def main(
         default_seeds: how many, where the command does not say.
         alone: it does one thing after another, in one process: no parts, no stacks.
     """
-    scale = flags.DEFINE_string("scale", "laptop", f"One of {', '.join(configs)}.")
-    workdir = flags.DEFINE_string("workdir", "", "Where runs go; default runs/<name>_<scale>.")
-    seeds = flags.DEFINE_integer("seeds", default_seeds, "How many seeds.", lower_bound=1)
-    try:
+    values = flags.FLAGS
+    of_command_line = ""  # the scale
+
+    def define() -> entry.Fields:
+        nonlocal of_command_line
+        flags.DEFINE_string("scale", "laptop", f"One of {', '.join(configs)}.")
+        flags.DEFINE_string("workdir", "", "Where runs go; default runs/<name>_<scale>.")
+        flags.DEFINE_integer("seeds", default_seeds, "How many seeds.", 1, _MOST_SEEDS)
+        flags.DEFINE_bool("strict", False, "Status 1 for a claim that is UNDECIDED, too.")
         # The scale decides the configuration whose fields are the other flags: read it first.
-        flags.FLAGS(_only(sys.argv, "scale"))
-        names.check("scale", scale.value, configs)
-        config = configs[scale.value]()
+        values(_only(sys.argv, "scale"))
+        of_command_line = values.scale
+        names.check("scale", of_command_line, configs)
+        config = configs[of_command_line]()
         _check_fields(sys.argv, config)
-    except (ValueError, flags.Error) as error:
-        raise SystemExit(f"error: {error}") from error
-    config_scale = scale.value
-    flags.FLAGS.unparse_flags()
-    about = "The configuration of this scale; --config.FIELD=VALUE sets a field."
-    holder = config_flags.DEFINE_config_dataclass("config", config, about)
-    _define_processes()
-    for flag in _FLAGS:  # what --help shows
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag])
+        values.unparse_flags()
+        about = "The configuration of this scale; --config.FIELD=VALUE sets a field."
+        config_flags.DEFINE_config_dataclass("config", config, about)
+        _define_processes()
+        for flag in _FLAGS:  # what --help shows
+            values.register_key_flag_for_module(sys.argv[0], values[flag])
+        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
     def start(argv: list[str]) -> int:
         if len(argv) > 1:
-            raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-        if not flags.FLAGS["verbosity"].present:
+            raise app.UsageError(f"Unexpected arguments: {argv[1:]}; flags begin with --.")
+        if not values["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
             machine.quiet_orbax()
-        if scale.value != config_scale:
+        if values.scale != of_command_line:
             raise SystemExit("error: give --scale on the command line, not in a flag file.")
-        folder = Path(workdir.value or f"runs/{name}_{scale.value}")
-        started, stopped = time.monotonic(), False
-        try:
-            part = _part()
-            if alone and (part or _flag("stack_runs")):
-                raise ValueError(
-                    "This experiment does one thing after another: give no --part and no "
-                    "--stack_runs."
-                )
-            _check_workdir(folder)
-            _join(alone)
-            # The time of a part is in no record: neither is it forgotten that there was one.
-            stopped = processes.is_first() and (record.begin(folder) or part is not None)
-            claims = run(holder.value, folder, seeds.value)
-        except (ValueError, ImportError, OSError) as error:
-            if processes.is_of_lost_process(error):
-                raise
-            if processes.is_first():
-                record.refuse(folder, stopped)
-            if logging.get_verbosity() > 0:
-                raise
-            raise SystemExit(f"error: {error} (--verbosity=1 shows where.)") from error
-        except KeyboardInterrupt:
-            print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
-            # Ctrl-C can leave a thread half started, which nothing tells to end any more; 130: as
-            # shells have it.
-            processes.end_now(130)
-        except steps.StoppedError as stop:
-            print(f"\nStopped {stop}. The same command goes on from there.", file=sys.stderr)
-            return _STOPPED
-        seconds = time.monotonic() - started
-        print("\nClaims:")
-        for claim in claims:
-            print(claim)
-        record.write(folder, name, scale.value, seeds.value, seconds, stopped, claims)
-        return 0 if all(claim.passed for claim in claims) else 1
-
-    def together(argv: list[str]) -> None:
         with processes.all_or_none():
-            status = start(argv)
-        sys.exit(status)
+            return _run(name, run, alone)
 
-    app.run(together)
+    entry.run(start, define)
+
+
+def _run(name: str, run: Run, alone: bool) -> int:
+    """Run the experiment that the flags describe; return the exit status."""
+    values = flags.FLAGS
+    folder = Path(f"runs/{name}_{values.scale}")
+    started, stopped = time.monotonic(), False
+    try:
+        if values["workdir"].present and not values.workdir:
+            raise ValueError("--workdir is empty, expected a folder for the runs.")
+        if values.workdir:
+            folder = files.local_path(values.workdir, "--workdir")
+        _resolve_paths(values.config)
+        part = _part()
+        if alone and (part or _flag("stack_runs")):
+            raise ValueError(
+                "This experiment does one thing after another: give no --part and no --stack_runs."
+            )
+        _check_workdir(folder)
+        config_lib.check_values(values.config)
+        _join(alone)
+        # The time of a part is in no record: neither is it forgotten that there was one.
+        stopped = processes.is_first() and (record.begin(folder) or part is not None)
+        claims = run(values.config, folder, values.seeds)
+    except (ValueError, ImportError, OSError) as error:
+        if processes.is_of_lost_process(error):
+            raise
+        if processes.is_first():
+            record.refuse(folder, stopped)
+        if logging.get_verbosity() > 0:
+            entry.complain(traceback.format_exc())
+        entry.complain(f"error: {error} (--verbosity=1 shows where.)")
+        raise SystemExit(entry.CRASHED if _passes(error) else entry.REFUSED) from error
+    except KeyboardInterrupt:
+        entry.complain("\nInterrupted. The same command goes on where it stopped.")
+        # Ctrl-C can leave a thread half started that never ends.
+        entry.end_now(entry.INTERRUPTED)
+    except steps.StoppedError as stop:
+        entry.complain(f"\nStopped {stop}. The same command goes on from there.")
+        return entry.STOPPED
+    seconds = time.monotonic() - started
+    print("\nClaims:")
+    for claim in claims:
+        print(claim)
+    record.write(folder, name, values.scale, values.seeds, seconds, stopped, claims)
+    return exit_status(claims, values.strict)
+
+
+def exit_status(claims: Sequence[Claim], strict: bool) -> int:
+    """Return the status of an experiment by its claims; ``strict``: undecided ones fail too."""
+    failed = {"FAIL", "UNDECIDED"} if strict else {"FAIL"}
+    return entry.CLAIM_FAILED if failed & {claim.outcome for claim in claims} else 0
+
+
+def _passes(error: Exception) -> bool:
+    """Return whether an error may be gone at the next start: of a disk, not of a wrong path."""
+    wrong = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+    return isinstance(error, OSError) and not isinstance(error, wrong)
+
+
+def _resolve_paths(config: Any) -> None:
+    """Expand ``~`` in the fields of a configuration that are folders of runs.
+
+    Raises:
+        ValueError: a folder is the address of a bucket.
+    """
+    for field in ("data_dir", "pretrained", "runs"):
+        if written := getattr(config, field, ""):
+            path = str(files.local_path(written, f"config.{field}"))
+            # The reader of datasets expands data_dir; config.json keeps it as written.
+            setattr(config, field, written if field == "data_dir" else path)
 
 
 def _check_workdir(folder: Path) -> None:
@@ -139,9 +184,10 @@ def _define_processes() -> None:
         "stall_timeout",
         600,
         "Seconds without progress, as when a disk hangs, after which the run ends with status "
-        f"{processes.CRASHED}, for a launcher to start it again; 0 for none.",
+        f"{entry.CRASHED}, for a launcher to start it again; 0 for none.",
         lower_bound=0,
     )
+    flags.register_validator("stall_timeout", math.isfinite, "expected a number of seconds.")
 
 
 def _join(alone: bool) -> None:
@@ -229,6 +275,17 @@ def check_unset(config: Any, fields: Sequence[str], instead: str = "") -> None:
             raise ValueError(f"config.{field} is set for each run; leave it as it is.{see}")
 
 
+def check_fractions(config: Any, *fields: str) -> None:
+    """Raise a ValueError if an error that claims compare with is not from 0 to 1."""
+    for field in fields:
+        value = getattr(config, field)
+        if not all(0 <= one <= 1 for one in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(
+                f"config.{field} is {value}, expected fractions from 0 to 1: 0.2 is an error of "
+                "20 %."
+            )
+
+
 def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
     """The run of an experiment's configuration: its own fields left out, some others set."""
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
@@ -239,6 +296,8 @@ def train_all(
     runs: Mapping[Path, tuple[str, TrainConfig]], parallel: Parallel | None = None
 ) -> None:
     """Trains every run that its folder does not hold finished, one after another or in stacks.
+
+    A run is left out that takes its weights from one of these that diverged.
 
     Of several processes, all but the first end here; with --part, all of them.
 
@@ -251,6 +310,10 @@ def train_all(
         loop.check(config, parallel)  # all of them before the first trains
     with processes.preemption() as asked:
         for of_stack in _stacks({folder: runs[folder][1] for folder in _of_part(runs)}):
+            source = Path(next(iter(of_stack.values())).pretrained)
+            diverged = functools.partial(results.diverged, source)
+            if source in runs and processes.from_first(diverged):
+                continue  # nothing to start from: it has no folder, and counts as diverged
             label, _ = runs[next(iter(of_stack))]
             others = f" and {len(of_stack) - 1} more" if len(of_stack) > 1 else ""
             _train(of_stack, f"{label}{others}", parallel, asked)

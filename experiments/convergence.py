@@ -68,9 +68,10 @@ def _of_arm(config: ConvergenceConfig, initializer: str, seed: int) -> TrainConf
 
 def _caption(config: ConvergenceConfig, seeds: int) -> str:
     last = config.seed + seeds - 1
+    frozen = f"; frozen: {config.frozen}" if config.frozen else ""
     return (
         f"{config.arch}, {config.rectifier}, {config.dataset}; SGD {config.learning_rate:g}, "
         f"momentum {config.momentum:g}, batch {config.batch_size}; {config.he_initializer} against "
-        f"{config.xavier_initializer}, {config.mode};\npadding {config.padding}; seeds "
+        f"{config.xavier_initializer}, {config.mode};\npadding {config.padding}{frozen}; seeds "
         f"{config.seed} to {last}; thin: each seed, bold: median"
     )

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments import common, convergence, figures, machine, results, starts
+from experiments import common, convergence, figures, machine, profile_figures, results, starts
 from experiments.results import Claim, Curve
-from prelu_jax import names
+from prelu_jax import files, names
 from prelu_jax.datadep.report import BetweenStage
 from prelu_jax.training import config as config_lib
 from prelu_jax.training.config import TrainConfig
@@ -57,7 +57,7 @@ class Config(TrainConfig):
     ladder: tuple[float, ...] = (0.001, 0.004, 0.016)
     ladder_steps: int = 20  # at most num_steps
     reached: float = 0.5  # steps are counted to this error; what ends at or below it trains
-    stalled: float = 0.8  # what is never below this error stalls
+    stalled: float = 0.8  # a run that is never below this error has stayed at chance
     equal: float = 0.05  # spread of log C̃ under the loss that between-layer evens it for
 
 
@@ -130,6 +130,7 @@ Grid = Mapping[Condition, Mapping[str, Sequence[Found]]]  # method -> its runs, 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains every method in every condition; writes the table, two figures and the claims."""
     common.check_unset(config, OF_ARM, "config.archs, config.rectifiers, config.paddings")
+    common.check_fractions(config, "reached", "stalled")
     starts.check(config)
     for method in config.methods:
         names.check("method", method, METHODS)
@@ -206,12 +207,13 @@ def _write(config: Config, found: Grid, workdir: Path) -> list[Claim]:
     }
     written = [
         *figures.method_errors(curves, caption, workdir / "errors"),
-        *figures.change_rates(rates, caption, workdir / "rates"),
+        *profile_figures.change_rates(rates, caption, workdir / "rates"),
     ]
     table, rows = workdir / "table.md", workdir / "runs.csv"
-    table.write_text(markdown(config, found))
+    text = markdown(config, found)
+    files.write_text(table, text)
     write_csv(found, rows)
-    print(f"\n{table.read_text()}\nWritten:", *written, table, rows, sep="\n  ")
+    print(f"\n{text}\nWritten:", *written, table, rows, sep="\n  ")
     return claims
 
 
@@ -229,7 +231,7 @@ def judge(config: Config, found: Grid) -> list[Claim]:
         Claim(
             f"[{BOTH}] leaves a spread of log C̃ of at most {config.equal} under the loss it works "
             "with",
-            max(left) <= config.equal,
+            all(value <= config.equal for value in left),  # False for nan
             f"at most {max(left):.2g} in {len(left)} runs",
         ),
         Claim(
@@ -247,8 +249,9 @@ def judge(config: Config, found: Grid) -> list[Claim]:
     lowest = [each.curve.lowest_error() for each in judged[HE]]
     return [
         Claim(
-            f"With padding 'same' He stalls: error never below {config.stalled:.0%} in any seed",
-            min(lowest) >= config.stalled,
+            f"With padding 'same' He stays at chance for {config.num_steps:,} steps: "
+            f"error never below {config.stalled:.0%} in any seed",
+            results.all_above([each.curve for each in judged[HE]], config.stalled),
             f"lowest error of each run: {results.summary(lowest, ' %', 100)}",
         ),
         *(_trains(config, method, judged[method]) for method in (WITHIN, LSUV)),
@@ -267,39 +270,34 @@ def _trains(config: Config, method: str, runs: Sequence[Found]) -> Claim:
 
 
 def markdown(config: Config, found: Grid) -> str:
-    """A table for each condition, a row for each method."""
-    n = len(next(iter(found.values()))[HE])
+    """Return a table for each condition, a row for each method."""
+    shown = results.heading(len(next(iter(found.values()))[HE]))
     columns: dict[str, Callable[[Found], float]] = {
-        f"steps to {config.reached:.0%} error": lambda each: each.curve.steps_to(config.reached),
+        f"steps to {config.reached:.0%} error, evaluated every {config.eval_every}": lambda each: (
+            each.curve.steps_to(config.reached)
+        ),
         "final error, %": lambda each: 100 * each.curve.final_error(),
         "spread of log C̃": lambda each: each.spread,
         "init., s": lambda each: each.seconds,
         "highest rate that learns × 1000": lambda each: 1000 * each.highest_rate,
     }
     lines = [
-        f"Means and 95 % Student intervals over n = {n} seed{'s' if n > 1 else ''}. Steps: in how "
-        "many seeds, if not in all. A run that diverged ends at 100 %.",
+        f"{shown}. Steps: in how many seeds, if not in all. A run that diverged ends at 100 %.",
     ]
     for condition, by_method in found.items():
         lines += ["", f"{condition}:", "", f"| method | {' | '.join(columns)} |"]
         lines.append("|---" * (1 + len(columns)) + "|")
         for method, runs in by_method.items():
-            cells = [_cell([value(each) for each in runs]) for value in columns.values()]
+            values = ([value(run) for run in runs] for value in columns.values())
+            cells = [results.short(column, digits=3, form="g") for column in values]
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not np.isfinite(values).all():
-        return results.short(values)
-    mean, half = results.student(values)
-    return f"{mean:.3g} ± {half:.2g}" if np.isfinite(half) else f"{mean:.3g}"
 
 
 def write_csv(found: Grid, file: Path) -> None:
     """A row for each run; change rates in one cell, in the order of layers."""
     own = ("spread", "left", "seconds", "first_call_seconds", "highest_rate")
-    with file.open("w", newline="") as out:
+    with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         known: list[Any] = ["arch", "rectifier", "padding", "method", "seed", "status"]
         writer.writerow([*known, "steps", "errors", *own, "change_rates"])

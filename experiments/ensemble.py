@@ -10,6 +10,8 @@ scores are averaged. With ``runs``, those of `experiments.large_models` are not 
 
 import dataclasses
 import functools
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from experiments import common, figures, large_models, machine, results, testing
 from experiments.large_models import A_RELU, A, B, C
 from experiments.results import Claim
 from experiments.testing import MULTI_SCALE, Scores
-from prelu_jax import arch, evaluation
+from prelu_jax import arch, evaluation, files
 from prelu_jax.training import finished
 from prelu_jax.training.config import TrainConfig
 
@@ -28,7 +30,9 @@ _OTHER_SEED = 1000  # of the fifth and the sixth member: ensembles of several se
 # "Six models including those of Table 6", "only one model C" (§4): what the others are, it leaves
 # open.
 MEMBERS = ((A_RELU, 0), (A, 0), (B, 0), (C, 0), (A, _OTHER_SEED), (B, _OTHER_SEED))
+_CLAIMS = 1 + large_models.CLAIMS  # that intervals decide on the runs of these models
 _CLAIM = "members.txt"  # in the work folder: whose ensemble is there
+_MODELS = "the models in "
 _PAPER_TOP_5 = {C: "5.71 (validation)", ENSEMBLE: "4.94 (test)"}
 
 Errors = Mapping[str, Sequence[tuple[float, float]]]  # member or ensemble -> of each seed
@@ -51,27 +55,26 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains and tests the members, or reads them; writes the table and the figure."""
     if config.members:
         return _given(config, workdir, seeds)
-    if config.runs and not (Path(config.runs) / "a_prelu").is_dir():
-        raise ValueError(
-            f"config.runs is {config.runs}, expected the work folder of a finished "
-            "experiments.large_models."
-        )
-    members = f"the models in {config.runs or workdir}"
+    # The same folder by whatever path: members.txt lists the members of this ensemble.
+    runs = large_models.folder_of_runs(config.runs, workdir)
+    members = f"{_MODELS}{os.path.relpath(os.path.realpath(runs), os.path.realpath(workdir))}"
     check_claim(workdir, members)
     first = range(config.seed, config.seed + seeds)
     which = [(model, seed + other) for seed in first for model, other in MEMBERS]
-    tested = large_models.train_and_test(config, which, Path(config.runs or workdir), [MULTI_SCALE])
+    tested = large_models.train_and_test(config, which, runs, [MULTI_SCALE])
     ensembles = [
         {name(member): tested[member[0], seed + member[1]] for member in MEMBERS} for seed in first
     ]
     errors = errors_of(ensembles)
-    _write(workdir, members, errors, large_models.caption(config, seeds))
+    _write(workdir, members, ensembles, errors, large_models.caption(config, seeds), first)
     return judge(errors)
 
 
 def _given(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """The ensemble of finished runs; it claims nothing."""
-    folders = [Path(folder.strip()) for folder in config.members.split(",")]
+    folders = [
+        files.local_path(folder.strip(), "config.members") for folder in config.members.split(",")
+    ]
     common.check_in_one_piece("config.members")
     if seeds > 1:
         raise ValueError("config.members is one ensemble: expected --seeds=1.")
@@ -88,20 +91,32 @@ def _given(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     for of_run in runs:
         testing.check(config, arch.get(of_run.arch).image_size, parallel, tests)
     tested = {str(folder): testing.scores(folder, config, parallel, tests) for folder in folders}
-    errors = errors_of([tested])
     steps = ", ".join(str(n) for n in sorted({of_run.num_steps for of_run in runs}))
     caption = f"{runs[0].dataset}; {len(runs)} finished runs of {steps} steps; n = 1"
-    _write(workdir, members, errors, caption)
+    no_seeds = [""]  # the members' seeds are their own
+    _write(workdir, members, [tested], errors_of([tested]), caption, no_seeds)
     return []
 
 
 def check_claim(workdir: Path, members: str) -> None:
     """Raises a ValueError if the work folder holds the ensemble of others."""
     file = workdir / _CLAIM
-    if file.exists() and (there := file.read_text().strip()) != members:
+    there = files.read_text(file, "Remove it.").strip() if file.exists() else members
+    if there != members and _places(workdir, there) != _places(workdir, members):
         raise ValueError(
             f"{workdir} holds the ensemble of {there}, not of {members}. Choose another --workdir."
         )
+
+
+def _places(workdir: Path, members: str) -> list[str]:
+    """Return the folders that members.txt names, whatever path leads to them.
+
+    The work folder of `experiments.large_models` is a path from this one's, so that both may move;
+    in those of earlier versions, from the current directory, as config.members is.
+    """
+    models = members.removeprefix(_MODELS)
+    start = workdir if models != members and (workdir / models / "a_prelu").is_dir() else Path()
+    return [os.path.realpath(start / folder) for folder in models.split(", ")]
 
 
 def check_alike(folders: Iterable[Path]) -> list[TrainConfig]:
@@ -162,33 +177,54 @@ def _together(members: Mapping[str, Scores | None]) -> Scores | None:
 
 
 def judge(errors: Errors) -> list[Claim]:
-    """What Table 7 says, as a difference within seeds whose 95 % interval decides."""
+    """Return Table 7's statement, as a difference within seeds whose interval decides."""
     top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
     members = [of for name, of in top_1.items() if name != ENSEMBLE]
     best = min(members, key=sum)
     differences = [a - b for a, b in zip(top_1[ENSEMBLE], best, strict=True)]
     statement = "Table 7: the ensemble has a lower top-1 error than its best member"
-    return [results.below_zero_claim(statement, differences, " points", 100)]
+    return [results.below_zero_claim(statement, differences, " points", 100, claims=_CLAIMS)]
 
 
-def _write(workdir: Path, members: str, errors: Errors, caption: str) -> None:
+def drawn(
+    ensembles: Sequence[Mapping[str, Scores | None]], errors: Errors
+) -> dict[str, list[float]]:
+    """Return the top-1 errors for the figure; not a number for a member that diverged, or all."""
+    top_1: dict[str, list[float]] = {}
+    for name, of_seeds in errors.items():
+        tested = [[one[name]] if name in one else list(one.values()) for one in ensembles]
+        top_1[name] = [
+            error if any(scores is not None for scores in of_seed) else math.nan
+            for (error, _), of_seed in zip(of_seeds, tested, strict=True)
+        ]
+    return top_1
+
+
+def _write(
+    workdir: Path,
+    members: str,
+    ensembles: Sequence[Mapping[str, Scores | None]],
+    errors: Errors,
+    caption: str,
+    seeds: Sequence[int | str],
+) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / _CLAIM).write_text(f"{members}\n")
-    top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
-    of_test = {MULTI_SCALE: top_1}
+    files.write_text(workdir / _CLAIM, f"{members}\n")
+    of_test = {MULTI_SCALE: drawn(ensembles, errors)}
     written = figures.errors_by_test(of_test, caption, workdir / "figure", "Model")
-    table = workdir / "table.md"
-    table.write_text(markdown(errors))
-    print(f"\n{table.read_text()}\nWritten:", *written, table, sep="\n  ")
+    table, rows = workdir / "table.md", workdir / "errors.csv"
+    text = markdown(errors)
+    files.write_text(table, text)
+    testing.write_csv({name: {MULTI_SCALE: of} for name, of in errors.items()}, seeds, rows)
+    print(f"\n{text}\nWritten:", *written, table, rows, sep="\n  ")
 
 
 def markdown(errors: Errors) -> str:
-    """Table 7: the paper beside means and 95 % intervals over the seeds."""
-    n = len(errors[ENSEMBLE])
+    """Return Table 7: the paper beside this experiment's seeds."""
+    shown = results.heading(len(errors[ENSEMBLE]))
     lines = [
-        "Dense test, multi-scale; top-1 / top-5 error, %; means and 95 % Student intervals over "
-        f"n = {n} seed{'s' if n > 1 else ''}. A member that diverged counts 100 % and is left out "
-        "of its ensemble; an ensemble of none counts 100 % too.",
+        f"Dense test, multi-scale; top-1 / top-5 error, %. {shown}. A member that diverged counts "
+        "100 % and is left out of its ensemble; an ensemble of none counts 100 % too.",
         "",
         "| | paper, ImageNet, top-5 | ours |",
         "|---|---|---|",

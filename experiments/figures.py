@@ -1,139 +1,187 @@
-"""Drawing, from curves alone."""
+"""Drawing errors and take-offs, from curves alone."""
 
+import itertools
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.results import Curve, Profile, student
+from experiments import drawing
+from experiments.drawing import Style, pyplot, save, seeds
+from experiments.results import Curve
 
-# The colours and dashes of He et al. 2015, Figures 2 and 3.
-_STYLES = (("red", "solid"), ("blue", "dashed"))
-_DECADES = (-15, 3)  # of a profile: what lies below is out of the picture
-_PROFILE_COLOURS = ("tab:red", "tab:orange", "tab:blue", "tab:green")
+__all__ = ["error_curves", "errors_by_test", "final_errors", "method_errors", "takeoff"]
+__all__ += ["pyplot", "save", "seeds"]  # of `drawing`, for the experiments
+
 _GROUP_COLOURS = ("0.35", "tab:blue", "tab:orange")
+_PREDICTIONS = ("solid", "dashdot", "dotted", (0, (8, 2, 1, 2, 1, 2)))
+_OUTSIDE = 1.03  # of the axes: a cross that has no place on the scale
 
 
 def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) -> list[Path]:
-    """Error against epochs, every seed thin and the median bold.
+    """Draw error against epochs, every seed thin and the median bold.
+
+    A run that diverged ends in a cross at its last evaluation, and is not in the median.
 
     Args:
-        curves: of one or two arms; the seeds of an arm share their epochs, unless one diverged.
+        curves: of one or more arms; the seeds of an arm share their epochs.
         title: above the axes.
-        caption: below them: what was run.
+        caption: below them: the setting of the runs.
         stem: path of the figure without its ending.
 
     Returns:
         The files written, a PNG and a PDF.
     """
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.lines import Line2D
 
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    arms = dict.fromkeys(curve.arm for curve in curves)
-    for arm, (colour, dashes) in zip(arms, _STYLES, strict=False):
+    figure, axes = pyplot().subplots(figsize=(7, 5), layout="constrained")
+    handles = []
+    for arm, (colour, dashes, _) in drawing.styles(curve.arm for curve in curves).items():
         of_arm = [curve for curve in curves if curve.arm == arm]
+        done = drawing.finished(of_arm)
         for curve in of_arm:
-            axes.plot(curve.epochs, curve.errors, color=colour, ls=dashes, lw=0.8, alpha=0.45)
-        shared = min(len(curve.epochs) for curve in of_arm)
-        median = np.median([curve.errors[:shared] for curve in of_arm], axis=0)
-        n = f"n = {len(of_arm)} seed{'s' if len(of_arm) > 1 else ''}"
-        label = f"{arm}, median of {n}" if len(of_arm) > 1 else f"{arm}, {n}"
-        axes.plot(of_arm[0].epochs[:shared], median, color=colour, ls=dashes, lw=2.5, label=label)
-    axes.set_xlabel("Epochs", fontsize=13)
-    axes.set_ylabel("Test error (%)", fontsize=13)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+            axes.plot(curve.epochs, curve.errors, color=colour, ls=dashes, lw=0.8, alpha=0.5)
+        if done:
+            epochs = max((curve.epochs for curve in done), key=len)
+            bold = drawing.median(done, len(epochs))
+            axes.plot(epochs, bold, color=colour, ls=dashes, lw=2.5)
+        drawing.crosses(axes, of_arm, curves, "epochs", colour)
+        label = f"{arm}, {drawing.count('median', len(of_arm), len(of_arm) - len(done))}"
+        handles.append(Line2D([], [], color=colour, ls=dashes, lw=2.5, label=label))
+    if len(drawing.finished(curves)) < len(curves):
+        handles.append(drawing.cross_entry("last evaluation"))
+    axes.set_xlabel("Epochs", fontsize=14)
+    axes.set_ylabel("Test error (%)", fontsize=14)
+    drawing.percent(axes.yaxis)
     axes.set_ylim(0, 1)
     axes.set_xlim(left=0)
-    axes.tick_params(labelsize=11)
+    axes.tick_params(labelsize=12)
     axes.grid(alpha=0.25)
-    axes.set_title(title, fontsize=13)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=12, frameon=False)
-    figure.supxlabel(caption, fontsize=8, color="0.35")
+    axes.set_title(title, fontsize=14)
+    drawing.legend(figure, handles)
+    drawing.caption(figure, caption)
     return save(figure, stem)
 
 
-def signal_profiles(profiles: Sequence[Profile], caption: str, stem: Path) -> list[Path]:
-    """Second moments over depth: a column for every network, forward above, backward below.
+def method_errors(
+    curves: Mapping[str, Mapping[str, Sequence[Curve]]], caption: str, stem: Path
+) -> list[Path]:
+    """Draw error against steps, the median of each method; a panel for each condition.
+
+    Runs that diverged are not in the median: each is a thin line that ends in a cross. The title of
+    a panel has their number.
 
     Args:
-        profiles: both directions of every initialisation of every network.
-        caption: below the axes: what was measured.
+        curves: condition -> method -> the curve of every seed.
+        caption: below the axes: the setting of the runs.
         stem: path of the figure without its ending.
 
     Returns:
         The files written, a PNG and a PDF.
     """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.lines import Line2D
 
-    nets = list(dict.fromkeys(p.net for p in profiles))
-    arms = list(dict.fromkeys(p.arm for p in profiles))
-    size = {"figsize": (4.3 * len(nets), 7.5), "layout": "constrained"}
-    figure, grid = pyplot().subplots(2, len(nets), squeeze=False, sharey="row", **size)
-    for p in profiles:
-        row, column = ("forward", "backward").index(p.direction), nets.index(p.net)
-        axes, colour = grid[row, column], _PROFILE_COLOURS[arms.index(p.arm)]
-        x = np.arange(1, len(p.layers) + 1)
-        log, half = p.interval()
-        to_decimal = 1 / np.log(10)
-        first = row == 0 and column == 0
-        axes.plot(x, p.predicted * to_decimal, color=colour, lw=1.5, label=p.arm if first else None)
-        axes.errorbar(
-            x, log * to_decimal, half * to_decimal, fmt="o", ms=3.5, color=colour, elinewidth=1
-        )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"$10^{{{y:.0f}}}$"))
-        axes.set_ylim(*_DECADES)
-        axes.grid(alpha=0.25)
-        axes.tick_params(labelsize=11)
-        if row == 0:
-            axes.set_title(f"{p.net}, {len(p.layers)} layers", fontsize=12)
-        else:
-            axes.set_xlabel("Layer", fontsize=13)
-    grid[0, 0].set_ylabel("Forward: E[y²]", fontsize=13)
-    grid[1, 0].set_ylabel("Backward: E[Δy²]", fontsize=13)
-    figure.legend(loc="outside upper center", ncols=len(arms), fontsize=12, frameon=False)
-    figure.supxlabel(caption, fontsize=9, color="0.35")
+    figure, panels = drawing.panels(curves, height=4.6)
+    colours = {method: f"C{i}" for i, method in enumerate(next(iter(curves.values())))}
+    markers = dict(zip(colours, itertools.cycle("osD^vP*<>")))
+    handles = [
+        Line2D([], [], color=colours[method], marker=markers[method], ms=7, lw=2, label=method)
+        for method in colours
+    ]
+    for axes, by_method in zip(panels, curves.values(), strict=True):
+        _draw_medians(axes, by_method, colours, markers)
+        everyone = [curve for of_method in by_method.values() for curve in of_method]
+        lost = []
+        for method, of_method in by_method.items():
+            diverged = [curve for curve in of_method if curve.status == "diverged"]
+            for curve in diverged:
+                axes.plot(curve.steps, curve.errors, color=colours[method], lw=1, alpha=0.7)
+            if diverged:
+                lost.append(f"{method} {len(diverged)} of {len(of_method)}")
+            drawing.crosses(axes, diverged, everyone, "steps", colours[method])
+        if lost:
+            note = textwrap.fill(f"× diverged: {', '.join(lost)}", 45)
+            axes.set_title(f"{axes.get_title()}\n{note}", fontsize=12)
+        axes.set_xlabel("Steps", fontsize=14)
+        axes.set_ylim(0, 1.03)
+    if any(len(drawing.finished(c)) < len(c) for by in curves.values() for c in by.values()):
+        handles.append(drawing.cross_entry("last\nevaluation"))
+    panels[0].set_ylabel("Test error (%), median", fontsize=14)
+    drawing.percent(panels[0].yaxis)
+    place = {"loc": "outside right center", "fontsize": 13, "frameon": False}
+    figure.legend(handles=handles, title="at step 0", title_fontsize=13, **place)
+    drawing.caption(figure, caption)
     return save(figure, stem)
+
+
+def _draw_medians(
+    axes: Any,
+    by_method: Mapping[str, Sequence[Curve]],
+    colours: Mapping[str, str],
+    markers: Mapping[str, str],
+) -> None:
+    """Draw the median of every method over the runs that did not diverge."""
+    done = {method: drawing.finished(of_method) for method, of_method in by_method.items()}
+    # All runs share their evaluations, unless they diverged.
+    steps = max((c.steps for of_method in by_method.values() for c in of_method), key=len)
+    medians = {m: drawing.median(of, len(steps)) for m, of in done.items() if of}
+    for group in drawing.touching(medians):
+        lines = zip(group, drawing.overlaid(len(group)), strict=True)
+        for i, (method, (width, dashes)) in enumerate(lines):
+            style = {"color": colours[method], "marker": markers[method], "ms": 7, "clip_on": False}
+            # Lines on each other take turns in their marks too.
+            turns = (i, len(group)) if i < len(steps) else None
+            axes.plot(steps, medians[method], lw=width, ls=dashes, markevery=turns, **style)
 
 
 def final_errors(
     curves: Mapping[str, Sequence[Curve]], title: str, caption: str, stem: Path
 ) -> list[Path]:
-    """The final error of every arm, a row each: every seed small, mean and interval large.
+    """Draw the final error of every arm, a row each: seeds small, mean and interval large.
+
+    A run that diverged is a cross at its last evaluation, right of the frame if it had none.
 
     Args:
         curves: arm -> the curve of every seed; 'group: arm' has the colour of its group.
         title: above the axes.
-        caption: below them: what was run.
+        caption: below them: the setting of the runs.
         stem: path of the figure without its ending.
 
     Returns:
         The files written, a PNG and a PDF.
     """
-    from matplotlib.ticker import PercentFormatter
-
-    figure, axes = pyplot().subplots(figsize=(8, 1.6 + 0.5 * len(curves)), layout="constrained")
+    size = {"figsize": (8, 2 + 0.55 * len(curves)), "layout": "constrained"}
+    figure, axes = pyplot().subplots(**size)
     groups = list(dict.fromkeys(arm.partition(":")[0] for arm in curves))
+    rows = []
     for row, (arm, of_arm) in enumerate(curves.items()):
-        colour = _GROUP_COLOURS[groups.index(arm.partition(":")[0])]
-        errors = [curve.final_error() for curve in of_arm]
-        mean, half = student(errors)
-        small = {"ms": 4, "color": colour, "alpha": 0.35, "clip_on": False}
-        axes.plot(errors, [row] * len(errors), "o", **small)
-        interval = {"xerr": half, "elinewidth": 2, "capsize": 5} if len(errors) > 1 else {}
-        _whole(axes.errorbar(mean, row, fmt="D", ms=8, color=colour, **interval))
-    axes.set_yticks(range(len(curves)), list(curves), fontsize=13)
-    axes.invert_yaxis()
+        colour = _GROUP_COLOURS[groups.index(arm.partition(":")[0]) % len(_GROUP_COLOURS)]
+        errors = [curve.final_error() for curve in drawing.finished(of_arm)]
+        lost = [curve for curve in of_arm if curve.status == "diverged"]
+        if errors:
+            small = {"ms": 5, "color": colour, "alpha": 0.4, "clip_on": False}
+            axes.plot(errors, row + drawing.jitter(len(errors), 0.15), "o", **small)
+            drawing.mean(axes, row, errors, "x", fmt="D", ms=8, color=colour)
+        for curve, y in zip(lost, row + drawing.jitter(len(lost), 0.15), strict=True):
+            if len(curve.errors):
+                drawing.cross(axes, float(curve.errors[-1]), y, colour)
+            else:
+                drawing.cross(axes, _OUTSIDE, y, colour, transform=axes.get_yaxis_transform())
+        rows.append(f"{arm}\n{len(lost)} of {len(of_arm)} diverged" if lost else arm)
+    axes.set_yticks(range(len(rows)), rows, fontsize=13)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, min(1, axes.get_xlim()[1]))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    axes.set_xlabel("Final test error (%)", fontsize=13)
+    drawing.percent(axes.xaxis)
+    axes.set_xlabel("Final test error (%)", fontsize=14)
     axes.tick_params(axis="x", labelsize=12)
     axes.grid(alpha=0.25)
-    figure.suptitle(title, fontsize=13)
-    figure.supxlabel(caption, fontsize=9, color="0.35")
+    figure.suptitle(title, fontsize=14)
+    if any("diverged" in row for row in rows):
+        caption += "; ×: diverged, at its last evaluation, right of the frame if there is none"
+    drawing.caption(figure, caption)
     return save(figure, stem)
 
 
@@ -143,163 +191,148 @@ def errors_by_test(
     stem: Path,
     along: str = "Test",
 ) -> list[Path]:
-    """The error of every model by how it is tested: every seed small, mean and interval large.
+    """Draw the error of every model by its test: every seed small, mean and interval large.
+
+    A run that diverged is a cross above the frame: it is not tested.
 
     Args:
-        errors: model -> test -> fractions, one for each seed.
-        caption: below the axes: what was run.
+        errors: model -> test -> fractions, one for each seed; not a number for one that diverged.
+        caption: below the axes: the setting of the runs.
         stem: path of the figure without its ending.
-        along: what the tests are, if not tests.
+        along: the label of the tests' axis.
 
     Returns:
         The files written, a PNG and a PDF.
     """
-    from matplotlib.ticker import PercentFormatter
-
-    figure, axes = pyplot().subplots(figsize=(8, 4.8), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
     tests = list(next(iter(errors.values())))
+    handles = []
+    lost = False
     for i, (model, of_model) in enumerate(errors.items()):
-        at = np.arange(len(tests)) + 0.16 * (i - (len(errors) - 1) / 2)
-        for place, test in zip(at, tests, strict=True):
-            small = {"ms": 3, "c": f"C{i}", "alpha": 0.4, "clip_on": False}
-            axes.plot([place] * len(of_model[test]), of_model[test], "o", **small)
-        means, halves = zip(*(student(of_model[test]) for test in tests), strict=True)
-        interval = {"yerr": halves, "elinewidth": 2, "capsize": 4} if np.isfinite(halves[0]) else {}
-        fmt, colour = "osD^vP"[i % 6], f"C{i}"
-        drawn = axes.errorbar(at, means, fmt=fmt, ms=8, color=colour, label=model, **interval)
-        _whole(drawn)
+        colour, marker = f"C{i}", "osD^vP"[i % 6]
+        for place, test in enumerate(tests):
+            at = place + 0.8 / (len(errors) + 1) * (i - (len(errors) - 1) / 2)
+            tested = [error for error in of_model[test] if np.isfinite(error)]
+            if tested:
+                small = {"ms": 4, "color": colour, "alpha": 0.4, "clip_on": False}
+                axes.plot(at + drawing.jitter(len(tested), 0.03), tested, "o", **small)
+                drawing.mean(axes, at, tested, "y", fmt=marker, ms=8, color=colour)
+            missing = len(of_model[test]) - len(tested)
+            for x in at + drawing.jitter(missing, 0.06):
+                drawing.cross(axes, x, _OUTSIDE, colour, transform=axes.get_xaxis_transform())
+            lost |= missing > 0
+        handles.append(_entry(model, of_model, colour, marker))
+    if lost:
+        handles.append(drawing.cross_entry("not tested"))
     names = [re.sub(r"([,:]) ", r"\1\n", test) for test in tests]  # the long ones in lines
     axes.set_xticks(range(len(tests)), names, fontsize=13)
-    axes.set_xlabel(along, fontsize=13)
-    axes.set_ylabel("Top-1 error (%)", fontsize=13)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    axes.set_xlim(-0.5, len(tests) - 0.5)
+    axes.set_xlabel(along, fontsize=14)
+    axes.set_ylabel("Top-1 error (%)", fontsize=14)
+    axes.set_ylim(0, min(1, axes.get_ylim()[1]))
+    drawing.percent(axes.yaxis)
     axes.tick_params(axis="y", labelsize=12)
     axes.grid(axis="y", alpha=0.25)
-    figure.legend(loc="outside upper center", ncols=4, fontsize=12, frameon=False)
-    figure.supxlabel(caption, fontsize=9, color="0.35")
+    drawing.legend(figure, handles)
+    drawing.caption(figure, caption)
     return save(figure, stem)
 
 
-def method_errors(
-    curves: Mapping[str, Mapping[str, Sequence[Curve]]], caption: str, stem: Path
+def _entry(model: str, of_model: Mapping[str, Sequence[float]], colour: str, marker: str) -> Any:
+    """Return a model's entry of the legend, with the number of runs that diverged."""
+    from matplotlib.lines import Line2D
+
+    errors = next(iter(of_model.values()))
+    diverged = int(np.isnan(errors).sum())
+    label = f"{model}, {drawing.count('mean', len(errors), diverged)}" if diverged else model
+    return Line2D([], [], color=colour, marker=marker, ms=8, ls="none", label=label)
+
+
+def takeoff(
+    points: Mapping[str, Mapping[int, Sequence[float]]],
+    predicted: Mapping[str, Mapping[int, float]],
+    title: str,
+    caption: str,
+    stem: Path,
+    *,
+    limit: float,
 ) -> list[Path]:
-    """Error against steps, the median of each method; a panel for each condition.
+    """Draw steps until an error is reached against depth, every seed and the median of a depth.
+
+    A seed that did not train is a triangle at the limit. Where the median seed did not train, the
+    line of medians has a gap.
 
     Args:
-        curves: condition -> method -> the curve of every seed; those that diverged go on at 1.
-        caption: below the axes: what was run.
+        points: arm -> depth -> steps of every seed, infinite for a seed that did not train.
+        predicted: label -> depth -> steps; a thin black line each.
+        title: above the axes.
+        caption: below them: the setting of the runs.
         stem: path of the figure without its ending.
+        limit: the last step of the runs.
 
     Returns:
         The files written, a PNG and a PDF.
     """
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-    figure, panels = _panels(curves, height=4.6)
-    for axes, by_method in zip(panels, curves.values(), strict=True):
-        # All runs share their evaluations, unless they diverged.
-        steps = max((c.steps for of in by_method.values() for c in of), key=len)
-        for i, (method, of_method) in enumerate(by_method.items()):
-            errors = [
-                np.pad(curve.errors, (0, len(steps) - len(curve.errors)), constant_values=1.0)
-                for curve in of_method
-            ]
-            marker = "osD^vP*X<"[i % 9]
-            style = {"color": f"C{i}", "marker": marker, "ms": 7, "lw": 2, "clip_on": False}
-            axes.plot(steps, np.median(errors, axis=0), label=method, **style)
-        axes.set_xlabel("Steps", fontsize=13)
-        axes.set_ylim(0, 1.03)
-    panels[0].set_ylabel("Test error (%), median", fontsize=13)
-    panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside right center", fontsize=13, frameon=False, title="at step 0"
-    )
-    figure.supxlabel(caption, fontsize=10, color="0.35")
+    figure, axes = pyplot().subplots(figsize=(7.5, 5.8), layout="constrained")
+    depths = sorted({d for by in (*points.values(), *predicted.values()) for d in by})
+    gap = float(np.diff(depths).min()) if len(depths) > 1 else 1.0
+    handles, styles = [], drawing.styles(points)
+    for i, (arm, by_depth) in enumerate(points.items()):
+        shift = 0.2 * gap * (i - (len(points) - 1) / 2)  # arms of equal steps lie side by side
+        handles.append(_takeoff_of_arm(axes, by_depth, styles[arm], shift, 0.08 * gap, limit))
+        n = {len(steps) for steps in by_depth.values()}
+        shown = f"{min(n)} to {max(n)} seeds" if len(n) > 1 else f"{min(n)} seed{'s' * (n != {1})}"
+        handles[-1].set_label(f"{arm}: {shown}, median")
+    for (label, line), dashes in zip(predicted.items(), itertools.cycle(_PREDICTIONS)):
+        x, y = np.transpose(sorted(line.items()))
+        handles += axes.plot(x, y, color="black", lw=1.2, ls=dashes, label=label)
+    if any(np.isinf(steps).any() for by_depth in points.values() for steps in by_depth.values()):
+        axes.axhline(limit, color="0.3", ls="dashed", lw=1)
+        missing: dict[str, Any] = {"marker": "^", "ls": "none", "mfc": "white", "ms": 9}
+        handles.append(Line2D([], [], label=f"not in {limit:,.0f} steps", mec="0.3", **missing))
+    axes.set_yscale("log")
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * limit))  # a prediction may go far beyond
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(depths)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("Layers", fontsize=14)
+    axes.set_ylabel("Steps until the net trains", fontsize=14)
+    axes.tick_params(labelsize=12)
+    axes.grid(alpha=0.25)
+    axes.set_title(title, fontsize=14)
+    drawing.legend(figure, handles)
+    drawing.caption(figure, caption)
     return save(figure, stem)
 
 
-def change_rates(
-    rates: Mapping[str, Mapping[str, np.ndarray]], caption: str, stem: Path
-) -> list[Path]:
-    """C̃ of every layer over the geometric mean of its net; a panel for each condition.
+def _takeoff_of_arm(
+    axes: Any,
+    by_depth: Mapping[int, Sequence[float]],
+    style: Style,
+    shift: float,
+    jitter: float,
+    limit: float,
+) -> Any:
+    """Draw the seeds and medians of one arm; return the handle of its legend entry."""
+    from matplotlib.lines import Line2D
 
-    Args:
-        rates: condition -> method -> the rates of every seed ``[n, L]``.
-        caption: below the axes: what was measured.
-        stem: path of the figure without its ending.
-
-    Returns:
-        The files written, a PNG and a PDF.
-    """
-    figure, panels = _panels(rates, height=5.0)
-    for axes, by_method in zip(panels, rates.values(), strict=True):
-        for row, of_method in enumerate(by_method.values()):
-            logs = np.log(of_method)
-            logs -= logs.mean(axis=1, keepdims=True)
-            depth = np.broadcast_to(np.arange(1, logs.shape[1] + 1), logs.shape)
-            dots = axes.scatter(np.exp(logs), np.full(logs.shape, row), c=depth, s=28, alpha=0.7)
-            spread = f"{logs.std(axis=1).mean():.2f}"
-            axes.text(
-                1.02, row, spread, transform=axes.get_yaxis_transform(), va="center", fontsize=12
-            )
-        axes.text(1.02, -0.75, "spread", transform=axes.get_yaxis_transform(), fontsize=11)
-        axes.set_xscale("log")
-        axes.set_yticks(range(len(by_method)), list(by_method), fontsize=13)
-        axes.set_xlabel("C̃ of a layer / geometric mean", fontsize=13)
-    panels[0].invert_yaxis()
-    figure.colorbar(dots, ax=panels, label="Layer", shrink=0.8, pad=0.03)
-    figure.supxlabel(f"{caption}; spread: of log C̃ over layers", fontsize=10, color="0.35")
-    return save(figure, stem)
-
-
-def _whole(drawn: Any) -> None:
-    """Shows the marks of an errorbar whole at the frame, where its bars end."""
-    drawn[0].set(clip_on=False, zorder=3)
-
-
-def seeds(first: int, n: int) -> str:
-    """Seeds as a caption has them."""
-    return f"seeds {first} to {first + n - 1}, n = {n}" if n > 1 else f"seed {first}, n = 1"
-
-
-def _panels(conditions: Mapping[str, Any], height: float) -> tuple[Any, Sequence[Any]]:
-    """A panel for each condition, two in a row, titled with its name."""
-    columns = min(2, len(conditions))
-    rows = -(-len(conditions) // columns)
-    figure, grid = pyplot().subplots(
-        *(rows, columns),
-        figsize=(2.5 + 4.6 * columns, height * rows),
-        squeeze=False,
-        sharey=True,
-        sharex=True,
-        layout="constrained",
-    )
-    for axes in grid.flat[len(conditions) :]:
-        axes.remove()
-    panels = list(grid.flat[: len(conditions)])
-    for axes, name in zip(panels, conditions, strict=True):
-        axes.set_title(name.replace(", padding", ",\npadding"), fontsize=12)
-        axes.tick_params(labelsize=11)
-        axes.grid(alpha=0.25)
-    return figure, panels
-
-
-def pyplot() -> Any:
-    """Imported late: not needed to read results, and slow."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save(figure: Any, stem: Path) -> list[Path]:
-    """Writes a figure as a PNG and a PDF, closes it and returns the files."""
-    files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    pyplot().close(figure)
-    return files
+    colour, _, marker = style
+    small = {"ls": "none", "color": colour, "alpha": 0.55, "clip_on": False}
+    for depth, steps in by_depth.items():
+        x, y = depth + shift + jitter * np.linspace(-1, 1, len(steps)), np.array(steps)
+        trained = np.isfinite(y)
+        if trained.any():  # an empty line that is not clipped would widen the margins
+            axes.plot(x[trained], y[trained], marker=marker, ms=5.5, mew=0, **small)
+        if not trained.all():
+            at_limit = np.full((~trained).sum(), limit)
+            axes.plot(x[~trained], at_limit, marker="^", ms=9, mfc="white", **small)
+    x, medians = np.transpose([(d, np.median(steps)) for d, steps in sorted(by_depth.items())])
+    medians[~np.isfinite(medians)] = np.nan
+    # The short marks show a median that has gaps on both sides.
+    axes.plot(x + shift, medians, color=colour, lw=2.2, marker="_", ms=10, mew=2.5)
+    return Line2D([], [], color=colour, lw=2.2, marker=marker, ms=10)

@@ -8,7 +8,6 @@ reached is held as a band: a later version of this package that ends above it ha
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,11 @@ from pathlib import Path
 from experiments import common, convergence, figures, machine, results, testing
 from experiments.results import Claim
 from experiments.testing import TEN_VIEW, ScoredConfig
-from prelu_jax import arch
+from prelu_jax import arch, files
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
+
+CENTRE = "crop in the middle"
 
 Errors = Mapping[str, Sequence[tuple[float, float]]]  # arch -> centre crop, ten views, of each seed
 
@@ -81,6 +82,7 @@ def _reduced() -> Config:
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains and tests both nets over the seeds, writes the table, the figure and the claims."""
     common.check_unset(config, ["arch"], "config.archs")
+    common.check_fractions(config, "learned")
     if len(config.learned) != len(config.archs):
         raise ValueError(
             f"config.learned is {config.learned}, expected one for each of {config.archs}."
@@ -113,11 +115,13 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         "seed, bold: median"
     )
     written = figures.error_curves(every, "PReLU on a longer schedule", caption, workdir / "figure")
-    table, points = workdir / "table.md", workdir / "curves.csv"
+    table, points, tested = (workdir / name for name in ("table.md", "curves.csv", "errors.csv"))
     sizes = {name: parameters(of[0]) for name, of in folders.items()}
-    table.write_text(markdown(config, errors, sizes))
+    text = markdown(config, errors, sizes)
+    files.write_text(table, text)
     results.write_csv(every, points)
-    print(f"\n{table.read_text()}\nWritten:", *written, table, points, sep="\n  ")
+    testing.write_csv(_by_test(errors), which, tested)
+    print(f"\n{text}\nWritten:", *written, table, points, tested, sep="\n  ")
     return judge(config, errors)
 
 
@@ -134,7 +138,8 @@ def ten_view_error(folder: Path, config: Config, parallel: Parallel) -> float:
 
 def parameters(folder: Path) -> int:
     """How many parameters a run's network has."""
-    report = json.loads((folder / "init_report.json").read_text())
+    advice = "Give the experiment's command again: it writes the file again."
+    report = files.read_json(folder / "init_report.json", list, advice)
     return sum(math.prod(row["shape"]) for row in report)
 
 
@@ -142,7 +147,7 @@ def judge(config: Config, errors: Errors) -> list[Claim]:
     """The regression band of each net."""
     return [
         Claim(
-            f"{name}: {TEN_VIEW} error at most {band:.1%} in every seed",
+            f"{name}: {testing.name(TEN_VIEW, config)} error at most {band:.1%} in every seed",
             max(tens) <= band,
             results.summary(tens, " %", 100),
         )
@@ -154,15 +159,25 @@ def _ten_view(errors: Errors) -> dict[str, list[float]]:
     return {name: [ten for _, ten in of] for name, of in errors.items()}
 
 
+def _by_test(errors: Errors) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Return the errors by net and test, without a top-5 error."""
+    return {
+        name: {
+            test: [(error, math.nan) for error in values]
+            for test, values in zip((CENTRE, TEN_VIEW), zip(*pairs, strict=True), strict=True)
+        }
+        for name, pairs in errors.items()
+    }
+
+
 def markdown(config: Config, errors: Errors, sizes: Mapping[str, int]) -> str:
-    """Errors of both nets, means and 95 % intervals over the seeds."""
-    n = len(errors[config.archs[0]])
+    """Return the table of both nets' errors."""
+    shown = results.heading(len(errors[config.archs[0]]))
     lines = [
-        f"Test error, %, on all test images of {config.dataset}; means and 95 % Student intervals "
-        f"over n = {n} seed{'s' if n > 1 else ''}. Views are five, not ten, where training does "
-        "not mirror. A run that diverged counts 100 %.",
+        f"Test error, %, on all test images of {config.dataset}. {shown}."
+        f"{testing.unmirrored(config)} A run that diverged counts 100 %.",
         "",
-        "| net | parameters | steps | crop in the middle | ten views |",
+        f"| net | parameters | steps | {CENTRE} | {testing.name(TEN_VIEW, config)} |",
         "|---|---|---|---|---|",
     ]
     for name, of in errors.items():

@@ -78,12 +78,29 @@ def keep_freed_memory() -> None:
 
 
 def cache_compilations() -> None:
-    """Compiled programs are kept between commands, unless the user has chosen a place."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "prelu_jax" / "xla"))
+    """Keep compiled programs between commands, unless the user has chosen a place.
+
+    Nothing is kept where there is no home folder, or one that cannot be written.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    if folder := _cache_folder():
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         # A run starts with dozens of small programs, which together take seconds.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _cache_folder() -> Path | None:
+    """Return the folder of compiled programs, made; None where there can be none."""
+    try:
+        chosen = os.environ.get("XDG_CACHE_HOME")
+        if not chosen and not Path.home().is_dir():  # as a container's user may have it
+            return None
+        folder = Path(chosen or Path.home() / ".cache") / "prelu_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: neither $HOME nor an entry in passwd
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def quiet_orbax() -> None:

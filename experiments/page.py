@@ -2,6 +2,7 @@
 
 import base64
 import mimetypes
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def render(text: str, folder: Path, figures: Mapping[str, Path]) -> str:
         path = unquote(str(token.attrs.get("src", "")))
         if token.type != "image" or re.match(r"\w+:", path):  # what is on the web stays there
             continue
-        file = figures.get(path, folder / path)
+        file = figures.get(path, folder / os.fsdecode(path.encode()))
         if not file.is_file():
             raise ValueError(f"{folder / path} is shown, but not there. Mend the link to it.")
         kind = mimetypes.guess_type(path)[0] or ""

@@ -2,15 +2,19 @@
 
 import dataclasses
 import datetime
-import json
+import math
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from absl import logging
 
 from experiments.results import Claim
+from prelu_jax import files
 
 _FILE = "experiment.json"
 _BEGUN = "experiment.begun"  # beside the record, from the beginning of a command to its end
@@ -27,7 +31,7 @@ class Record:
         seconds: wall-clock, compilation included, of all commands that finished in the folder.
         resumed: one that did not finish was there before: the time is not all of it.
         hardware, versions: what it ran on.
-        claims: what came of it.
+        claims: with the outcome of each.
         commands: how many finished in the folder.
     """
 
@@ -52,6 +56,9 @@ def begin(folder: Path) -> bool:
     """
     if not folder.exists() or not any(folder.iterdir()):
         return False  # nor is it made: the command may be refused
+    for file in (folder / _FILE, folder / _BEGUN):
+        if file.is_dir():  # at the end it would be too late
+            raise ValueError(f"{file} is a directory, expected a file. Move it away.")
     begun = folder / _BEGUN
     stopped = begun.exists() or not (folder / _FILE).exists()
     begun.touch()
@@ -85,7 +92,8 @@ def write(
     if (folder / _FILE).exists():
         try:
             earlier = read(folder)
-        except ValueError:  # damaged: its time is lost, what was computed now must not be
+        except ValueError as error:  # its time is lost, what was computed now must not be
+            logging.warning("%s It is replaced; the time in it is lost.", error)
             resumed = True
         else:
             seconds, commands = earlier.seconds + seconds, earlier.commands + 1
@@ -94,7 +102,7 @@ def write(
         name,
         scale,
         seeds,
-        command=shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]]),
+        command=shlex.join(["python", "-m", f"experiments.{name}", *map(_text, sys.argv[1:])]),
         finished=datetime.datetime.now(datetime.UTC).date().isoformat(),
         seconds=round(seconds, 1),
         resumed=resumed,
@@ -103,9 +111,7 @@ def write(
         claims=tuple(claims),
         commands=commands,
     )
-    temporary = folder / f"{_FILE}.tmp"
-    temporary.write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n")
-    os.replace(temporary, folder / _FILE)
+    files.write_json(folder / _FILE, dataclasses.asdict(record))
     (folder / _BEGUN).unlink(missing_ok=True)
 
 
@@ -116,15 +122,38 @@ def read(folder: Path) -> Record:
         ValueError: the file is no record.
     """
     file = folder / _FILE
+    advice = "Give the experiment's command again: finished runs are read, not repeated."
     try:
-        fields = json.loads(file.read_text())
+        fields = files.read_json(file, dict, "")
         claims = tuple(Claim(**claim) for claim in fields.pop("claims"))
-        return Record(**fields, claims=claims)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{file} is no record of an experiment ({error}). Give the experiment's command again: "
-            "finished runs are read, not repeated."
-        ) from error
+        record = Record(**fields, claims=claims)
+        _check_types(record)
+        return record
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        reason = str(error).rstrip(" .")
+        raise ValueError(f"{file} is no record of an experiment ({reason}). {advice}") from error
+
+
+def _check_types(record: Record) -> None:
+    """Raise a ValueError if a field of a record, or of a claim, is of another type."""
+    verdict = bool | None
+    asked: dict[Any, Any] = {float: int | float, **{t: t for t in (str, int, bool, verdict)}}
+    parts: tuple[Any, ...] = (record, *record.claims)
+    for part in parts:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            kind = asked.get(field.type, tuple)
+            if not isinstance(value, kind) or (
+                isinstance(value, bool) and kind not in (bool, verdict)
+            ):
+                raise ValueError(f"{field.name} is {value!r}, expected another type")
+    if record.seeds < 1 or record.commands < 1 or not 0 <= record.seconds < math.inf:
+        raise ValueError("seeds, commands and seconds are expected to be positive and finite")
+
+
+def _text(argument: str) -> str:
+    """Return an argument of the command as Unicode, whatever the locale has made of it."""
+    return os.fsencode(argument).decode("utf-8", "replace")
 
 
 def find(root: Path) -> list[Path]:
@@ -140,7 +169,8 @@ def _hardware() -> str:
     if devices[0].platform != "cpu":
         return f"{len(devices)} × {devices[0].device_kind}"
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    lines = text.splitlines()
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     model = next(models, "") or platform.processor() or platform.machine()
     return f"{os.cpu_count()} cores of {model}"

@@ -26,7 +26,7 @@ from experiments import (
 from experiments.results import Claim
 from experiments.slopes import Slopes
 from experiments.testing import TEN_VIEW, ScoredConfig
-from prelu_jax import arch, models
+from prelu_jax import arch, files, models
 from prelu_jax.training.config import TrainConfig
 
 RELU, LEAKY = "ReLU", f"leaky ReLU, a = {models.LEAKY_SLOPE:g}"
@@ -37,6 +37,8 @@ LEARNED = (SHARED, CHANNEL_WISE)
 # Table 2: top-1 and top-5 error in %, 10-view. The paper has no row for leaky ReLU.
 TABLE_2 = {RELU: (33.82, 13.34), SHARED: (32.71, 12.87), CHANNEL_WISE: (32.64, 12.75)}
 
+_CLAIMS = 5  # that intervals decide
+
 _IMAGES = 1_281_167  # in ImageNet's training set
 
 Errors = Mapping[str, Sequence[tuple[float, float]]]  # arm -> top-1, top-5 of each seed, in order
@@ -45,7 +47,7 @@ Learned = Mapping[str, Sequence[Slopes]]  # arm with PReLU -> its slopes of ever
 
 @dataclasses.dataclass
 class Config(ScoredConfig):
-    """The training and the 10-view test of every arm, and what the claims ask for."""
+    """The training and the test in ten views of every arm, and what the claims ask for."""
 
     rectifier: str = ""  # set for each arm; leave it empty
     scales: tuple[int, ...] = ()  # Table 2 has no dense test
@@ -122,6 +124,7 @@ def imagenet() -> Config:
 
 def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     """Trains every arm over the seeds, writes the tables, the figures and the claims."""
+    common.check_fractions(config, "learned")
     common.check_unset(config, ["rectifier"])
     arms = {
         arm: {seed: workdir / rectifier / f"seed_{seed}" for seed in _seeds(config, seeds)}
@@ -137,21 +140,25 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     common.train_all(runs, parallel)
 
     curves = {arm: [results.read_curve(f, arm) for f in of.values()] for arm, of in arms.items()}
-    errors = {
-        arm: [
-            testing.errors(testing.scores(folder, config, parallel, [TEN_VIEW]), TEN_VIEW)
-            for folder in of.values()
-        ]
+    scores = {
+        arm: [testing.scores(folder, config, parallel, [TEN_VIEW]) for folder in of.values()]
         for arm, of in arms.items()
     }
+    errors = {arm: [testing.errors(one, TEN_VIEW) for one in of] for arm, of in scores.items()}
+    top_1 = {arm: [testing.top_1(one, TEN_VIEW) for one in of] for arm, of in scores.items()}
     layers = rectified(config.arch)
     learned = {arm: [slopes.read(f, layers) for f in arms[arm].values()] for arm in LEARNED}
-    written = draw(config, errors, learned, workdir)
-    table, points, rows = (workdir / name for name in ("table.md", "curves.csv", "slopes.csv"))
-    table.write_text(markdown(config, errors, learned))
+    written = draw(config, top_1, learned, workdir)
+    table, points, rows, tested = (
+        workdir / name for name in ("table.md", "curves.csv", "slopes.csv", "errors.csv")
+    )
+    text = markdown(config, errors, learned)
+    files.write_text(table, text)
     results.write_csv([curve for of_arm in curves.values() for curve in of_arm], points)
     slopes.write_csv(learned, rows)
-    print(f"\n{table.read_text()}\nWritten:", *written, table, points, rows, *runs, sep="\n  ")
+    by_test = {arm: {TEN_VIEW: of_arm} for arm, of_arm in errors.items()}
+    testing.write_csv(by_test, _seeds(config, seeds), tested)
+    print(f"\n{text}\nWritten:", *written, table, points, rows, tested, *runs, sep="\n  ")
     return judge(config, errors, learned)
 
 
@@ -172,14 +179,14 @@ def rectified(name: str) -> tuple[str, ...]:
 
 
 def judge(config: Config, errors: Errors, learned: Learned) -> list[Claim]:
-    """What the paper says of learned slopes, each as a number of every seed.
+    """Return the paper's statements on learned slopes, each as a number of every seed.
 
-    It passes if the number has the claimed sign in its whole 95 % interval: what seeds do not
-    decide, fails. A slope of a run that diverged is not a number: its claims fail.
+    A claim passes if the whole interval of the number has the claimed sign, and fails if none of it
+    has. A slope of a run that diverged is not a number: its claims fail.
     """
     top_1 = {arm: [one for one, _ in of] for arm, of in errors.items()}
     return [
-        testing.learned(top_1, config.learned),
+        testing.learned(top_1, config.learned, config),
         *(_lower_error(errors, arm) for arm in (CHANNEL_WISE, SHARED)),
         *(_first_is_largest(learned, arm) for arm in (CHANNEL_WISE, SHARED)),
         _shrink(learned, CHANNEL_WISE),
@@ -188,7 +195,8 @@ def judge(config: Config, errors: Errors, learned: Learned) -> list[Claim]:
 
 def _lower_error(errors: Errors, arm: str) -> Claim:
     statement = f"Table 2: [{arm}] ends at a lower error than [{RELU}]"
-    return results.below_zero_claim(statement, against_relu(errors, arm), " points", 100)
+    differences = against_relu(errors, arm)
+    return results.below_zero_claim(statement, differences, " points", 100, claims=_CLAIMS)
 
 
 def against_relu(errors: Errors, arm: str) -> list[float]:
@@ -197,14 +205,14 @@ def against_relu(errors: Errors, arm: str) -> list[float]:
 
 
 def _first_is_largest(learned: Learned, arm: str) -> Claim:
-    # Of every seed, the largest slope behind the first layer less the first: negative, if it is.
-    behind = [float(np.max(of.final()[1:]) - of.final()[0]) for of in learned[arm]]
+    # In every seed, the largest slope after the first layer less the first: negative, if it is.
+    after = [float(np.max(run.final()[1:]) - run.final()[0]) for run in learned[arm]]
     first = learned[arm][0].layers[0]
     statement = f"Table 1: [{arm}] the slope of {first} is the largest of all layers in every seed"
     of = f"largest other slope less that of {first}"
-    claim = results.below_zero_claim(statement, behind, "", of=of)
-    in_every_seed = all(value < 0 for value in behind)
-    return dataclasses.replace(claim, passed=claim.passed and in_every_seed)
+    claim = results.below_zero_claim(statement, after, "", of=of, claims=_CLAIMS)
+    in_every_seed = all(value < 0 for value in after)
+    return claim if in_every_seed else dataclasses.replace(claim, passed=False)
 
 
 def _shrink(learned: Learned, arm: str) -> Claim:
@@ -214,7 +222,7 @@ def _shrink(learned: Learned, arm: str) -> Claim:
     paper = slopes.paper(learned[arm][0].layers, LEARNED)
     beside = f"; the paper's {slopes.with_depth(paper[arm]):.3g}" if paper else ""
     statement = f"Table 1: [{arm}] slopes shrink with depth: Spearman's correlation is below 0"
-    claim = results.below_zero_claim(statement, correlations, "", of="correlation")
+    claim = results.below_zero_claim(statement, correlations, "", of="correlation", claims=_CLAIMS)
     more = (
         f"{beside}; means over seeds between {means.min():.3f} and {means.max():.3f}, "
         f"{initial_slope():g} before training"
@@ -223,16 +231,14 @@ def _shrink(learned: Learned, arm: str) -> Claim:
 
 
 def markdown(config: Config, errors: Errors, learned: Learned) -> str:
-    """Tables 2 and 1: the paper beside means and 95 % intervals over the seeds."""
-    n = len(errors[RELU])
+    """Return Tables 2 and 1: the paper beside this experiment's seeds."""
+    shown = results.heading(len(errors[RELU]))
     lines = [
-        f"Means and 95 % Student intervals over n = {n} seed{'s' if n > 1 else ''} of "
-        f"{config.dataset}, {config.arch}; differences are within seeds. The paper's errors are "
-        "on ImageNet's validation images: only `--scale=imagenet` compares with them. Views are "
-        "five, not ten, where training does not mirror. A run that diverged counts 100 %, and has "
-        "no slopes.",
+        f"{shown} of {config.dataset}, {config.arch}; differences are within seeds. The paper's "
+        "errors are on ImageNet's validation images: only `--scale=imagenet` compares with them."
+        f"{testing.unmirrored(config)} A run that diverged counts 100 %, and has no slopes.",
         "",
-        "Table 2, top-1 / top-5 error, %, 10-view:",
+        f"Table 2, top-1 / top-5 error, %, {testing.beside_paper(config)}:",
         "",
         "| rectifier | paper | ours | ours against ReLU, top-1, points |",
         "|---|---|---|---|",
@@ -266,21 +272,29 @@ def initial_slope() -> float:
     return slope
 
 
-def draw(config: Config, errors: Errors, learned: Learned, workdir: Path) -> list[Path]:
-    """Draws the figures of both tables and returns the files written."""
-    seeds = figures.seeds(config.seed, len(errors[RELU]))
+def draw(
+    config: Config, top_1: Mapping[str, Sequence[float]], learned: Learned, workdir: Path
+) -> list[Path]:
+    """Draw the figures of both tables and return the files written.
+
+    Args:
+        config: of the experiment.
+        top_1: arm -> error of every seed; not a number for a run that diverged.
+        learned: the slopes.
+        workdir: of the figures.
+    """
+    seeds = figures.seeds(config.seed, len(top_1[RELU]))
     caption = (
         f"{config.dataset}, {config.arch}, width {config.width:g}; {config.num_steps} steps of "
         f"{config.batch_size}, SGD {config.learning_rate:g}, momentum {config.momentum:g};\n"
         f"{seeds}; mean and 95 % interval"
     )
     of_slopes = f"{caption}; dotted: before training"
-    scales = f"{of_slopes}; each panel has a scale of its own"
     initial, paper = initial_slope(), slopes.paper(learned[SHARED][0].layers, LEARNED)
-    top_1 = {arm: [one for one, _ in of] for arm, of in errors.items()}
+    tested = {testing.name(TEN_VIEW, config): top_1}
     return [
-        *figures.errors_by_test({TEN_VIEW: top_1}, caption, workdir / "figure", "Rectifier"),
-        *slope_figures.over_training(learned, initial, scales, workdir / "slopes_training"),
+        *figures.errors_by_test(tested, caption, workdir / "figure", "Rectifier"),
+        *slope_figures.over_training(learned, initial, of_slopes, workdir / "slopes_training"),
         *slope_figures.over_depth(learned, initial, paper, of_slopes, workdir / "slopes_depth"),
     ]
 

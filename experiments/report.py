@@ -9,16 +9,19 @@ there: it comes from another machine. OUT/results.html shows the whole file. Exi
 
 import ast
 import dataclasses
-import json
+import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from absl import app, flags
 
-from experiments import page, record
+from experiments import page, record, results
+from experiments.results import OUTCOMES
+from prelu_jax import entry, files
 
 BEGIN, END = "<!-- experiments.report: begin -->", "<!-- experiments.report: end -->"
 # A line before each section: name, scale and the folder's name, %-quoted.
@@ -30,6 +33,10 @@ _MARKUP = re.compile(
     r"|(?<![^\W_])_|_(?![^\W_])"  # not within a word: names of layers stay as they are
     r"|\](?=[(\[])"  # of a link, not of an arm in brackets
 )
+
+# The same sign without a backslash that escapes it: after an even number of them.
+_BRACKET = re.compile(r"(?<!\\)((?:\\\\)*)([\[\]])")
+_BRACKET_OR_CODE = re.compile(r"(?<!\\)((?:\\\\)*)([\[\]`]|~(?=~)|(?<=~)~)")
 
 Key = tuple[str, ...]
 
@@ -53,19 +60,31 @@ class Section:
     summary: str
 
 
-def report(runs: Path, out: Path) -> list[Section]:
-    """Writes ``out/results.md``, ``out/results.html`` and ``out/figures/``.
+def report(
+    runs: Path, out: Path, skipped: Callable[[str], None] = lambda line: None
+) -> list[Section]:
+    """Write ``out/results.md``, ``out/results.html`` and ``out/figures/``.
+
+    Args:
+        runs: folder of the experiments' folders.
+        out: where the files go.
+        skipped: takes a line about each experiment that cannot be read, which is left out.
 
     Returns:
         The sections gathered.
 
     Raises:
-        ValueError: no finished experiment; one that cannot be read; two that cannot be told apart;
-            markers that do not match; a section of more seeds in its place; a figure shown that is
-            not there. Nothing is written then.
+        ValueError: no finished experiment; two that cannot be told apart; markers that do not
+            match; a section of more seeds in its place; a figure shown that is not there. Nothing
+            is written then.
     """
     sections: dict[Key, Section] = {}
-    for new in map(section, record.find(runs)):
+    for folder in record.find(runs):
+        try:
+            new = section(folder)
+        except (ValueError, OSError) as error:
+            skipped(f"damaged, left out: {error}")
+            continue
         if (other := sections.setdefault(new.key, new)) is not new:
             raise ValueError(
                 f"{other.folder} and {new.folder} hold the same experiment at the same scale and "
@@ -78,40 +97,53 @@ def report(runs: Path, out: Path) -> list[Section]:
             "minutes: python -m experiments.convergence_30 --scale=laptop"
         )
     file = out / "results.md"
-    text = merge(file.read_text() if file.exists() else "# Results\n", sections, file)
+    advice = "Put a copy there, or remove it."
+    before = files.read_text(file, advice) if file.exists() else "# Results\n"
+    text = merge(before, sections, file)
     figures = {path: source for new in sections.values() for path, source in new.figures.items()}
     html = page.render(text, out, figures)
 
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for path, source in figures.items():
-        shutil.copyfile(source, out / path)
-    file.write_text(text)
-    file.with_suffix(".html").write_text(html)
+        with files.replacing(out / os.fsdecode(path.encode())) as stream:
+            stream.write(source.read_bytes())
+    files.write_text(file, text)
+    files.write_text(file.with_suffix(".html"), html)
     return list(sections.values())
 
 
 def section(folder: Path) -> Section:
-    """What the folder of a finished experiment says."""
-    found, own = record.read(folder), folder.resolve().name
+    """Return what the folder of a finished experiment says.
+
+    Raises:
+        ValueError: a file of it is damaged.
+    """
+    found, own = record.read(folder), _unicode(folder.resolve().name)
     base, at = f"{found.name}_{found.scale}", found.scale
     if own != base:  # not the folder that the experiment takes by itself: say which
         base, at = f"{base}_in_{own}", f"{at}, in {own}"
     heading = _escape(f"{_title(found.name)} ({at})")
-    stems = {"" if png.stem == "figure" else f"_{png.stem}": png for png in folder.glob("*.png")}
-    shown = {f"figures/{base}{stem}.png": stem for stem in sorted(stems)}
-    passed = sum(claim.passed for claim in found.claims)
+    figures = {_unicode(png.stem): png for png in sorted(folder.glob("*.png"))}
+    for png in figures.values():
+        _check_png(png)
+    stems = {"" if stem == "figure" else f"_{stem}": png for stem, png in figures.items()}
+    # A name with a slash would lead out of the folder of figures.
+    shown = {f"figures/{f'{base}{stem}'.replace('/', '_')}.png": stem for stem in sorted(stems)}
+    outcomes = Counter(claim.outcome for claim in found.claims)
+    counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES)
     blocks = [f"## {heading}", *_facts(found)]
     for path, stem in shown.items():
         words = _escape(stem.replace("_", ": ", 1).replace("_", " "))
-        blocks.append(f"![{heading}{words}]({quote(path)})")
+        blocks.append(f"![{_without_brackets(heading + words)}]({quote(path)})")
     if (table := folder / "table.md").exists():
-        blocks.append(table.read_text().strip())
+        advice = "Give the experiment's command again: it writes the file again."
+        blocks.append(_harmless(files.read_text(table, advice).strip()))
     return Section(
         key=(quote(found.name, ""), quote(found.scale, ""), quote(own, "")),
         folder=folder,
         markdown="\n\n".join(blocks),
         figures={path: stems[stem] for path, stem in shown.items()},
-        summary=f"{passed} PASS, {len(found.claims) - passed} FAIL  {found.name} ({at})",
+        summary=f"{counts}  {found.name} ({at})",
     )
 
 
@@ -124,11 +156,12 @@ def _facts(found: record.Record) -> Iterator[str]:
     more = ", and what a stopped command took before," if found.resumed else ""
     ran = f"{_duration(found.seconds)}{several}{more} on {found.hardware}"
     claims = [
-        f"| {_escape(claim.statement)} | {_escape(claim.measured)} "
-        f"| {'PASS' if claim.passed else 'FAIL'} |"
+        f"| {_escape(claim.statement)} | {_escape(claim.measured)} | {claim.outcome} |"
         for claim in found.claims
     ]
-    yield f"```bash\n{here.sub('', found.command)}\n```"
+    command = "".join(c if c.isprintable() else repr(c)[1:-1] for c in here.sub("", found.command))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+    yield f"{fence}bash\n{command}\n{fence}"
     yield _escape(f"{seeds}; {ran}; {found.versions}; {found.finished}.")
     if claims:
         yield "\n".join(["| claim | measured | |", "|---|---|---|", *claims])
@@ -136,14 +169,55 @@ def _facts(found: record.Record) -> Iterator[str]:
 
 def _title(name: str) -> str:
     """The first line of the experiment's docstring, read without importing it."""
-    module = Path(__file__).with_name(f"{name}.py")
-    docstring = ast.get_docstring(ast.parse(module.read_text())) if module.exists() else None
+    module = Path(__file__).with_name(f"{name}.py") if name.isidentifier() else None
+    source = module.read_text(encoding="utf-8") if module and module.exists() else ""
+    docstring = ast.get_docstring(ast.parse(source))
     return (docstring or name).partition("\n")[0].removesuffix(".")
 
 
 def _escape(text: str) -> str:
     """Markdown that shows this text, in a cell of a table too: its lines with <br> between."""
     return "<br>".join(_MARKUP.sub(r"\\\g<0>", line.strip()) for line in text.splitlines())
+
+
+def _without_brackets(markdown: str) -> str:
+    """Return escaped text in which no bracket ends the text of a link or an image."""
+    return _BRACKET.sub(r"\1\\\2", markdown)
+
+
+def _harmless(table: str) -> str:
+    """Return the Markdown of table.md without HTML, links, images and code.
+
+    An experiment writes paragraphs and tables. Whatever else is there is shown as it is written;
+    what would begin a block of code, which ends with the page, too.
+    """
+    lines = [re.sub(r"^( {4,}|\t)+", "", line) for line in table.splitlines()]
+    text = "\n".join("".join(c for c in line if c.isprintable()) for line in lines)
+    text = re.sub(r"&(?=[\w#])", "&amp;", text).replace("<", "&lt;")
+    return _BRACKET_OR_CODE.sub(r"\1\\\2", text)
+
+
+def _check_png(file: Path) -> None:
+    """Raise a ValueError if a figure is cut short or otherwise damaged."""
+    content, place, kind = files.read_bytes(file), 8, b""
+    while content[:8] == b"\x89PNG\r\n\x1a\n" and kind != b"IEND":
+        length = int.from_bytes(content[place : place + 4], "big")
+        kind, end = content[place + 4 : place + 8], place + 8 + length
+        if not kind or zlib.crc32(content[place + 4 : end]) != int.from_bytes(
+            content[end : end + 4], "big"
+        ):
+            break
+        place = end + 4
+    if kind != b"IEND":
+        raise files.DamagedFileError(
+            f"{file} is damaged: it is no whole PNG. Give the experiment's command again: it draws "
+            "the figure again."
+        )
+
+
+def _unicode(name: str) -> str:
+    """Return the name of a file or folder as Unicode, whatever the locale has made of it."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _duration(seconds: float) -> str:
@@ -187,10 +261,14 @@ def _check_seeds(old: str, new: Section, file: Path) -> None:
         )
 
 
-def unfinished(runs: Path) -> list[Path]:
-    """Folders of training runs that have not ended: under way, or stopped."""
-    files = sorted(runs.rglob("status.json"))
-    return [file.parent for file in files if json.loads(file.read_text())["status"] == "running"]
+def unfinished(runs: Path) -> Iterator[str]:
+    """Yield a line about each training run that has not ended, or of which that is not known."""
+    for file in sorted(runs.rglob("status.json")):
+        try:
+            if results.status(file.parent) == "running":
+                yield f"not finished, left out: {file.parent}"
+        except (ValueError, OSError) as error:
+            yield f"damaged, left out: {error}"
 
 
 _RUNS = flags.DEFINE_string("runs", "runs", "Folder of the experiments' folders, at any depth.")
@@ -201,11 +279,11 @@ def main(argv: list[str]) -> None:
     """The command; see the module."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-    runs, out = Path(_RUNS.value), Path(_OUT.value)
     try:
-        for folder in unfinished(runs):
-            print(f"not finished, left out: {folder}")
-        sections = report(runs, out)
+        runs, out = files.local_path(_RUNS.value, "--runs"), files.local_path(_OUT.value, "--out")
+        for line in unfinished(runs):
+            print(line)
+        sections = report(runs, out, print)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     print(*(each.summary for each in sections), "Written:", sep="\n")
@@ -213,4 +291,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    entry.run(main)

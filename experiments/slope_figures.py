@@ -1,62 +1,92 @@
 """Drawing learned slopes: over training, and over depth beside the paper's."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import figures, results
+from experiments import drawing, figures, results
 from experiments.slopes import Slopes
+
+_COLUMNS = 6  # of panels, at most
+_STYLES = (("tab:blue", "solid"), ("tab:orange", "dashed"), ("0.2", "dashdot"))
 
 
 def over_training(
     slopes: Mapping[str, Sequence[Slopes]], initial: float, caption: str, stem: Path
 ) -> list[Path]:
-    """Slope against steps, a line for each layer, its colour its depth; a panel for each arm.
+    """Draw slope against steps, a small panel for each layer; the arms are lines with bands.
 
-    Panels have scales of their own: a layer's one slope gathers the gradients of all its channels,
-    and moves much further than theirs.
+    All panels share their axes. These are scaled to the means and the seeds: a wide band of few
+    seeds may leave the frame.
 
     Args:
         slopes: arm -> those of every seed; runs that diverged are left out.
         initial: every slope before training.
-        caption: below the axes: what was run.
+        caption: below the axes: the setting of the runs.
         stem: path of the figure without its ending.
 
     Returns:
         The files written, a PNG and a PDF.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import BoundaryNorm
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
-    layers = next(iter(slopes.values()))[0].layers
-    size = {"figsize": (4.6 * len(slopes) + 1.6, 5.2), "layout": "constrained"}
-    figure, grid = figures.pyplot().subplots(1, len(slopes), squeeze=False, **size)
-    panels = grid[0]
-    scale = ScalarMappable(BoundaryNorm(np.arange(len(layers) + 1) - 0.5, 256), "turbo")
-    colours = scale.to_rgba(np.arange(len(layers)))
-    for axes, (arm, of_arm) in zip(panels, slopes.items(), strict=True):
-        axes.axhline(initial, color="0.4", ls="dotted", lw=1.5)
+    figure, panels = _small_panels(next(iter(slopes.values()))[0].layers)
+    handles, lowest, highest = [], initial, initial
+    for (arm, of_arm), (colour, dashes) in zip(slopes.items(), itertools.cycle(_STYLES)):
         done = [run for run in of_arm if run.status == "done"]
-        for i, colour in enumerate(colours if done else []):
-            by_seed = np.array([run.values[:, i] for run in done])  # [seeds, n]
-            mean, half = np.transpose([results.student(at) for at in by_seed.T])
-            axes.plot(done[0].steps, mean, color=colour, lw=2)
+        label = f"{arm}, {drawing.count('mean', len(of_arm), len(of_arm) - len(done))}"
+        handles.append(Line2D([], [], color=colour, ls=dashes, lw=2.5, label=label))
+        if not done:
+            continue
+        values = np.array([run.values for run in done])  # [seeds, n, L]
+        lowest, highest = min(lowest, values.min()), max(highest, values.max())
+        for axes, of_layer in zip(panels, np.moveaxis(values, 2, 0), strict=True):
+            mean, half = np.transpose([results.student(at) for at in of_layer.T])
+            axes.plot(done[0].steps, mean, color=colour, ls=dashes, lw=2.2)
             if len(done) > 1:
-                band = {"color": colour, "alpha": 0.05, "lw": 0}
+                band = {"color": colour, "alpha": 0.2, "lw": 0}
                 axes.fill_between(done[0].steps, mean - half, mean + half, **band)
-        axes.set_title(f"{arm}, n = {len(done)}", fontsize=13)
-        axes.set_xlabel("Steps", fontsize=13)
+    room = 0.15 * ((highest - lowest) or 1.0)
+    for axes in panels:
+        axes.axhline(initial, color="0.2", ls="dotted", lw=1.5)
+        axes.set_ylim(lowest - room, highest + room)
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10], integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    figure.supylabel("Slope a, mean over channels", fontsize=14)
+    drawing.legend(figure, handles)
+    drawing.caption(figure, caption)
+    return figures.save(figure, stem)
+
+
+def _small_panels(layers: Sequence[str]) -> tuple[Any, Sequence[Any]]:
+    """Return a figure with a small panel for each layer, in order of depth."""
+    columns = min(_COLUMNS, math.ceil(math.sqrt(1.6 * len(layers))))
+    rows = math.ceil(len(layers) / columns)
+    figure, grid = figures.pyplot().subplots(
+        *(rows, columns),
+        figsize=(1 + max(1.9, 6.5 / columns) * columns, 1.6 + 1.75 * rows),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    panels = list(grid.flat[: len(layers)])
+    for axes in grid.flat[len(layers) :]:
+        axes.remove()
+    for axes, layer in zip(panels, layers, strict=True):
+        axes.set_title(layer, fontsize=13)
         axes.tick_params(labelsize=12)
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel("Slope a, mean over channels", fontsize=13)
-    bar = figure.colorbar(scale, ax=list(panels), ticks=range(len(layers)), pad=0.02)
-    bar.ax.set_yticklabels(layers, fontsize=11)
-    bar.ax.invert_yaxis()  # conv1 on top
-    figure.supxlabel(caption, fontsize=10, color="0.35")
-    return figures.save(figure, stem)
+    for axes in panels[-columns:]:  # the lowest of their columns
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.set_xlabel("Steps", fontsize=13)
+    return figure, panels
 
 
 def over_depth(
@@ -66,13 +96,13 @@ def over_depth(
     caption: str,
     stem: Path,
 ) -> list[Path]:
-    """The final slope of every layer with its interval, beside the paper's; a panel for each arm.
+    """Draw the final slope of every layer beside the paper's; a panel for each arm.
 
     Args:
         slopes: arm -> those of every seed; runs that diverged are left out.
         initial: every slope before training.
         paper: arm -> the paper's slopes ``[L]``; empty for a network that it does not have.
-        caption: below the axes: what was run.
+        caption: below the axes: the setting of the runs.
         stem: path of the figure without its ending.
 
     Returns:
@@ -80,7 +110,8 @@ def over_depth(
     """
     layers = next(iter(slopes.values()))[0].layers
     x = np.arange(len(layers))
-    size = {"figsize": (5.2 * len(slopes), 5.2), "layout": "constrained"}
+    width = max(5.2, 0.26 * len(layers))  # room for every name
+    size = {"figsize": (width * len(slopes), 5.4), "layout": "constrained"}
     figure, grid = figures.pyplot().subplots(1, len(slopes), squeeze=False, sharey=True, **size)
     for axes, (arm, of_arm) in zip(grid[0], slopes.items(), strict=True):
         axes.axhline(initial, color="0.4", ls="dotted", lw=1.5)
@@ -92,17 +123,18 @@ def over_depth(
             mean, half = np.transpose([results.student(of_layer) for of_layer in finals.T])
             interval = {"yerr": half, "elinewidth": 2, "capsize": 4} if len(finals) > 1 else {}
             axes.errorbar(x, mean, fmt="o-", ms=8, color="tab:orange", label="ours", **interval)
-        axes.set_title(f"{arm}, n = {len(finals)}", fontsize=13)
-        axes.set_xticks(x, layers, rotation=60, fontsize=11)
-        axes.set_xlabel("Layer", fontsize=13)
+        shown = drawing.count("mean", len(of_arm), len(of_arm) - len(finals))
+        axes.set_title(f"{arm}\n{shown}", fontsize=13)
+        axes.set_xticks(x, layers, rotation=60 if len(layers) < 20 else 90, fontsize=12)
+        axes.set_xlabel("Layer", fontsize=14)
         axes.tick_params(axis="y", labelsize=12)
         axes.grid(alpha=0.25)
-    grid[0, 0].set_ylabel("Learned slope a", fontsize=13)
+    grid[0, 0].set_ylabel("Learned slope a", fontsize=14)
     by_label: dict[str, Any] = {}
     for axes in grid[0]:  # a panel of runs that all diverged shows none of ours
         lines, labels = axes.get_legend_handles_labels()
         by_label.update(zip(labels, lines, strict=True))
-    place = {"loc": "outside upper center", "ncols": 2, "fontsize": 12, "frameon": False}
+    place = {"loc": "outside upper center", "ncols": 2, "fontsize": 13, "frameon": False}
     figure.legend(by_label.values(), by_label.keys(), **place)
-    figure.supxlabel(caption, fontsize=10, color="0.35")
+    drawing.caption(figure, caption)
     return figures.save(figure, stem)

@@ -2,12 +2,13 @@
 
 import csv
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
+
+from experiments import results
 
 # Table 1: layer -> (channel-shared slope, mean of the channel-wise slopes).
 TABLE_1 = {
@@ -57,12 +58,11 @@ def read(folder: Path, layers: Sequence[str]) -> Slopes:
         folder: of a run with PReLU.
         layers: the rectified layers' names, in order of depth.
     """
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    logged = [record for record in records if "slope_mean" in record]
+    logged = [record for record in results.read_metrics(folder) if "slope_mean" in record]
     values = [[r["slope_mean"][f"{layer}_prelu"] for layer in layers] for r in logged]
     return Slopes(
-        seed=json.loads((folder / "config.json").read_text())["seed"],
-        status=json.loads((folder / "status.json").read_text())["status"],
+        seed=results.seed(folder),
+        status=results.status(folder),
         layers=tuple(layers),
         steps=np.array([r["step"] - 1 for r in logged]),  # slopes are logged before the step
         values=np.array(values, np.float64).reshape(len(logged), len(layers)),
@@ -76,7 +76,7 @@ def write_csv(slopes: Mapping[str, Sequence[Slopes]], file: Path) -> None:
         slopes: arm -> those of every seed.
         file: to write.
     """
-    with file.open("w", newline="") as out:
+    with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(["rectifier", "seed", "steps_taken", "layer", "slope"])
         for arm, of_arm in slopes.items():

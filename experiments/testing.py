@@ -1,36 +1,46 @@
 """The tests of the paper's tables on finished runs, kept in the run's folder (He et al. 2015, §3).
 
-Images are mirrored too if they were in training.
+Images are mirrored too if they were in training: ten views, or else five. The files have one name.
 
 scores/labels.npy          of every test example, in order
 scores/ten_view_<s>.npy    softmax scores ``[n, classes]`` of images with a shorter side of s
 scores/dense_<s>.npy       the same of every window, densely
+scores/crops_<s>.npy       the same of every window as a crop of its own
 """
 
+import csv
 import dataclasses
 import functools
 import math
-import os
+import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from experiments import results
 from experiments.results import Claim
-from prelu_jax import evaluation
+from prelu_jax import evaluation, files
 from prelu_jax.data import pipeline
-from prelu_jax.training import finished, run_data, start
+from prelu_jax.training import finished, identity, run_data, start
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import AXIS, Parallel
 
+# The tests as scores, tables and `Scores` have them; `name` has the labels of people.
 TEN_VIEW, MULTI_SCALE = "10-view", "multi-scale"
+_FIVE_VIEW = "5-view"
 
 # Made once: `Parallel` compiles a function once.
 _STEPS = {
     (test, mirror): functools.partial(step, axis_name=AXIS, mirror=mirror)
-    for test, step in (("ten_view", evaluation.ten_view_step), ("dense", evaluation.dense_step))
+    for test, step in (
+        ("ten_view", evaluation.ten_view_step),
+        ("dense", evaluation.dense_step),
+        ("crops", evaluation.crops_step),
+    )
     for mirror in (True, False)
 }
 
@@ -69,7 +79,7 @@ def check(config: ScoredConfig, size: int, parallel: Parallel, tests: Sequence[s
     asked: dict[str, Sequence[int]] = {}
     if TEN_VIEW in tests:
         asked["ten_view_scale"] = [config.ten_view_scale]
-    if MULTI_SCALE in tests:
+    if set(tests) - {TEN_VIEW}:
         asked["scales"] = config.scales
     for field, sides in asked.items():
         if min(sides, default=0) < size or len(set(sides)) < len(sides):
@@ -89,6 +99,32 @@ def at(side: int) -> str:
     return f"s = {side}"
 
 
+def crops_at(side: int) -> str:
+    """Return the name of the test on crops, one for each window of the dense test at a scale."""
+    return f"{at(side)}, crops"
+
+
+def name(test: str, config: TrainConfig) -> str:
+    """Return the label of a test: without mirrored images the ten views are five.
+
+    Args:
+        test: as in `scores`.
+        config: of the runs, whose training decides whether images are mirrored.
+    """
+    return _FIVE_VIEW if test == TEN_VIEW and not config.flip else test
+
+
+def beside_paper(config: TrainConfig) -> str:
+    """Return the label of the paper's test in ten views in a table beside that of the runs."""
+    views = name(TEN_VIEW, config)
+    return views if views == TEN_VIEW else f"{TEN_VIEW} in the paper, {views} here"
+
+
+def unmirrored(config: TrainConfig) -> str:
+    """Return the sentence of a table whose tests mirror no image; empty if they mirror."""
+    return "" if config.flip else " As in training, no image is mirrored."
+
+
 def scores(
     folder: Path, config: ScoredConfig, parallel: Parallel, tests: Sequence[str]
 ) -> Scores | None:
@@ -98,7 +134,8 @@ def scores(
         folder: of the run.
         config: how it is tested; the run itself is that of the folder.
         parallel: the devices.
-        tests: those asked for: `TEN_VIEW`, `at` a scale of ``config.scales``, `MULTI_SCALE`.
+        tests: those asked for: `TEN_VIEW`, `at` and `crops_at` a scale of ``config.scales``,
+            `MULTI_SCALE`.
 
     Raises:
         ValueError: the run is not finished, or its checkpoint is another network's.
@@ -106,15 +143,23 @@ def scores(
     if results.diverged(folder):
         return None
     dense = {at(side): ("dense", side) for side in config.scales}
-    singles = {TEN_VIEW: ("ten_view", config.ten_view_scale), **dense}
+    crops = {crops_at(side): ("crops", side) for side in config.scales}
+    singles = {TEN_VIEW: ("ten_view", config.ten_view_scale), **dense, **crops}
     needed = [t for t in singles if t in tests or (MULTI_SCALE in tests and t in dense)]
-    files = {test: folder / "scores/{}_{}.npy".format(*singles[test]) for test in needed}
-    if missing := {file: singles[test] for test, file in files.items() if not file.exists()}:
+    paths = {test: folder / "scores/{}_{}.npy".format(*singles[test]) for test in needed}
+    kept = folder / "scores/labels.npy"
+    labels = _load(kept, 1)
+    missing = {
+        file: singles[test]
+        for test, file in paths.items()
+        if labels is None or len(there := _load(file, 2, ())) != len(labels) or not len(there)
+    }
+    if missing:
         _test(folder, missing, config.test_batch_size, parallel)
-    found = {test: np.load(file) for test, file in files.items()}
+        labels = np.load(kept)
+    found = {test: np.load(file) for test, file in paths.items()}
     if MULTI_SCALE in tests:
         found[MULTI_SCALE] = evaluation.average({test: found[test] for test in dense})
-    labels = np.load(folder / "scores/labels.npy")
     return Scores(labels, {test: found[test] for test in tests})
 
 
@@ -124,10 +169,11 @@ def _test(
     """Tests the run in a folder, in this process; each test's scores go to its file."""
     parallel = parallel.of_this_process()
     run = finished.load(folder)
-    _, split = run_data.splits(run.config)
+    train, split = run_data.splits(run.config)
+    identity.check_data(folder, run.data, identity.data_facts(train, split))
     model = start.model(run.config, len(split.class_names))
     net = parallel.replicate(finished.network(run, model))
-    tally = pipeline.Tally(run.config.on_bad_image == "skip")
+    tally = pipeline.Tally(run.config.on_bad_image == "skip", run.config.max_pixels)
     for file, (test, side) in tests.items():
         step = parallel.over_batch(_STEPS[test, run.config.flip])
         # A seventh of the crop is two places of the last map of models A to C: few shapes.
@@ -155,23 +201,65 @@ def errors(scores: Scores | None, test: str) -> tuple[float, float]:
     return evaluation.top_error(found, labels, 1), top_5
 
 
-def learned(top_1: Mapping[str, Sequence[float]], at_most: float) -> Claim:
-    """The regression band: that every run learns, by its 10-view top-1 error."""
+def top_1(scores: Scores | None, test: str) -> float:
+    """Return the top-1 error of a run for a figure; not a number for a run that diverged."""
+    return math.nan if scores is None else errors(scores, test)[0]
+
+
+def learned(top_1: Mapping[str, Sequence[float]], at_most: float, config: TrainConfig) -> Claim:
+    """Return the claim that every run learns, by its top-1 error in ten views or five."""
+    views = name(TEN_VIEW, config)
     return Claim(
-        f"Every run learns: {TEN_VIEW} top-1 error at most {at_most:.0%} in every seed",
+        f"Every run learns: {views} top-1 error at most {at_most:.0%} in every seed",
         max(error for of in top_1.values() for error in of) <= at_most,
         "\n      ".join(f"{arm}: {results.summary(of, ' %', 100)}" for arm, of in top_1.items()),
     )
 
 
 def cell(of_seeds: Sequence[tuple[float, float]]) -> str:
-    """A cell of a table: top-1 / top-5 error in %, means and intervals; – for what there is not."""
+    """Return a cell of a table: top-1 / top-5 error in %; – for what there is not."""
     by_k = zip(*of_seeds, strict=True)
     return " / ".join("–" if np.isnan(of_k).any() else results.short(of_k, 100) for of_k in by_k)
 
 
+def write_csv(
+    errors: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    seeds: Sequence[int | str],
+    file: Path,
+) -> None:
+    """Write the errors of every run in every test, a row each.
+
+    Args:
+        errors: arm -> test -> top-1 and top-5 error of each seed; not a number for what there is
+            not, which leaves a cell empty.
+        seeds: in the order of the errors.
+        file: to write.
+    """
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(["arm", "test", "seed", "top_1_error", "top_5_error"])
+        for arm, by_test in errors.items():
+            for test, of_seeds in by_test.items():
+                for seed, pair in zip(seeds, of_seeds, strict=True):
+                    cells = ("" if math.isnan(error) else error for error in pair)
+                    writer.writerow([arm, test, seed, *cells])
+
+
+def _load(file: Path, axes: int, missing: Any = None) -> Any:
+    """Return the array in a file, or ``missing`` if there is none or it is damaged."""
+    try:
+        array = np.load(file)
+        if isinstance(array, np.ndarray) and array.ndim == axes and np.isfinite(array).all():
+            return array
+        reason = "no array of numbers of that kind"
+    except FileNotFoundError:
+        return missing
+    except (ValueError, EOFError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error)
+    logging.warning("%s is damaged (%s): the test is made again.", file, reason)
+    return missing
+
+
 def _save(file: Path, array: np.ndarray) -> None:
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
+    with files.replacing(file) as stream:
         np.save(stream, array)
-    os.replace(temporary, file)

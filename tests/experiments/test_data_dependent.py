@@ -66,7 +66,7 @@ def found(method, errors, spread=0.5, left=np.nan, status="done"):
 
 
 def grid(**changed):
-    """All methods end at 40 % with a spread of 0.5; He stalls; within + between is even."""
+    """Runs that end at 40 % with a spread of 0.5; He's at chance, within + between's even."""
     by_method = {method: found(method, [0.4, 0.4]) for method in METHODS}
     by_method[HE] = found(HE, [0.9, 0.85])
     by_method[BOTH] = found(BOTH, [0.4, 0.4], spread=0.2, left=0.04)
@@ -124,6 +124,11 @@ def test_a_start_has_the_mean_image_of_its_own_data_and_is_measured_in_float32(m
 
 def test_the_table_counts_seeds_that_do_not_get_there():
     text = data_dependent.markdown(data_dependent.laptop(), grid(PCA=found("PCA", [0.4, 0.9])))
-    # t(0.975, 1) = 12.706, times 50 / √2 / √2 points.
-    assert "| PCA | in 1 of 2 | 65 ± 3.2e+02 | 0.5 ± 0 | 0.1 ± 0 | 2 ± 0 |" in text
-    assert "| He | in 0 of 2 | 87.5 ± 32 |" in text
+    assert "| PCA | in 1 of 2 | 40, 90 | 0.5, 0.5 | 0.1, 0.1 | 2, 2 |" in text
+    assert "| He | in 0 of 2 | 90, 85 |" in text
+    assert "| steps to 50% error, evaluated every 25 |" in text
+    # t(0.975, 4) = 2.776, times 50 / √5 / √5 points.
+    five = grid(**{method: found(method, [0.4] * 4 + [0.9]) for method in METHODS})
+    assert "| PCA | in 4 of 5 | 50 ± 27.8 | 0.5 ± 0 |" in data_dependent.markdown(
+        data_dependent.laptop(), five
+    )

@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 
 import pytest
@@ -15,6 +16,10 @@ def test_from_a_flag_to_the_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "| small_14_reduced | 268,762 | 8 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "figure.png").exists()
+    middle, ten = csv.DictReader((tmp_path / "errors.csv").open())
+    assert (middle["test"], ten["test"]) == ("crop in the middle", "10-view")
+    cells = (f"{100 * float(row['top_1_error']):.1f}" for row in (middle, ten))
+    assert f"| 8 | {' | '.join(cells)} |" in (tmp_path / "table.md").read_text()
     (claim,) = record.read(tmp_path).claims
     assert claim.statement == "small_14_reduced: 10-view error at most 99.0% in every seed"
 
@@ -32,10 +37,20 @@ def test_bands_and_nets_have_to_match(fields, message, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("flip", "label"), [(False, "5-view"), (True, "10-view")])
+def test_the_views_are_named_by_their_number(flip, label):
+    config = dataclasses.replace(learning.laptop(), flip=flip)
+    errors = {name: [(0.0, 0.1)] for name in config.archs}
+    assert all(f": {label} error at most" in c.statement for c in learning.judge(config, errors))
+    table = learning.markdown(config, errors, dict.fromkeys(config.archs, 1))
+    assert f"| crop in the middle | {label} |" in table
+    assert ("no image is mirrored" in table) == (not flip)
+
+
 def test_one_seed_above_the_band_fails_its_net_alone():
     config = dataclasses.replace(learning.laptop(), learned=(0.1, 0.2))
     first, second = config.archs
     errors = {first: [(0.0, 0.1), (0.0, 0.1)], second: [(0.0, 0.1), (0.0, 0.21)]}
     assert [claim.passed for claim in learning.judge(config, errors)] == [True, False]
     table = learning.markdown(config, errors, {first: 1234, second: 5})
-    assert f"| {first} | 1,234 | 1,000 | 0.0 ± 0.0 | 10.0 ± 0.0 |" in table
+    assert f"| {first} | 1,234 | 1,000 | 0.0, 0.0 | 10.0, 10.0 |" in table

@@ -36,7 +36,7 @@ def test_parts_and_the_whole_command_after_them(tmp_path):
 @pytest.mark.parametrize("part", ["2/2", "1", "-1/2", "0/0", "a/b", "1/2/3"])
 def test_there_is_no_such_part(part, tmp_path):
     done = run("convergence_22", "--scale=laptop", f"--workdir={tmp_path / 'w'}", f"--part={part}")
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert f"--part is {part!r}, expected I/N" in done.stderr
     assert not (tmp_path / "w").exists()
 
@@ -52,5 +52,5 @@ def test_there_is_no_such_part(part, tmp_path):
 )
 def test_an_experiment_in_one_piece_has_no_parts(command, tmp_path):
     done = run(*command, f"--workdir={tmp_path / 'w'}")
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "give no --part" in done.stderr

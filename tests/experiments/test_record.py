@@ -1,9 +1,15 @@
+import json
+
 import pytest
 
 from experiments import record
 from experiments.results import Claim
 
-CLAIMS = [Claim("He converges", True, "3 %"), Claim("Xavier stalls", False, "2 of 3")]
+CLAIMS = [
+    Claim("He converges", True, "3 %"),
+    Claim("Xavier stays at chance", False, "2 of 3"),
+    Claim("He is better", None, "± 3 %"),
+]
 
 
 def write(folder, resumed):
@@ -71,6 +77,18 @@ def test_a_record_older_than_the_count_of_commands_is_read(tmp_path):
     assert record.read(tmp_path).commands == 1
 
 
+def test_a_claim_that_is_undecided_is_null_and_none_is_a_verdict_of_another_type(tmp_path):
+    write(tmp_path, resumed=False)
+    file = tmp_path / "experiment.json"
+    fields = json.loads(file.read_text())
+    assert [claim["passed"] for claim in fields["claims"]] == [True, False, None]
+    for verdict in (0, 1, "UNDECIDED", [], 0.5):
+        fields["claims"][2]["passed"] = verdict
+        file.write_text(json.dumps(fields))
+        with pytest.raises(ValueError, match="experiment.json is no record .*passed is"):
+            record.read(tmp_path)
+
+
 def test_records_are_found_at_any_depth(tmp_path):
     for name in ("b", "a/deeper"):
         (tmp_path / name).mkdir(parents=True)
@@ -78,8 +96,30 @@ def test_records_are_found_at_any_depth(tmp_path):
     assert record.find(tmp_path) == [tmp_path / "a/deeper", tmp_path / "b"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"claims": [{"statement": "x"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "\0", "null", "{", "[]", "{}", '{"claims": 3}', '{"claims": [{"statement": "x"}]}'],
+)
 def test_what_is_no_record_is_named_with_what_to_do(tmp_path, text):
     (tmp_path / "experiment.json").write_text(text)
     with pytest.raises(ValueError, match="experiment.json is no record.*command again"):
         record.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"seeds": "3"}, {"seconds": True}, {"name": 3}, {"seeds": 0}, {"seconds": float("nan")}],
+)
+def test_a_field_of_another_type_is_no_record(tmp_path, fields):
+    write(tmp_path, False)
+    file = tmp_path / "experiment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    with pytest.raises(ValueError, match="experiment.json is no record"):
+        record.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["experiment.json", "experiment.begun"])
+def test_a_directory_in_the_place_of_a_record_is_refused_before_anything_runs(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=rf"{name} is a directory"):
+        record.begin(tmp_path)

@@ -18,10 +18,11 @@ PAPER = {arm: np.array(of) for arm, of in slopes.paper(LAYERS, rectifiers.LEARNE
 def test_from_a_flag_to_a_picture(tmp_path):
     done = run("rectifiers", "--scale=laptop", f"--workdir={tmp_path}", *SHORT)
     assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == 1  # one seed shows nothing: the claims fail
+    assert done.returncode == 1  # eight steps teach nothing
     for text in (
         "Claims:",
-        "FAIL  Table 1",
+        "FAIL  Every run learns",
+        "UNDECIDED  Table 2",
         "n = 1",
         "| PReLU: channel-wise | 32.64 / 12.75 |",
         "Written",
@@ -31,6 +32,13 @@ def test_from_a_flag_to_a_picture(tmp_path):
     pictures = [f"{stem}{suffix}" for stem in stems for suffix in (".png", ".pdf")]
     for name in (*pictures, "table.md", "curves.csv", "slopes.csv", "experiment.json"):
         assert (tmp_path / name).stat().st_size > 100
+    with (tmp_path / "errors.csv").open() as file:
+        tested = list(csv.DictReader(file))
+    assert [(row["arm"], row["test"], row["seed"]) for row in tested] == [
+        (arm, "10-view", "0") for arm in rectifiers.ARMS
+    ]
+    cell = " / ".join(f"{100 * float(tested[0][f'top_{k}_error']):.1f}" for k in (1, 5))
+    assert f"| ReLU | 33.82 / 13.34 | {cell} | – |" in done.stdout
     with (tmp_path / "slopes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 4 * len(LAYERS)  # arms, logging steps, layers
@@ -128,12 +136,14 @@ LEARNED = {arm: seeds_of(*around(final)) for arm, final in PAPER.items()}
     ("errors", "passed"),
     [
         # Seeds differ more than arms: what counts is the difference within each.
-        ({"relu": [0.3, 0.34, 0.38], "prelu": [0.28, 0.32, 0.35]}, [True, False]),
-        ({"relu": [0.3, 0.34, 0.38], "prelu_shared": [0.28, 0.32, 0.35]}, [False, True]),
-        ({"relu": [0.3, 0.4, 0.5], "prelu": [0.1, 0.41, 0.49]}, [False, False]),
+        ({"relu": [0.3, 0.34, 0.38], "prelu": [0.28, 0.32, 0.359]}, [True, False]),
+        ({"relu": [0.3, 0.34, 0.38], "prelu_shared": [0.28, 0.32, 0.359]}, [False, True]),
+        # 95 % of one claim would do, 99 % of five do not.
+        ({"relu": [0.3, 0.34, 0.38], "prelu": [0.28, 0.32, 0.35]}, [None, False]),
+        ({"relu": [0.3, 0.4, 0.5], "prelu": [0.1, 0.41, 0.49]}, [None, False]),
         ({"relu": [0.1, 0.1], "prelu": [0.2, 0.2], "prelu_shared": [0.2, 0.2]}, [False, False]),
         ({"relu": [0.1, 0.1, 0.1], "leaky_relu": [0.01, 0.01, 0.01]}, [False, False]),
-        ({"relu": [0.3], "prelu": [0.1], "prelu_shared": [0.1]}, [False, False]),  # one seed
+        ({"relu": [0.3], "prelu": [0.1], "prelu_shared": [0.1]}, [None, None]),  # one seed
     ],
 )
 def test_errors_are_judged_within_seeds(errors, passed):
@@ -167,10 +177,10 @@ GROWING = np.linspace(0.1, 0.4, len(LAYERS))
         (around(GROWING[::-1]), True, True),
         # One layer of one seed lies above conv1.
         ([*around(PAPER[CHANNEL_WISE], 7), changed("fc2", 0.597)], False, True),
-        # Above it in all seeds but by a hair: it decides nothing.
-        ([changed("fc2", 0.595), changed("fc2", 0.2), changed("fc2", 0.5959)], False, True),
-        ([GROWING, GROWING[::-1], GROWING[::-1]], False, False),
-        ([PAPER[CHANNEL_WISE]], False, False),  # one seed shows nothing
+        # Below it in all seeds, in some by a hair: it decides nothing.
+        ([changed("fc2", 0.595), changed("fc2", 0.2), changed("fc2", 0.5959)], None, None),
+        ([GROWING, GROWING[::-1], GROWING[::-1]], False, None),
+        ([PAPER[CHANNEL_WISE]], None, None),  # one seed shows nothing
     ],
 )
 def test_slopes_are_judged_by_the_interval_over_seeds(finals, first, shrink):
@@ -215,16 +225,31 @@ def test_the_table_has_the_paper_beside_ours_with_differences_within_seeds():
     learned = {arm: of[:2] for arm, of in LEARNED.items()}
     learned[SHARED] = seeds_of(np.full(13, 0.2), np.full(13, 0.2))
     lines = rectifiers.markdown(rectifiers.laptop(), by_arm, learned).splitlines()
-    # t(0.975, 1) = 12.706, times √2 · 10 / √2 points.
-    assert f"| {RELU} | 33.82 / 13.34 | 20.0 ± 127.1 / 2.0 ± 12.7 | – |" in lines
-    assert f"| {CHANNEL_WISE} | 32.64 / 12.75 | 18.0 ± 127.1 / 1.8 ± 12.7 | -2.0 ± 0.0 |" in lines
-    assert f"| {LEAKY} | – | 10.0 ± 0.0 / 1.0 ± 0.0 | -10.0 ± 127.1 |" in lines
-    assert any(
-        line.startswith("| conv2_4 | 0.561 | 0.200 ± 0.000 | 0.464 | 0.46") for line in lines
-    )
+    assert f"| {RELU} | 33.82 / 13.34 | 30.0, 10.0 / 3.0, 1.0 | – |" in lines
+    assert f"| {CHANNEL_WISE} | 32.64 / 12.75 | 28.0, 8.0 / 2.8, 0.8 | -2.0, -2.0 |" in lines
+    assert f"| {LEAKY} | – | 10.0, 10.0 / 1.0, 1.0 | -20.0, 0.0 |" in lines
+    assert any(line.startswith("| conv2_4 | 0.561 | 0.200, 0.200 | 0.464 | 0.46") for line in lines)
     assert [line.split(" | ")[0] for line in lines[-13:]] == [f"| {layer}" for layer in LAYERS]
     assert "n = 2 seeds" in lines[0]
     assert "only `--scale=imagenet` compares" in lines[0]
+
+
+@pytest.mark.parametrize(("flip", "label"), [(False, "5-view"), (True, "10-view")])
+def test_the_views_are_named_by_their_number(flip, label, tmp_path, monkeypatch):
+    config = dataclasses.replace(rectifiers.laptop(), flip=flip)
+    (claim, *_) = rectifiers.judge(config, errors_of(), LEARNED)
+    assert claim.statement.startswith(f"Every run learns: {label} top-1 error")
+    title = "10-view" if flip else "10-view in the paper, 5-view here"
+    text = rectifiers.markdown(config, errors_of(), LEARNED)
+    assert f"Table 2, top-1 / top-5 error, %, {title}:" in text
+    assert ("no image is mirrored" in text) == (not flip)
+    drawn = []
+    monkeypatch.setattr(rectifiers.figures, "errors_by_test", lambda of, *_: drawn.append(of) or [])
+    for name in ("over_training", "over_depth"):
+        monkeypatch.setattr(slope_figures, name, lambda *_: [])
+    top_1 = {RELU: [0.1, float("nan")]}
+    rectifiers.draw(config, top_1, LEARNED, tmp_path)
+    assert drawn == [{label: top_1}]
 
 
 def test_figures_are_drawn_for_one_seed_and_for_runs_that_diverged(tmp_path):
@@ -250,7 +275,7 @@ def test_slopes_are_read_in_order_of_depth_at_the_steps_taken(tmp_path):
         {"step": 5, "slope_mean": {"conv3_10_prelu": 0.3, "conv3_2_prelu": 0.2}},
         {"step": 10, "slope_mean": {"conv3_10_prelu": 0.5, "conv3_2_prelu": 0.4}},
     ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     (tmp_path / "config.json").write_text('{"seed": 7}')
     (tmp_path / "status.json").write_text('{"status": "done"}')
     read = slopes.read(tmp_path, ("conv3_2", "conv3_10"))

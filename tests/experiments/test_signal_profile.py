@@ -4,8 +4,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import record, results, signal_profile
-from experiments.results import Profile
+from experiments import profiles, record, signal_profile
+from experiments.profiles import Profile
 from experiments.signal_profile import (
     ARMS,
     GAUSSIAN,
@@ -41,6 +41,18 @@ def test_from_the_command_to_the_picture(tmp_path):
     for row in rows:
         # A few narrow nets: the mean of each moment within a factor of ten of the theory.
         assert abs(float(row["log10_measured"]) - float(row["log10_predicted"])) < 1, row
+    by_seed = list(csv.DictReader((tmp_path / "seeds.csv").open()))
+    assert len(by_seed) == len(rows)
+    logs = np.log(10) * np.array(
+        [[float(row[f"log10_seed_{i}"]) for i in range(3)] for row in by_seed]
+    )
+    log, _ = profiles.log_normal_mean(logs.T, 0.95)
+    assert log / np.log(10) == pytest.approx(
+        [float(row["log10_measured"]) for row in rows], abs=2e-3
+    )
+    table = (tmp_path / "table.md").read_text()
+    assert "99 % interval of the mean over n = 3 seeds" in table
+    assert table in done.stdout
     kernels = {r["initialisation"]: r for r in rows if r["layer"] == "conv1"}
     assert set(kernels) == set(ARMS)
 
@@ -64,7 +76,7 @@ def test_bad_input_is_named(fields, seeds, message, tmp_path):
 def test_the_mean_of_a_log_normal_variable_is_found_in_its_interval():
     rng = np.random.default_rng(0)
     logs = rng.normal(1.0, 1.5, (20, 4000))  # 4000 experiments of 20 draws
-    log, half = results.log_normal_mean(logs, 0.95)
+    log, half = profiles.log_normal_mean(logs, 0.95)
     inside = np.abs(log - (1.0 + 1.5**2 / 2)) < half
     # Near enough to 95 %: the interval takes the estimate's distribution for a Student's.
     assert 0.92 < inside.mean() < 0.98
@@ -94,7 +106,7 @@ def found(arm, verdicts, factor, spread=0.01):
     return Found(NET.name, arm, (forward, backward), verdicts)
 
 
-def profiles(he="healthy", xavier="vanishing", gaussian="vanishing", factor=0.5):
+def measured(he="healthy", xavier="vanishing", gaussian="vanishing", factor=0.5):
     verdicts = {HE_IN: he, HE_OUT: "healthy", XAVIER: xavier, GAUSSIAN: gaussian}
     return [found(arm, [v, v], factor) for arm, v in verdicts.items()]
 
@@ -110,7 +122,34 @@ def profiles(he="healthy", xavier="vanishing", gaussian="vanishing", factor=0.5)
     ],
 )
 def test_each_claim_can_fail(changes, passed):
-    assert [claim.passed for claim in judge([NET], profiles(**changes))] == passed
+    assert [claim.passed for claim in judge([NET], measured(**changes))] == passed
+
+
+def test_the_claim_on_factors_states_how_wide_the_intervals_are():
+    narrow, wide = (
+        judge([NET], [found(arm, ["healthy"], 0.5, spread) for arm in ARMS])[3]
+        for spread in (0.01, 0.1)
+    )
+    # Logs of factors have a deviation of 0.0070, times t(0.9995, 7) / √8 = 5.408 / √8: 1.34 %.
+    assert narrow.measured == (
+        "all 8 of them; half-widths of the intervals: median 1.3 %, largest 1.3 % of the factor"
+    )
+    assert narrow.passed
+    assert wide.passed
+    assert "median 14 %" in wide.measured
+
+
+def test_the_table_states_how_often_the_theory_holds_and_how_wide_the_intervals_are():
+    of_half = found(XAVIER, [], 0.5).profiles[0]
+    other = found(XAVIER, [], 0.6).profiles[0]
+    lines = profiles.markdown([of_half, other], 0.99).splitlines()
+    n = len(LAYERS)
+    widths = np.exp(of_half.interval(0.99)[1])
+    row = f"| {NET.name} | Xavier | forward | {n} of {n} | × {np.median(widths):.3g} | "
+    assert lines[4] == f"{row}× {widths.max():.3g} |"
+    # Of the other, the first layer alone has the same moment.
+    assert lines[5].startswith(f"| {NET.name} | Xavier | forward | 1 of {n} | × ")
+    assert 1 < np.median(widths) < widths.max()
 
 
 def test_a_factor_is_that_of_one_layer_in_the_direction_of_the_signal():

@@ -1,0 +1,228 @@
+"""Steps until a net trains, against its depth, with He's start and with Xavier's.
+
+    python -m experiments.takeoff --scale=laptop
+
+The small net with more or fewer layers in its last stage, everything else equal. A run ends at the
+first test error below 50 %, or untrained at its last step. Xavier halves both second moments in
+every layer, so that the gradients of a net of L layers shrink as 2^(-L/2). If they alone hold it
+back, the steps until it trains grow as 2^(L/2) / (L - 2) (docs/findings.md, "How late Xavier
+starts"); He's do not depend on the depth.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import common, convergence, figures, results, until_trained
+from experiments.convergence import HE, XAVIER
+from experiments.results import Claim
+from prelu_jax import files
+
+Points = Mapping[str, Mapping[int, Sequence[float]]]  # arm -> layers -> steps of every seed
+_LEVEL = results.confidence(3)  # three claims on the same runs are decided by an interval
+TABLES = ("table.md", "steps.csv", "curves.csv")
+
+
+@dataclasses.dataclass
+class Config(convergence.ConvergenceConfig):
+    """The comparison and the limits in its claims."""
+
+    depths: tuple[int, ...] = (14, 18, 22, 26, 30, 36, 44)
+    arch: str = ""  # set for each depth; leave it empty
+    soon: int = 1000  # steps within which He trains
+    flat: float = 1.1  # He's steps grow by less than this factor a layer
+
+
+def laptop() -> Config:
+    """Digits at 32 pixels: some three hours on two cores, most of them for 36 and 44 layers."""
+    return Config(
+        **until_trained.LAPTOP,
+        learning_rate=0.002,  # of convergence_30
+        num_steps=20_000,
+        log_every=25,
+        eval_every=25,
+    )
+
+
+def cifar10() -> Config:
+    """CIFAR-10 photos, three depths."""
+    return Config(
+        depths=(14, 22, 30),
+        dataset="cifar10",
+        test_examples=3000,
+        pixel_rms=convergence.PIXEL_RMS,
+        batch_size=64,
+        learning_rate=0.002,
+        num_steps=20_000,
+        stop_error=0.7,
+        plateau_patience=convergence.NEVER,
+        log_every=100,
+        eval_every=100,
+        checkpoint_every=500,
+        keep_last=1,
+        keep_best=0,
+    )
+
+
+def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
+    """Train every depth from both starts, write the table and the figure, and judge the claims."""
+    common.check_unset(config, ["initializer", "arch"], "config.depths")
+    initializers = {HE: config.he_initializer, XAVIER: config.xavier_initializer}
+    cases = {
+        (arm, f"layers {depth}"): {"initializer": initializer, "arch": f"small_{depth}_reduced"}
+        for depth in config.depths
+        for arm, initializer in initializers.items()
+    }
+    curves = until_trained.train(config, workdir, seeds, cases)
+    points = {
+        arm: {
+            depth: until_trained.steps(config, curves[arm, f"layers {depth}"])
+            for depth in config.depths
+        }
+        for arm in initializers
+    }
+    fitted = predicted(points[XAVIER])
+    theory = {"theory: 2^(L/2) / (L - 2)": fitted} if fitted else {}
+    titles = _title(config), _caption(config, seeds)
+    limit = config.num_steps
+    written = figures.takeoff(points, theory, *titles, workdir / "figure", limit=limit)
+    text = markdown(config, curves, points)
+    files.write_text(workdir / "table.md", text)
+    print(f"\n{text}\nWritten:", *written, *map(workdir.joinpath, TABLES), sep="\n  ")
+    return judge(config, points)
+
+
+def predicted(measured: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """Return 2^(L/2) / (L - 2) at every depth L, times the factor that fits the steps best.
+
+    Only depths at which every seed trained count for the fit; none: an empty prediction.
+    """
+    trained = {n: of for n, of in measured.items() if np.isfinite(of).all()}
+    if not trained:
+        return {}
+    offsets = [np.mean(np.log(of)) - _log_theory(L) for L, of in trained.items()]
+    return {L: float(np.exp(np.mean(offsets) + _log_theory(L))) for L in measured}
+
+
+def _log_theory(depth: int) -> float:
+    return depth / 2 * math.log(2) - math.log(depth - 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """The factor by which the steps grow from a layer to the next, with its interval.
+
+    Attributes:
+        factor, low, high: measured; not a number where fewer than two depths trained.
+        theory: the factor between the same depths by 2^(L/2) / (L - 2), fitted in the same way.
+        depths: those at which every seed trained.
+    """
+
+    factor: float
+    low: float
+    high: float
+    theory: float
+    depths: tuple[int, ...]
+
+    def holds_theory(self) -> bool | None:
+        """Return whether the theory's factor lies in the interval; None if there is none."""
+        return None if math.isnan(self.low) else self.low <= self.theory <= self.high
+
+    def __str__(self) -> str:
+        return (
+            f"× {self.factor:.3f} a layer, {100 * _LEVEL:.4g} % interval {self.low:.3f} to "
+            f"{self.high:.3f}, over {', '.join(map(str, self.depths)) or 'no'} layers"
+        )
+
+
+def growth(measured: Mapping[int, Sequence[float]]) -> Growth:
+    """Fit log(steps) with a line over the depths at which every seed trained."""
+    trained = {n: of for n, of in measured.items() if np.isfinite(of).all()}
+    x = np.array([L for L, of in trained.items() for _ in of], np.float64)
+    y = np.array([np.log(value) for of in trained.values() for value in of])
+    theory = np.array([_log_theory(L) for L, of in trained.items() for _ in of])
+    if len(trained) < 2 or len(x) < 3:
+        return Growth(math.nan, math.nan, math.nan, math.nan, tuple(trained))
+    slope, half = results.line(x, y, _LEVEL)
+    by_theory, _ = results.line(x, theory)
+    factor, low, high, of_theory = np.exp([slope, slope - half, slope + half, by_theory]).tolist()
+    return Growth(factor, low, high, of_theory, tuple(trained))
+
+
+def judge(config: Config, points: Points) -> list[Claim]:
+    """Judge the cost of depth with each start."""
+    he, xavier = points[HE], points[XAVIER]
+    pairs = [
+        (mine, other) for L in he for mine, other in zip(he[L], xavier[L], strict=True)
+    ]  # fmt: skip
+    of_he, of_xavier = growth(he), growth(xavier)
+    return [
+        Claim(
+            f"He trains at every depth in every seed: below {config.stop_error:.0%} error within "
+            f"{config.soon:,} steps",
+            max(mine for mine, _ in pairs) <= config.soon,
+            f"at most {max(mine for mine, _ in pairs):,.0f} steps, n = {len(pairs)} runs",
+        ),
+        Claim(
+            "Xavier needs more steps than He at every depth in every seed",
+            all(mine < other for mine, other in pairs),
+            f"the least ratio: {min(other / mine for mine, other in pairs):.3g}",
+        ),
+        Claim(
+            f"He's steps hardly depend on the depth: a factor below {config.flat:g} a layer",
+            results.is_below(config.flat, of_he.low, of_he.high),
+            f"{of_he}",
+        ),
+        Claim(
+            f"Xavier's steps grow with every layer by more than He's limit, {config.flat:g}",
+            results.is_below(-config.flat, -of_xavier.high, -of_xavier.low),
+            f"{of_xavier}",
+        ),
+        Claim(
+            "Xavier's steps grow as 2^(L/2) / (L - 2): that factor lies in the interval",
+            None
+            if math.isnan(of_xavier.low)
+            else of_xavier.low <= of_xavier.theory <= of_xavier.high,
+            f"theory × {of_xavier.theory:.3f} a layer; measured {of_xavier}",
+        ),
+    ]
+
+
+def markdown(config: Config, curves: until_trained.Curves, points: Points) -> str:
+    """Return the table: a row for each depth, with every seed."""
+    lines = [
+        until_trained.explain(config),
+        "",
+        "| layers | He | Xavier | median Xavier / median He |",
+        "|---|---|---|---|",
+    ]
+    for depth in points[HE]:
+        ratio = float(np.median(points[XAVIER][depth])) / float(np.median(points[HE][depth]))
+        cells = [
+            str(depth),
+            *(until_trained.cell(config, curves[arm, f"layers {depth}"]) for arm in (HE, XAVIER)),
+            f"{ratio:.3g}" if math.isfinite(ratio) else "–",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _title(config: Config) -> str:
+    return f"{config.dataset}: steps until {config.stop_error:.0%} error, by depth"
+
+
+def _caption(config: Config, seeds: int) -> str:
+    frozen = f", frozen: {config.frozen}" if config.frozen else ""
+    return (
+        f"{config.rectifier}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
+        f"{config.batch_size}{frozen}; {config.he_initializer} against "
+        f"{config.xavier_initializer}, {config.mode};\n"
+        f"{figures.seeds(config.seed, seeds)} at each depth"
+    )
+
+
+if __name__ == "__main__":
+    common.main("takeoff", {"laptop": laptop, "cifar10": cifar10}, run, default_seeds=5)
