@@ -21,7 +21,8 @@ from benchmarks.growth import exponent_row, of_depth
 from benchmarks.timing import Ratio, Result, Row, absent, milliseconds, samples
 from prelu_jax import arch, models
 from prelu_jax.datadep import Lsuv, WithinLayer, plan
-from prelu_jax.datadep.walk import Control, Correction, OnePass, Walk
+from prelu_jax.datadep.places import Correction
+from prelu_jax.datadep.walk import Control, OnePass, Walk
 
 _LSUV = Lsuv(orthonormal=False)  # all start from the same weights
 _RATIO_AT = 30  # layers at which others are compared by a ratio
@@ -141,20 +142,20 @@ def _seconds(program: Callable[[], Any]) -> float:
 
 def _compiled_pass(net: _Net, method: OnePass) -> Callable[[], Any]:
     planned = plan.make(net.model, net.variables, net.images)
-    control = Control(
-        {layer.parameter: jnp.array(True) for layer in planned.layers},
-        {
-            layer.parameter: Correction(jnp.ones(layer.channels), jnp.zeros(layer.channels))
-            for layer in planned.layers
-        },
-    )
+    control = {
+        layer.number: Control(
+            jnp.array(True), Correction(jnp.ones(layer.shape), jnp.zeros(layer.shape))
+        )
+        for layer in planned.layers
+    }
     replicated = {
         "variables": net.variables,
         "key": jax.random.key(0),
         "rngs": None,
+        "places": planned.places,
         "control": control,
     }
-    walk = Walk(planned.model.view, planned.layers, method, planned.model.call_kwargs, None)
+    walk = Walk(planned.model, planned.layers, method)
     compiled = jax.jit(lambda *args: walk(*args)).lower(replicated, net.images).compile()
     return lambda: compiled(replicated, net.images)
 

@@ -6,11 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
-from flax import nnx
 
 from prelu_jax import models, signal, theory
-from prelu_jax.signal import Measurement, Report
+from prelu_jax.signal import Measurement, Report, checks
 
 
 def diagnose(
@@ -53,19 +51,10 @@ def diagnose(
         TypeError: the model is none of these, or the wrong number of arguments.
         ValueError: as `signal.measure`.
     """
-    expected = {1, 2}
-    if isinstance(model, nn.Module | nnx.Module):
-        expected = {1} if isinstance(model, nnx.Module) else {2}
-    if len(variables_and_batch) not in expected:
-        raise TypeError(
-            f"diagnose was given {1 + len(variables_and_batch)} positional arguments; expected "
-            "diagnose(model, variables, batch), or diagnose(model, batch) for NNX modules and "
-            "callable pytrees. Several inputs of a model go into a tuple."
-        )
-    *variables, batch = variables_and_batch
+    variables, batch = checks.variables_and_batch("diagnose", model, variables_and_batch)
     measurement = signal.measure(
         model,
-        variables[0] if variables else None,
+        variables,
         batch,
         loss=loss,
         weight_decay=weight_decay,
@@ -78,7 +67,7 @@ def diagnose(
     if isinstance(model, models.RectifierNet) and measurement.first_nonfinite is None:
         # The theory has no pool after a pool, which a network may have.
         with contextlib.suppress(ValueError):
-            predicted = _predict(model, variables[0]["params"], batch, measurement)
+            predicted = _predict(model, variables["params"], batch, measurement)
     name = getattr(model, "__name__", type(model).__name__)
     return Report(name, measurement, predicted)
 

@@ -15,8 +15,8 @@ from prelu_jax.datadep import homogeneity, options
 from prelu_jax.datadep.homogeneity import Freedom
 from prelu_jax.datadep.report import BetweenRow, BetweenStage
 from prelu_jax.datadep.session import Session
-from prelu_jax.signal import batches, moments
-from prelu_jax.signal.calls import FlaxModel
+from prelu_jax.signal import moments
+from prelu_jax.signal.preparation import Prepared
 
 _SLOWEST = 0.9  # of the promised progress: less means that the rest is not to be had
 
@@ -65,20 +65,19 @@ class BetweenLayer:
 class _Rates:
     """The root mean squares of kernels and of their gradients under a random linear loss."""
 
-    model: FlaxModel
+    model: Prepared
+    kernels: tuple[str, ...]
 
     def __call__(self, replicated: Mapping[str, Any], batch: Any) -> Any:
-        return axes.bind(self._pass, self.model.bound_axes)(replicated, batch)
+        return self.model.bind(self._pass)(replicated, batch)
 
     def _pass(self, replicated: Mapping[str, Any], batch: Any) -> Any:
         model, variables = self.model, replicated["variables"]
-        parameters = model.view.parameters(variables)
-        kernels = {name: parameters[name] for name in sorted({*model.kernels})}
+        parameters = model.model.parameters(variables)
+        kernels = {name: parameters[name] for name in self.kernels}
 
         def loss(kernels: Any) -> jax.Array:
-            args, kwargs = batches.arguments(batch, model.call_kwargs)
-            exchanged = model.view.replace(variables, kernels)
-            outputs = model.view.call(exchanged, args, kwargs, replicated["rngs"])
+            outputs = model.outputs(variables, kernels, batch, replicated["rngs"])
             number = model.examples.number
             return moments.noise_objective(outputs, replicated["key"], number, model.axis_name)
 
@@ -152,9 +151,7 @@ def _freedom(session: Session) -> Freedom:
     model = session.plan.model
 
     def call(parameters: Any, batch: Any) -> Any:
-        variables = model.view.replace(session.variables, parameters)
-        args, kwargs = batches.arguments(batch, model.call_kwargs)
-        return model.view.call(variables, args, kwargs, session.rngs)
+        return model.outputs(session.variables, parameters, batch, session.rngs)
 
     names = model.bound_axes if model.axis_name is None else (model.axis_name,)
     return homogeneity.freedom(axes.bind(call, names), session.parameters, session.part)
@@ -162,14 +159,14 @@ def _freedom(session: Session) -> Freedom:
 
 def _log_rates(session: Session) -> dict[str, float]:
     """log C̃_k by kernel path, of the layers that have one."""
-    chosen = {layer.parameter for layer in session.plan.layers}
-    squares = jax.device_get(session.compute(_Rates(session.plan.model)))
+    kernels = tuple(sorted({layer.parameter for layer in session.plan.layers}))
+    squares = jax.device_get(session.compute(_Rates(session.plan.model, kernels)))
     rates = {}
-    for name in chosen & set(squares):
+    for name in kernels:
         kernel, gradient = (moments.second_moment(*pair) for pair in squares[name])
         if 0 < kernel < math.inf and 0 < gradient < math.inf:
             rates[name] = 0.5 * math.log(gradient / kernel)
-    return {name: rates[name] for name in squares if name in rates}
+    return rates
 
 
 def _times(values: jax.Array, log_factor: float) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Data-dependent initialisation of any Flax model: one call, one method or several in turn."""
+"""Data-dependent initialisation of any JAX model: one call, one method or several in turn."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,28 +30,32 @@ def calibrate(
     axis_name: str | None = None,
     compiled: Callable[[Function], Function] | None = None,
 ) -> Any:
-    """Sets the scale, and where the method does the mean, of every layer's output on a batch.
+    """Set the scale, and where the method does the mean, of every layer's output on a batch.
 
-        variables, report = pj.calibrate(model, variables, batch)    # Linen
+        variables, report = pj.calibrate(model, variables, batch)    # Linen, Haiku
         report = pj.calibrate(model, batch)                          # NNX: the model is updated
+        model, report = pj.calibrate(model, batch)                   # Equinox
+        params, report = pj.calibrate(function, params, batch)       # function(params, batch)
         pj.calibrate(model, variables, batch, method=["pca", "between_layer"])
 
-    Dense, DenseGeneral, Einsum, Conv, ConvLocal and ConvTranspose, their NNX kin and those inside
-    attention are calibrated, in the order in which the model calls them, in one jitted forward
-    pass; layers that are called more than once by their moments over all calls, in a few more. What
-    came of it is measured by another pass. Embeddings, slopes and norms are left as they are, and
-    the report names them. A model with weights that cannot be seen, since they are used inside a
-    transformation or multiplied by hand, is refused, unless ``only`` or ``except_`` leaves them
-    out. BatchNorm's statistics and NNX's random
-    streams stay as they are. Products of float32 are computed in float32 on accelerators too,
-    unless `jax.default_matmul_precision` says otherwise.
+    Every matrix product and convolution with weights is calibrated, as `signal.measure` sees them,
+    in the order in which the model runs them, in one jitted forward pass: those in `scan`,
+    `checkpoint`, `jit` and `cond` too, every step of a scan by itself where it has weights of its
+    own. Layers that are called more than once, as the cells of recurrent networks are, get theirs
+    from the moments over all calls, in a few passes more. What came of it is measured by another
+    pass. Tables of embeddings, slopes and norms are left as they are, and the report names them. A
+    model with weights that cannot be seen is refused, unless ``only`` or ``except_`` leaves them
+    out. BatchNorm's statistics and NNX's random streams stay as they are. Products of float32 are
+    computed in float32 on accelerators too, unless `jax.default_matmul_precision` says otherwise.
 
     Args:
-        model: any Linen or NNX model, unmodified.
-        *variables_and_batch: a Linen model's variables, then the batch: the model's first argument,
-            or a tuple of its positional arguments, of a few dozen examples or more. Or an iterator
-            of a few such batches, which count as one. For NNX the batch alone. Both may be sharded
-            over devices: moments are those of the whole batch.
+        model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox
+            module, or a function ``f(variables, *inputs)``; unmodified.
+        *variables_and_batch: the model's variables, then the batch: the model's first argument, or
+            a tuple of its positional arguments, of a few dozen examples or more. Or an iterator of
+            a few such batches, which count as one. For models that hold their variables, NNX
+            modules and callable pytrees, the batch alone. Both may be sharded over devices: moments
+            are those of the whole batch.
         method: 'within_layer', 'lsuv', 'between_layer', 'pca', 'zca', 'kmeans', 'none', one of
             `datadep`'s methods with its options, or several of these, applied in turn. 'lsuv' and
             those of filters draw kernels anew: behind another, `Lsuv(orthonormal=False)`.
@@ -71,24 +75,18 @@ def calibrate(
             example `jax.pmap` over that axis with ``in_axes=(None, 0), out_axes=None``.
 
     Returns:
-        The calibrated variables and a `datadep.CalibrationReport`; for NNX the report.
+        The calibrated variables, or a callable pytree's calibrated copy, and a
+        `datadep.CalibrationReport`; for NNX the report.
 
     Raises:
-        TypeError: neither Linen nor NNX, the wrong number of arguments, a list as the batch, an
-            argument of a wrong type, or a call inside `jit` and its kin.
+        TypeError: no such model, the wrong number of arguments, a list as the batch, an argument
+            of a wrong type, or a call inside `jit` and its kin.
         ValueError: an unknown method; the batch is empty, a single example or not finite; patterns
             that match nothing; weights that cannot be seen and are not left out; an output that is
             not finite; and as `signal.measure`. The model and the variables are then unchanged.
     """
-    expected = 1 if isinstance(model, nnx.Module) else 2
-    if len(variables_and_batch) != expected:
-        raise TypeError(
-            f"calibrate was given {1 + len(variables_and_batch)} positional arguments; expected "
-            "calibrate(model, variables, batch) for Linen, calibrate(model, batch) for NNX. "
-            "Several inputs of a model go into a tuple."
-        )
+    variables, batch = checks.variables_and_batch("calibrate", model, variables_and_batch)
     methods = registry.resolve(method)
-    *given, batch = variables_and_batch
     if isinstance(batch, list):
         raise TypeError(
             f"the batch is a list of {len(batch)}; expected an iterator of batches, iter([...]), a "
@@ -99,15 +97,14 @@ def calibrate(
     if isinstance(batch, Iterator):
         batch, batch_size = batches.joined(batch, batch_size)
     batch = batches.carried(batch)
-    variables = given[0] if given else None
     part = batch if axis_name is None else jax.tree.map(_part, batch)
     own = nnx.state(model) if isinstance(model, nnx.Module) else None
-    _check_not_traced(given, own, batch, key, rngs)
+    _check_not_traced(variables, own, batch, key, rngs)
     planned = plan.make(
         model, variables, part, only, except_, rngs, call_kwargs, axis_name, batch_size
     )
     _check_finite(batch)
-    _, state = models.of(model, variables)
+    function, state = models.of(model, variables)
     session = Session(
         planned,
         state,
@@ -126,12 +123,12 @@ def calibrate(
             else:
                 session, stage = one_pass.run(session, each)
             stages.append(stage)
-    seen = planned.model
-    report = CalibrationReport(type(model).__name__, tuple(stages), seen.coverage, seen.examples)
+    seen, name = planned.model, getattr(model, "__name__", type(model).__name__)
+    report = CalibrationReport(name, tuple(stages), seen.coverage, seen.examples)
     if isinstance(model, nnx.Module):
         nnx.update(model, session.variables)
         return report
-    return seen.view.like(variables, session.parameters), report
+    return function.restored(variables, session.variables), report
 
 
 def _full_precision() -> contextlib.AbstractContextManager[Any]:

@@ -3,21 +3,16 @@
 import dataclasses
 import math
 import numbers
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from flax import nnx
 
 from prelu_jax import initializers, names
 from prelu_jax.datadep import filters, options
 from prelu_jax.datadep.walk import Layer, OnePass, Redrawn
 from prelu_jax.datadep.within_layer import WithinLayer
-from prelu_jax.signal.sites import Visit
+from prelu_jax.tracing import Visit
 
-_DENSE = (nn.Dense, nnx.Linear, nn.DenseGeneral, nnx.LinearGeneral)
-_CONV = (nn.Conv, nnx.Conv)
 _EXAMPLES = 4  # patches looked at for one that is taken: from more images than need be
 
 
@@ -51,50 +46,48 @@ class FromPatches(WithinLayer):
         return WithinLayer(self.target_mean)
 
     def redraw(self, layer: Layer, visit: Visit, key: jax.Array, axis_name: str | None) -> Redrawn:
-        """The filters, or a Gaussian kernel."""
-        kernel = visit.parameters["kernel"]
+        """Return the filters, or a Gaussian kernel."""
+        shape = visit.weight.shape
         of_sample, of_filters = jax.random.split(key)
-        if not has_patches(visit.layer):
-            gaussian = jax.random.normal(of_filters, kernel.shape, jnp.float32)
-            return Redrawn(gaussian.astype(kernel.dtype), jnp.array(False))
+        if visit.operation.kind not in ("dense", "conv"):
+            gaussian = jax.random.normal(of_filters, shape, jnp.float32)
+            return Redrawn(gaussian, jnp.array(False))
         devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
         sample = patches(layer, visit, of_sample, self.max_patches // devices, axis_name)
-        count = math.prod(layer.channels) // layer.layout.feature_group_count
+        count = math.prod(layer.channels) // visit.operation.layout.groups
         found, enough = filters.filters(self.kind, sample, count, of_filters, axis_name)
-        drawn = initializers.from_matrices(found, kernel.shape, layer.layout)
-        return Redrawn(drawn.astype(kernel.dtype), enough)
-
-
-def has_patches(layer: Any) -> bool:
-    """Whether it is a fully connected layer or a convolution of plain kind."""
-    if isinstance(layer, _CONV):
-        return layer.mask is None
-    batch = getattr(layer, "batch_dims", ()) or getattr(layer, "batch_axis", ())
-    return isinstance(layer, _DENSE) and not batch
+        return Redrawn(initializers.from_matrices(found, shape, layer.layout), enough)
 
 
 def patches(
     layer: Layer, visit: Visit, key: jax.Array, most: int, axis_name: str | None = None
 ) -> jax.Array:
-    """At most so many of a layer's inputs at random, float32 ``[groups, patches, rows]``.
+    """Return at most so many of a layer's inputs at random, float32 ``[groups, patches, rows]``.
 
-    The layer itself cuts them out: with the identity for a kernel it puts out what it sees.
+    The product itself cuts them out: with the identity for weights it puts out what it sees.
     """
-    groups = layer.layout.feature_group_count
-    shape = visit.parameters["kernel"].shape
-    rows = math.prod(shape) // math.prod(layer.channels)
+    layout, shape = visit.operation.layout, list(visit.weight.shape)
+    rows, groups = layout.fan_in, layout.groups
     if axis_name is not None:  # every device draws its own
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     of_examples, of_patches = jax.random.split(key)
-    positions = visit.y.size // math.prod(layer.channels) // visit.x.shape[0]
-    examples = min(visit.x.shape[0], math.ceil(_EXAMPLES * most / max(positions, 1)))
-    x = jax.random.choice(of_examples, visit.x, (examples,), replace=False)
-    inputs = shape[: len(shape) - len(layer.channels)]
-    identity = jnp.eye(rows, dtype=visit.parameters["kernel"].dtype).reshape(*inputs, rows)
-    changes = {"kernel": jnp.tile(identity, groups), "bias": None}
-    seer = visit.layer
-    if isinstance(seer, nn.Module):  # whose shapes are checked against its fields
-        seer = seer.clone(features=groups * rows, use_bias=False)
-    seen = visit.again(changes, layer=seer, x=x).astype(jnp.float32)
+    operand, first = visit.operand, _first_axis(visit)
+    positions = math.prod(visit.operation.shape) // math.prod(layer.channels)
+    if first is not None:
+        examples = operand.shape[first]
+        enough = min(examples, math.ceil(_EXAMPLES * most * examples / max(positions, 1)))
+        operand = jax.random.choice(of_examples, operand, (enough,), replace=False, axis=first)
+    for axis, size in zip(layout.weight_axes, (groups * rows, *[1] * len(shape)), strict=False):
+        shape[axis] = size
+    identity = jnp.broadcast_to(jnp.eye(rows, dtype=visit.weight.dtype), (groups, rows, rows))
+    seer = initializers.from_matrices(identity, shape, layer.layout)
+    seen = visit.product(operand, seer).astype(jnp.float32)
+    seen = jnp.moveaxis(seen, layout.channel_axes, range(-len(layout.channel_axes), 0))
     seen = jnp.moveaxis(seen.reshape(-1, groups, rows), 1, 0)
     return filters.sample(of_patches, seen, most)
+
+
+def _first_axis(visit: Visit) -> int | None:
+    """The first axis of the operand that the product does not sum over: of examples, as a rule."""
+    axes = visit.operation.layout.operand_axes
+    return next((axis for axis in axes if visit.operand.shape[axis] > 1), None)

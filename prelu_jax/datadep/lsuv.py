@@ -2,7 +2,7 @@
 
 import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from prelu_jax import initializers
 from prelu_jax.datadep import options
 from prelu_jax.datadep.moments import Moments
-from prelu_jax.datadep.walk import Correction, Layer, OnePass
+from prelu_jax.datadep.places import Correction
+from prelu_jax.datadep.walk import Layer, OnePass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +37,11 @@ class Lsuv(OnePass):
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"lsuv: tolerance is {self.tolerance}, expected 0 (none) to below 1.")
 
-    def start(
-        self, layers: tuple[Layer, ...], parameters: Mapping[str, jax.Array], key: jax.Array
-    ) -> dict[str, jax.Array]:
-        """Orthonormal kernels in each layer's own layout, and biases of 0."""
+    def draw(self, layer: Layer, shape: Sequence[int], key: jax.Array) -> jax.Array | None:
+        """Return orthonormal weights in the layer's own layout."""
         if not self.orthonormal:
-            return {}
-        drawn: dict[str, jax.Array] = {}
-        for i, layer in enumerate(layers):
-            kernel = parameters[layer.parameter]
-            draw = initializers.orthogonal(layout=layer.layout)
-            drawn[layer.parameter] = draw(jax.random.fold_in(key, i), kernel.shape, kernel.dtype)
-            if layer.bias is not None:
-                drawn[layer.bias] = jnp.zeros_like(parameters[layer.bias])
-        return drawn
+            return None
+        return initializers.orthogonal(layout=layer.layout)(key, shape, jnp.float32)
 
     def correction(self, moments: Moments, has_bias: bool) -> Correction:
         """The same scale for every channel, 1 if nothing varies; no shift."""

@@ -6,8 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prelu_jax.signal.sites import Axes
-
 # A channel whose std is less than this of its largest value is constant: what is left is rounding.
 _CONSTANT = 1e-6
 
@@ -26,7 +24,7 @@ class Moments(NamedTuple):
     varies: jax.Array
 
 
-def of_channels(y: jax.Array, channel_axes: Axes, axis_name: str | None = None) -> Moments:
+def of_channels(y: jax.Array, channel_axes: Sequence[int], axis_name: str | None = None) -> Moments:
     """The moments of an output's channels.
 
     Each is computed in units of its largest value: squares of 1e-25 do not fit in float32.
@@ -47,28 +45,25 @@ def of_channels(y: jax.Array, channel_axes: Axes, axis_name: str | None = None) 
     return Moments(mean * largest, std * largest, std > _CONSTANT)
 
 
-def pooled(moments: Sequence[Moments], counts: Sequence[int]) -> Moments:
-    """The moments of several outputs of one layer together.
+def pooled(moments: Moments, weights: jax.Array) -> Moments:
+    """Return the moments of several outputs of one layer together.
 
     In units of the largest moment of each channel, whose square fits in float32.
 
     Args:
-        moments: of each output.
-        counts: how many values of a channel each has.
+        moments: of each output, along the first axis.
+        weights: the share of each in all values of a channel, ``[outputs, ...]``; it may have fewer
+            axes than the moments.
     """
-    if len(moments) == 1:
-        return moments[0]
-    weights = [count / sum(counts) for count in counts]
-    largest = jnp.stack([jnp.maximum(jnp.abs(m.mean), m.std) for m in moments]).max(axis=0)
+    if moments.mean.shape[0] == 1:
+        return Moments(*(leaf[0] for leaf in moments))
+    share = weights.reshape(*weights.shape, *[1] * (moments.mean.ndim - weights.ndim))
+    largest = jnp.maximum(jnp.abs(moments.mean), moments.std).max(axis=0)
     unit = jnp.where(largest == 0, 1, largest)
-    means, stds = [m.mean / unit for m in moments], [m.std / unit for m in moments]
-    mean = sum(w * m for w, m in zip(weights, means, strict=True))
-    var = sum(
-        w * (jnp.square(s) + jnp.square(m - mean))
-        for w, m, s in zip(weights, means, stds, strict=True)
-    )
-    varies = jnp.any(jnp.stack([m.varies for m in moments]), axis=0)
-    return Moments(mean * largest, jnp.sqrt(var) * largest, varies)
+    means, stds = moments.mean / unit, moments.std / unit
+    mean = jnp.sum(share * means, axis=0)
+    var = jnp.sum(share * (jnp.square(stds) + jnp.square(means - mean)), axis=0)
+    return Moments(mean * largest, jnp.sqrt(var) * largest, jnp.any(moments.varies, axis=0))
 
 
 def wide(values: jax.Array) -> jax.Array:

@@ -2,38 +2,41 @@
 
 One pass is all that layers need which are called once and are affine in kernel and bias. A layer
 that is called more often sees inputs that depend on its own correction, so its pooled moments are
-brought to their target by further passes. A layer whose output does not follow its kernel and bias
-(a weight norm divides a scale out again, LoRA adds to it) is found by measuring, and left alone.
+brought to their target by further passes. A layer whose weights are computed (a weight norm divides
+a scale out again) is measured and left alone, and so is one that is found not to follow.
 """
 
 import contextlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from prelu_jax.datadep import places
 from prelu_jax.datadep.moments import Moments
+from prelu_jax.datadep.places import Correction
 from prelu_jax.datadep.report import LayerRow, OnePassStage
 from prelu_jax.datadep.session import Session
-from prelu_jax.datadep.walk import Control, Correction, Layer, OnePass, Walk
+from prelu_jax.datadep.walk import Control, Found, Layer, OnePass, Walk
 
 _CLOSE = 3e-5  # of a shared layer's moments to their targets: ends its passes
 _RESISTS = 0.1  # an error that rounding cannot explain, not even bfloat16's
 _MOST_PASSES = 50
 _LARGEST_LOG = 20.0  # of a scale that is tried
 
-Found = dict[str, dict[str, Any]]  # kernel path -> what a `Walk` returns of it
+ByNumber = dict[int, Found]  # a layer's number -> what a `Walk` found there
 
 
 def run(session: Session, method: OnePass) -> tuple[Session, OnePassStage]:
-    """The session with every layer corrected, and what was done.
+    """Return the session with every layer corrected, and what was done.
 
     Raises:
         ValueError: a layer's output is not finite.
     """
-    left: set[str] = set()  # layers that resist
+    left: set[int] = set()  # layers that resist
     while True:
         attempt = _Attempt(session, method, left)
         attempt.correct()
@@ -46,20 +49,21 @@ def run(session: Session, method: OnePass) -> tuple[Session, OnePassStage]:
 class _Attempt:
     """A calibration that leaves some layers alone."""
 
-    def __init__(self, session: Session, method: OnePass, left: Collection[str]) -> None:
-        layers = session.plan.layers
+    def __init__(self, session: Session, method: OnePass, left: Collection[int]) -> None:
         self.method = method
         self.left = left
-        self.free = tuple(layer for layer in layers if layer.parameter not in left)
+        self.free = tuple(
+            layer for layer in session.plan.layers if layer.follows and layer.number not in left
+        )
         self.shared = tuple(layer for layer in self.free if layer.calls > 1)
-        self.session = session.replace(method.start(self.free, session.parameters, session.key))
-        self.found: Found = {}
-        self.measured: Found = {}
-        self.errors: dict[str, float] = {}
+        self.session = session.replace(_drawn(session, method, self.free))
+        self.found: ByNumber = {}
+        self.measured: ByNumber = {}
+        self.errors: dict[int, list[float]] = {}
         self.passes = 0
 
     def correct(self) -> None:
-        """The pass, those that shared layers need, and a look at what came of it."""
+        """Run the pass, those that shared layers need, and one to see what came of it."""
         self.session, self.found = self._pass(self.method, self.free)
         self._check_finite(self.found, "with the layers before it corrected")
         self.passes = 1
@@ -68,14 +72,15 @@ class _Attempt:
         _, self.measured = self._pass(self.method.plain, ())
         self._check_finite(self.measured, "with the layers up to it corrected")
         self.errors = {
-            layer.parameter: self.method.error(
-                self.measured[layer.parameter]["before"], layer.bias is not None
-            )
+            layer.number: [
+                self.method.error(moments, layer.bias is not None)
+                for moments in _of_stack(layer, self.measured[layer.number].before)
+            ]
             for layer in self.session.plan.layers
         }
 
     def _solve(self) -> None:
-        """Finds the corrections of shared layers under which their moments ask for none.
+        """Find the corrections of shared layers under which their moments ask for none.
 
         The unknowns are the logs of the scales and the shifts; one pass tells what is asked for.
         """
@@ -93,97 +98,135 @@ class _Attempt:
                 least = np.abs(more).max()
                 self.session = session
                 self.found = {
-                    name: {
-                        **what,
-                        "correction": _both(what["correction"], found[name]["correction"]),
-                    }
-                    for name, what in first.items()
+                    number: what._replace(
+                        correction=_both(what.correction, found[number].correction)
+                    )
+                    for number, what in first.items()
                 }
             return -more
 
         from scipy import optimize  # slow to import, and few models share layers
 
-        size = 2 * sum(math.prod(layer.channels) for layer in self.shared)
+        size = 2 * sum(math.prod(layer.shape) for layer in self.shared)
         with contextlib.suppress(optimize.NoConvergence):  # the report tells how far it came
             # To change a scale changes the output as much, or more if the output feeds itself.
             optimize.anderson(asked, np.zeros(size), alpha=-1, f_tol=_CLOSE, maxiter=_MOST_PASSES)
 
-    def _given(self, unknowns: np.ndarray) -> dict[str, Correction]:
+    def _given(self, unknowns: np.ndarray) -> dict[int, Correction]:
         given, rest = {}, unknowns
         for layer in self.shared:
-            size = math.prod(layer.channels)
+            size = math.prod(layer.shape)
             log_scale, shift, rest = np.split(rest, [size, 2 * size])
             numbers = np.exp(np.clip(log_scale, -_LARGEST_LOG, _LARGEST_LOG)), shift
-            given[layer.parameter] = Correction(
-                *(v.reshape(layer.channels).astype(np.float32) for v in numbers)
+            given[layer.number] = Correction(
+                *(v.reshape(layer.shape).astype(np.float32) for v in numbers)
             )
         return given
 
-    def _more(self, layer: Layer, found: Found, given: Mapping[str, Correction]) -> np.ndarray:
+    def _more(self, layer: Layer, found: ByNumber, given: Mapping[int, Correction]) -> np.ndarray:
         """The correction that a layer's output asks for beyond the one that it was given."""
-        scale, shift = given[layer.parameter]
-        mean, std, varies = found[layer.parameter]["before"]
+        scale, shift = given[layer.number]
+        mean, std, varies = found[layer.number].before
         corrected = Moments(mean * scale + shift, std * scale, varies)
-        more = self.method.correction(corrected, layer.bias is not None)
-        return np.concatenate([np.log(more.scale).ravel(), np.ravel(more.shift)])
+        more = [
+            self.method.correction(moments, layer.bias is not None)
+            for moments in _of_stack(layer, corrected)
+        ]
+        logs = [np.log(each.scale).ravel() for each in more]
+        return np.concatenate([*logs, *(np.ravel(each.shift) for each in more)])
 
-    def first_resisting(self) -> str | None:
-        """The kernel of the first layer whose output is not what its correction promised."""
-        over = (layer for layer in self.free if self.errors[layer.parameter] > _RESISTS)
-        return next((layer.parameter for layer in over), None)
+    def first_resisting(self) -> int | None:
+        """Return the first layer whose output is not what its correction promised."""
+        over = (layer for layer in self.free if max(self.errors[layer.number]) > _RESISTS)
+        return next((layer.number for layer in over), None)
 
     def stage(self) -> OnePassStage:
-        """What was done, for the report."""
-        rows = tuple(self._row(layer) for layer in self.session.plan.layers)
-        return OnePassStage(self.method, rows, self.session.plan.skipped, self.passes)
+        """Return what was done, for the report."""
+        layers = self.session.plan.layers
+        rows = {place: row for layer in layers for place, row in self._rows(layer)}
+        ordered = tuple(rows[place] for place in sorted(rows))
+        return OnePassStage(self.method, ordered, self.session.plan.skipped, self.passes)
 
     def _pass(
         self,
         method: OnePass,
         measured: Collection[Layer],
-        given: Mapping[str, Correction] | None = None,
+        given: Mapping[int, Correction] | None = None,
         session: Session | None = None,
-    ) -> tuple[Session, Found]:
+    ) -> tuple[Session, ByNumber]:
         """A pass that corrects some layers by their moments, some as given, the others not."""
         session = session or self.session
         plan = session.plan
-        named = {layer.parameter for layer in measured}
-        control = Control(
-            {layer.parameter: np.array(layer.parameter in named) for layer in plan.layers},
-            {layer.parameter: _nothing(layer) for layer in plan.layers} | dict(given or {}),
-        )
-        model = plan.model
-        walk = Walk(
-            model.view, plan.layers, method, model.call_kwargs, model.axis_name, model.bound_axes
-        )
+        chosen = {layer.number for layer in measured}
+        corrections = {layer.number: _nothing(layer) for layer in plan.layers} | dict(given or {})
+        control = {
+            number: Control(np.array(number in chosen), correction)
+            for number, correction in corrections.items()
+        }
+        walk = Walk(plan.model, plan.layers, method)
         parameters, found = session.compute(walk, control=control)
         return session.replace(parameters), jax.device_get(found)
 
-    def _check_finite(self, found: Found, when: str) -> None:
+    def _check_finite(self, found: ByNumber, when: str) -> None:
         for layer in self.session.plan.layers:
-            moments = found[layer.parameter]["before"]
-            if np.isfinite(moments.mean).all() and np.isfinite(moments.std).all():
+            moments = found[layer.number].before
+            names = zip(layer.names(), _of_stack(layer, moments), strict=True)
+            wrong = [
+                name
+                for name, each in names
+                if not (np.isfinite(each.mean).all() and np.isfinite(each.std).all())
+            ]
+            if not wrong:
                 continue
             narrow = "float16 ends at 65,504: calibrate in float32 or bfloat16."
             raise ValueError(
-                f"the output of {layer.name} is not finite in {layer.dtype}, {when}. Are its "
+                f"the output of {wrong[0]} is not finite in {layer.dtype}, {when}. Are its "
                 "kernel, its bias, the scale that they need and what lies between finite? "
-                + (narrow if str(layer.dtype) == "float16" else "pj.diagnose says where it begins.")
+                + (narrow if layer.dtype == "float16" else "pj.diagnose says where it begins.")
             )
 
-    def _row(self, layer: Layer) -> LayerRow:
-        found, measured = (which[layer.parameter] for which in (self.found, self.measured))
-        return LayerRow.of(
-            layer,
-            found,
-            measured["before"],
-            error=self.errors[layer.parameter],
-            resists=layer.parameter in self.left,
+    def _rows(self, layer: Layer) -> Iterator[tuple[int, LayerRow]]:
+        """The rows of a stack, each with its place in the order of execution."""
+        parts = zip(
+            layer.order,
+            layer.names(),
+            _of_stack(layer, self.found[layer.number]),
+            _of_stack(layer, self.measured[layer.number].before),
+            self.errors[layer.number],
+            strict=True,
         )
+        resists = layer.number in self.left or not layer.follows
+        for place, name, found, after, error in parts:
+            row = LayerRow.of(layer, name, found, after, error=error, resists=resists)
+            yield place, row
+
+
+def _drawn(session: Session, method: OnePass, layers: Collection[Layer]) -> dict[str, jax.Array]:
+    """The parameters of layers that are drawn anew before the pass."""
+    parameters = session.parameters
+    changed: dict[str, jax.Array] = {}
+    for layer in layers:
+        shape = layer.operations[0].weight_shape
+        keys = [jax.random.fold_in(session.key, place) for place in layer.order]
+        drawn = [method.draw(layer, shape, key) for key in keys]
+        weights = [weight for weight in drawn if weight is not None]
+        if weights:
+            known = {**parameters, **changed}
+            stacked = jnp.stack(weights).reshape(*layer.own, *shape)
+            changed |= places.drawn(known, session.plan.places[layer.number], stacked)
+    return changed
+
+
+def _of_stack(layer: Layer, tree: Any) -> list[Any]:
+    """The entries of a pytree of arrays for every layer of a stack."""
+    return [
+        jax.tree.map(lambda leaf, at=index: np.asarray(leaf)[at], tree)
+        for index in np.ndindex(*layer.own)
+    ]
 
 
 def _nothing(layer: Layer) -> Correction:
-    ones = np.ones(layer.channels, np.float32)
+    ones = np.ones(layer.shape, np.float32)
     return Correction(ones, 0 * ones)
 
 

@@ -1,5 +1,6 @@
 """Which layers of a model are to be calibrated, and why the others are not."""
 
+import collections
 import dataclasses
 import functools
 import re
@@ -8,17 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from flax import nnx
 
-from prelu_jax import initializers
+from prelu_jax.datadep import places as places_lib
+from prelu_jax.datadep.places import Places
 from prelu_jax.datadep.walk import Layer
 from prelu_jax.initializers import Layout
-from prelu_jax.signal import batches, calls, checks
-from prelu_jax.signal.calls import FlaxModel
-from prelu_jax.signal.coverage import percent
-from prelu_jax.signal.sites import Visit
-from prelu_jax.tracing import models
+from prelu_jax.signal import batches, checks, preparation, rows
+from prelu_jax.signal.coverage import Coverage, percent
+from prelu_jax.signal.preparation import Prepared
+from prelu_jax.tracing import Operation, Program, arrangement
+from prelu_jax.tracing.arrangement import Arrangement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,16 @@ class Plan:
     """A model made ready to be calibrated.
 
     Attributes:
-        model: as calibration sees it.
+        model: the model.
         layers: the layers to be calibrated, in the order of execution.
+        places: where each of them is among the parameters, by its number; none of a layer whose
+            weights are computed.
         skipped: the weights that are left as they are.
     """
 
-    model: FlaxModel
+    model: Prepared
     layers: tuple[Layer, ...]
+    places: Mapping[int, Places]
     skipped: tuple[Skipped, ...]
 
 
@@ -60,7 +64,7 @@ def make(
     axis_name: str | None = None,
     batch_size: int | None = None,
 ) -> Plan:
-    """Finds the layers by abstract passes; computes and compiles nothing.
+    """Find the layers by an abstract pass; run and compile nothing of the model.
 
     Args:
         model, variables, batch, rngs, call_kwargs, axis_name, batch_size: as `signal.prepare`.
@@ -98,64 +102,46 @@ def _make(
     batch_size: int | None,
 ) -> Plan:
     variables, batch, rngs = jax.tree.unflatten(structure, leaves)
-    seen = calls.see(
+    prepared, program, state = preparation.prepare(
         model, variables, batch,
-        rngs=rngs, call_kwargs=dict(options), batch_size=batch_size, axis_name=axis_name,
+        loss=None, rngs=rngs, call_kwargs=dict(options), batch_size=batch_size, axis_name=axis_name,
     )  # fmt: skip
-    if seen.examples.number < 2 and axis_name is None:
+    if prepared.examples.number < 2 and axis_name is None:
         raise ValueError(
             "the batch is a single example, expected two or more: the spread of an output over "
             "examples is what is set to 1. A few dozen are enough (Krähenbühl et al. 2015). Found: "
-            f"{seen.examples.chosen}; batch_size=... sets another."
+            f"{prepared.examples.chosen}; batch_size=... sets another."
         )
-    _, state = models.of(model, variables)
-    parameters = seen.view.parameters(state)
-    unseen = {weight.parameter: weight.why for weight in seen.coverage.unseen}
-    kernels = [*seen.kernels, *unseen, *seen.coverage.unused]
+    parameters = prepared.model.parameters(state)
+    unseen = {weight.parameter: weight.why for weight in prepared.coverage.unseen}
+    kernels = [name for operation in program.operations for name in operation.parameters]
+    kernels += [*unseen, *prepared.coverage.unused]
     excluded = _excluded(list(dict.fromkeys(kernels)), only, except_)
-    _check_seen(seen, unseen, excluded)
-    layers: dict[str, Layer] = {}
-    skipped = {name: f"{excluded[name]}; {why}" for name, why in unseen.items()}
-    skipped |= dict.fromkeys(seen.coverage.unused, "not used by the model")
-
-    def observe(visit: Visit) -> jax.Array:
-        name = visit.site.parameter
-        why = excluded.get(name) or _unfit(visit, parameters)
-        if why:
-            skipped[name or visit.site.path] = why
-        elif name in layers:
-            layers[name] = dataclasses.replace(layers[name], calls=layers[name].calls + 1)
-        else:
-            layers[name] = _layer(visit, parameters)
-        return visit.y
-
-    def run(state: Any, batch: Any, rngs: Any) -> None:
-        layers.clear()
-        args, kwargs = batches.arguments(batch, seen.call_kwargs)
-        seen.view.run(state, args, kwargs, rngs, observe)
-
-    checks.traced(run, axis_name, state, batch, rngs, bound=seen.bound_axes)
+    _check_seen(prepared.coverage, unseen, excluded)
+    chosen = _Choice(program, parameters, excluded)
+    chosen.skipped |= {name: f"{excluded[name]}; {why}" for name, why in unseen.items()}
+    chosen.skipped |= dict.fromkeys(prepared.coverage.unused, "not used by the model")
+    layers, places = chosen.layers(arrangement.of(program, parameters, (state, rngs), batch))
     if not layers:
-        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
+        reasons = "; ".join(f"{name}: {why}" for name, why in chosen.skipped.items())
         raise ValueError(f"no layer is left to be calibrated. {reasons}.")
-    return Plan(seen, tuple(layers.values()), tuple(Skipped(*item) for item in skipped.items()))
+    skipped = tuple(Skipped(*item) for item in chosen.skipped.items())
+    return Plan(prepared, layers, places, skipped)
 
 
 # Like a compiled program: to calibrate an equal model again traces nothing.
 _remembered = functools.lru_cache(maxsize=32)(_make)
 
 
-def _check_seen(model: FlaxModel, unseen: Mapping[str, str], excluded: Mapping[str, str]) -> None:
+def _check_seen(coverage: Coverage, unseen: Mapping[str, str], excluded: Mapping[str, str]) -> None:
     """Check that every weight that the model uses is seen, or left out by the user."""
     left = [name for name in unseen if name not in excluded]
     if not left:
         return
     reasons = "; ".join(f"{name}: {unseen[name]}" for name in left)
     raise ValueError(
-        f"{', '.join(left)}: called inside scan, remat, vmap, jit or cond, multiplied by hand, or "
-        "complex, where an output cannot be corrected before the next layer sees it "
-        f"({percent(1 - model.coverage.share)} of the weights). Calibrate the model without "
-        "that transformation and put the parameters back, or leave these as they are with "
+        f"{', '.join(left)}: used where an output cannot be corrected before the next layer sees "
+        f"it ({percent(1 - coverage.share)} of the weights). Leave these as they are with "
         f"except_={'|'.join(re.escape(name) for name in left)!r}. Where they are: {reasons}."
     )
 
@@ -181,36 +167,127 @@ def _excluded(kernels: Collection[str], only: str | None, except_: str | None) -
     return excluded
 
 
-def _unfit(visit: Visit, parameters: Mapping[str, jax.Array]) -> str | None:
-    """Why a layer cannot be calibrated; None if it can."""
-    if visit.site.kind.startswith("Embed"):
-        return "a table of embeddings"
-    if visit.site.parameter not in parameters:
-        return "its kernel is not one of the model's parameters"
-    if not jnp.issubdtype(visit.y.dtype, jnp.floating):
-        return f"its output is {visit.y.dtype}"
-    return None
+class _Choice:
+    """The operations of a model gathered into layers.
+
+    Attributes:
+        skipped: why weights are left as they are, by their paths.
+    """
+
+    def __init__(
+        self, program: Program, parameters: Mapping[str, Any], excluded: Mapping[str, str]
+    ) -> None:
+        self.program = program
+        self.parameters = parameters
+        self.excluded = excluded
+        self.skipped: dict[str, str] = {}
+        self.tables = {
+            name
+            for operation in program.operations
+            if operation.kind == "look-up"
+            for name in operation.parameters
+        }
+
+    def layers(
+        self, arranged: Mapping[int, Arrangement]
+    ) -> tuple[tuple[Layer, ...], dict[int, Places]]:
+        """Return the layers in the order of execution, and their places by number."""
+        groups: dict[Any, list[Operation]] = {}
+        for operation in self.program.operations:
+            why = self._unfit(operation)
+            if why:
+                self.skipped[rows.largest(self.parameters, operation.parameters)] = why
+            else:
+                groups.setdefault(_identity(operation, arranged), []).append(operation)
+        groups = self._without_conflicts(groups, arranged)
+        order = self._order(groups.values())
+        layers, places = [], {}
+        names = collections.Counter[str]()
+        for operations in groups.values():
+            held = arranged[operations[0].number]
+            layer = self._layer(operations, held, order[operations[0].number])
+            if names[layer.name]:  # parts of one array, taken by hand
+                layer = dataclasses.replace(layer, name=f"{layer.name}[{names[layer.name]}]")
+            names[rows.path(self.parameters, layer.parameters)] += 1
+            layers.append(layer)
+            if layer.follows:
+                places[layer.number] = places_lib.of(operations[0], held)
+        return tuple(sorted(layers, key=lambda layer: layer.order[0])), places
+
+    def _unfit(self, operation: Operation) -> str | None:
+        """Why an operation cannot be calibrated; None if it can."""
+        for name in operation.parameters:
+            if name in self.excluded:
+                return self.excluded[name]
+        if self.tables & set(operation.parameters):
+            return "a table of embeddings"
+        if not set(operation.parameters) <= set(self.parameters):
+            return "its kernel is not one of the model's parameters"
+        if not jnp.issubdtype(operation.dtype, jnp.floating):
+            return f"its output is {operation.dtype}"
+        return None
+
+    def _without_conflicts(
+        self, groups: dict[Any, list[Operation]], arranged: Mapping[int, Arrangement]
+    ) -> dict[Any, list[Operation]]:
+        """The layers without those that share weights in another arrangement, as W and Wᵀ do."""
+        held = {key: arranged[group[0].number].weight or {} for key, group in groups.items()}
+        shared = places_lib.overlap(list(held.values()))
+        why = "shared by layers of other channels, or used in a computed kernel too"
+        computed = {
+            name for key, group in groups.items() if not held[key] for name in group[0].parameters
+        }
+        kept = {}
+        for key, group in groups.items():
+            if set(held[key]) & (shared | computed):
+                self.skipped |= dict.fromkeys(sorted(held[key]), why)
+            else:
+                kept[key] = group
+        return kept
+
+    def _order(self, groups: Collection[Sequence[Operation]]) -> dict[int, tuple[int, ...]]:
+        """The places of the layers of every stack in the order of execution, by their number."""
+        first = {each.number: group[0].number for group in groups for each in group}
+        ranks: dict[tuple[int, tuple[int, ...]], int] = {}
+        for operation, index in self.program.rows():
+            if operation.number in first:
+                own = tuple(i for i, is_own in zip(index, operation.own, strict=True) if is_own)
+                ranks.setdefault((first[operation.number], own), len(ranks))
+        order: dict[int, list[int]] = {}
+        for number, own in sorted(ranks):
+            order.setdefault(number, []).append(ranks[number, own])
+        return {number: tuple(places) for number, places in order.items()}
+
+    def _layer(
+        self, operations: Sequence[Operation], held: Arrangement, order: tuple[int, ...]
+    ) -> Layer:
+        first = operations[0]
+        layout = first.layout
+        outputs = [axis for axis in layout.weight_axes if axis not in layout.stacked_axes]
+        return Layer(
+            name=rows.path(self.parameters, first.parameters) or rows.KINDS[first.kind],
+            parameter=rows.largest(self.parameters, first.parameters),
+            parameters=first.parameters,
+            bias=first.bias,
+            operations=tuple(operations),
+            own=places_lib.own_steps(first),
+            order=order,
+            channels=tuple(first.shape[axis] for axis in sorted(first.channel_axes)),
+            layout=Layout(
+                in_axis=layout.input_axes,
+                out_axis=tuple(outputs),
+                batch_axis=layout.stacked_axes,
+                feature_group_count=layout.groups if first.kind == "conv" else 1,
+                transposed=first.kind == "conv transpose",
+            ),
+            follows=held.weight is not None and held.bias is not None,
+        )
 
 
-def _layer(visit: Visit, parameters: Mapping[str, jax.Array]) -> Layer:
-    site = visit.site
-    bias = f"{site.parameter.rpartition('/')[0]}/bias".removeprefix("/")
-    return Layer(
-        site=site,
-        calls=1,
-        bias=bias if bias in parameters else None,
-        channels=tuple(visit.y.shape[axis] for axis in site.channel_axes),
-        dtype=visit.y.dtype.name,
-        layout=_layout(visit, parameters[site.parameter].ndim),
-    )
-
-
-def _layout(visit: Visit, ndim: int) -> Layout:
-    try:
-        return initializers.for_layer(visit.layer)
-    except TypeError:
-        outputs = visit.site.kernel_axes
-        inputs: Sequence[int] = [i - ndim for i in range(ndim) if i - ndim not in outputs]
-        if isinstance(visit.layer, nn.ConvLocal):  # a kernel of its own at every position
-            return Layout(batch_axis=tuple(inputs[:-1]))
-        return Layout(in_axis=tuple(inputs), out_axis=outputs)
+def _identity(operation: Operation, arranged: Mapping[int, Arrangement]) -> Any:
+    """What is equal of two operations if they are calls of one layer."""
+    weight = arranged[operation.number].weight
+    if weight is None:
+        return operation.number
+    places = tuple((name, places.tobytes()) for name, places in sorted(weight.items()))
+    return places, operation.bias, operation.channel_order

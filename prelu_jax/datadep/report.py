@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.plan import Skipped
-from prelu_jax.datadep.walk import Layer
+from prelu_jax.datadep.walk import Found, Layer
 from prelu_jax.signal.batches import Examples
 from prelu_jax.signal.coverage import Coverage
 
@@ -57,13 +57,13 @@ class LayerRow:
 
     @staticmethod
     def of(
-        layer: Layer, found: Mapping[str, Any], after: Moments, *, error: float, resists: bool
+        layer: Layer, name: str, found: Found, after: Moments, *, error: float, resists: bool
     ) -> "LayerRow":
-        """The row of what a pass found and did, and what was measured after it."""
-        before, (scale, shift) = found["before"], found["correction"]
+        """Return the row of what a pass found and did, and what was measured after it."""
+        before, (scale, shift) = found.before, found.correction
         constant = tuple(int(i) for i in np.flatnonzero(~np.asarray(before.varies)))
         return LayerRow(
-            layer=layer.name,
+            layer=name,
             parameter=layer.parameter,
             calls=layer.calls,
             scale=float(np.exp(np.mean(np.log(np.asarray(scale, np.float64))))),
@@ -76,7 +76,7 @@ class LayerRow:
             std_after=_std(after),
             error=error,
             constant=constant,
-            notes=tuple(_notes(layer, constant, bool(found["enough"]), resists)),
+            notes=tuple(_notes(layer, constant, found, resists)),
         )
 
 
@@ -86,10 +86,13 @@ def _std(moments: Moments) -> float:
     return float(np.sqrt(var))
 
 
-def _notes(layer: Layer, constant: tuple[int, ...], enough: bool, resists: bool) -> Iterator[str]:
+def _notes(layer: Layer, constant: tuple[int, ...], found: Found, resists: bool) -> Iterator[str]:
+    if not found.ran:
+        yield "in a branch that did not run: left as it was"
+        return
     if resists:
         yield "does not follow its kernel and bias: left as it was"
-    if not enough:
+    if not found.enough:
         yield "too few patches or directions for its filters, or no such layer: the rest are random"
     if layer.bias is None:
         yield "no bias: the mean is free"

@@ -19,7 +19,7 @@ class Session:
 
     Attributes:
         plan: its layers.
-        variables: a Linen model's variables, an NNX model's state.
+        variables: the model's state.
         batch: what it is calibrated on.
         part: what one device has of it, or its shapes.
         key: draws what is random.
@@ -37,11 +37,11 @@ class Session:
 
     @property
     def parameters(self) -> dict[str, jax.Array]:
-        """Every parameter by its path."""
-        return self.plan.model.view.parameters(self.variables)
+        """All parameters by their paths."""
+        return self.plan.model.model.parameters(self.variables)
 
     def replace(self, parameters: Mapping[str, jax.Array]) -> "Session":
-        """The session with some of the parameters exchanged, placed where those before were."""
+        """Return it with some of the parameters exchanged, placed where those before were."""
         before = self.parameters
         placed = {
             name: jax.device_put(value, before[name].sharding)
@@ -49,12 +49,13 @@ class Session:
             else value
             for name, value in parameters.items()
         }
-        variables = self.plan.model.view.replace(self.variables, placed)
+        variables = self.plan.model.model.replace(self.variables, placed)
         return dataclasses.replace(self, variables=variables)
 
     def compute(self, function: Function, **more: Any) -> Any:
-        """The function of 'variables', 'key', 'rngs' and more, and of the batch."""
-        replicated = {"variables": self.variables, "key": self.key, "rngs": self.rngs, **more}
+        """Return a function of 'variables', 'key', 'rngs', 'places' and more, and of the batch."""
+        shared = {"variables": self.variables, "key": self.key, "rngs": self.rngs}
+        replicated = {**shared, "places": self.plan.places, **more}
         return self.compiled(function)(replicated, self.batch)
 
 

@@ -1,84 +1,104 @@
 """One forward pass that corrects every affine layer on the way.
 
-While the model runs, a layer's output y is measured, its kernel and bias are corrected, and the
-corrected output is what the next layer sees: y is affine in kernel and bias, so it need not be
+While the model runs, a layer's output y is measured, its weights and bias are corrected, and the
+corrected output is what the next layer sees: y is affine in weights and bias, so it need not be
 computed again. One pass therefore does what takes a pass per layer otherwise, in the order of
-execution, through residual and dense connections alike.
+execution, through residual and dense connections alike, and inside scans.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prelu_jax import axes
 from prelu_jax.datadep import moments as moments_lib
+from prelu_jax.datadep import places as places_lib
 from prelu_jax.datadep.moments import Moments
+from prelu_jax.datadep.places import Correction
 from prelu_jax.initializers import Layout
-from prelu_jax.signal import batches
-from prelu_jax.signal.sites import Axes, Site, Visit
-from prelu_jax.signal.taps import View
+from prelu_jax.signal.preparation import Prepared
+from prelu_jax.tracing import Operation, Visit
 
 Parameters = dict[str, jax.Array]
 
 
-class Correction(NamedTuple):
-    """y ← scale · y + shift, channel by channel, and kernel and bias so that it comes about."""
-
-    scale: jax.Array | np.ndarray
-    shift: jax.Array | np.ndarray
-
-
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """An affine layer that is to be corrected.
+    """An affine layer that is to be corrected, or a stack of them: one for each step of a scan.
 
     Attributes:
-        site: its first call.
-        calls: how often it is called; more than once if it is shared.
-        bias: the path of its bias among the model's parameters; None without one.
+        name: its path in the model.
+        parameter: the path of its kernel: of the largest of them, where W is made of several.
+        parameters: the paths of all.
+        bias: the path of its bias; None without one.
+        operations: its calls in the model; several if it is shared.
+        own: the lengths of the scans whose steps have weights of their own: () for one layer.
+        order: the place of every layer of the stack among all layers, in the order of execution.
         channels: the shape of its channels.
-        dtype: the type of its output.
-        layout: what the axes of its kernel are.
+        layout: the meaning of the axes of W.
+        follows: whether its output follows its parameters. Not so if W or the bias is computed.
     """
 
-    site: Site
-    calls: int
+    name: str
+    parameter: str
+    parameters: tuple[str, ...]
     bias: str | None
+    operations: tuple[Operation, ...]
+    own: tuple[int, ...]
+    order: tuple[int, ...]
     channels: tuple[int, ...]
-    dtype: str
     layout: Layout
+    follows: bool
 
     @property
-    def parameter(self) -> str:
-        """The path of its kernel."""
-        return self.site.parameter
+    def number(self) -> int:
+        """The number of its first call: no two layers have the same."""
+        return self.operations[0].number
 
     @property
-    def name(self) -> str:
-        """Its path in the model."""
-        return self.site.path or self.site.kind
+    def dtype(self) -> str:
+        """The type of its output."""
+        return self.operations[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its channels, after the axes of the stack."""
+        return (*self.own, *self.channels)
+
+    @property
+    def calls(self) -> int:
+        """The number of times that each layer of the stack is called."""
+        return sum(math.prod(_shared_steps(operation)) for operation in self.operations)
+
+    def names(self) -> list[str]:
+        """Return the name of every layer of the stack."""
+        steps = (f"[{']['.join(map(str, index))}]" for index in np.ndindex(*self.own))
+        return [self.name + step for step in steps] if self.own else [self.name]
+
+
+def _shared_steps(operation: Operation) -> list[int]:
+    pairs = zip(operation.steps, operation.own, strict=True)
+    return [length for length, own in pairs if not own]
 
 
 class Redrawn(NamedTuple):
-    """A kernel from the layer's input, and whether that had enough patches and directions."""
+    """W from the layer's input, and whether that had enough patches and directions."""
 
-    kernel: jax.Array
+    weight: jax.Array
     enough: jax.Array
 
 
 class OnePass:
     """What a method does at a layer. Methods are frozen dataclasses of their options."""
 
-    def start(
-        self, layers: tuple[Layer, ...], parameters: Mapping[str, jax.Array], key: jax.Array
-    ) -> Parameters:
-        """Parameters that are drawn anew before the pass."""
-        del layers, parameters, key
-        return {}
+    def draw(self, layer: Layer, shape: Sequence[int], key: jax.Array) -> jax.Array | None:
+        """Return W drawn anew before the pass, its bias then being 0; None to keep both."""
+        del layer, shape, key
+        return None
 
     @property
     def plain(self) -> "OnePass":
@@ -88,30 +108,63 @@ class OnePass:
     def redraw(
         self, layer: Layer, visit: Visit, key: jax.Array, axis_name: str | None
     ) -> Redrawn | None:
-        """A kernel from the layer's input; None to keep the one that it has."""
+        """Return W made of the layer's input, its bias then being 0; None to keep both."""
         del layer, visit, key, axis_name
         return None
 
     def correction(self, moments: Moments, has_bias: bool) -> Correction:
-        """What to do with an output of these moments; without a bias the shift is 0."""
+        """Return what to do with an output of these moments; without a bias the shift is 0."""
         raise NotImplementedError
 
     def error(self, moments: Moments, has_bias: bool) -> float:
-        """How far an output of these moments is from what the method promises."""
+        """Return how far an output of these moments is from what the method promises."""
         raise NotImplementedError
 
 
 class Control(NamedTuple):
-    """What a pass does at each layer, by kernel path.
+    """What a pass does at a layer.
 
     Attributes:
         measured: whether the layer is drawn anew, if the method does so, and takes the correction
             that its own moments ask for ...
-        given: ... or else keeps its kernel and takes this one.
+        given: ... or else keeps its weights and takes this one, in the shape of `Layer.shape`.
     """
 
-    measured: dict[str, jax.Array | np.ndarray]
-    given: dict[str, Correction]
+    measured: jax.Array | np.ndarray
+    given: Correction
+
+
+class Found(NamedTuple):
+    """What a pass found at a layer, with the axes of the stack first.
+
+    Attributes:
+        before: the moments of its output before the correction, over all its calls.
+        correction: what was done; at the first call, if each was measured.
+        enough: whether the patches that it is drawn from were enough.
+        ran: whether it was called: a branch may not run.
+    """
+
+    before: Moments
+    correction: Correction
+    enough: jax.Array
+    ran: jax.Array
+
+
+class _Call(NamedTuple):
+    """What is found at one call of a layer."""
+
+    moments: Moments
+    correction: Correction
+    enough: jax.Array
+    ran: jax.Array
+    weight: jax.Array | None
+
+
+class _Given(NamedTuple):
+    """What a call of a layer is told."""
+
+    control: Control
+    key: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,139 +172,147 @@ class Walk:
     """The pass of a method through a model; equal walks compile once.
 
     Attributes:
-        view: how the model is seen.
+        model: the model, made ready.
         layers: those to be corrected, in the order of execution.
         method: what is done at each.
-        call_kwargs: the keywords of the call, in pairs.
-        axis_name: the axis of devices under `pmap`.
-        bound_axes: the axis names that the model asks for, bound at size 1.
     """
 
-    view: View
+    model: Prepared
     layers: tuple[Layer, ...]
     method: OnePass
-    call_kwargs: tuple[tuple[str, Any], ...]
-    axis_name: str | None
-    bound_axes: tuple[str, ...] = ()
 
     def __call__(
         self, replicated: Mapping[str, Any], batch: Any
-    ) -> tuple[Parameters, dict[str, Any]]:
-        """The pass; pure, to be jitted or, with an axis name, pmapped.
+    ) -> tuple[Parameters, dict[int, Found]]:
+        """Run the pass; pure, to be jitted or, with an axis name, pmapped.
 
         Args:
-            replicated: the same on every device: 'variables', 'rngs', 'control' and a 'key' for
-                what is drawn.
+            replicated: the same on every device: 'variables', 'rngs', the 'control' and the
+                'places' of every layer by its number, and a 'key' for what is drawn.
             batch: this device's part.
 
         Returns:
-            The corrected parameters, and by kernel path what was found: 'before', the layer's
-            `Moments` before its correction, over all its calls, 'correction', and 'enough'. The
-            same bits on every device.
+            The parameters that have changed, and by layer's number what was found. The same bits on
+            every device.
         """
-        return axes.bind(self._pass, self.bound_axes)(replicated, batch)
+        return self.model.bind(self._pass)(replicated, batch)
 
-    def _pass(self, replicated: Mapping[str, Any], batch: Any) -> tuple[Parameters, dict[str, Any]]:
-        step = _Step(self, replicated)
-        variables = replicated["variables"]
-        args, kwargs = batches.arguments(batch, self.call_kwargs)
-        self.view.run(variables, args, kwargs, replicated["rngs"], step.observe)
-        return step.parameters(self.view.parameters(variables)), step.found()
+    def _pass(self, replicated: Mapping[str, Any], batch: Any) -> Any:
+        state, rngs = replicated["variables"], replicated["rngs"]
+        program = self.model.program(state, batch, rngs)
+        before = self.model.model.parameters(state)
+        owner = {operation.number: layer for layer in self.layers for operation in layer.operations}
+        given = {}
+        for operation in program.operations:
+            layer = owner.get(operation.number)
+            if layer is not None:
+                told = _Given(replicated["control"][layer.number], _keys(replicated["key"], layer))
+                given[operation.number] = _told(told, layer, operation)
 
+        def observe(visit: Visit) -> tuple[jax.Array, Any]:
+            layer = owner.get(visit.operation.number)
+            return (visit.y, None) if layer is None else self._at(layer, visit)
 
-class _Step:
-    """What a pass gathers while it is traced."""
-
-    def __init__(self, walk: Walk, replicated: Mapping[str, Any]) -> None:
-        self.walk = walk
-        self.control: Control = replicated["control"]
-        self.keys = {
-            layer.parameter: jax.random.fold_in(replicated["key"], i)
-            for i, layer in enumerate(walk.layers)
-        }
-        self.layers = {layer.parameter: layer for layer in walk.layers}
-        self.redrawn: dict[str, Redrawn] = {}
-        self.corrections: dict[str, Correction] = {}
-        self.moments: dict[str, list[tuple[Moments, int]]] = {}
-
-    def observe(self, visit: Visit) -> jax.Array:
-        """The corrected output of a layer that is to be corrected; of others, the output."""
-        layer = self.layers.get(visit.site.parameter)
-        if layer is None:
-            return visit.y
-        y = self._output(layer, visit)
-        axes = visit.site.channel_axes
-        moments = moments_lib.of_channels(y, axes, self.walk.axis_name)
-        calls = self.moments.setdefault(layer.parameter, [])
-        if not calls:
-            own = self.walk.method.correction(moments, layer.bias is not None)
-            given = self.control.given[layer.parameter]
-            measured = self.control.measured[layer.parameter]
-            self.corrections[layer.parameter] = jax.tree.map(
-                lambda own, given: jnp.where(measured, own, given), own, given
-            )
-        calls.append((moments, y.size // moments.mean.size))
-        correction = self.corrections[layer.parameter]
-        return _corrected(y, correction.scale, correction.shift, axes)
-
-    def _output(self, layer: Layer, visit: Visit) -> jax.Array:
-        name = layer.parameter
-        if name not in self.redrawn:
-            key, axis_name = self.keys[name], self.walk.axis_name
-            redrawn = self.walk.method.redraw(layer, visit, key, axis_name)
-            if redrawn is None:
-                return visit.y
-            self.redrawn[name] = redrawn
-        changes = {"kernel": self.redrawn[name].kernel}
-        if layer.bias is not None:
-            changes["bias"] = jnp.zeros_like(visit.parameters["bias"])
-        return jnp.where(self.control.measured[name], visit.again(changes), visit.y)
-
-    def parameters(self, before: Mapping[str, jax.Array]) -> Parameters:
-        """The parameters that have changed."""
+        _, records = program.run(before, (state, rngs), batch, observe, given)
         after: Parameters = {}
-        for name, (scale, shift) in self.corrections.items():
-            layer = self.layers[name]
-            redrawn, measured = self.redrawn.get(name), self.control.measured[name]
-            kernel = before[name]
-            if redrawn is not None:
-                kernel = jnp.where(measured, redrawn.kernel, kernel)
-            after[name] = _corrected(kernel, scale, jnp.zeros_like(shift), layer.site.kernel_axes)
-            if layer.bias is not None:
-                bias = before[layer.bias]
-                if redrawn is not None:
-                    bias = jnp.where(measured, jnp.zeros_like(bias), bias)
-                after[layer.bias] = _corrected(bias, scale, shift, layer.site.bias_axes)
-        return after
+        found = {}
+        for layer in self.layers:
+            calls = [
+                jax.tree.map(lambda leaf, of=each: _by_call(of, leaf), records[each.number])
+                for each in layer.operations
+            ]
+            found[layer.number], weight = _together(layer, calls)
+            if not layer.follows:
+                continue
+            known, places = {**before, **after}, replicated["places"][layer.number]
+            if weight is not None:
+                measured = replicated["control"][layer.number].measured
+                drawn = places_lib.drawn(known, places, weight, measured)
+                after |= drawn
+                known |= drawn
+            after |= places_lib.corrected(known, places, found[layer.number].correction)
+        return after, found
 
-    def found(self) -> dict[str, Any]:
-        """By kernel path, what a `Walk` returns beside the parameters."""
-        return {
-            name: {
-                "before": moments_lib.pooled(*zip(*calls, strict=True)),
-                "correction": self.corrections[name],
-                "enough": self._enough(name),
-            }
-            for name, calls in self.moments.items()
-        }
-
-    def _enough(self, name: str) -> jax.Array:
-        if name not in self.redrawn:
-            return jnp.array(True)
-        return self.redrawn[name].enough | ~jnp.asarray(self.control.measured[name])
-
-
-def _corrected(values: jax.Array, scale: Any, shift: Any, axes: Axes) -> jax.Array:
-    """scale · values + shift along the channels' axes, in the values' own type."""
-    precise = moments_lib.wide(values)
-    scale, shift = (_spread(v.astype(precise.dtype), axes, values.ndim) for v in (scale, shift))
-    return (precise * scale + shift).astype(values.dtype)
+    def _at(self, layer: Layer, visit: Visit) -> tuple[jax.Array, _Call]:
+        """Correct the output of a layer."""
+        control, key = visit.given
+        axis_name = self.model.axis_name
+        y, has_bias = visit.y, layer.bias is not None
+        redrawn = self.method.redraw(layer, visit, key, axis_name) if layer.follows else None
+        if redrawn is not None:
+            again = visit.again(redrawn.weight.astype(visit.weight.dtype), True)
+            y = jnp.where(control.measured, again, y)
+        axes = sorted(visit.operation.channel_axes)
+        moments = moments_lib.of_channels(y, axes, axis_name)
+        correction = jax.tree.map(
+            lambda own, given: jnp.where(control.measured, own, given),
+            self.method.correction(moments, has_bias),
+            control.given,
+        )
+        enough = jnp.array(True) if redrawn is None else redrawn.enough | ~control.measured
+        weight = None if redrawn is None else redrawn.weight
+        call = _Call(moments, correction, enough, jnp.array(True), weight)
+        return _corrected(y, correction, axes), call
 
 
-def _spread(by_channel: jax.Array, axes: Axes, ndim: int) -> jax.Array:
-    """Values by channel, with their axes where an array of ``ndim`` axes has the channels."""
-    order = sorted(range(len(axes)), key=lambda i: axes[i])
-    shape = [1] * ndim
-    for i in order:
-        shape[axes[i]] = by_channel.shape[i]
-    return jnp.transpose(by_channel, order).reshape(shape)
+def _keys(key: jax.Array, layer: Layer) -> jax.Array:
+    """A key for every layer of a stack, from its place in the order of execution."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(layer.order))
+    return keys.reshape(*layer.own, *key.shape)
+
+
+def _told(given: _Given, layer: Layer, operation: Operation) -> _Given:
+    """The same at every step of the scans around a call."""
+    control = given.control
+    measured = jnp.broadcast_to(jnp.asarray(control.measured), layer.own)
+    given = given._replace(control=control._replace(measured=measured))
+
+    def spread(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        for i, (length, own) in enumerate(zip(operation.steps, operation.own, strict=True)):
+            if not own:
+                shape = (*leaf.shape[:i], length, *leaf.shape[i:])
+                leaf = jnp.broadcast_to(jnp.expand_dims(leaf, i), shape)
+        return leaf
+
+    return jax.tree.map(spread, given)
+
+
+def _by_call(operation: Operation, record: jax.Array) -> jax.Array:
+    """A record of all steps, ``[calls, *own steps, ...]``."""
+    shared = [i for i, own in enumerate(operation.own) if not own]
+    moved = jnp.moveaxis(record, shared, range(len(shared)))
+    return moved.reshape(-1, *moved.shape[len(shared) :])
+
+
+def _together(layer: Layer, calls: Sequence[_Call]) -> tuple[Found, jax.Array | None]:
+    """What was found at all calls of a layer, and W as it was drawn at the first that ran."""
+    channels = math.prod(layer.channels)
+    sizes = [math.prod(each.shape) // channels for each in layer.operations]  # values of a channel
+    pairs = zip(calls, sizes, strict=True)
+    counts = jnp.concatenate([jnp.full(call.ran.shape, size, jnp.float32) for call, size in pairs])
+    every: _Call = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *calls)
+    ran = every.ran.any(axis=0)
+    first = jnp.argmax(every.ran, axis=0)
+
+    def of_first(leaf: jax.Array) -> jax.Array:
+        index = first.reshape(1, *first.shape, *[1] * (leaf.ndim - 1 - first.ndim))
+        return jnp.take_along_axis(leaf, index, axis=0)[0]
+
+    scale, shift = (of_first(jnp.asarray(leaf)) for leaf in every.correction)
+    idle = ~ran.reshape(*ran.shape, *[1] * len(layer.channels))
+    correction = Correction(jnp.where(idle, 1, scale), jnp.where(idle, 0, shift))
+    weights = jnp.where(every.ran, counts, 0)
+    pooled = moments_lib.pooled(every.moments, weights / jnp.maximum(weights.sum(axis=0), 1))
+    weight = None if every.weight is None else of_first(every.weight)
+    return Found(pooled, correction, every.enough.all(axis=0) | ~ran, ran), weight
+
+
+def _corrected(y: jax.Array, correction: Correction, axes: Sequence[int]) -> jax.Array:
+    """scale · y + shift along the channels' axes, in y's own type."""
+    precise = moments_lib.wide(y)
+    shape = [1] * y.ndim
+    for axis in axes:
+        shape[axis] = y.shape[axis]
+    scale, shift = (jnp.asarray(v, precise.dtype).reshape(shape) for v in correction)
+    return (precise * scale + shift).astype(y.dtype)

@@ -2,18 +2,19 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax import nnx
 from jax.extend.core import ClosedJaxpr
 
 from prelu_jax import axes
 from prelu_jax.signal import batches
 from prelu_jax.signal.coverage import Coverage
-from prelu_jax.signal.sites import Site
 
 T = TypeVar("T")
 
@@ -59,6 +60,30 @@ def traced(
         return Traced(jaxpr, outputs, names)
 
     return with_axes(trace, axis_name, bound)
+
+
+def variables_and_batch(caller: str, model: Any, given: Sequence[Any]) -> tuple[Any, Any]:
+    """Return the variables, None for a model that holds its own, and the batch.
+
+    Args:
+        caller: the function that was called, for the message.
+        model: its first argument.
+        given: its other positional arguments.
+
+    Raises:
+        TypeError: there are too few or too many.
+    """
+    expected = {1, 2}
+    if isinstance(model, nn.Module | nnx.Module):
+        expected = {1} if isinstance(model, nnx.Module) else {2}
+    if len(given) not in expected:
+        raise TypeError(
+            f"{caller} was given {1 + len(given)} positional arguments; expected "
+            f"{caller}(model, variables, batch), or {caller}(model, batch) for NNX modules and "
+            "callable pytrees. Several inputs of a model go into a tuple."
+        )
+    *variables, batch = given
+    return (variables[0] if variables else None), batch
 
 
 def arrays(outputs: Any) -> Any:
@@ -135,20 +160,6 @@ def is_hashable(value: Any) -> bool:
 def is_float(value: Any) -> bool:
     """Whether a value is an array of real floats, concrete or abstract."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
-
-
-def check_batch_axis(site: Site, x: jax.Array, batch: Any, examples: int) -> None:
-    """Raises ValueError if a layer reads the batch as it is and has no axis to find examples in.
-
-    Flax would take an image ``[h, w, channels]`` or a vector ``[features]`` for one example.
-    """
-    read = {leaf.shape for leaf in jax.tree.leaves(batch) if leaf.shape[:1] == (examples,)}
-    if x.ndim < site.least_ndim and read == {x.shape}:
-        raise ValueError(
-            f"the layer {site.path or site.kind!r} was given {batches.described(x)}, expected at "
-            f"least {site.least_ndim} axes, of which the first counts the examples. One example? "
-            "Give x[None]."
-        )
 
 
 @contextlib.contextmanager

@@ -2,16 +2,12 @@
 
 import dataclasses
 import math
-import types
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
 
-from prelu_jax.signal import roles
-from prelu_jax.signal.sites import Site
 from prelu_jax.tracing import Program
 
 MOST_UNSEEN = 0.05  # of the weights, if a verdict is to hold for the whole model
@@ -48,7 +44,7 @@ class Coverage:
     """Which of a model's weights a measurement sees.
 
     Weights are the parameters of two axes or more that a matrix product, a convolution or a look-up
-    combines with the signal (`roles`), and other arrays of the model's variables that one does:
+    combines with the signal (`tracing`), and other arrays of the model's variables that one does:
     those of other collections, 'frozen/kernel', or an `nnx.Variable`. Statistics of norms
     ('batch_stats', `nnx.BatchStat`) and caches ('cache', `nnx.Cache`) are data.
 
@@ -161,53 +157,6 @@ def some(names: Sequence[str]) -> str:
     """Return the first names, and how many there are beyond them."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def read(
-    jaxpr: ClosedJaxpr,
-    parameters: Mapping[str, Any],
-    batch: range,
-    sites: Iterable[Site],
-    bound: int = 0,
-    others: Mapping[int, tuple[str, Any]] = types.MappingProxyType({}),
-) -> Coverage:
-    """Return the coverage of a model by a measurement.
-
-    Args:
-        jaxpr: the model's, of which the first inputs are the parameters, in the order of names.
-        parameters: all of them, by path, in that order.
-        batch: which inputs of the jaxpr are the batch.
-        sites: the measured calls of layers.
-        bound: how many `vmap` around the model only bind axis names.
-        others: by input of the jaxpr, the paths and arrays that are no parameters. They are weights
-            if they are multiplied with the signal, and else of no interest.
-    """
-    inputs = {**dict(enumerate(parameters.items())), **others}
-    bit = {name: 1 << i for i, (name, _) in inputs.items()}
-    sites = list(sites)
-    known = sum(bit[name] for name in {site.parameter for site in sites} if name in bit)
-    tables = {site.parameter for site in sites if site.looks_up}
-    use = roles.read(jaxpr, inputs, batch, known, bound)
-    seen, unseen, elementwise, unused = [], [], [], []
-    for i, (name, value) in inputs.items():
-        if i in others and not (use.measured | use.unmeasured) & 1 << i:
-            continue
-        if value.ndim < 2 or not _counts(value):
-            elementwise.append(name)
-        elif not use.used & 1 << i:
-            unused.append(name)
-        elif name in tables and use.measured & 1 << i and not use.inside.get(i):
-            seen.append(name)  # also where a head multiplies by it: no kernel between layers
-        elif 1 << i & use.unmeasured or 1 << i & use.products & ~use.measured:
-            is_complex = bool(use.complex & 1 << i)
-            unseen.append(Unseen(name, math.prod(value.shape), use.inside.get(i, ()), is_complex))
-        elif 1 << i & use.measured:
-            seen.append(name)
-        else:
-            elementwise.append(name)
-    held = {name: math.prod(value.shape) for name, value in inputs.values()}
-    sizes = tuple(held[name] for name in seen)
-    return Coverage(tuple(seen), sizes, tuple(unseen), tuple(elementwise), tuple(unused))
 
 
 def of(program: Program, parameters: Mapping[str, Any], others: Mapping[str, Any]) -> Coverage:

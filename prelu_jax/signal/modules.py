@@ -1,15 +1,30 @@
 """The modules of a Flax model: their kinds, and inputs that a layer would misread."""
 
-from collections.abc import Mapping
+import contextvars
+import functools
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
 from prelu_jax.signal import batches, checks
-from prelu_jax.signal.sites import Visit
-from prelu_jax.signal.taps import View, view
+from prelu_jax.tracing import models
+
+_EMBED = (nn.Embed, nnx.Embed)
+_CONV = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nnx.Conv, nnx.ConvTranspose)
+_DENSE = (nn.Dense, nn.DenseGeneral, nn.Einsum, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
+_AFFINE = (*_DENSE, *_CONV, *_EMBED)
+
+Look = Callable[[Any, str, Any, Any], None]  # at a layer, its path, its arguments and keywords
+
+# The paths of the layers of the copy of an NNX model that is traced in this thread, and who looks.
+_WATCHED: contextvars.ContextVar[Mapping[int, Callable[..., None]]] = contextvars.ContextVar(
+    "watched", default=types.MappingProxyType({})
+)
 
 
 def check(
@@ -27,29 +42,97 @@ def check(
         TypeError, ValueError: a layer is given integers, no array, or an array without an axis of
             examples.
     """
-    if not isinstance(model, nn.Module | nnx.Module):
-        return set()
-    seen = view(model)
+    kinds: set[str] = set()
 
-    def observe(visit: Visit) -> jax.Array:
-        checks.check_batch_axis(visit.site, visit.x, batch, examples)
-        return visit.y
+    def look(layer: Any, path: str, args: Any, kwargs: Any) -> None:
+        kinds.add(type(layer).__name__)
+        if isinstance(layer, _AFFINE):
+            x = args[0] if args else kwargs.get("inputs")
+            _check_input(layer, path or type(layer).__name__, x, batch, examples)
 
     def run(state: Any, batch: Any, rngs: Any) -> None:
-        seen.run(state, *batches.arguments(batch, call_kwargs), rngs, observe)
+        args, kwargs = batches.arguments(batch, call_kwargs)
+        if isinstance(model, nn.Module):
+            _look_at_linen(models.Linen(model).bound(state, rngs), args, kwargs, look)
+        else:
+            copy = models.Nnx(nnx.graphdef(model)).merged(state, rngs)
+            kinds.update(type(module).__name__ for _, module in nnx.iter_modules(copy))
+            _look_at_nnx(copy, args, kwargs, look)
 
-    checks.traced(run, axis_name, state, batch, rngs)
-    return kinds(seen, state, batch, call_kwargs, rngs, axis_name)
+    if isinstance(model, nn.Module | nnx.Module):
+        checks.traced(run, axis_name, state, batch, rngs)
+    return kinds
 
 
-def kinds(
-    seen: View, state: Any, batch: Any, call_kwargs: Any, rngs: Any, axis_name: str | None
-) -> set[str]:
-    """Return the names of the classes of all modules that a Flax model holds or calls."""
-    names: set[str] = set()
+def _check_input(layer: Any, name: str, x: Any, batch: Any, examples: int) -> None:
+    if isinstance(x, Mapping | Sequence):
+        raise TypeError(
+            f"the layer {name!r} was given a {type(x).__name__}, expected an array. Is a part of "
+            "the batch what the model takes?"
+        )
+    if not isinstance(layer, _EMBED) and not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+        raise ValueError(
+            f"the layer {name!r} was given {jnp.result_type(x)} of shape {jnp.shape(x)}, expected "
+            "floats. Convert numbers first, x.astype(jnp.float32), those of images / 255 as well; "
+            "numbers of tokens or of classes go through nn.Embed."
+        )
+    # Flax would take an image [h, w, channels] or a vector [features] for one example.
+    read = {leaf.shape for leaf in jax.tree.leaves(batch) if leaf.shape[:1] == (examples,)}
+    if jnp.ndim(x) < _least_ndim(layer) and read == {jnp.shape(x)}:
+        raise ValueError(
+            f"the layer {name!r} was given {batches.described(x)}, expected at least "
+            f"{_least_ndim(layer)} axes, of which the first counts the examples. One example? "
+            "Give x[None]."
+        )
 
-    def collect(state: Any, batch: Any, rngs: Any) -> None:
-        names.update(seen.kinds(state, *batches.arguments(batch, call_kwargs), rngs))
 
-    checks.traced(collect, axis_name, state, batch, rngs)
-    return names
+def _least_ndim(layer: Any) -> int:
+    """The number of axes that an input of several examples has, at least."""
+    if isinstance(layer, _CONV):
+        return 2 + (1 if isinstance(layer.kernel_size, int) else len(layer.kernel_size))
+    return 1 if isinstance(layer, _EMBED) else 2
+
+
+def _look_at_linen(model: Any, args: tuple[Any, ...], kwargs: Any, look: Look) -> None:
+    def meet(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if context.method_name == "__call__":
+            look(context.module, "/".join(context.module.path), args, kwargs)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(meet):
+        models.outputs_of(model, args, kwargs)
+
+
+def _look_at_nnx(model: Any, args: tuple[Any, ...], kwargs: Any, look: Look) -> None:
+    """NNX offers no interception: Python looks ``__call__`` up on the class, not the instance.
+
+    The model is a copy that belongs to a trace, so its layers can be given a subclass. Neither the
+    user's model nor any class that others use is touched, where patching the classes would be seen
+    by every model and thread.
+    """
+    watched = {}
+    for path, module in list(nnx.iter_modules(model)):
+        if isinstance(module, _AFFINE):
+            object.__setattr__(module, "__class__", _watchable(type(module)))
+            watched[id(module)] = functools.partial(look, module, "/".join(map(str, path)))
+    token = _WATCHED.set(watched)
+    try:
+        models.outputs_of(model, args, kwargs)
+    finally:
+        _WATCHED.reset(token)
+
+
+@functools.cache
+def _watchable(layer_class: type[nnx.Module]) -> type[nnx.Module]:
+    """A subclass whose calls pass by `_WATCHED`; one per class, for NNX registers each class."""
+    method: Callable[..., Any] = layer_class.__call__
+
+    @functools.wraps(method)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        look = _WATCHED.get().get(id(self))
+        if look is not None:
+            look(args, kwargs)
+        return method(self, *args, **kwargs)
+
+    body = {"__call__": watched, "__module__": layer_class.__module__}
+    return type(layer_class.__name__, (layer_class,), body)

@@ -7,19 +7,18 @@ and of the gradient Δy = ∂objective/∂y (He et al. 2015, §2.2), and the rat
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from prelu_jax import axes, tracing
-from prelu_jax.signal import batches, checks, coverage, measurement, modules, moments, rows
-from prelu_jax.signal.batches import Examples
-from prelu_jax.signal.coverage import Coverage
+from prelu_jax import tracing
+from prelu_jax.signal import batches, checks, measurement, moments, preparation, rows
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
+from prelu_jax.signal.preparation import Prepared
 from prelu_jax.signal.rows import Row
-from prelu_jax.tracing import Operation, Program, Visit, models
+from prelu_jax.tracing import Operation, Visit, models
 
 Loss = Callable[[Any], jax.Array]
 
@@ -33,32 +32,27 @@ class Probe:
     Probes of equal models, shapes and options are equal, and hash if the model and options do.
 
     Attributes:
-        model: as a function of its state.
+        model: the model, made ready.
         rows: the calls of affine layers, in execution order.
-        kinds, coverage: as those of a `Measurement`.
-        examples: the number of examples on one device, and how it was found.
         leading: the leading size of every array of the batch.
-        loss, weight_decay, axis_name: as given to `prepare`.
-        call_kwargs: the keywords of the call, in pairs.
-        bound_axes: the axis names that the model asks for, bound at size 1.
+        loss, weight_decay: as given to `prepare`.
     """
 
-    model: models.Model
+    model: Prepared
     rows: tuple[Row, ...]
-    kinds: tuple[str, ...]
-    coverage: Coverage
-    examples: Examples
     leading: tuple[int | None, ...]
     loss: Loss | None
     weight_decay: float
-    call_kwargs: tuple[tuple[str, Any], ...]
-    axis_name: str | None
-    bound_axes: tuple[str, ...] = ()
 
     @property
     def batch_size(self) -> int:
         """The number of examples on one device."""
-        return self.examples.number
+        return self.model.examples.number
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis of devices over which `statistics` is to be pmapped."""
+        return self.model.axis_name
 
     def statistics(
         self,
@@ -84,12 +78,12 @@ class Probe:
         batch = batches.carried(batch)
         batches.check(batch)
         batches.check_as_prepared(batch, self.leading, self.batch_size)
-        return axes.bind(self._statistics, self.bound_axes)(variables, batch, key, rngs)
+        return self.model.bind(self._statistics)(variables, batch, key, rngs)
 
     def _statistics(self, state: Any, batch: Any, key: Any, rngs: Any) -> Any:
         # Traced here too, where the axes of devices have their true sizes.
-        program = _program(self.model, self.call_kwargs, state, batch, rngs)
-        parameters, others = self.model.parameters(state), (state, rngs)
+        program = self.model.program(state, batch, rngs)
+        parameters, others = self.model.model.parameters(state), (state, rngs)
         noise_key = jax.random.key(0) if key is None else key
         operations = program.operations
         used = {name for operation in operations for name in operation.parameters}
@@ -165,8 +159,8 @@ class Probe:
         loss = None if self.loss is None else float(raw["objective"])
         measured = {name for row in ran for name in row.weights}
         idle = {name for row in self.rows for name in row.weights} - measured
-        covered = self.coverage.without(idle, "a branch that did not run")
-        return Measurement(layers, self.kinds, covered, loss, self.examples)
+        covered = self.model.coverage.without(idle, "a branch that did not run")
+        return Measurement(layers, self.model.kinds, covered, loss, self.model.examples)
 
     def _layer(self, row: Row, raw: Any) -> LayerStatistics:
         forward, backward, change = (
@@ -190,32 +184,6 @@ def _at_every_step(operation: Operation, function: Callable[[Any], Any], values:
     for _ in operation.steps:
         function = jax.vmap(function)
     return function(values)
-
-
-def _program(
-    model: models.Model,
-    call_kwargs: Sequence[tuple[str, Any]],
-    state: Any,
-    batch: Any,
-    rngs: Any,
-    bound: Sequence[str] = (),
-) -> Program:
-    """Return the model as a program of its parameters, of its state and keys, and of the batch."""
-
-    def call(parameters: Mapping[str, Any], others: Any, batch: Any) -> Any:
-        state, rngs = others
-        args, kwargs = batches.arguments(batch, call_kwargs)
-        outputs = model.call(model.replace(state, parameters), args, kwargs, rngs)
-        return checks.arrays(outputs)
-
-    others = (state, rngs)
-    names = [
-        name if name and coverage.may_be_kernel(leaf) else None
-        for name, leaf in zip(model.others(state), jax.tree.leaves(state), strict=True)
-    ]
-    names += [None] * len(jax.tree.leaves(rngs))
-    sizes = [(name, 1) for name in bound]
-    return tracing.trace(call, model.parameters(state), others, batch, names, sizes)
 
 
 def prepare(
@@ -251,36 +219,14 @@ def prepare(
             f"weight_decay is {weight_decay}, but there is no loss whose gradient it could be "
             "compared with; give a loss, or leave weight_decay out."
         )
-    batches.check_keys(rngs)
-    batch, kwargs = batches.carried(batch), batches.carried(dict(call_kwargs or {}))
-    batches.check(batch)
-    function, state = models.of(model, variables)
-    parameters = function.parameters(state)
-    options = tuple(sorted(kwargs.items()))
-    examples = batches.examples(batch, given=batch_size)
-    kinds = modules.check(model, state, batch, options, rngs, examples.number, axis_name)
-
-    def read(names: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
-        bound = names if axis_name is None else (axis_name,)
-        return _program(function, options, state, batch, rngs, bound), names
-
-    program, bound = checks.with_axes(read, axis_name)
-    checks.check_objective(program.shapes, loss, axis_name, bound)
-    examples = batches.examples(batch, program.shapes, batch_size)
-    named = {
-        name: leaf
-        for name, leaf in zip(function.others(state), jax.tree.leaves(state), strict=True)
-        if name and coverage.may_be_kernel(leaf)
-    }
-    given = batches.parameters([*batches.positional(batch), dict(options)])
-    covered = coverage.of(program, parameters, named).with_arguments(given)
-    calls = tuple(rows.of(program, parameters, examples.number))
-    if not calls:
-        raise ValueError(checks.nothing_to_measure(kinds, covered))
-    return Probe(
-        function, calls, tuple(sorted(kinds)), covered, examples, batches.leading(batch),
-        loss, weight_decay, options, axis_name, bound,
+    prepared, program, state = preparation.prepare(
+        model, variables, batch,
+        loss=loss, rngs=rngs, call_kwargs=call_kwargs, batch_size=batch_size, axis_name=axis_name,
     )  # fmt: skip
+    parameters = prepared.model.parameters(state)
+    calls = tuple(rows.of(program, parameters, prepared.examples.number))
+    leading = batches.leading(batches.carried(batch))
+    return Probe(prepared, calls, leading, loss, weight_decay)
 
 
 def measure(
@@ -335,7 +281,7 @@ def measure(
         batch_size=batch_size,
     )  # fmt: skip
     _, state = models.of(model, variables)
-    with checks.differentiable(probe.coverage):
+    with checks.differentiable(probe.model.coverage):
         raw = _compiled(probe)(state, batches.carried(batch), key, rngs)
     return probe.read(raw)
 

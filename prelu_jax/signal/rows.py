@@ -10,7 +10,7 @@ from prelu_jax.signal import checks, measurement
 from prelu_jax.signal.measurement import Call
 from prelu_jax.tracing import Program
 
-_KINDS = {
+KINDS = {
     "dense": "Dense",
     "conv": "Conv",
     "conv transpose": "ConvTranspose",
@@ -48,13 +48,13 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> list[R
     rows, calls = [], collections.Counter[str]()
     for operation, index in program.rows():
         own = [step for step, is_own in zip(index, operation.own, strict=True) if is_own]
-        path = _path(parameters, operation.parameters) + "".join(f"[{step}]" for step in own)
+        name = path(parameters, operation.parameters) + "".join(f"[{step}]" for step in own)
         held = [parameters[name] for name in operation.parameters if name in parameters]
         shape = operation.shape
         call = Call(
-            path=path,
-            kind=_KINDS[operation.kind],
-            number=calls[path],
+            path=name,
+            kind=KINDS[operation.kind],
+            number=calls[name],
             channels=math.prod(shape[axis] for axis in operation.channel_axes),
             looks_up=operation.kind == "look-up",
             input_shape=operation.input_shape,
@@ -62,16 +62,21 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> list[R
             kernel_shape=operation.weight_shape if any(map(checks.is_float, held)) else None,
             has_examples=measurement.has_examples(shape, examples),
         )
-        calls[path] += 1
+        calls[name] += 1
         rows.append(Row(call, operation.number, index, operation.parameters))
     return rows
 
 
-def _path(parameters: Mapping[str, Any], made_of: Sequence[str]) -> str:
+def path(parameters: Mapping[str, Any], made_of: Sequence[str]) -> str:
     """Return a layer's path: that of the largest of its weights, without 'kernel' and the like."""
-    sizes = {name: math.prod(parameters[name].shape) for name in made_of if name in parameters}
-    main = max(sizes, key=lambda name: sizes[name]) if sizes else made_of[0]
+    main = largest(parameters, made_of)
     layer, _, name = main.rpartition("/")
     if name in _OF_LAYERS and (layer or name in ("kernel", "embedding")):
         return layer
     return main
+
+
+def largest(parameters: Mapping[str, Any], made_of: Sequence[str]) -> str:
+    """Return the path of the largest of some weights."""
+    sizes = {name: math.prod(parameters[name].shape) for name in made_of if name in parameters}
+    return max(sizes, key=lambda name: sizes[name]) if sizes else made_of[0]

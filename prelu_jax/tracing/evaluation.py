@@ -20,7 +20,10 @@ class Visit(NamedTuple):
         weight: W.
         bias: the summand b, in the shape of y; None without a bias.
         y: its output.
-        again: from other weights to the output.
+        again: from other weights, and whether the bias is left out, to the output.
+        operand: the input as the product takes it, after any padding.
+        product: from an operand and weights to their product alone. Weights may have another number
+            of channels.
         given: the entry for it in the argument of `run`.
     """
 
@@ -29,7 +32,9 @@ class Visit(NamedTuple):
     weight: jax.Array
     bias: jax.Array | None
     y: jax.Array
-    again: Callable[[jax.Array], jax.Array]
+    again: Callable[[jax.Array, bool], jax.Array]
+    operand: jax.Array
+    product: Callable[[jax.Array, jax.Array], jax.Array]
     given: Any
 
 
@@ -38,7 +43,11 @@ ByNumber = dict[int, Any]  # operation's number -> a pytree
 
 
 def run(
-    body: Body, arguments: Sequence[Any], observe: Observe, given: Mapping[int, Any]
+    body: Body,
+    arguments: Sequence[Any],
+    observe: Observe,
+    given: Mapping[int, Any],
+    every_branch: bool = False,
 ) -> tuple[list[Any], ByNumber]:
     """Run a function, with the observer's output in place of every operation's.
 
@@ -48,39 +57,66 @@ def run(
         observe: called where an operation is, once for all steps of a scan.
         given: by operation's number, a pytree of arrays for its `Visit`. Inside scans the arrays
             have an axis for each of them before their own, outermost first.
+        every_branch: compute all branches of a `cond`, for the records of them all.
 
     Returns:
         The outputs, and the records of the observer by operation's number: a pytree of arrays each,
         with such axes too. The record of an operation in a branch that did not run is zeros.
     """
-    return _run(body, list(arguments), observe, dict(given))
+    return _Run(observe, every_branch).body(body, list(arguments), dict(given))
 
 
-def _run(
-    body: Body, arguments: list[Any], observe: Observe, given: ByNumber
-) -> tuple[list[Any], ByNumber]:
-    values = jaxprs.Values(body.jaxpr, body.consts, arguments)
-    records: ByNumber = {}
-    for i, equation in enumerate(body.jaxpr.eqns):
-        operands = values.of(equation.invars)
-        if i in body.inner:
-            results, inside = _call(body.inner[i], equation, operands, observe, given)
-            records |= inside
-        else:
-            results = jaxprs.bind(equation, operands)
-        values.update(equation.outvars, results)
-        if i in body.watched:
-            watched = body.watched[i]
-            number = watched.operation.number
-            values[watched.y], records[number] = observe(
-                _visit(body, watched, values, given.get(number))
-            )
-    return values.of(body.jaxpr.outvars), records
+class _Run(NamedTuple):
+    """One run of a function and of the calls in it."""
+
+    observe: Observe
+    every_branch: bool
+
+    def body(self, body: Body, arguments: list[Any], given: ByNumber) -> tuple[list[Any], ByNumber]:
+        values = jaxprs.Values(body.jaxpr, body.consts, arguments)
+        records: ByNumber = {}
+        for i, equation in enumerate(body.jaxpr.eqns):
+            operands = values.of(equation.invars)
+            if i in body.inner:
+                results, inside = self._call(body.inner[i], equation, operands, given)
+                records |= inside
+            else:
+                results = jaxprs.bind(equation, operands)
+            values.update(equation.outvars, results)
+            if i in body.watched:
+                watched = body.watched[i]
+                number = watched.operation.number
+                values[watched.y], records[number] = self.observe(
+                    _visit(body, watched, values, given.get(number))
+                )
+        return values.of(body.jaxpr.outvars), records
+
+    def _call(
+        self, bodies: Sequence[Body], equation: Any, operands: list[Any], given: ByNumber
+    ) -> tuple[list[Any], ByNumber]:
+        numbers = {operation.number for body in bodies for operation in body.operations()}
+        extra = {number: value for number, value in given.items() if number in numbers}
+
+        def step(body: Body) -> jaxprs.Step:
+            return lambda operands, extra: self.body(body, operands, extra)
+
+        name = equation.primitive.name
+        if name == "cond":
+            branches = _every_branch if self.every_branch else _one_branch
+            return branches(operands, [step(body) for body in bodies], extra)
+        emit = jaxprs.scan if name == "scan" else jaxprs.remat
+        return emit(equation, operands, step(bodies[0]), extra)
 
 
 def _visit(body: Body, watched: Watched, values: jaxprs.Values, given: Any) -> Visit:
-    def again(weight: jax.Array) -> jax.Array:
+    first = body.jaxpr.eqns[watched.chain[0]]
+    layout = watched.operation.layout
+    data = first.invars[1 - layout.operand]
+
+    def again(weight: jax.Array, without_bias: bool) -> jax.Array:
         replaced = {watched.weight: weight}
+        if without_bias and watched.bias is not None:
+            replaced[watched.bias] = jnp.zeros_like(values[watched.bias])
         for place in watched.chain:
             equation = body.jaxpr.eqns[place]
             operands = [
@@ -90,6 +126,11 @@ def _visit(body: Body, watched: Watched, values: jaxprs.Values, given: Any) -> V
             replaced |= zip(equation.outvars, jaxprs.bind(equation, operands), strict=True)
         return replaced[watched.y]
 
+    def product(operand: jax.Array, weight: jax.Array) -> jax.Array:
+        operands = values.of(first.invars)
+        operands[layout.operand], operands[1 - layout.operand] = weight, operand
+        return jaxprs.bind(first, operands)[0]
+
     bias = None if watched.bias is None else values[watched.bias]
     return Visit(
         watched.operation,
@@ -98,27 +139,23 @@ def _visit(body: Body, watched: Watched, values: jaxprs.Values, given: Any) -> V
         bias,
         values[watched.y],
         again,
+        values[data],
+        product,
         given,
     )
 
 
-def _call(
-    bodies: Sequence[Body], equation: Any, operands: list[Any], observe: Observe, given: ByNumber
+def _every_branch(
+    operands: list[Any], steps: Sequence[jaxprs.Step], extra: ByNumber
 ) -> tuple[list[Any], ByNumber]:
-    numbers = {operation.number for body in bodies for operation in body.operations()}
-    extra = {number: value for number, value in given.items() if number in numbers}
-
-    def step(body: Body) -> jaxprs.Step:
-        return lambda operands, extra: _run(body, operands, observe, extra)
-
-    name = equation.primitive.name
-    if name == "cond":
-        return _branches(operands, [step(body) for body in bodies], extra)
-    emit = jaxprs.scan if name == "scan" else jaxprs.remat
-    return emit(equation, operands, step(bodies[0]), extra)
+    """Run all branches and choose among their results."""
+    cases = [step(operands[1:], extra) for step in steps]
+    pairs = zip(*(results for results, _ in cases), strict=True)
+    results = [jax.lax.select_n(operands[0], *pair) for pair in pairs]
+    return results, {number: record for _, records in cases for number, record in records.items()}
 
 
-def _branches(
+def _one_branch(
     operands: list[Any], steps: Sequence[jaxprs.Step], extra: ByNumber
 ) -> tuple[list[Any], ByNumber]:
     """Run the branch that is chosen; the records of the others are zeros."""

@@ -35,6 +35,14 @@ class Model(Protocol):
     def replace(self, state: Any, parameters: Mapping[str, Any]) -> Any:
         """Return the state with some of the parameters exchanged."""
 
+    def restored(self, variables: Any, state: Any) -> Any:
+        """Return the state's parameters in the form of the variables that it was made of.
+
+        Args:
+            variables: as `of` took them; None for a model that holds its own.
+            state: of that model.
+        """
+
     def call(self, state: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rngs: Any) -> Any:
         """Return the outputs. Changes of the state are dropped."""
 
@@ -142,6 +150,17 @@ class Linen:
         }
         return {**state, "params": flax.traverse_util.unflatten_dict(params)}
 
+    def restored(self, variables: Any, state: Any) -> Any:
+        """Return the variables with the state's parameters, boxed and frozen where they are."""
+        held = flax.core.unfreeze(variables["params"])
+        exchanged = self.replace(variables, self.parameters(state))["params"]
+        params = flax.core.meta.replace_boxed(held, exchanged)
+        if isinstance(variables["params"], flax.core.FrozenDict):
+            params = flax.core.freeze(params)
+        if isinstance(variables, flax.core.FrozenDict):
+            return variables.copy({"params": params})
+        return {**variables, "params": params}
+
     def call(self, state: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rngs: Any) -> Any:
         return outputs_of(self.bound(state, rngs), args, kwargs)
 
@@ -185,6 +204,10 @@ class Nnx:
         flat = nnx.to_flat_state(state)
         return nnx.from_flat_state([(path, exchange(path, leaf)) for path, leaf in flat])
 
+    def restored(self, variables: Any, state: Any) -> Any:
+        """Return the model."""
+        return nnx.merge(self.graphdef, state)
+
     def call(self, state: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rngs: Any) -> Any:
         return outputs_of(self.merged(state, rngs), args, kwargs)
 
@@ -221,6 +244,9 @@ class Haiku:
         exchanged = jax.tree.unflatten(jax.tree.structure(held), leaves)
         return (exchanged, *state[1:]) if self.has_state else exchanged
 
+    def restored(self, variables: Any, state: Any) -> Any:
+        return state
+
     def call(self, state: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rngs: Any) -> Any:
         key = next(iter(rngs.values())) if isinstance(rngs, Mapping) and rngs else rngs or None
         if self.has_state:
@@ -252,6 +278,9 @@ class Pytree:
 
     def replace(self, state: Any, parameters: Mapping[str, Any]) -> Any:
         return [parameters.get(name, leaf) for name, leaf in self.parameters(state).items()]
+
+    def restored(self, variables: Any, state: Any) -> Any:
+        return self.tree(state)
 
     def call(self, state: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rngs: Any) -> Any:
         if rngs:

@@ -24,6 +24,11 @@ class Layout:
         operand: which operand of the equation holds the weights.
         channel_axes: the axes of y that count channels: those that the weights bring.
         weight_axes: the same axes of W, in the same order.
+        input_axes: the axes of W that count input features, which one output sums over. What is
+            left are the axes of a convolution's window.
+        operand_axes: the axes of the data that the product neither sums over nor pairs with axes of
+            W: of examples and positions.
+        stacked_axes: those of the channel axes of W that number parts, each with inputs of its own.
         fan_in: the number of entries of W that one output sums over.
         fan_out: the number of outputs that one input reaches, without strides.
         groups: the number of parts, each with channels and inputs of its own.
@@ -33,6 +38,9 @@ class Layout:
     operand: int
     channel_axes: Axes
     weight_axes: Axes
+    input_axes: Axes
+    stacked_axes: Axes
+    operand_axes: Axes
     fan_in: int
     fan_out: int
     groups: int = 1
@@ -51,9 +59,12 @@ class Operation:
         bias: the name of the parameter that is added to every channel; None if there is none.
         layout: the axes of W and of W x.
         channel_axes: the axes of y that count channels, from the end.
+        channel_order: the number of every channel of y among those of the product W x, both counted
+            along their axes from left to right; None where they are in one order.
         weight_shape: the shape of W.
         input_shape: the shape of x.
         shape: the shape of y.
+        dtype: the name of the type of y.
         steps: the lengths of the scans around it, outermost first.
         own: of each scan, whether every step has weights of its own. Else they are shared.
         inside: the transformations around it, outermost first.
@@ -66,9 +77,11 @@ class Operation:
     bias: str | None
     layout: Layout
     channel_axes: Axes
+    channel_order: tuple[int, ...] | None
     weight_shape: tuple[int, ...]
     input_shape: tuple[int, ...]
     shape: tuple[int, ...]
+    dtype: str
     steps: tuple[int, ...] = ()
     own: tuple[bool, ...] = ()
     inside: tuple[str, ...] = ()
@@ -108,6 +121,8 @@ def _dot(equation: JaxprEqn, operand: int) -> Layout:
     taken = {*contracted[operand], *batched[operand]}
     free = tuple(axis for axis in range(len(shape)) if axis not in taken)
     shared = len(batched[0])
+    other = 1 - operand
+    paired = {*contracted[other], *batched[other]}
     at = shared  # y: the batched axes, the free ones of the left, those of the right
     if operand == 1:
         at += len(shape_of(equation.invars[0])) - len(contracted[0]) - shared
@@ -116,6 +131,9 @@ def _dot(equation: JaxprEqn, operand: int) -> Layout:
         operand,
         (*range(shared), *range(at, at + len(free))),
         (*batched[operand], *free),
+        tuple(contracted[operand]),
+        tuple(batched[operand]),
+        tuple(i for i in range(len(shape_of(equation.invars[other]))) if i not in paired),
         fan_in=_size(shape, contracted[operand]),
         fan_out=_size(shape, free),
         groups=_size(shape, batched[operand]),
@@ -132,6 +150,9 @@ def _conv(equation: JaxprEqn) -> Layout:
         1,
         (numbers.out_spec[1],),
         (features,),
+        (inputs,),
+        (),
+        (numbers.lhs_spec[0],),
         fan_in=_size(shape, (inputs, *window)),
         fan_out=_size(shape, (features, *window)) // groups,
         groups=groups,
@@ -151,6 +172,9 @@ def _ragged(equation: JaxprEqn) -> Layout:
         1,
         tuple(range(rank - len(free), rank)),
         free,
+        tuple(contracted[1]),
+        group,
+        (),
         fan_in=_size(shape, contracted[1]),
         fan_out=_size(shape, free),
         groups=_size(shape, group),
@@ -167,6 +191,9 @@ def _look_up(equation: JaxprEqn) -> Layout:
         0,
         tuple(numbers.offset_dims),
         kept,
+        tuple(sorted(rows)),
+        (),
+        (),
         fan_in=_size(shape, rows),
         fan_out=_size(shape, kept),
     )

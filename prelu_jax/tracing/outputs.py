@@ -1,9 +1,13 @@
 """From a product to the output of its layer, and back to the layer's input."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
+from numpy.typing import NDArray
 
 from prelu_jax.tracing.operations import Axes
 from prelu_jax.tracing.values import shape_of
@@ -23,9 +27,42 @@ class Graph:
                 self.users.setdefault(atom, []).append(i)
 
 
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """The output of a layer.
+
+    Attributes:
+        chain: the equations from the product to it.
+        channels: its axes that count channels.
+        numbers: its channels' numbers among those of the product, ``[size of each such axis]`` from
+            left to right.
+        bias: the variable that is added to it last; None without a bias.
+    """
+
+    chain: tuple[int, ...]
+    channels: Axes
+    numbers: NDArray[np.int64]
+    bias: Any = None
+
+    def after(self, place: int, equation: JaxprEqn) -> "Output | None":
+        """Return the output after one more equation; None if that mixes or changes channels."""
+        moved = _moved(equation, self.channels)
+        if moved is None:
+            return None
+        if equation.primitive.name == "transpose":
+            before = sorted(self.channels)
+            permutation = equation.params["permutation"]
+            order = [before.index(permutation[axis]) for axis in sorted(moved)]
+            numbers = self.numbers.transpose(order)
+        else:
+            shape = shape_of(equation.outvars[0])
+            numbers = self.numbers.reshape([shape[axis] for axis in sorted(moved)])
+        return Output((*self.chain, place), moved, numbers)
+
+
 def to_output(
     graph: Graph, product: int, channels: Axes, is_bias: Callable[[Any, Axes], bool]
-) -> tuple[tuple[int, ...], Axes, Any]:
+) -> Output:
     """Follow a product to the sum that adds its bias.
 
     Args:
@@ -35,29 +72,29 @@ def to_output(
         is_bias: whether a variable, added where these axes count channels, is a bias.
 
     Returns:
-        The equations up to the output, its channel axes, and the bias. Without a bias the
-        equations end with the transposition that follows the product, if one does.
+        The sum, or without a bias the transposition that follows the product, if one does.
     """
-    chain: tuple[int, ...] = (product,)
-    best = chain, channels
+    shape = shape_of(graph.equations[product].outvars[0])
+    sizes = [shape[axis] for axis in sorted(channels)]
+    here = best = Output((product,), channels, np.arange(math.prod(sizes)).reshape(sizes))
     while True:
-        y = graph.equations[chain[-1]].outvars[0]
+        y = graph.equations[here.chain[-1]].outvars[0]
         users = graph.users.get(y, [])
         if len(users) != 1 or y in graph.results:
-            return *best, None
+            return best
         equation = graph.equations[users[0]]
-        chain = (*chain, users[0])
         if equation.primitive.name in ("add", "add_any"):
             added = [atom for atom in equation.invars if atom is not y]
-            if len(added) == 1 and is_bias(added[0], channels):
-                return chain, channels, added[0]
-            return *best, None
-        moved = _moved(equation, channels)
-        if moved is None:
-            return *best, None
-        channels = moved
+            if len(added) == 1 and is_bias(added[0], here.channels):
+                chain = (*here.chain, users[0])
+                return dataclasses.replace(here, chain=chain, bias=added[0])
+            return best
+        after = here.after(users[0], equation)
+        if after is None:
+            return best
+        here = after
         if equation.primitive.name == "transpose":
-            best = chain, channels
+            best = here
 
 
 def before_padding(graph: Graph, atom: Any, is_constant: Callable[[Any], bool]) -> Any:

@@ -1,11 +1,13 @@
 """A function traced once, read, and ready to be run with an observer."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from prelu_jax.tracing import evaluation, jaxprs, reading
 from prelu_jax.tracing.bodies import Body
@@ -24,11 +26,13 @@ class Program:
         names: its parameters, in the order of its inputs.
         reading: its operations, and the parameters that it sees and does not.
         shapes: the shapes and types of the outputs, as the pytree that the function returns.
+        axes: the axes of devices that it was traced with, where the caller has bound none.
     """
 
     names: tuple[str, ...]
     reading: Reading
     shapes: Any
+    axes: Axes = ()
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -69,20 +73,70 @@ class Program:
                 alone, where W does not depend on them.
             others, batch: as `run` takes them.
         """
-        held, structure = jax.tree.flatten((others, batch))
+        return self.records(_weight, parameters, others, batch).values()
+
+    def records(
+        self, observe: Observe, parameters: Mapping[str, Any], others: Any, batch: Any
+    ) -> "Records":
+        """Return an observer's records, of all branches, as a function; nothing is computed.
+
+        Args:
+            observe: as `run` takes it.
+            parameters, others, batch: as `weights`.
+        """
+        held = jax.tree.leaves((others, batch))
 
         def of(leaves: Sequence[Any], held: Sequence[Any]) -> ByNumber:
-            arguments = dict(zip(self.names, leaves, strict=True))
-            others, batch = jax.tree.unflatten(structure, held)
-            return self.run(arguments, others, batch, _weight)[1]
+            inputs = [*leaves, *held]
+            return evaluation.run(self.reading.body, inputs, observe, {}, every_branch=True)[1]
 
         leaves = [parameters[name] for name in self.names]
-        closed, shapes = jax.make_jaxpr(of, return_shape=True)(leaves, held)
-        flat, tree = jax.tree.flatten(shapes)
-        reduced, taken = jaxprs.without_unused(closed, [True] * len(flat))
-        arguments = [value for value, use in zip([*leaves, *held], taken, strict=True) if use]
-        found = jax.core.eval_jaxpr(reduced.jaxpr, reduced.consts, *arguments)
-        return dict(jax.tree.unflatten(tree, found))
+        made = jax.make_jaxpr(of, axis_env=list(self.axes), return_shape=True)
+        closed, shapes = made(leaves, held)
+        return Records(closed, shapes, self.names, (*leaves, *held))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """The records of an observer, without the rest of the function.
+
+    Attributes:
+        closed: the jaxpr of all of them.
+        shapes: by operation's number, the pytree of their shapes and types.
+        names: the parameters, in the order of its first inputs.
+        arguments: its inputs.
+    """
+
+    closed: ClosedJaxpr
+    shapes: ByNumber
+    names: tuple[str, ...]
+    arguments: tuple[Any, ...]
+
+    def values(self) -> ByNumber:
+        """Return the records."""
+        leaves, structure = jax.tree.flatten(self.shapes)
+        function, taken = self._of([True] * len(leaves))
+        found = function(*(self.arguments[i] for i in taken))
+        return dict(jax.tree.unflatten(structure, found))
+
+    def function(self, place: int) -> tuple[Callable[..., Any], list[str | None]]:
+        """Return one array of the records as a function of the inputs that it takes.
+
+        Args:
+            place: of the array among the leaves of ``shapes``.
+
+        Returns:
+            The function, and the names of its arguments: None for one that is no parameter.
+        """
+        leaves = jax.tree.leaves(self.shapes)
+        function, taken = self._of([i == place for i in range(len(leaves))])
+        names = [self.names[i] if i < len(self.names) else None for i in taken]
+        return lambda *arguments: function(*arguments)[0], names
+
+    def _of(self, used: Sequence[bool]) -> tuple[Callable[..., list[Any]], list[int]]:
+        reduced, flags = jaxprs.without_unused(self.closed, used)
+        taken = [i for i, flag in enumerate(flags) if flag]
+        return functools.partial(jax.core.eval_jaxpr, reduced.jaxpr, reduced.consts), taken
 
 
 def _weight(visit: Visit) -> tuple[jax.Array, Any]:
@@ -120,7 +174,7 @@ def trace(
     first = len(leaves) + held
     every = [*parameters, *(names or [None] * held)]
     signal = range(first, first + len(jax.tree.leaves(batch)))
-    return Program(tuple(parameters), reading.read(closed, every, signal), shapes)
+    return Program(tuple(parameters), reading.read(closed, every, signal), shapes, tuple(axes))
 
 
 def _rows(body: Body, index: tuple[int, ...]) -> Iterator[tuple[Operation, tuple[int, ...]]]:

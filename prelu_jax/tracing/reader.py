@@ -271,8 +271,9 @@ class _OneBody:
         weight = equation.invars[layout.operand]
         value = self._look(weight)
         graph = outputs.Graph(self.jaxpr)
-        chain, channels, bias = outputs.to_output(graph, i, layout.channel_axes, self._is_bias)
-        y = self.jaxpr.eqns[chain[-1]].outvars[0]
+        output = outputs.to_output(graph, i, layout.channel_axes, self._is_bias)
+        y, bias = self.jaxpr.eqns[output.chain[-1]].outvars[0], output.bias
+        order = tuple(output.numbers.ravel().tolist())
         padded = equation.invars[1 - layout.operand]
         x = outputs.before_padding(graph, padded, lambda atom: self._look(atom) == Value())
         names = self.reader.names
@@ -285,15 +286,17 @@ class _OneBody:
             is_view=value.is_view,
             bias=names[added.bit_length() - 1] if added else None,
             layout=layout,
-            channel_axes=tuple(axis - rank for axis in channels),
+            channel_axes=tuple(axis - rank for axis in output.channels),
+            channel_order=None if order == tuple(range(len(order))) else order,
             weight_shape=shape_of(weight),
             input_shape=shape_of(x),
             shape=shape_of(y),
+            dtype=values.aval(y).dtype.name,
             steps=self.place.steps,
             own=tuple(bool(value.scans >> i & 1) for i in range(len(self.place.steps))),
             inside=self.place.inside,
         )
-        return Watched(operation, chain, x, weight, bias, y)
+        return Watched(operation, output.chain, x, weight, bias, y)
 
     def _is_bias(self, atom: Any, channels: Axes) -> bool:
         """Return whether a summand is one parameter, and constant along all other axes."""

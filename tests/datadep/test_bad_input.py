@@ -34,6 +34,15 @@ class Float16(nn.Module):
         return nn.Dense(2, dtype=jnp.float16, name="last")(x * jnp.float16(30_000))
 
 
+def in_a_while(variables, x):
+    def step(_, x):
+        return jnp.tanh(x @ variables["loop"])
+
+    steps = jnp.where(x.sum() < 1e9, 3, 2)  # not known beforehand
+    x = jax.lax.fori_loop(0, steps, step, x)
+    return x @ variables["head"]
+
+
 DENSE = nn.Dense(3)
 OVERFLOWS = nn.Sequential((nn.Dense(3), lambda y: jnp.exp(100 * y), nn.Dense(2)))
 X = images(8, 4)
@@ -57,7 +66,6 @@ X = images(8, 4)
         (DENSE, X, {"only": "conv"}, "only is 'conv', which matches none of the kernels: kernel"),
         (DENSE, X, {"except_": "("}, "except_ is '(', no regular expression"),
         (DENSE, X, {"except_": "kernel"}, "no layer is left to be calibrated"),
-        (Stack(), X, {}, "stacked/kernel: called inside scan, remat"),
     ],
 )
 def test_bad_input_is_told_and_loses_nothing(model, x, options, message):
@@ -66,6 +74,14 @@ def test_bad_input_is_told_and_loses_nothing(model, x, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         datadep.calibrate(model, variables, x, **options)
     jax.tree.map(np.testing.assert_array_equal, variables, copy)
+
+
+def test_weights_inside_a_while_loop_are_named_and_can_be_left_out():
+    variables = {"head": np.ones((4, 3), np.float32), "loop": np.eye(4, dtype=np.float32)}
+    with pytest.raises(ValueError, match=r"loop: used where an output .*except_='loop'.*while"):
+        datadep.calibrate(in_a_while, variables, X)
+    _, report = datadep.calibrate(in_a_while, variables, X, except_="loop")
+    assert [row.layer for row in report.stages[0].layers] == ["head"]
 
 
 def test_a_list_is_neither_a_tuple_of_arguments_nor_an_iterator_of_batches():
@@ -127,7 +143,7 @@ def test_calibrate_says_that_an_nnx_model_is_traced():
 
 
 def test_the_number_of_arguments_and_the_type_of_the_method_are_checked():
-    with pytest.raises(TypeError, match="calibrate\\(model, variables, batch\\) for Linen"):
+    with pytest.raises(TypeError, match="calibrate\\(model, variables, batch\\), or calibrate"):
         datadep.calibrate(DENSE, X)
     for method in (3, datadep.WithinLayer, ["pca", datadep.Lsuv]):
         with pytest.raises(TypeError, match=r"method is .*such as WithinLayer\(\)"):
@@ -135,7 +151,7 @@ def test_the_number_of_arguments_and_the_type_of_the_method_are_checked():
     with pytest.raises(ValueError, match=r"method is \[\], expected a name of none"):
         datadep.calibrate(DENSE, drawn(DENSE, X), X, method=[])
     with pytest.raises(TypeError, match="expected a Linen or NNX module"):
-        datadep.calibrate(jnp.tanh, {}, X)
+        datadep.calibrate(3, {}, X)
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,11 @@ def patches_of(model, variables, x, most=10_000):
 
     def observe(visit):
         found.append(from_patches.patches(planned.layers[0], visit, KEY, most))
-        return visit.y
+        return visit.y, None
 
-    _, state = models.of(model, variables)
-    planned.model.view.run(state, (x,), {}, None, observe)
+    function, state = models.of(model, variables)
+    program = planned.model.program(state, x, None)
+    program.run(function.parameters(state), (state, None), x, observe)
     return found[0]
 
 
@@ -152,7 +153,9 @@ def test_layers_with_too_few_patches_or_of_other_kinds_are_gaussian():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = nn.ConvTranspose(3, (2, 2), name="transposed")(nn.Conv(4, (3, 3), name="conv")(x))
+            x = nn.ConvTranspose(3, (2, 2), strides=(2, 2), name="transposed")(
+                nn.Conv(4, (3, 3), name="conv")(x)
+            )
             return nn.Dense(8, name="wide")(x.mean(axis=(1, 2)))
 
     for method, axis in (("pca", None), ("kmeans", "devices")):

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import prelu_jax as pj
+from prelu_jax import tracing
 from prelu_jax.signal import batches, coverage
 from tests.signal.nets import drawn, images
 
@@ -19,13 +20,13 @@ X = jax.ShapeDtypeStruct((4, WIDTH), jnp.float32)
 
 
 def role(function, *parameters, x=X):
-    """'unseen' with the transformations, 'elementwise' or 'unused', of every parameter."""
+    """'seen', 'unseen' with the transformations, 'elementwise' or 'unused', of every parameter."""
     names = {f"p{i}": leaf for i, leaf in enumerate(parameters)}
-    closed = jax.make_jaxpr(lambda held, x: function(x, *held))(list(parameters), x)
-    found = coverage.read(closed, names, range(len(parameters), len(parameters) + 1), [])
+    program = tracing.trace(lambda held, _, x: function(x, *held.values()), names, (), x)
+    found = coverage.of(program, names, {})
     kinds = {weight.parameter: "/".join(("unseen", *weight.inside)) for weight in found.unseen}
     kinds |= dict.fromkeys(found.elementwise, "elementwise")
-    kinds |= dict.fromkeys(found.unused, "unused")
+    kinds |= dict.fromkeys(found.unused, "unused") | dict.fromkeys(found.seen, "seen")
     return [kinds[name] for name in names]
 
 
@@ -55,23 +56,23 @@ def dropped(x, w):
 
 ROWS = jnp.arange(4)
 PRODUCTS = {
-    "matmul": (lambda x, w: x @ w, "unseen"),
-    "transposed": (lambda x, w: x @ w.T, "unseen"),
-    "einsum": (lambda x, w: jnp.einsum("bi,io->bo", x, w), "unseen"),
+    "matmul": (lambda x, w: x @ w, "seen"),
+    "transposed": (lambda x, w: x @ w.T, "seen"),
+    "einsum": (lambda x, w: jnp.einsum("bi,io->bo", x, w), "seen"),
     "sum": (lambda x, w: (x[:, :, None] * w).sum(1), "unseen"),
-    "residual": (lambda x, w: x @ (jnp.eye(WIDTH) + w), "unseen"),
-    "dropped": (dropped, "unseen"),
-    "normed": (lambda x, w: x @ (w / jnp.linalg.norm(w, axis=0)), "unseen"),
+    "residual": (lambda x, w: x @ (jnp.eye(WIDTH) + w), "seen"),
+    "dropped": (dropped, "seen"),
+    "normed": (lambda x, w: x @ (w / jnp.linalg.norm(w, axis=0)), "seen"),
     "modulated": (modulated, "unseen"),
-    "table": (lambda x, w: w[jnp.argmax(x, -1)], "unseen"),
-    "conv": (lambda x, w: jax.lax.conv(x[None, None], w[None, None], (1, 1), "SAME"), "unseen"),
-    "jit": (lambda x, w: jax.jit(lambda x, w: x @ w)(x, w), "unseen/jit"),
-    "remat": (jax.checkpoint(lambda x, w: jnp.tanh(x @ w)), "unseen/remat"),
+    "table": (lambda x, w: w[jnp.argmax(x, -1)], "seen"),
+    "conv": (lambda x, w: jax.lax.conv(x[None, None], w[None, None], (1, 1), "SAME"), "seen"),
+    "jit": (lambda x, w: jax.jit(lambda x, w: x @ w)(x, w), "seen"),
+    "remat": (jax.checkpoint(lambda x, w: jnp.tanh(x @ w)), "seen"),
     "custom_vjp": (product, "unseen/custom_vjp"),
-    "vmap": (lambda x, w: jax.vmap(lambda row: w @ row)(x), "unseen/vmap"),
+    "vmap": (lambda x, w: jax.vmap(lambda row: w @ row)(x), "seen"),
     "scan": (
         lambda x, w: jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=2)[0],
-        "unseen/scan",
+        "seen",
     ),
     "while": (
         lambda x, w: jax.lax.while_loop(lambda c: c[0, 0] < 1, lambda c: c @ w, x),
@@ -79,7 +80,7 @@ PRODUCTS = {
     ),
     "cond": (
         lambda x, w: jax.lax.cond(x.sum() > 0, lambda: x @ w, lambda: x),
-        "unseen/cond",
+        "seen",
     ),
     "generator": (
         lambda x, w: x.sum() * (jax.random.normal(jax.random.key(0), (2, WIDTH)) @ w),
@@ -113,8 +114,8 @@ def test_what_is_multiplied_with_the_signal_is_a_weight(name):
     assert role(function, W) == [expected]
 
 
-def test_a_norms_scale_before_a_product_by_hand_does_not_become_a_weight():
-    assert role(lambda x, scale, w: layer_norm(x, scale[:1]) @ w, W, W) == ["elementwise", "unseen"]
+def test_a_norms_scale_before_a_product_does_not_become_a_weight():
+    assert role(lambda x, scale, w: layer_norm(x, scale[:1]) @ w, W, W) == ["elementwise", "seen"]
 
 
 def by_sums(x, *weights):
@@ -192,17 +193,17 @@ def test_a_dead_signal_inside_is_found_at_its_first_layer(how, first):
     report.assert_healthy()
 
 
-@pytest.mark.parametrize(("how", "reason"), [("scan", "inside scan/remat"), ("hand", "by hand")])
-def test_calibration_refuses_weights_that_it_cannot_see_between_layers(how, reason):
-    x, model = images(16, 32), Deep(0.25, how)
-    variables = model.init(jax.random.key(0), x)
+@pytest.mark.parametrize("how", ["scan", "hand"])
+def test_a_dead_signal_inside_is_calibrated(how):
+    x, model = images(64, 32), Deep(0.09, how)
+    drawn = model.init(jax.random.key(0), x)
+    variables, calibrated = pj.calibrate(model, drawn, x, method="lsuv")
+    assert len(calibrated.stages[0].layers) == 26
+    assert max(row.error for row in calibrated.stages[0].layers) < 1e-3
+    assert pj.diagnose(model, variables, x).verdict == "healthy"
     pattern = "^blocks" if how == "scan" else "^w"
-    with pytest.raises(ValueError, match="blocks/Dense_0/kernel" if how == "scan" else "w23"):
-        pj.calibrate(model, variables, x)
     _, calibrated = pj.calibrate(model, variables, x, except_=pattern)
     assert [row.layer for row in calibrated.stages[0].layers] == ["before", "after"]
-    assert reason in calibrated.skipped[0].why
-    assert "Weights seen: 5.2 %" in str(calibrated)
 
 
 class Transformed(nnx.Module):
@@ -250,17 +251,19 @@ HOWS = ["remat", "jit", "scan", "vmap", "rnn", "cond", "jax.jit", "jax.checkpoin
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_calibrate_refuses_what_it_cannot_see_in_nnx(how):
+def test_calibrate_sees_into_the_transformations_of_nnx(how):
     model = Transformed(how, nnx.Rngs(0))
     kernels = [path for path in _kernels(model) if path.startswith("block")]
-    with pytest.raises(ValueError, match="an output cannot be corrected before") as raised:
-        pj.calibrate(model, images(8, 3))
-    for kernel in kernels:
-        assert kernel in str(raised.value)
+    report = pj.calibrate(model, images(8, 3))
+    rows = report.stages[0].layers
+    assert {row.parameter for row in rows} == {*kernels, "first/kernel", "last/kernel"}
+    ran = [row for row in rows if not any("did not run" in note for note in row.notes)]
+    assert len(rows) - len(ran) == (how == "cond")
+    assert max(row.error for row in ran) < 1e-3
+    assert report.coverage.unused == ("idle/kernel",)
     report = pj.calibrate(model, images(8, 3), except_="block")
     assert [row.layer for row in report.stages[0].layers] == ["first", "last"]
     assert {*kernels, "idle/kernel"} == {row.parameter for row in report.skipped}
-    assert report.coverage.unused == ("idle/kernel",)
 
 
 def _kernels(model):
@@ -342,9 +345,9 @@ def test_a_kernel_outside_of_the_parameters_is_a_weight(freeze):
     assert report.verdict == "healthy"
     assert set(names) <= set(report.measurement.coverage.seen)
     assert [row.name for row in report.layers] == ["before", *names, "after"]
-    with pytest.raises(ValueError, match="frozen/w0: multiplied by hand"):
-        pj.calibrate(Frozen(), variables, x)
-    changed, _ = pj.calibrate(Frozen(), variables, x, except_="frozen")
+    changed, calibrated = pj.calibrate(Frozen(), variables, x)
+    assert tuple(row.parameter for row in calibrated.skipped) == names
+    assert "not one of the model's parameters" in calibrated.skipped[0].why
     jax.tree.map(np.testing.assert_array_equal, changed["frozen"], variables["frozen"])
     dead = Frozen(0.02)
     assert pj.diagnose(dead, dead.init(jax.random.key(0), x), x).verdict == "vanishing"
@@ -355,8 +358,9 @@ def test_a_variable_of_nnx_that_is_no_param_is_a_weight():
     report = pj.diagnose(model, images(16, 32))
     assert report.verdict == "healthy"
     assert [row.name for row in report.layers] == ["before", "w", "after"]
-    with pytest.raises(ValueError, match="w: multiplied by hand"):
-        pj.calibrate(model, images(16, 32))
+    before = model.w[...]
+    pj.calibrate(model, images(16, 32))
+    np.testing.assert_array_equal(model.w[...], before)
 
 
 class Stateful(nn.Module):
@@ -511,7 +515,7 @@ def test_axes_that_a_model_asks_for_have_one_device():
         pj.calibrate(Several(bound), variables, x, method=method, **kwargs)
         for bound in (True, False)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), a, b)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), a, b)
     assert len(pj.initializers.table(Several(), variables, x, train=True)) == 10
 
 

@@ -1,0 +1,153 @@
+"""Which entries of the parameters a correction of a layer's channels changes, and how."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from prelu_jax.datadep import moments
+from prelu_jax.tracing import Operation
+from prelu_jax.tracing.arrangement import Arrangement
+
+Numbers = Mapping[str, NDArray[np.int32] | None]
+
+
+class Correction(NamedTuple):
+    """y ← scale · y + shift, channel by channel, and weights and bias so that it comes about."""
+
+    scale: jax.Array | np.ndarray
+    shift: jax.Array | np.ndarray
+
+
+class Places(NamedTuple):
+    """The places of a layer's weights and bias; -1 for an entry that is of another layer.
+
+    Attributes:
+        weights: of every parameter in W, the flat place of each entry in W; None if they are equal.
+        channels: of every parameter in W, the number of each entry's channel, with axes of size 1
+            where it does not change along them.
+        bias: the same for the bias; {} without one.
+    """
+
+    weights: Numbers
+    channels: Numbers
+    bias: Numbers
+
+
+def of(operation: Operation, arrangement: Arrangement) -> Places:
+    """Return the places of a layer, counted over the steps that have weights of their own first.
+
+    Args:
+        operation: of the layer.
+        arrangement: of its parameters, none of them computed.
+    """
+    weight, bias = arrangement.weight or {}, arrangement.bias or {}
+    channels = _channels_of_weights(operation).ravel()
+    return Places(
+        {name: None if _is_counting(places) else places for name, places in weight.items()},
+        {name: _short(_picked(channels, places)) for name, places in weight.items()},
+        {name: _short(places) for name, places in bias.items()},
+    )
+
+
+def _channels_of_weights(operation: Operation) -> NDArray[np.int32]:
+    """The channel number of every entry of W, at every step with weights of its own."""
+    layout, shape = operation.layout, operation.weight_shape
+    pairs = sorted(zip(layout.channel_axes, layout.weight_axes, strict=True))
+    axes = [axis for _, axis in pairs]
+    sizes = [shape[axis] for axis in axes]
+    count = int(np.prod(sizes))
+    numbers = np.arange(count)
+    if operation.channel_order is not None:
+        numbers = np.argsort(operation.channel_order)
+    order = np.argsort(axes)
+    spread = [shape[i] if i in axes else 1 for i in range(len(shape))]
+    of_step = numbers.reshape(sizes).transpose(order).reshape(spread)
+    steps = own_steps(operation)
+    first = np.arange(int(np.prod(steps))).reshape(*steps, *[1] * len(shape)) * count
+    return np.broadcast_to(first + of_step, (*steps, *shape)).astype(np.int32)
+
+
+def own_steps(operation: Operation) -> tuple[int, ...]:
+    """Return the lengths of the scans around it whose steps have weights of their own."""
+    pairs = zip(operation.steps, operation.own, strict=True)
+    return tuple(length for length, own in pairs if own)
+
+
+def _picked(numbers: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[np.int32]:
+    return np.where(places < 0, np.int32(-1), numbers[places])
+
+
+def _short(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The numbers with every axis along which they do not change cut to its first entry."""
+    for axis in range(numbers.ndim):
+        first = numbers.take([0], axis)
+        if (numbers == first).all():
+            numbers = first
+    return numbers
+
+
+def _is_counting(places: NDArray[np.int32]) -> bool:
+    return bool((places.ravel() == np.arange(places.size)).all())
+
+
+def drawn(
+    before: Mapping[str, jax.Array], places: Places, weights: jax.Array, chosen: Any = True
+) -> dict[str, jax.Array]:
+    """Return a layer's parameters with other weights and biases of 0, where that is chosen.
+
+    Args:
+        before: all parameters, by path.
+        places: of the layer.
+        weights: W, ``[*own steps, *shape of W]``.
+        chosen: a bool, which may be traced.
+    """
+    after = {}
+    for name, at in places.weights.items():
+        leaf, flat = before[name], weights.ravel()
+        if at is None:
+            drawn = flat.reshape(leaf.shape)
+        else:
+            drawn = jnp.where(at < 0, leaf, flat[jnp.maximum(at, 0)].astype(leaf.dtype))
+        after[name] = jnp.where(chosen, drawn.astype(leaf.dtype), leaf)
+    for name, at in places.bias.items():
+        leaf = before[name]
+        after[name] = jnp.where(chosen & (jnp.asarray(at) >= 0), jnp.zeros_like(leaf), leaf)
+    return after
+
+
+def corrected(
+    before: Mapping[str, jax.Array], places: Places, correction: Correction
+) -> dict[str, jax.Array]:
+    """Return a layer's parameters with its output corrected.
+
+    Args:
+        before: all parameters, by path.
+        places: of the layer.
+        correction: ``[*own steps, *channels]``.
+    """
+    scales = jnp.append(correction.scale, 1)  # the last, at place -1, of other layers' entries
+    shifts = jnp.append(correction.shift, 0)
+    after = {name: _affine(before[name], scales[at], 0) for name, at in places.channels.items()}
+    return after | {
+        name: _affine(before[name], scales[at], shifts[at]) for name, at in places.bias.items()
+    }
+
+
+def _affine(values: jax.Array, scale: Any, shift: Any) -> jax.Array:
+    """scale · values + shift in the values' own type."""
+    precise = moments.wide(values)
+    scale, shift = (jnp.asarray(v, precise.dtype) for v in (scale, shift))
+    return (precise * scale + shift).astype(values.dtype)
+
+
+def overlap(layers: Sequence[Mapping[str, NDArray[np.int32]]]) -> set[str]:
+    """Return the parameters of which an entry is in more than one of several layers."""
+    times: dict[str, NDArray[np.int64]] = {}
+    for layer in layers:
+        for name, places in layer.items():
+            times[name] = times.get(name, 0) + (places >= 0)
+    return {name for name, count in times.items() if (count > 1).any()}

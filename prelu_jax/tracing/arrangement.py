@@ -1,0 +1,115 @@
+"""The places of an operation's weights and bias among the entries of its parameters."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from prelu_jax.tracing.evaluation import Visit
+from prelu_jax.tracing.operations import Operation
+from prelu_jax.tracing.program import Program
+
+Places = Mapping[str, NDArray[np.int32]]  # of a parameter's entries; -1: not there
+
+_BASE = 128  # the digits of a number that bfloat16 holds exactly
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arrangement:
+    """The parameters of an operation, entry by entry.
+
+    Attributes:
+        weight: of every parameter in W, the flat place of each entry in W with the axes of the
+            scans whose steps have weights of their own before its others. None if W is computed.
+        bias: the same for the bias, in the shape of the channels of y. None if it is computed; {}
+            without a bias.
+    """
+
+    weight: Places | None
+    bias: Places | None
+
+
+def of(
+    program: Program, parameters: Mapping[str, Any], others: Any, batch: Any
+) -> dict[int, Arrangement]:
+    """Return the arrangements of a function's operations by their numbers.
+
+    Args:
+        program: the function.
+        parameters, others, batch: in the shapes that it was traced with; values do not count.
+    """
+    records = program.records(_weight_and_bias, parameters, others, batch)
+    operations = {operation.number: operation for operation in program.operations}
+    found: dict[int, dict[str, Places | None]] = {number: {"bias": {}} for number in operations}
+    leaves = jax.tree_util.tree_leaves_with_path(records.shapes)
+    for place, ((number, what), shape) in enumerate(leaves):
+        function, names = records.function(place)
+        operation = operations[number.key]
+        found[number.key][what.key] = _places(function, names, parameters, operation, shape.shape)
+    for number, parts in found.items():
+        if not operations[number].is_view:
+            parts["weight"] = None
+    return {number: Arrangement(**parts) for number, parts in found.items()}
+
+
+def _weight_and_bias(visit: Visit) -> tuple[jax.Array, Any]:
+    if visit.bias is None:
+        return visit.y, {"weight": visit.weight}
+    axes = visit.operation.channel_axes
+    others = tuple(i for i in range(visit.bias.ndim) if i - visit.bias.ndim not in axes)
+    by_channel = visit.bias[tuple(0 if i in others else slice(None) for i in range(visit.y.ndim))]
+    return visit.y, {"weight": visit.weight, "bias": by_channel}
+
+
+def _places(
+    function: Callable[..., jax.Array],
+    names: Sequence[str | None],
+    parameters: Mapping[str, Any],
+    operation: Operation,
+    shape: Sequence[int],
+) -> Places | None:
+    """Return where the function's arguments are in its result; None if it computes with them."""
+    held = [parameters[name] for name in names if name is not None]
+    if len(held) < len(names) or not all(_is_float(leaf) for leaf in held):
+        return None
+    leaves = [_alternating(leaf) for leaf in held]
+    result, back = jax.vjp(function, *leaves)
+    first = tuple(slice(None) if own else slice(1) for own in operation.own)
+    counted = np.zeros(shape, np.int64)
+    size = math.prod(counted[first].shape)
+    counted[first] = np.arange(1, size + 1).reshape(counted[first].shape)
+
+    def pulled(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [
+            np.asarray(leaf).astype(np.int64) for leaf in back(jnp.asarray(numbers, result.dtype))
+        ]
+
+    times = pulled((counted > 0).astype(np.int64))
+    if sum(int(leaf.sum()) for leaf in times) != size or any((leaf > 1).any() for leaf in times):
+        return None
+    totals = [np.zeros(leaf.shape, np.int64) for leaf in held]
+    unit = 1
+    while unit <= size:
+        for total, digit in zip(totals, pulled(counted // unit % _BASE), strict=True):
+            total += unit * digit
+        unit *= _BASE
+    return {
+        name: (total - 1).astype(np.int32)
+        for name, total in zip(names, totals, strict=True)
+        if name is not None
+    }
+
+
+def _alternating(leaf: Any) -> jax.Array:
+    """Return numbers at which the usual functions of one number have derivatives other than 1."""
+    signs = 1 - 2 * (np.arange(math.prod(leaf.shape)) % 2)
+    return jnp.asarray(0.7 * signs.reshape(leaf.shape), leaf.dtype)
+
+
+def _is_float(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -1,0 +1,220 @@
+"""A stack of layers is calibrated as if it had been written out, whatever it is written with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import prelu_jax as pj
+from prelu_jax import datadep
+from tests.tracing import test_frameworks as frameworks
+from tests.tracing import test_program as stacks
+
+KEY = jax.random.key(3)
+X = jax.random.normal(jax.random.key(4), (32, stacks.WIDTH))
+METHODS = ["within_layer", "lsuv", "pca"]
+RTOL = 1e-5
+
+
+def assert_close(found, expected, rtol=RTOL):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+
+    def check(found, expected):
+        np.testing.assert_allclose(found, expected, rtol, rtol * np.abs(expected).max())
+
+    jax.tree.map(check, found, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("way", stacks.WAYS, ids=lambda way: way.__name__)
+def test_every_way_to_write_a_stack_is_calibrated_like_the_unrolled_one(way, method):
+    options = {"method": method, "key": KEY}
+    expected, unrolled = datadep.calibrate(stacks.unrolled, stacks.stack(), X, **options)
+    found, report = datadep.calibrate(way, stacks.stack(), X, **options)
+    assert_close(found, expected)
+    for row, other in zip(report.stages[0].layers, unrolled.stages[0].layers, strict=True):
+        assert row.scale == pytest.approx(other.scale, rel=RTOL)
+        assert row.error < 1e-3
+    assert report.coverage.share == 1
+
+
+def test_layers_have_names_with_their_steps():
+    names = {
+        stacks.unrolled: ["layers", *(f"layers[{i}]" for i in range(1, 6))],
+        stacks.scanned: [f"layers[{i}]" for i in range(6)],
+        stacks.nested: [f"layers[{i}][{j}]" for i in range(2) for j in range(3)],
+        stacks.backward: [f"layers[{i}]" for i in reversed(range(6))],
+    }
+    for way, expected in names.items():
+        _, report = datadep.calibrate(way, stacks.stack(), X)
+        assert [row.layer for row in report.stages[0].layers] == [*expected, "head"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_scanned_and_rematerialised_transformer(method, axis):
+    x = jax.random.normal(KEY, (16, 4, stacks.WIDTH))
+    plain = stacks.Transformer(stacks.Block)
+    scanned = stacks.Transformer(nn.remat(stacks.Block), axis)
+    variables = plain.init(KEY, x)
+
+    def stacked(params):
+        blocks = [params[f"block_{i}"] for i in range(3)]
+        joined = jax.tree.map(lambda *leaves: jnp.stack(leaves, min(axis, leaves[0].ndim)), *blocks)
+        return {"params": {"head": params["head"], "blocks": joined}}
+
+    expected, _ = datadep.calibrate(plain, variables, x, method=method, key=KEY)
+    found, report = datadep.calibrate(
+        scanned, stacked(variables["params"]), x, method=method, key=KEY
+    )
+    # A signal passes 18 layers, each divided by a std of its own.
+    assert_close(found, stacked(expected["params"]), 1e-4)
+    assert len(report.stages[0].layers) == 3 * 6 + 1
+    assert report.stages[0].layers[6].layer.endswith("query[1]")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nnx_scan_and_remat(method):
+    model = stacks.NnxStack(nnx.Rngs(0))
+    dense = model.blocks.dense
+    params = {
+        "head": model.head.kernel[...],
+        "layers": {"w": dense.kernel[...], "b": dense.bias[...]},
+    }
+    expected, _ = datadep.calibrate(stacks.unrolled, params, X, method=method, key=KEY)
+    report = datadep.calibrate(model, X, method=method, key=KEY)
+    found = {
+        "head": model.head.kernel[...],
+        "layers": {"w": dense.kernel[...], "b": dense.bias[...]},
+    }
+    assert_close(found, expected)
+    assert report.stages[0].layers[2].layer == "blocks/dense[2]"
+
+
+class PreluStack(nn.Module):
+    """Convolutions with learned slopes, scanned."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), name="stem")(x)
+        for i in range(3):
+            x = pj.PReLU(name=f"prelu_{i}")(nn.Conv(4, (3, 3), name=f"conv_{i}")(x))
+        return nn.Dense(3, name="head")(x.mean(axis=(1, 2)))
+
+
+class _Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return pj.PReLU(name="prelu")(nn.Conv(4, (3, 3), name="conv")(x)), None
+
+
+class ScannedPreluStack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), name="stem")(x)
+        rolled = nn.scan(_Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        x, _ = rolled(name="blocks")(x, None)
+        return nn.Dense(3, name="head")(x.mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("method", [*METHODS, "zca", "kmeans"])
+def test_convolutions_with_slopes(method):
+    x = jax.random.normal(KEY, (24, 5, 5, 2))
+    variables = PreluStack().init(KEY, x)
+
+    def stacked(params):
+        names = [("conv", f"conv_{i}", "prelu", f"prelu_{i}") for i in range(3)]
+        blocks = [{a: params[b], c: params[d]} for a, b, c, d in names]
+        joined = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+        return {"params": {"stem": params["stem"], "head": params["head"], "blocks": joined}}
+
+    options = {"method": method, "key": KEY}
+    expected, _ = datadep.calibrate(PreluStack(), variables, x, **options)
+    found, report = datadep.calibrate(
+        ScannedPreluStack(), stacked(variables["params"]), x, **options
+    )
+    assert_close(found, stacked(expected["params"]), 1e-4)
+    assert not any(row.notes for row in report.stages[0].layers)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell])
+def test_a_recurrent_cell_is_calibrated_over_all_its_steps(cell):
+    x = jax.random.normal(KEY, (16, 6, 3))
+    model = nn.RNN(cell(4))
+    variables = model.init(KEY, x)
+    after, report = datadep.calibrate(model, variables, x)
+    assert {row.calls for row in report.stages[0].layers} == {6}
+    assert max(row.error for row in report.stages[0].layers) < 1e-3
+    by_layer = {}
+    for row in pj.signal.measure(model, after, x).layers:
+        by_layer.setdefault(row.path, []).append(row.second_moment)
+    assert len(by_layer) == len(report.stages[0].layers)
+    for name, moments in by_layer.items():
+        assert len(moments) == 6, name
+        assert np.mean(moments) > 1 - 1e-3, name  # a variance of 1, and a mean if it has no bias
+
+
+def test_a_branch_that_does_not_run_is_left_as_it_was():
+    def branches(params, x):
+        one, two = (lambda: x @ params["a"]), (lambda: x @ params["b"])
+        return jax.lax.cond(x.sum() > 1e9, one, two)
+
+    params = {name: jax.random.normal(KEY, (stacks.WIDTH, 3)) for name in "ab"}
+    after, report = datadep.calibrate(branches, params, X)
+    np.testing.assert_array_equal(after["a"], params["a"])
+    np.testing.assert_allclose(np.std(X @ after["b"], axis=0), 1, rtol=1e-5)
+    notes = {row.layer: row.notes for row in report.stages[0].layers}
+    assert notes["a"] == ("in a branch that did not run: left as it was",)
+
+
+def test_weights_in_one_array_are_corrected_part_by_part():
+    """Query, key and value in one kernel with axes of its own, one of them with a bias."""
+
+    def fused(params, x):
+        q, k, v = jnp.einsum("bi,ihcd->cbhd", x, params["qkv"])
+        return jax.nn.relu(q + k + params["bias"]) + v
+
+    keys = jax.random.split(KEY)
+    params = {"qkv": jax.random.normal(keys[0], (8, 2, 3, 5)), "bias": jnp.ones((2, 5))}
+    after, report = datadep.calibrate(fused, params, X)
+    y = np.einsum("bi,ihcd->cbhd", X, after["qkv"])
+    np.testing.assert_allclose(y.std(axis=1), 1, rtol=1e-5)
+    assert len(report.stages[0].layers) == 1
+
+
+def test_weights_of_other_channels_in_two_places_are_left_alone():
+    def tied(params, x):
+        return jax.nn.relu(x @ params["w"]) @ params["w"].T + x @ params["free"]
+
+    params = {name: jax.random.normal(KEY, (stacks.WIDTH, stacks.WIDTH)) for name in ("w", "free")}
+    after, report = datadep.calibrate(tied, params, X)
+    np.testing.assert_array_equal(after["w"], params["w"])
+    assert [row.layer for row in report.stages[0].layers] == ["free"]
+    assert [row.parameter for row in report.skipped] == ["w"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("way", frameworks.WAYS, ids=lambda way: way.__name__)
+def test_every_library_gets_the_weights_of_the_plain_function(way, method):
+    x = jax.random.normal(KEY, (32, 6))
+    expected, _ = datadep.calibrate(frameworks.plain, frameworks.PARAMS, x, method=method, key=KEY)
+    model, variables = way()
+    given = [variables] if variables is not None else []
+    after = datadep.calibrate(model, *given, x, method=method, key=KEY)
+    if not isinstance(model, nnx.Module):
+        after, _ = after
+    applied = outputs(model, after, x)
+    np.testing.assert_allclose(applied, frameworks.plain(expected, x), rtol=1e-4, atol=1e-4)
+
+
+def outputs(model, after, x):
+    if isinstance(model, nnx.Module):
+        return model(x)
+    if isinstance(model, nn.Module):
+        return model.apply(after, x)
+    if hasattr(model, "apply"):
+        apply = model.apply
+        return apply(*after, None, x)[0] if isinstance(after, tuple) else apply(after, None, x)
+    return after(x)
