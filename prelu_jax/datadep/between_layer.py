@@ -3,18 +3,19 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prelu_jax import axes
+from prelu_jax import axes as axes_lib
 from prelu_jax.datadep import homogeneity, options
 from prelu_jax.datadep.homogeneity import Freedom
 from prelu_jax.datadep.report import BetweenRow, BetweenStage
 from prelu_jax.datadep.session import Session
+from prelu_jax.datadep.walk import Layer
 from prelu_jax.signal import moments
 from prelu_jax.signal.preparation import Prepared
 
@@ -63,10 +64,15 @@ class BetweenLayer:
 
 @dataclasses.dataclass(frozen=True)
 class _Rates:
-    """The root mean squares of kernels and of their gradients under a random linear loss."""
+    """The root mean squares of kernels and of their gradients under a random linear loss.
+
+    Attributes:
+        model: the model, made ready.
+        kernels: the paths of kernels, and the axes that count the layers of a stack.
+    """
 
     model: Prepared
-    kernels: tuple[str, ...]
+    kernels: tuple[tuple[str, tuple[int, ...]], ...]
 
     def __call__(self, replicated: Mapping[str, Any], batch: Any) -> Any:
         return self.model.bind(self._pass)(replicated, batch)
@@ -74,7 +80,7 @@ class _Rates:
     def _pass(self, replicated: Mapping[str, Any], batch: Any) -> Any:
         model, variables = self.model, replicated["variables"]
         parameters = model.model.parameters(variables)
-        kernels = {name: parameters[name] for name in self.kernels}
+        kernels = {name: parameters[name] for name, _ in self.kernels}
 
         def loss(kernels: Any) -> jax.Array:
             outputs = model.outputs(variables, kernels, batch, replicated["rngs"])
@@ -82,39 +88,98 @@ class _Rates:
             return moments.noise_objective(outputs, replicated["key"], number, model.axis_name)
 
         gradients = moments.psum(jax.grad(loss)(kernels), model.axis_name)
+
+        def squares(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+            return moments.scaled(values, tuple(axis - values.ndim for axis in axes))
+
         return {
-            name: (moments.scaled(kernel), moments.scaled(gradients[name]))
-            for name, kernel in kernels.items()
+            name: (squares(kernels[name], axes), squares(gradients[name], axes))
+            for name, axes in self.kernels
         }
 
 
+class _Factors:
+    """The parameters that get a factor, each layer of a stack one of its own.
+
+    Attributes:
+        kernels: the paths of the kernels, and the axes that count the layers of a stack.
+        biases: the same for the biases.
+    """
+
+    def __init__(self, session: Session) -> None:
+        plan = session.plan
+        self.places = plan.places
+        self.parameters = session.parameters
+        self.kernels: dict[str, tuple[int, ...]] = {}
+        self.biases: dict[str, tuple[int, ...]] = {}
+        for layer in plan.layers:
+            if not layer.follows:
+                self.kernels[layer.parameter] = ()
+                continue
+            places = plan.places[layer.number]
+            for name in places.channels:
+                self.kernels[name] = places.axes(name) or ()
+            for name in places.bias:
+                self.biases[name] = places.axes(name) or ()
+
+    @property
+    def axes(self) -> dict[str, tuple[int, ...]]:
+        """The axes of all of them."""
+        return {**self.kernels, **self.biases}
+
+    def names(self, parameter: str) -> list[str]:
+        """Return a name for every layer that has a part of a parameter."""
+        shape = self.parameters[parameter].shape
+        return homogeneity.entries(parameter, [shape[axis] for axis in self.axes[parameter]])
+
+    def of_layer(self, layer: Layer) -> list[str]:
+        """Return the name of the kernel of every layer of a stack."""
+        names = self.names(layer.parameter)
+        if len(names) == 1:  # of them all
+            return names * len(layer.order)
+        steps = self.places[layer.number].steps[layer.parameter]
+        return [names[i] for i in np.argsort(steps, axis=None)]
+
+    def times(self, logs: Mapping[str, float]) -> dict[str, jax.Array]:
+        """Return the parameters times the factors, whose logs are given by name."""
+        return {
+            name: self._times(value, axes, [logs.get(each, 0.0) for each in self.names(name)])
+            for name, axes in self.axes.items()
+            for value in (self.parameters[name],)
+        }
+
+    def _times(self, values: jax.Array, axes: Sequence[int], logs: Sequence[float]) -> jax.Array:
+        shape = [size if i in axes else 1 for i, size in enumerate(values.shape)]
+        return values * jnp.asarray(np.exp(logs).reshape(shape), values.dtype)
+
+
 def step(log_rates: Mapping[str, float], freedom: Freedom, biases: list[str]) -> dict[str, float]:
-    """log f of every kernel and bias: the full step, α = 1.
+    """Return log f of every kernel and bias: the full step, α = 1.
 
     Args:
-        log_rates: log C̃_k by kernel path.
+        log_rates: log C̃_k by kernel's name.
         freedom: which rescalings leave the model's function as it is.
-        biases: the paths of the biases that follow.
+        biases: the names of the biases that follow.
     """
     return freedom.nearest({name: rate / 2 for name, rate in log_rates.items()}, biases)
 
 
 def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
-    """The session with the rates of change made equal, and what was done.
+    """Return the session with the rates of change made equal, and what was done.
 
     Raises:
         ValueError: no layer has a rate: kernels, or the gradients there, are zero or not finite.
     """
-    layers = {layer.parameter: layer for layer in session.plan.layers}
-    biases = [layer.bias for layer in session.plan.layers if layer.bias is not None]
-    freedom = _freedom(session)
-    log_rates = _log_rates(session)
+    factors = _Factors(session)
+    biases = [name for bias in factors.biases for name in factors.names(bias)]
+    freedom = _freedom(session, factors)
+    log_rates = _log_rates(session, factors)
     if not log_rates:
         raise ValueError(
             "between_layer: no layer has a rate of change: the gradient that comes back from the "
             "outputs, or the kernels, are zero or not finite. pj.diagnose says where."
         )
-    total = dict.fromkeys(layers, 0.0)
+    total = {name: 0.0 for kernel in factors.kernels for name in factors.names(kernel)}
     first, removable = log_rates, [np.inf]
     while True:
         log_factors = step(log_rates, freedom, biases)
@@ -123,51 +188,52 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
         if removable[-1] <= method.tolerance or removable[-1] > promised * removable[-2]:
             break
         log_factors = {name: method.alpha * value for name, value in log_factors.items()}
-        parameters = session.parameters
-        session = session.replace(
-            {name: _times(parameters[name], value) for name, value in log_factors.items()}
-        )
+        session = session.replace(_Factors(session).times(log_factors))
         total = {name: value + log_factors.get(name, 0.0) for name, value in total.items()}
-        log_rates = _log_rates(session)
+        log_rates = _log_rates(session, factors)
     held = freedom.held(list(first), biases)
-    rows = tuple(
-        BetweenRow(
-            layer=layer.name,
-            parameter=name,
-            factor=math.exp(total[name]),
-            rate_before=math.exp(first[name]) if name in first else math.nan,
-            rate_after=math.exp(log_rates[name]) if name in log_rates else math.nan,
-            held=name in held,
-        )
-        for name, layer in layers.items()
-    )
+    rows = {}
+    for layer in session.plan.layers:
+        parts = zip(layer.order, layer.names(), factors.of_layer(layer), strict=True)
+        for place, shown, name in parts:
+            rows[place] = BetweenRow(
+                layer=shown,
+                parameter=layer.parameter,
+                factor=math.exp(total[name]),
+                rate_before=math.exp(first[name]) if name in first else math.nan,
+                rate_after=math.exp(log_rates[name]) if name in log_rates else math.nan,
+                held=name in held,
+            )
+    ordered = tuple(rows[place] for place in sorted(rows))
     return session, BetweenStage(
-        method, rows, session.plan.skipped, len(removable) - 2, tuple(removable[1:])
+        method, ordered, session.plan.skipped, len(removable) - 2, tuple(removable[1:])
     )
 
 
-def _freedom(session: Session) -> Freedom:
-    """What rescalings the model allows, read off one abstract call of it."""
+def _freedom(session: Session, factors: _Factors) -> Freedom:
+    """The rescalings that the model allows, read off one abstract call of it."""
     model = session.plan.model
 
     def call(parameters: Any, batch: Any) -> Any:
         return model.outputs(session.variables, parameters, batch, session.rngs)
 
     names = model.bound_axes if model.axis_name is None else (model.axis_name,)
-    return homogeneity.freedom(axes.bind(call, names), session.parameters, session.part)
+    stacks = {name: axes for name, axes in factors.axes.items() if axes}
+    bound = axes_lib.bind(call, names)
+    return homogeneity.freedom(bound, session.parameters, session.part, stacks=stacks)
 
 
-def _log_rates(session: Session) -> dict[str, float]:
-    """log C̃_k by kernel path, of the layers that have one."""
-    kernels = tuple(sorted({layer.parameter for layer in session.plan.layers}))
+def _log_rates(session: Session, factors: _Factors) -> dict[str, float]:
+    """log C̃_k by kernel's name, of the layers that have one."""
+    kernels = tuple(sorted(factors.kernels.items()))
     squares = jax.device_get(session.compute(_Rates(session.plan.model, kernels)))
     rates = {}
-    for name in kernels:
-        kernel, gradient = (moments.second_moment(*pair) for pair in squares[name])
-        if 0 < kernel < math.inf and 0 < gradient < math.inf:
-            rates[name] = 0.5 * math.log(gradient / kernel)
+    for kernel, _ in kernels:
+        (scale, *of_kernel), (unit, *of_gradient) = squares[kernel]
+        parts = zip(factors.names(kernel), of_kernel, of_gradient, strict=True)
+        for name, kernel_square, gradient_square in parts:
+            size = moments.second_moment(scale, kernel_square)
+            change = moments.second_moment(unit, gradient_square)
+            if 0 < size < math.inf and 0 < change < math.inf:
+                rates[name] = 0.5 * math.log(change / size)
     return rates
-
-
-def _times(values: jax.Array, log_factor: float) -> jax.Array:
-    return values * jnp.asarray(math.exp(log_factor), values.dtype)

@@ -13,6 +13,7 @@ complete: a condition that only values or algebra (``exp(a) / exp(a)``) would li
 """
 
 import dataclasses
+import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,13 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
-from numpy.typing import NDArray
 
+from prelu_jax.datadep import stacks as stacks_lib
+from prelu_jax.datadep.stacks import Degree, Degrees, Rows, Stack, is_inexact
 from prelu_jax.tracing.jaxprs import carried
-
-Rows = NDArray[np.float64]
-# None: zeros, infinities and nans only. They stay what they are under any positive factor.
-Degree = NDArray[np.float64] | None
 
 _TOLERANCE = 1e-6  # coefficients are sums of integers, halves and float32 exponents
 
@@ -36,7 +34,8 @@ class Freedom:
     """The logs ``u`` of positive factors on parameters that leave outputs unchanged.
 
     Attributes:
-        parameters: the parameters' names, one per column.
+        parameters: the names of parameters, and of entries of those that were taken as stacks,
+            'w[3]'; one per column.
         constraints: rows ``c`` of the conditions ``c · u = 0``, ``[conditions, parameters]``.
     """
 
@@ -93,7 +92,12 @@ class Freedom:
         return basis
 
 
-def freedom(function: Callable[..., Any], parameters: Mapping[str, Any], *args: Any) -> Freedom:
+def freedom(
+    function: Callable[..., Any],
+    parameters: Mapping[str, Any],
+    *args: Any,
+    stacks: Mapping[str, Sequence[int]] = types.MappingProxyType({}),
+) -> Freedom:
     """Which rescalings of the parameters leave ``function(parameters, *args)`` unchanged.
 
     The function is traced, never run; values of parameters and arguments are not looked at, those
@@ -104,11 +108,12 @@ def freedom(function: Callable[..., Any], parameters: Mapping[str, Any], *args: 
         function: returns any pytree of arrays, each of which has to stay the same.
         parameters: arrays, or `jax.ShapeDtypeStruct`, by name.
         args: further arguments, pytrees of arrays or `jax.ShapeDtypeStruct`; they are not rescaled.
+        stacks: parameters, as of the layers that a scan runs over, that have a factor for every
+            entry along some axes: their names, and the axes in rising order.
 
     Raises:
         TypeError: a parameter is not one array.
     """
-    names = tuple(parameters)
     for name, leaf in parameters.items():
         if not hasattr(leaf, "dtype"):
             raise TypeError(
@@ -117,18 +122,28 @@ def freedom(function: Callable[..., Any], parameters: Mapping[str, Any], *args: 
             )
 
     def of_leaves(leaves: Sequence[jax.Array], *args: Any) -> Any:
-        return function(dict(zip(names, leaves, strict=True)), *args)
+        return function(dict(zip(parameters, leaves, strict=True)), *args)
 
     with jax.disable_jit(False):  # else loops are unrolled, and look like many operations
-        closed = jax.make_jaxpr(of_leaves)([parameters[name] for name in names], *args)
-    reader = _Reader(len(names))
-    units = [
-        unit if _is_inexact(atom) else reader.fixed([unit])
-        for atom, unit in zip(closed.jaxpr.invars, np.eye(len(names)), strict=False)
-    ]
-    others = [reader.zero] * (len(closed.jaxpr.invars) - len(names))
+        closed = jax.make_jaxpr(of_leaves)(list(parameters.values()), *args)
+    names = {
+        name: entries(name, [leaf.shape[axis] for axis in stacks.get(name, ())])
+        for name, leaf in parameters.items()
+    }
+    columns = [column for each in names.values() for column in each]
+    reader, unit = _Reader(len(columns)), iter(np.eye(len(columns)))
+    units: list[Degrees] = []
+    for atom, (name, leaf) in zip(closed.jaxpr.invars, parameters.items(), strict=False):
+        degrees = stacks_lib.of_units(unit, leaf.shape, stacks.get(name, ()))
+        units.append(degrees if is_inexact(atom) else reader.fixed([degrees]))
+    others = [reader.zero] * (len(closed.jaxpr.invars) - len(units))
     reader.fixed(reader.outputs(closed, [*units, *others]))
-    return Freedom(names, reader.constraints())
+    return Freedom(tuple(columns), reader.constraints())
+
+
+def entries(name: str, lengths: Sequence[int]) -> list[str]:
+    """Return the names of the entries of a stack; of a parameter that is none, its own."""
+    return [name + "".join(f"[{i}]" for i in index) for index in np.ndindex(*lengths)]
 
 
 class _Reader:
@@ -141,9 +156,9 @@ class _Reader:
     def constraints(self) -> Rows:
         return np.array([*self.rows.values()]).reshape(-1, self.zero.size)
 
-    def equal(self, degrees: Iterable[Degree]) -> Degree:
+    def equal(self, degrees: Iterable[Degrees]) -> Degree:
         """The one degree that all of them have to be."""
-        given = [degree for degree in degrees if degree is not None]
+        given = [degree for degree in stacks_lib.flat(degrees) if degree is not None]
         for degree in given[1:]:
             row = degree - given[0]
             row[np.abs(row) < _TOLERANCE] = 0.0
@@ -152,20 +167,20 @@ class _Reader:
                 self.rows.setdefault((row.round(6) + 0.0).tobytes(), row)
         return given[0] if given else None
 
-    def fixed(self, degrees: Iterable[Degree]) -> Rows:
+    def fixed(self, degrees: Iterable[Degrees]) -> Rows:
         """All of them have to be 0, which is also the degree of what is made of them."""
         for degree in degrees:
             self.equal([self.zero, degree])
         return self.zero
 
-    def outputs(self, closed: ClosedJaxpr | Jaxpr, degrees: Sequence[Degree]) -> list[Degree]:
+    def outputs(self, closed: ClosedJaxpr | Jaxpr, degrees: Sequence[Degrees]) -> list[Degrees]:
         """The degrees of a jaxpr's outputs, from those of its inputs."""
         jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
         consts = closed.consts if isinstance(closed, ClosedJaxpr) else []
-        known = dict(zip(jaxpr.invars, degrees, strict=True))
+        known: dict[Any, Degrees] = dict(zip(jaxpr.invars, degrees, strict=True))
         known |= zip(jaxpr.constvars, map(self._constant, consts), strict=True)
 
-        def read(atom: Any) -> Degree:
+        def read(atom: Any) -> Degrees:
             return self._constant(atom.val) if isinstance(atom, Literal) else known[atom]
 
         for equation in _needed(jaxpr):
@@ -179,16 +194,25 @@ class _Reader:
         size = np.abs(np.asarray(value))
         return self.zero if np.any((size > 0) & (size < np.inf)) else None
 
-    def _equation(self, equation: JaxprEqn, degrees: list[Degree]) -> list[Degree]:
+    def _equation(self, equation: JaxprEqn, given: list[Degrees]) -> list[Degrees]:
         """The degrees of one equation's outputs; operands of integers and bools have degree 0."""
         name, params = equation.primitive.name, equation.params
-        pairs = zip(equation.invars, degrees, strict=True)
-        real = [degree for atom, degree in pairs if _is_inexact(atom)]
-        outputs = len(equation.outvars)
         if name in _CALLS:
-            return self.outputs(params[_CALLS[name]], degrees)
+            return self.outputs(params[_CALLS[name]], given)
         if name == "scan":
-            return self._scan(params, degrees)
+            return self._scan(params, given)
+        if any(isinstance(degree, Stack) for degree in given):
+            kept = stacks_lib.after(equation, given[0])
+            if kept is not None:
+                return [kept]
+        return [*self._single(equation, [self.equal([degree]) for degree in given])]
+
+    def _single(self, equation: JaxprEqn, degrees: list[Degree]) -> Sequence[Degrees]:
+        """The same where no operand is a stack."""
+        name, params = equation.primitive.name, equation.params
+        pairs = zip(equation.invars, degrees, strict=True)
+        real = [degree for atom, degree in pairs if is_inexact(atom)]
+        outputs = len(equation.outvars)
         if name == "cond":
             branches = [self.outputs(branch, degrees[1:]) for branch in params["branches"]]
             return [self.equal(cases) for cases in zip(*branches, strict=True)]
@@ -212,14 +236,30 @@ class _Reader:
             return [_combined(real[:1], [exponent])]
         return [self.fixed(real)] * outputs
 
-    def _scan(self, params: Mapping[str, Any], degrees: list[Degree]) -> list[Degree]:
+    def _scan(self, params: Mapping[str, Any], degrees: list[Degrees]) -> list[Degrees]:
         """What is carried has to keep its degree; zeros take on that of what is added to them."""
         first, last = carried(params)
+        if any(isinstance(degree, Stack) and degree.axis == 0 for degree in degrees[last:]):
+            return self._by_step(params, degrees)
+        degrees = [*degrees[:last], *(self.equal([degree]) for degree in degrees[last:])]
         carry, before = degrees[first:last], None
         while before is None or [d is None for d in carry] != [d is None for d in before]:
             found = self.outputs(params["jaxpr"], [*degrees[:first], *carry, *degrees[last:]])
             before, carry = carry, [self.equal(pair) for pair in zip(carry, found, strict=False)]
         return [*carry, *found[len(carry) :]]
+
+    def _by_step(self, params: Mapping[str, Any], degrees: list[Degrees]) -> list[Degrees]:
+        """A scan over a stack is read step by step: each has weights of its own."""
+        first, last = carried(params)
+        carry = degrees[first:last]
+        results: dict[int, list[Degrees]] = {}
+        steps = range(params["length"])
+        for step in reversed(steps) if params["reverse"] else steps:
+            of_step = [stacks_lib.entry(degree, step) for degree in degrees[last:]]
+            found = self.outputs(params["jaxpr"], [*degrees[:first], *carry, *of_step])
+            carry, results[step] = found[: len(carry)], found[len(carry) :]
+        stacked = zip(*(results[step] for step in steps), strict=True)
+        return [*carry, *(Stack(0, each) for each in stacked)]
 
 
 def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
@@ -233,10 +273,6 @@ def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
     return kept[::-1]
 
 
-def _is_inexact(atom: Any) -> bool:
-    return bool(jnp.issubdtype(getattr(atom.aval, "dtype", bool), jnp.inexact))
-
-
 def _combined(degrees: Sequence[Degree], weights: Sequence[float]) -> Degree:
     terms = [w * d for d, w in zip(degrees, weights, strict=True) if d is not None]
     return np.sum(terms, axis=0) if len(terms) == len(degrees) else None
@@ -245,7 +281,7 @@ def _combined(degrees: Sequence[Degree], weights: Sequence[float]) -> Degree:
 def _keeps(equation: JaxprEqn) -> bool:
     """Whether a primitive of `_SAME` does: fractions are not cut off, gaps not filled with ones."""
     if equation.primitive.name == "convert_element_type":
-        return _is_inexact(equation.outvars[0])
+        return is_inexact(equation.outvars[0])
     fill = equation.params.get("fill_value")
     return fill is None or fill == 0 or not np.isfinite(fill)
 

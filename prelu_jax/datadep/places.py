@@ -12,8 +12,6 @@ from prelu_jax.datadep import moments
 from prelu_jax.tracing import Operation
 from prelu_jax.tracing.arrangement import Arrangement
 
-Numbers = Mapping[str, NDArray[np.int32] | None]
-
 
 class Correction(NamedTuple):
     """y ← scale · y + shift, channel by channel, and weights and bias so that it comes about."""
@@ -30,11 +28,23 @@ class Places(NamedTuple):
         channels: of every parameter in W, the number of each entry's channel, with axes of size 1
             where it does not change along them.
         bias: the same for the bias; {} without one.
+        steps: of every parameter, weights and bias, the number of each entry's layer in a stack of
+            layers, with axes of size 1 in the same way.
     """
 
-    weights: Numbers
-    channels: Numbers
-    bias: Numbers
+    weights: Mapping[str, NDArray[np.int32] | None]
+    channels: Mapping[str, NDArray[np.int32]]
+    bias: Mapping[str, NDArray[np.int32]]
+    steps: Mapping[str, NDArray[np.int32]]
+
+    def axes(self, name: str) -> tuple[int, ...] | None:
+        """Return the axes of a parameter along which the layers of a stack are, each once.
+
+        () for one layer; None if its layers are elsewhere than along axes.
+        """
+        steps = self.steps[name]
+        axes = tuple(i for i, size in enumerate(steps.shape) if size > 1)
+        return axes if _is_counting(np.sort(steps, axis=None)) else None
 
 
 def of(operation: Operation, arrangement: Arrangement) -> Places:
@@ -46,10 +56,15 @@ def of(operation: Operation, arrangement: Arrangement) -> Places:
     """
     weight, bias = arrangement.weight or {}, arrangement.bias or {}
     channels = _channels_of_weights(operation).ravel()
+    layers = int(np.prod(own_steps(operation)))
+    size = channels.size // layers
+    of_layer = int(np.prod([operation.shape[axis] for axis in operation.channel_axes]))
+    steps = {name: _short(places // size) for name, places in weight.items()}
     return Places(
         {name: None if _is_counting(places) else places for name, places in weight.items()},
         {name: _short(_picked(channels, places)) for name, places in weight.items()},
         {name: _short(places) for name, places in bias.items()},
+        steps | {name: _short(places // of_layer) for name, places in bias.items()},
     )
 
 

@@ -40,6 +40,66 @@ def test_every_way_to_write_a_stack_is_calibrated_like_the_unrolled_one(way, met
     assert report.coverage.share == 1
 
 
+def scanned_chain(params, x):
+    def body(x, layer):
+        return jax.nn.relu(x @ layer["w"] + layer["b"]), None
+
+    x, _ = jax.lax.scan(jax.checkpoint(body), x, params["layers"])
+    return x @ params["head"]
+
+
+def transposed_chain(params, x):
+    """The layers along another axis, and scanned from the last."""
+    moved = {"w": params["layers"]["w"].transpose(1, 0, 2), "b": params["layers"]["b"].T}
+
+    def model(params, x):
+        layers = {
+            "w": params["layers"]["w"].transpose(1, 0, 2)[::-1],
+            "b": params["layers"]["b"].T[::-1],
+        }
+
+        def body(x, layer):
+            return jax.nn.relu(x @ layer["w"] + layer["b"]), None
+
+        x, _ = jax.lax.scan(body, x, layers, reverse=True)
+        return x @ params["head"]
+
+    return model, {**params, "layers": moved}
+
+
+@pytest.mark.parametrize("way", ["scanned", "transposed"])
+def test_between_layer_has_a_factor_for_every_layer_of_a_stack(way):
+    params = stacks.stack()
+    spread = jnp.exp(jnp.linspace(-2.0, 2.0, stacks.DEPTH))
+    params["layers"]["w"] *= spread[:, None, None]
+    params["layers"]["b"] = jnp.abs(params["layers"]["b"])  # no layer is dead
+    listed = {f"w{i}": params["layers"]["w"][i] for i in range(stacks.DEPTH)}
+    listed |= {f"b{i}": params["layers"]["b"][i] for i in range(stacks.DEPTH)}
+    listed |= {"head": params["head"]}
+
+    def unrolled(params, x):
+        for i in range(stacks.DEPTH):
+            x = jax.nn.relu(x @ params[f"w{i}"] + params[f"b{i}"])
+        return x @ params["head"]
+
+    options = {"method": "between_layer", "key": KEY}
+    _, reference = datadep.calibrate(unrolled, listed, X, **options)
+    model, given = scanned_chain, params
+    if way == "transposed":
+        model, given = transposed_chain(params, X)
+    after, report = datadep.calibrate(model, given, X, **options)
+    found = report.stages[0]
+    assert reference.stages[0].spread_before > 0.5
+    assert found.spread_after < 0.05
+    names = [row.layer for row in found.layers]
+    steps = range(stacks.DEPTH)
+    order = steps if way == "scanned" else reversed(steps)
+    assert names == [*(f"layers[{i}]" for i in order), "head"]
+    for row, other in zip(found.layers, reference.stages[0].layers, strict=True):
+        assert row.factor == pytest.approx(other.factor, rel=1e-3)
+    np.testing.assert_allclose(model(after, X), model(given, X), rtol=1e-3, atol=1e-5)
+
+
 def test_layers_have_names_with_their_steps():
     names = {
         stacks.unrolled: ["layers", *(f"layers[{i}]" for i in range(1, 6))],
