@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from numpy.typing import NDArray
 
 from prelu_jax.tracing.evaluation import Visit
-from prelu_jax.tracing.operations import Operation
 from prelu_jax.tracing.program import Program
 
 Places = Mapping[str, NDArray[np.int32]]  # of a parameter's entries; -1: not there
@@ -47,10 +47,20 @@ def of(
     operations = {operation.number: operation for operation in program.operations}
     found: dict[int, dict[str, Places | None]] = {number: {"bias": {}} for number in operations}
     leaves = jax.tree_util.tree_leaves_with_path(records.shapes)
+    known: dict[Any, list[NDArray[np.int32]] | None] = {}  # layers are alike, as a rule
     for place, ((number, what), shape) in enumerate(leaves):
         function, names = records.function(place)
-        operation = operations[number.key]
-        found[number.key][what.key] = _places(function, names, parameters, operation, shape.shape)
+        held = {name: parameters[name] for name in names if name is not None}
+        if len(held) < len(names) or not all(map(_is_float, held.values())):
+            found[number.key][what.key] = None
+            continue
+        own = operations[number.key].own
+        key = number.key if function.consts else (str(function), own)
+        if key not in known:
+            known[key] = _places(function, list(held.values()), own, shape.shape)
+        places = known[key]
+        of_names = None if places is None else dict(zip(held, places, strict=True))
+        found[number.key][what.key] = of_names
     for number, parts in found.items():
         if not operations[number].is_view:
             parts["weight"] = None
@@ -67,19 +77,22 @@ def _weight_and_bias(visit: Visit) -> tuple[jax.Array, Any]:
 
 
 def _places(
-    function: Callable[..., jax.Array],
-    names: Sequence[str | None],
-    parameters: Mapping[str, Any],
-    operation: Operation,
-    shape: Sequence[int],
-) -> Places | None:
-    """Return where the function's arguments are in its result; None if it computes with them."""
-    held = [parameters[name] for name in names if name is not None]
-    if len(held) < len(names) or not all(_is_float(leaf) for leaf in held):
-        return None
-    leaves = [_alternating(leaf) for leaf in held]
-    result, back = jax.vjp(function, *leaves)
-    first = tuple(slice(None) if own else slice(1) for own in operation.own)
+    closed: ClosedJaxpr, held: Sequence[Any], own: Sequence[bool], shape: Sequence[int]
+) -> list[NDArray[np.int32]] | None:
+    """Return where a function's arguments are in its result; None if it computes with them.
+
+    Args:
+        closed: the function.
+        held: its arguments' shapes and types.
+        own: of each scan around the result, whether every step has weights of its own.
+        shape: of the result, the axes of the scans first.
+    """
+
+    def function(*arguments: Any) -> jax.Array:
+        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *arguments)[0]
+
+    result, back = jax.vjp(function, *(_alternating(leaf) for leaf in held))
+    first = tuple(slice(None) if each else slice(1) for each in own)
     counted = np.zeros(shape, np.int64)
     size = math.prod(counted[first].shape)
     counted[first] = np.arange(1, size + 1).reshape(counted[first].shape)
@@ -98,11 +111,7 @@ def _places(
         for total, digit in zip(totals, pulled(counted // unit % _BASE), strict=True):
             total += unit * digit
         unit *= _BASE
-    return {
-        name: (total - 1).astype(np.int32)
-        for name, total in zip(names, totals, strict=True)
-        if name is not None
-    }
+    return [(total - 1).astype(np.int32) for total in totals]
 
 
 def _alternating(leaf: Any) -> jax.Array:

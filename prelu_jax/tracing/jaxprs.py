@@ -171,7 +171,7 @@ def _step(held: ClosedJaxpr | Jaxpr) -> Callable[..., Any]:
     return lambda operands, _=None: (_run_inlined(jaxpr, consts, operands), None)
 
 
-def without_unused(closed: ClosedJaxpr, used: Sequence[bool]) -> tuple[ClosedJaxpr, list[bool]]:
+def without_unused(closed: ClosedJaxpr, used: Sequence[bool]) -> tuple[ClosedJaxpr, list[int]]:
     """Return a jaxpr that computes some of the outputs alone, and which inputs it takes.
 
     Args:
@@ -179,5 +179,12 @@ def without_unused(closed: ClosedJaxpr, used: Sequence[bool]) -> tuple[ClosedJax
         used: for every output, whether it is one of them.
     """
     jaxpr, consts = opened(closed)
-    reduced, taken = partial_eval.dce_jaxpr(jaxpr, list(used))
-    return ClosedJaxpr(reduced, consts), taken
+    pairs = zip(jaxpr.outvars, used, strict=True)
+    needed = {atom for atom, use in pairs if use and not isinstance(atom, Literal)}
+    kept = []
+    for equation in reversed(jaxpr.eqns):  # JAX's own way takes longer
+        if any(variable in needed for variable in equation.outvars):
+            kept.append(equation)
+            needed |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
+    reduced, flags = partial_eval.dce_jaxpr(jaxpr.replace(eqns=kept[::-1]), list(used))
+    return ClosedJaxpr(reduced, consts), [i for i, flag in enumerate(flags) if flag]

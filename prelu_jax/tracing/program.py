@@ -1,7 +1,6 @@
 """A function traced once, read, and ready to be run with an observer."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -93,7 +92,13 @@ class Program:
         leaves = [parameters[name] for name in self.names]
         made = jax.make_jaxpr(of, axis_env=list(self.axes), return_shape=True)
         closed, shapes = made(leaves, held)
-        return Records(closed, shapes, self.names, (*leaves, *held))
+        every = [True] * len(jax.tree.leaves(shapes))
+        reduced, taken = jaxprs.without_unused(closed, every)
+        arguments = [*leaves, *held]
+        names = [*self.names, *[None] * len(held)]
+        return Records(
+            reduced, shapes, tuple(names[i] for i in taken), tuple(arguments[i] for i in taken)
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,40 +108,32 @@ class Records:
     Attributes:
         closed: the jaxpr of all of them.
         shapes: by operation's number, the pytree of their shapes and types.
-        names: the parameters, in the order of its first inputs.
+        names: of each of its inputs the parameter's; None for one that is no parameter.
         arguments: its inputs.
     """
 
     closed: ClosedJaxpr
     shapes: ByNumber
-    names: tuple[str, ...]
+    names: tuple[str | None, ...]
     arguments: tuple[Any, ...]
 
     def values(self) -> ByNumber:
         """Return the records."""
-        leaves, structure = jax.tree.flatten(self.shapes)
-        function, taken = self._of([True] * len(leaves))
-        found = function(*(self.arguments[i] for i in taken))
-        return dict(jax.tree.unflatten(structure, found))
+        found = jax.core.eval_jaxpr(self.closed.jaxpr, self.closed.consts, *self.arguments)
+        return dict(jax.tree.unflatten(jax.tree.structure(self.shapes), found))
 
-    def function(self, place: int) -> tuple[Callable[..., Any], list[str | None]]:
+    def function(self, place: int) -> tuple[ClosedJaxpr, list[str | None]]:
         """Return one array of the records as a function of the inputs that it takes.
 
         Args:
             place: of the array among the leaves of ``shapes``.
 
         Returns:
-            The function, and the names of its arguments: None for one that is no parameter.
+            The function, and the names of its arguments.
         """
-        leaves = jax.tree.leaves(self.shapes)
-        function, taken = self._of([i == place for i in range(len(leaves))])
-        names = [self.names[i] if i < len(self.names) else None for i in taken]
-        return lambda *arguments: function(*arguments)[0], names
-
-    def _of(self, used: Sequence[bool]) -> tuple[Callable[..., list[Any]], list[int]]:
-        reduced, flags = jaxprs.without_unused(self.closed, used)
-        taken = [i for i, flag in enumerate(flags) if flag]
-        return functools.partial(jax.core.eval_jaxpr, reduced.jaxpr, reduced.consts), taken
+        used = [i == place for i in range(len(self.closed.jaxpr.outvars))]
+        reduced, taken = jaxprs.without_unused(self.closed, used)
+        return reduced, [self.names[i] for i in taken]
 
 
 def _weight(visit: Visit) -> tuple[jax.Array, Any]:

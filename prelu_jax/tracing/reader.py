@@ -79,9 +79,11 @@ class _OneBody:
             operands = [self._look(atom) for atom in equation.invars]
             results = self._equation(i, equation, operands)
             self.known |= zip(equation.outvars, results, strict=True)
-        for i, layout in self.products:
-            found = self._watched(i, layout)
-            self.watched[found.chain[-1]] = found
+        if self.products:
+            graph = outputs.Graph(self.jaxpr)
+            for i, layout in self.products:
+                found = self._watched(i, layout, graph)
+                self.watched[found.chain[-1]] = found
         return [self._look(atom) for atom in self.jaxpr.outvars]
 
     def _look(self, atom: Any) -> Value:
@@ -266,11 +268,10 @@ class _OneBody:
 
     # ---- from a product to its output
 
-    def _watched(self, i: int, layout: Layout) -> Watched:
+    def _watched(self, i: int, layout: Layout, graph: outputs.Graph) -> Watched:
         equation = self.jaxpr.eqns[i]
         weight = equation.invars[layout.operand]
         value = self._look(weight)
-        graph = outputs.Graph(self.jaxpr)
         output = outputs.to_output(graph, i, layout.channel_axes, self._is_bias)
         y, bias = self.jaxpr.eqns[output.chain[-1]].outvars[0], output.bias
         order = tuple(output.numbers.ravel().tolist())
