@@ -11,6 +11,7 @@ from flax import nnx
 import prelu_jax as pj
 from prelu_jax import tracing
 from prelu_jax.signal import batches, coverage
+from tests.signal import models as others
 from tests.signal.nets import drawn, images
 
 pytestmark = pytest.mark.compiled("what is inside jit or scan is not traced")
@@ -578,3 +579,27 @@ def test_nnx_objects_are_taken_as_arguments_and_stay_as_they_are(by):
     np.testing.assert_array_equal(cache["sum"][...], 1)
     with pytest.raises(TypeError, match="rngs is a Rngs, expected a dict of keys"):
         pj.diagnose(model, x, rngs=rngs)
+
+
+TOKENS = np.arange(24 * 5).reshape(24, 5) * 7 % others.VOCABULARY
+OTHERS = {
+    "vit": (others.Vit(), images(24, 6, 6, 2), 1 + 4 * 6 + 1),
+    "decoder": (others.Decoder(), TOKENS, 2 + 3 * 6),
+    "nnx": (others.NnxStack(nnx.Rngs(0)), images(24, 4, others.WIDTH), 3 * 6 + 1),
+    "classifier": (others.Classifier(), TOKENS, 1 + 2 * 5 * 8 + 1),
+    "fused": (others.FusedBlock(), images(24, 5, others.WIDTH), 4),
+    "experts": (others.Experts(), images(64, others.WIDTH), 4),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_all_weights_of_models_as_others_write_them_are_seen_and_calibrated(name):
+    model, x, rows = OTHERS[name]
+    given = () if isinstance(model, nnx.Module) else (model.init(jax.random.key(0), x),)
+    measured = pj.diagnose(model, *given, x).measurement
+    assert (measured.coverage.share, measured.coverage.unseen) == (1.0, ())
+    assert len(measured.layers) == rows
+    calibrated = pj.calibrate(model, *given, x)
+    report = calibrated if isinstance(model, nnx.Module) else calibrated[1]
+    assert max(row.error for row in report.stages[0].layers) < 1e-3
+    assert not any("follow" in note for row in report.stages[0].layers for note in row.notes)
