@@ -128,7 +128,7 @@ def _own(net: _Net, repeats: int) -> Result:
     return Result(
         rows,
         [
-            Ratio(f"time: {name} / a {_FORWARD}", net.where, taken[name] / taken[_FORWARD], 2.0)
+            Ratio(f"time: {name} / a {_FORWARD}", net.where, taken[name] / taken[_FORWARD], 1.5)
             for name in _PASSES
         ],
     )

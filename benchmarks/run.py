@@ -31,6 +31,7 @@ from prelu_jax import names
 BENCHMARKS = {
     "signal_probe": ("cpu",),
     "calibration": ("cpu",),
+    "scanned": ("cpu",),
     "rectifiers": ("cpu", "gpu"),
     "train_step": ("cpu", "gpu"),
     "growth": ("cpu", "gpu"),

@@ -52,8 +52,8 @@ def _of_net(net: arch.Arch, batch_size: int, repeats: int) -> Result:
     return Result(
         rows,
         [
-            Ratio("time: probe / forward and backward", where, taken["probe"] / taken["pass"], 2.0),
-            Ratio("memory: probe / training step", where, memory(a_probe) / memory(a_step), 1.2),
+            Ratio("time: probe / forward and backward", where, taken["probe"] / taken["pass"], 1.3),
+            Ratio("memory: probe / training step", where, memory(a_probe) / memory(a_step), 0.75),
             Ratio(
                 "time: steps with signal_every=100 / without",
                 where,

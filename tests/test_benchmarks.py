@@ -21,6 +21,7 @@ from benchmarks import (
     growth,
     rectifiers,
     run,
+    scanned,
     signal_probe,
     stacked_runs,
     start_up,
@@ -39,6 +40,14 @@ def test_the_cost_of_a_measurement_is_compared(monkeypatch):
     monkeypatch.setitem(REGISTRY, "tiny", TINY)
     ratios = signal_probe.run(nets=("tiny",), batch_size=8, repeats=2).ratios
     assert [ratio.what.partition(":")[0] for ratio in ratios] == ["time", "memory", "time"]
+    assert all(ratio.value > 0 for ratio in ratios)
+
+
+def test_the_cost_of_scanned_layers_is_compared():
+    ratios = scanned.run(depth=3, width=2, size=3, batch_size=4).ratios
+    kinds = ["time: planning / a second", "time: calibrating pass / forward pass"]
+    assert [ratio.what for ratio in ratios[:4]] == 2 * kinds
+    assert [ratio.what.partition(":")[0] for ratio in ratios[4:]] == ["compile", "compile"]
     assert all(ratio.value > 0 for ratio in ratios)
 
 

@@ -1,0 +1,121 @@
+"""What it costs to read, to measure and to calibrate a deep net, scanned and written out."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import Ratio, Result, Row, milliseconds, samples
+from prelu_jax import signal
+from prelu_jax.datadep import WithinLayer, plan
+from prelu_jax.datadep.places import Correction
+from prelu_jax.datadep.walk import Control, Walk
+from prelu_jax.tracing import models
+
+_SECONDS = 1.0  # that planning may take
+
+
+def _block(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(x, layer["w"], (1, 1), "SAME", dimension_numbers=numbers)
+    return x + jax.nn.relu(y + layer["b"]), None
+
+
+def _scanned(layers: Any, x: jax.Array) -> jax.Array:
+    return jax.lax.scan(_block, x, layers)[0]
+
+
+def _unrolled(layers: Any, x: jax.Array) -> jax.Array:
+    for layer in layers:
+        x, _ = _block(x, layer)
+    return x
+
+
+@jax.default_matmul_precision("highest")
+def run(depth: int = 100, width: int = 32, size: int = 8, batch_size: int = 64) -> Result:
+    """Times of a residual net of rectifiers: planning, compiling, a calibrating pass.
+
+    Args:
+        depth: its layers.
+        width: their channels.
+        size: of its maps.
+        batch_size: images that it is measured and calibrated on.
+    """
+    rng = np.random.default_rng(0)
+    kernels = rng.standard_normal((depth, 3, 3, width, width), np.float32) / (3 * width**0.5)
+    stacked = {"w": jnp.asarray(kernels), "b": jnp.zeros((depth, width))}
+    listed = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)]
+    x = jnp.asarray(rng.standard_normal((batch_size, size, size, width), np.float32))
+    ways = {"scanned": (_scanned, stacked), "unrolled": (_unrolled, listed)}
+    results, compiled = [], {}
+    for way, (net, layers) in ways.items():
+        found, compiled[way] = _of_net(net, layers, x, f"{depth} layers, {way}")
+        results.append(found)
+    ratios = [
+        Ratio(f"compile: {what}, scanned / unrolled", f"{depth} layers", ours / theirs, 0.2)
+        for what, ours in compiled["scanned"].items()
+        for theirs in (compiled["unrolled"][what],)
+    ]
+    return Result.joined([*results, Result([], ratios)])
+
+
+def _of_net(
+    net: Callable[..., Any], layers: Any, x: jax.Array, where: str
+) -> tuple[Result, dict[str, float]]:
+    """The times of one net, and those of compiling by program."""
+    planned, planning = _timed(lambda: plan.make(net, layers, x))
+    _, state = models.of(net, layers)
+    walk, probe = Walk(planned.model, planned.layers, WithinLayer()), signal.prepare(net, layers, x)
+    replicated = {
+        "variables": state,
+        "key": jax.random.key(0),
+        "rngs": None,
+        "places": planned.places,
+        "control": {
+            layer.number: Control(
+                jnp.array(True), Correction(jnp.ones(layer.shape), jnp.zeros(layer.shape))
+            )
+            for layer in planned.layers
+        },
+    }
+    lowered = {
+        "calibrating pass": functools.partial(jax.jit(walk.__call__).lower, replicated, x),
+        "probe": functools.partial(jax.jit(probe.statistics).lower, state, x),
+    }
+    seconds = {}
+    programs = {}
+    for what, lower in lowered.items():
+        programs[what], seconds[what] = _timed(functools.partial(_compiled, lower))
+    forward = jax.jit(net).lower(layers, x).compile()
+    rows = milliseconds(
+        where,
+        samples(
+            {
+                "forward pass": lambda: forward(layers, x),
+                "calibrating pass": lambda: programs["calibrating pass"](replicated, x),
+            },
+            20,
+        ),
+    )
+    a_pass, calibrating = (row.median for row in rows)
+    times = {"planning": planning} | {f"compiling: {what}": of for what, of in seconds.items()}
+    rows += [Row(where, what, "s", [value]) for what, value in times.items()]
+    ratios = [
+        Ratio("time: planning / a second", where, planning / _SECONDS, 1.0),
+        Ratio("time: calibrating pass / forward pass", where, calibrating / a_pass, 1.5),
+    ]
+    return Result(rows, ratios), seconds
+
+
+def _compiled(lower: Callable[[], Any]) -> Any:
+    return lower().compile()
+
+
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    value = function()
+    return value, time.perf_counter() - start
