@@ -21,7 +21,7 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.rectifiers": set(),
     "prelu_jax.pooling": set(),
     "prelu_jax.axes": set(),
-    "prelu_jax.initializers": {"axes", "names", "rectifiers"},
+    "prelu_jax.initializers": {"axes", "names", "rectifiers", "tracing"},
     "prelu_jax.arch": {"names"},
     "prelu_jax.moment_maps": {"arch", "rectifiers"},
     "prelu_jax.maxima": {"arch", "moment_maps", "pooling"},

@@ -11,9 +11,10 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from prelu_jax import axes
+from prelu_jax import axes, tracing
 from prelu_jax.initializers.fans import Layout
 from prelu_jax.initializers.foreign import Rule, describe, known
+from prelu_jax.tracing import models
 
 _CONV = (nn.Conv, nnx.Conv)
 _CONV_TRANSPOSE = (nn.ConvTranspose, nnx.ConvTranspose)
@@ -118,9 +119,11 @@ def table(model: Any, variables: Any = None, *inputs: Any, **call_kwargs: Any) -
     Args:
         model: a Linen or NNX model, unmodified.
         variables: a Linen model's variables, arrays or `jax.ShapeDtypeStruct`; none for NNX.
-        *inputs: what a Linen model is called with, arrays or shapes: its layers exist only in a
-            call. Without them kernels count as ``[*window, in_features, out_features]`` and their
-            rules are not known. NNX layers do not keep their initialisers.
+        *inputs: what the model is called with, arrays or shapes; for NNX after None in place of
+            variables. Fans are then those of the products in the call, in scans and einsums too. A
+            Linen model's layers exist only in a call: without it the rules are not known, and
+            kernels count as ``[*window, in_features, out_features]``. NNX layers do not keep their
+            initialisers.
         **call_kwargs: keywords of that call.
 
     Raises:
@@ -141,7 +144,8 @@ def table(model: Any, variables: Any = None, *inputs: Any, **call_kwargs: Any) -
         raise TypeError(
             f"table: model is a {type(model).__name__}, expected a Linen or NNX module."
         )
-    return Table(_rows(params, layers))
+    fans = _fans_in_call(model, variables, inputs, call_kwargs) if inputs else {}
+    return Table(_rows(params, layers, fans))
 
 
 def _linen_layers(
@@ -170,6 +174,30 @@ def _linen_layers(
     return layers
 
 
+def _fans_in_call(
+    model: Any, variables: Any, inputs: tuple[Any, ...], call_kwargs: Mapping[str, Any]
+) -> dict[str, tuple[float, float]]:
+    """The fans of every parameter that a product of the model's has for its W."""
+    function, state = models.of(model, variables and _unboxed(variables))
+    keys = {name: jax.random.key(0) for name in ("params", "dropout")}
+    rngs = keys if isinstance(model, nn.Module) else None
+
+    def call(parameters: Mapping[str, Any], state: Any, inputs: Any) -> Any:
+        outputs = function.call(function.replace(state, parameters), inputs, call_kwargs, rngs)
+        return [leaf for leaf in jax.tree.leaves(outputs) if isinstance(leaf, jax.Array)]
+
+    def trace(names: tuple[str, ...]) -> tracing.Program:
+        sizes = [(name, 1) for name in names]
+        return tracing.trace(call, function.parameters(state), state, inputs, axes=sizes)
+
+    program = axes.trace(trace)
+    fans: dict[str, tuple[float, float]] = {}
+    for operation in program.operations:
+        if operation.kind != "look-up" and len(operation.parameters) == 1:
+            fans.setdefault(operation.parameters[0], operation.fans)
+    return fans
+
+
 def _unboxed(tree: Any) -> Any:
     """Return the values in boxes of partitioning metadata.
 
@@ -186,16 +214,21 @@ def _is_box(leaf: Any) -> bool:
     return isinstance(leaf, nn.meta.AxisMetadata) and hasattr(leaf, "value")
 
 
-def _rows(params: Any, layers: Mapping[Path, tuple[Any, dict[str, Any]]]) -> Iterator[Row]:
+def _rows(
+    params: Any,
+    layers: Mapping[Path, tuple[Any, dict[str, Any]]],
+    fans: Mapping[str, tuple[float, float]],
+) -> Iterator[Row]:
     for path, value in flax.traverse_util.flatten_dict(_unboxed(params)).items():
         *owner, name = map(str, path)
         layer, shapes = layers.get(tuple(owner), (None, {}))
         shape = shapes.get(name, value.shape)  # without axes that `nn.scan` stacks
         drawn_by = getattr(layer, f"{name}_init", None)
         rule = known(drawn_by)
-        fan_in, fan_out = _fans(layer, name, shape)
+        parameter = "/".join((*owner, name))
+        fan_in, fan_out = fans.get(parameter) or _fans(layer, name, shape)
         yield Row(
-            parameter="/".join((*owner, name)),
+            parameter=parameter,
             shape=tuple(value.shape),
             rule="?" if drawn_by is None else describe(drawn_by),
             fan_in=fan_in,

@@ -206,3 +206,44 @@ def test_what_is_no_layer_or_no_model_is_refused():
         initializers.table({})
     with pytest.raises(ValueError, match="the variables hold no parameters"):
         initializers.table(nn.Dense(3), {"batch_stats": {}})
+
+
+class Products(nn.Module):
+    """Kernels whose axes their shapes do not tell apart: of einsums, and stacked by a scan."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Einsum((2, 4, 6), "bi,chi->bch", name="fused")(x)
+        x = nn.Einsum((2, 4, 6), "bch,chi->bi", name="back")(x)
+
+        def layer(dense, x, _):
+            return dense(x), None
+
+        layers = nn.scan(layer, variable_axes={"params": 1}, split_rngs={"params": True}, length=4)
+        x, _ = layers(nn.Dense(6, name="stack"), x, None)
+        return nn.ConvLocal(5, (2,), name="local")(x[..., None])
+
+
+def test_fans_are_those_of_the_products_in_the_call():
+    x = jnp.ones((3, 6))
+    model = Products()
+    rows = initializers.table(model, model.init(jax.random.key(0), x), x)
+    fans = {row.parameter: (row.fan_in, row.fan_out) for row in rows if row.fan_in}
+    assert fans == {
+        "fused/kernel": (6, 8),
+        "back/kernel": (8, 6),
+        "stack/kernel": (6, 6),
+        "local/kernel": (2, 5),
+    }
+    stacked = nnx.split_rngs(splits=4)(nnx.vmap(lambda rngs: nnx.Linear(6, 6, rngs=rngs)))
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.layers = stacked(nnx.Rngs(0))
+
+        def __call__(self, x):
+            run = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+            return run(x, self.layers)
+
+    (row,) = (row for row in initializers.table(Net(), None, x) if row.fan_in)
+    assert (row.parameter, row.fan_in, row.fan_out) == ("layers/kernel", 6, 6)
