@@ -16,7 +16,7 @@ from prelu_jax.datadep.homogeneity import Freedom
 from prelu_jax.datadep.report import BetweenRow, BetweenStage
 from prelu_jax.datadep.session import Session
 from prelu_jax.datadep.walk import Layer
-from prelu_jax.signal import moments
+from prelu_jax.signal import checks, moments
 from prelu_jax.signal.preparation import Prepared
 
 _SLOWEST = 0.9  # of the promised progress: less means that the rest is not to be had
@@ -226,7 +226,9 @@ def _freedom(session: Session, factors: _Factors) -> Freedom:
 def _log_rates(session: Session, factors: _Factors) -> dict[str, float]:
     """log C̃_k by kernel's name, of the layers that have one."""
     kernels = tuple(sorted(factors.kernels.items()))
-    squares = jax.device_get(session.compute(_Rates(session.plan.model, kernels)))
+    model = session.plan.model
+    with checks.differentiable(model.coverage):
+        squares = jax.device_get(session.compute(_Rates(model, kernels)))
     rates = {}
     for kernel, _ in kernels:
         (scale, *of_kernel), (unit, *of_gradient) = squares[kernel]

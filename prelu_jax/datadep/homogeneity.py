@@ -246,7 +246,7 @@ class _Reader:
         while before is None or [d is None for d in carry] != [d is None for d in before]:
             found = self.outputs(params["jaxpr"], [*degrees[:first], *carry, *degrees[last:]])
             before, carry = carry, [self.equal(pair) for pair in zip(carry, found, strict=False)]
-        return [*carry, *found[len(carry) :]]
+        return [*carry, *(stacks_lib.stacked(each) for each in found[len(carry) :])]
 
     def _by_step(self, params: Mapping[str, Any], degrees: list[Degrees]) -> list[Degrees]:
         """A scan over a stack is read step by step: each has weights of its own."""

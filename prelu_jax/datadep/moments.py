@@ -63,7 +63,9 @@ def pooled(moments: Moments, weights: jax.Array) -> Moments:
     means, stds = moments.mean / unit, moments.std / unit
     mean = jnp.sum(share * means, axis=0)
     var = jnp.sum(share * (jnp.square(stds) + jnp.square(means - mean)), axis=0)
-    return Moments(mean * largest, jnp.sqrt(var) * largest, jnp.any(moments.varies, axis=0))
+    std = jnp.sqrt(var)  # between outputs too: each may be constant in itself
+    varies = jnp.any(moments.varies, axis=0) | (std > _CONSTANT)
+    return Moments(mean * largest, std * largest, varies)
 
 
 def wide(values: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ a scale out again) is measured and left alone, and so is one that is found not t
 
 import contextlib
 import math
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -108,7 +109,9 @@ class _Attempt:
         from scipy import optimize  # slow to import, and few models share layers
 
         size = 2 * sum(math.prod(layer.shape) for layer in self.shared)
-        with contextlib.suppress(optimize.NoConvergence):  # the report tells how far it came
+        # The report tells how far it came, also where SciPy warns of steps that are no help.
+        with contextlib.suppress(optimize.NoConvergence), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             # To change a scale changes the output as much, or more if the output feeds itself.
             optimize.anderson(asked, np.zeros(size), alpha=-1, f_tol=_CLOSE, maxiter=_MOST_PASSES)
 

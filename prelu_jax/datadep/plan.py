@@ -118,10 +118,12 @@ def _make(
     kernels += [*unseen, *prepared.coverage.unused]
     excluded = _excluded(list(dict.fromkeys(kernels)), only, except_)
     _check_seen(prepared.coverage, unseen, excluded)
-    chosen = _Choice(program, parameters, excluded)
+    others = (state, rngs)
+    elsewhere = arrangement.used_beside_biases(program, parameters, others, batch)
+    chosen = _Choice(program, parameters, excluded, elsewhere)
     chosen.skipped |= {name: f"{excluded[name]}; {why}" for name, why in unseen.items()}
     chosen.skipped |= dict.fromkeys(prepared.coverage.unused, "not used by the model")
-    layers, places = chosen.layers(arrangement.of(program, parameters, (state, rngs), batch))
+    layers, places = chosen.layers(arrangement.of(program, parameters, others, batch))
     if not layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in chosen.skipped.items())
         raise ValueError(f"no layer is left to be calibrated. {reasons}.")
@@ -175,11 +177,16 @@ class _Choice:
     """
 
     def __init__(
-        self, program: Program, parameters: Mapping[str, Any], excluded: Mapping[str, str]
+        self,
+        program: Program,
+        parameters: Mapping[str, Any],
+        excluded: Mapping[str, str],
+        elsewhere: Collection[str],
     ) -> None:
         self.program = program
         self.parameters = parameters
         self.excluded = excluded
+        self.elsewhere = elsewhere
         self.skipped: dict[str, str] = {}
         self.tables = {
             name
@@ -200,6 +207,7 @@ class _Choice:
             else:
                 groups.setdefault(_identity(operation, arranged), []).append(operation)
         groups = self._without_conflicts(groups, arranged)
+        self._note_shared_biases(groups, arranged)
         order = self._order(groups.values())
         layers, places = [], {}
         names = collections.Counter[str]()
@@ -223,6 +231,9 @@ class _Choice:
             return "a table of embeddings"
         if not set(operation.parameters) <= set(self.parameters):
             return "its kernel is not one of the model's parameters"
+        for name in operation.parameters:
+            if not checks.is_float(self.parameters[name]):
+                return f"its kernel holds {self.parameters[name].dtype}"
         if not jnp.issubdtype(operation.dtype, jnp.floating):
             return f"its output is {operation.dtype}"
         return None
@@ -244,6 +255,12 @@ class _Choice:
             else:
                 kept[key] = group
         return kept
+
+    def _note_shared_biases(
+        self, groups: Mapping[Any, list[Operation]], arranged: Mapping[int, Arrangement]
+    ) -> None:
+        biases = [arranged[group[0].number].bias or {} for group in groups.values()]
+        self.elsewhere = {*self.elsewhere, *places_lib.overlap(biases)}
 
     def _order(self, groups: Collection[Sequence[Operation]]) -> dict[int, tuple[int, ...]]:
         """The places of the layers of every stack in the order of execution, by their number."""
@@ -280,8 +297,18 @@ class _Choice:
                 feature_group_count=layout.groups if first.kind == "conv" else 1,
                 transposed=first.kind == "conv transpose",
             ),
-            follows=held.weight is not None and held.bias is not None,
+            obstacle=self._obstacle(first, held),
         )
+
+    def _obstacle(self, operation: Operation, held: Arrangement) -> str | None:
+        """Why an output does not follow its parameters; None if it does."""
+        if held.weight is None:
+            return "its kernel is computed"
+        if held.bias is None:
+            return "its bias is computed, or one number for several channels"
+        if operation.bias in self.elsewhere:
+            return "its bias is used elsewhere too"
+        return None
 
 
 def _identity(operation: Operation, arranged: Mapping[int, Arrangement]) -> Any:

@@ -91,7 +91,7 @@ def _notes(layer: Layer, constant: tuple[int, ...], found: Found, resists: bool)
         yield "in a branch that did not run: left as it was"
         return
     if resists:
-        yield "does not follow its kernel and bias: left as it was"
+        yield f"{layer.obstacle or 'it does not follow its kernel and bias'}: left as it was"
     if not found.enough:
         yield "too few patches or directions for its filters, or no such layer: the rest are random"
     if layer.bias is None:

@@ -62,6 +62,11 @@ def entry(degrees: Degrees, step: int) -> Degrees:
     return degrees._replace(axis=degrees.axis - 1)
 
 
+def stacked(degrees: Degrees) -> Degrees:
+    """Return the degrees of an array of such entries along a new first axis."""
+    return degrees._replace(axis=degrees.axis + 1) if isinstance(degrees, Stack) else degrees
+
+
 def after(equation: JaxprEqn, stack: Degrees) -> Degrees | None:
     """Return a stack after an equation that keeps its entries apart; None if it does not."""
     name, params = equation.primitive.name, equation.params

@@ -40,7 +40,7 @@ class Layer:
         order: the place of every layer of the stack among all layers, in the order of execution.
         channels: the shape of its channels.
         layout: the meaning of the axes of W.
-        follows: whether its output follows its parameters. Not so if W or the bias is computed.
+        obstacle: why its output does not follow its parameters, if it does not.
     """
 
     name: str
@@ -52,7 +52,12 @@ class Layer:
     order: tuple[int, ...]
     channels: tuple[int, ...]
     layout: Layout
-    follows: bool
+    obstacle: str | None
+
+    @property
+    def follows(self) -> bool:
+        """Whether its output follows its parameters."""
+        return self.obstacle is None
 
     @property
     def number(self) -> int:

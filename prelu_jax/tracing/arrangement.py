@@ -67,12 +67,27 @@ def of(
     return {number: Arrangement(**parts) for number, parts in found.items()}
 
 
+def used_beside_biases(
+    program: Program, parameters: Mapping[str, Any], others: Any, batch: Any
+) -> set[str]:
+    """Return the parameters that a function's outputs depend on if no operation adds its bias.
+
+    Args:
+        program: the function.
+        parameters, others, batch: in the shapes that it was traced with; values do not count.
+    """
+
+    def without_bias(visit: Visit) -> tuple[jax.Array, None]:
+        return visit.y if visit.bias is None else visit.again(visit.weight, True), None
+
+    return program.depends_on(without_bias, parameters, others, batch)
+
+
 def _weight_and_bias(visit: Visit) -> tuple[jax.Array, Any]:
     if visit.bias is None:
         return visit.y, {"weight": visit.weight}
-    axes = visit.operation.channel_axes
-    others = tuple(i for i in range(visit.bias.ndim) if i - visit.bias.ndim not in axes)
-    by_channel = visit.bias[tuple(0 if i in others else slice(None) for i in range(visit.y.ndim))]
+    bias, axes = jnp.broadcast_to(visit.bias, visit.y.shape), visit.operation.channel_axes
+    by_channel = bias[tuple(slice(None) if i - bias.ndim in axes else 0 for i in range(bias.ndim))]
     return visit.y, {"weight": visit.weight, "bias": by_channel}
 
 

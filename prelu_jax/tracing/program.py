@@ -74,6 +74,25 @@ class Program:
         """
         return self.records(_weight, parameters, others, batch).values()
 
+    def depends_on(
+        self, observe: Observe, parameters: Mapping[str, Any], others: Any, batch: Any
+    ) -> set[str]:
+        """Return the parameters that the outputs depend on with an observer; nothing is computed.
+
+        Args:
+            observe: as `run` takes it.
+            parameters, others, batch: as `weights`.
+        """
+
+        def outputs(leaves: Sequence[Any], held: Sequence[Any]) -> list[Any]:
+            return evaluation.run(self.reading.body, [*leaves, *held], observe, {})[0]
+
+        leaves = [parameters[name] for name in self.names]
+        held = jax.tree.leaves((others, batch))
+        closed = jax.make_jaxpr(outputs, axis_env=list(self.axes))(leaves, held)
+        _, taken = jaxprs.without_unused(closed, [True] * len(closed.jaxpr.outvars))
+        return {self.names[i] for i in taken if i < len(self.names)}
+
     def records(
         self, observe: Observe, parameters: Mapping[str, Any], others: Any, batch: Any
     ) -> "Records":

@@ -278,3 +278,88 @@ def outputs(model, after, x):
         apply = model.apply
         return apply(*after, None, x)[0] if isinstance(after, tuple) else apply(after, None, x)
     return after(x)
+
+
+def normal(i, *shape):
+    return jax.random.normal(jax.random.key(i), shape)
+
+
+def test_weights_that_a_scan_puts_out_keep_the_function():
+    params = {"w": normal(1, 3, 4, 4), "out": normal(3, 4, 4)}
+
+    def model(params, x):
+        _, repeated = jax.lax.scan(lambda c, _: (c, params["w"]), 0.0, jnp.ones(3))
+        x, _ = jax.lax.scan(lambda x, w: (jax.nn.relu(x @ w), None), x, repeated[0])
+        return jnp.tanh(x) @ params["out"]
+
+    x = normal(0, 16, 4)
+    after, _ = datadep.calibrate(model, params, x, method="between_layer")
+    np.testing.assert_allclose(model(after, x), model(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_is_called_for_one_example_at_a_time():
+    params = {"w": normal(1, 8, 8), "b": normal(2, 8), "out": normal(3, 8, 3)}
+
+    def model(params, x):
+        hidden = jax.lax.map(lambda row: jax.nn.relu(row @ params["w"] + params["b"]), x)
+        return hidden @ params["out"]
+
+    after, report = datadep.calibrate(model, params, X)
+    y = X @ after["w"] + after["b"]
+    np.testing.assert_allclose(y.std(axis=0), 1, atol=1e-3)
+    np.testing.assert_allclose(y.mean(axis=0), 0, atol=1e-3)
+    assert [row.calls for row in report.stages[0].layers] == [32, 1]
+
+
+@pytest.mark.parametrize("method", ["within_layer", "lsuv", "between_layer"])
+def test_a_bias_that_is_one_number(method):
+    params = {"w": normal(1, 8, 1), "b": jnp.float32(0.5)}
+    after, _ = datadep.calibrate(lambda p, x: x @ p["w"] + p["b"], params, X, method=method)
+    if method == "within_layer":
+        y = X @ after["w"] + after["b"]
+        np.testing.assert_allclose([y.mean(), y.std()], [0, 1], atol=1e-5)
+    wide = {"w": normal(1, 8, 4), "b": jnp.float32(0.5)}
+    _, report = datadep.calibrate(lambda p, x: x @ p["w"] + p["b"], wide, X)
+    assert "one number for several channels" in report.stages[0].layers[0].notes[0]
+
+
+@pytest.mark.parametrize("method", ["within_layer", "lsuv"])
+def test_a_bias_with_another_use_is_left_alone(method):
+    params = {"w": normal(1, 8, 8), "b": normal(2, 8), "out": normal(3, 8, 3)}
+
+    def model(params, x):
+        return (jax.nn.relu(x @ params["w"] + params["b"]) * params["b"]) @ params["out"]
+
+    after, report = datadep.calibrate(model, params, X, method=method)
+    for name in ("w", "b"):
+        np.testing.assert_array_equal(after[name], params[name])
+    first, last = report.stages[0].layers
+    assert first.notes[0] == "its bias is used elsewhere too: left as it was"
+    assert last.error < 1e-3
+
+
+def test_a_bias_of_two_layers_is_left_alone():
+    params = {"w": normal(1, 8, 8), "v": normal(4, 8, 8), "b": normal(2, 8)}
+
+    def model(params, x):
+        return jax.nn.relu(x @ params["w"] + params["b"]) @ params["v"] + params["b"]
+
+    after, report = datadep.calibrate(model, params, X)
+    np.testing.assert_array_equal(after["b"], params["b"])
+    assert {row.notes[0] for row in report.stages[0].layers} == {
+        "its bias is used elsewhere too: left as it was"
+    }
+
+
+@pytest.mark.parametrize("method", ["within_layer", "between_layer"])
+def test_a_kernel_of_integers_is_named(method):
+    kernel = jnp.arange(64, dtype=jnp.int8).reshape(8, 8)
+    params = {"w": kernel, "b": normal(2, 8), "out": normal(3, 8, 3)}
+
+    def model(params, x):
+        hidden = jax.nn.relu(x @ params["w"].astype(jnp.float32) + params["b"])
+        return hidden @ params["out"]
+
+    _, report = datadep.calibrate(model, params, X, method=method)
+    assert [row.layer for row in report.stages[0].layers] == ["out"]
+    assert report.skipped[0].why == "its kernel holds int8"
