@@ -165,7 +165,7 @@ def step(log_rates: Mapping[str, float], freedom: Freedom, biases: list[str]) ->
 
 
 def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
-    """Return the session with the rates of change made equal, and what was done.
+    """Return the session with the rates of change made equal, and a record of it.
 
     Raises:
         ValueError: no layer has a rate: kernels, or the gradients there, are zero or not finite.

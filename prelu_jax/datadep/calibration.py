@@ -41,12 +41,12 @@ def calibrate(
     Every matrix product and convolution with weights is calibrated, as `signal.measure` sees them,
     in the order in which the model runs them, in one jitted forward pass: those in `scan`,
     `checkpoint`, `jit` and `cond` too, every step of a scan by itself where it has weights of its
-    own. Layers that are called more than once, as the cells of recurrent networks are, get theirs
-    from the moments over all calls, in a few passes more. What came of it is measured by another
-    pass. Tables of embeddings, slopes and norms are left as they are, and the report names them. A
-    model with weights that cannot be seen is refused, unless ``only`` or ``except_`` leaves them
-    out. BatchNorm's statistics and NNX's random streams stay as they are. Products of float32 are
-    computed in float32 on accelerators too, unless `jax.default_matmul_precision` says otherwise.
+    own. Layers that are called more than once, as the cells of recurrent networks are, are set by
+    their moments over all calls, in a few passes more. Another pass measures the result. Tables of
+    embeddings, slopes and norms are left as they are, and the report names them. A model with
+    weights that cannot be seen is refused, unless ``only`` or ``except_`` leaves them out.
+    BatchNorm's statistics and NNX's random streams stay as they are. Products of float32 are
+    computed in float32 on accelerators too, unless `jax.default_matmul_precision` is set.
 
     Args:
         model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox

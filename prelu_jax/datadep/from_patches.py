@@ -1,4 +1,4 @@
-"""Filters made of what a layer sees: PCA, ZCA and k-means of its input (Krähenbühl et al. 2015)."""
+"""Filters made of a layer's own input by PCA, ZCA or k-means (Krähenbühl et al. 2015)."""
 
 import dataclasses
 import math
@@ -62,9 +62,9 @@ class FromPatches(WithinLayer):
 def patches(
     layer: Layer, visit: Visit, key: jax.Array, most: int, axis_name: str | None = None
 ) -> jax.Array:
-    """Return at most so many of a layer's inputs at random, float32 ``[groups, patches, rows]``.
+    """Return a random sample of a layer's inputs, float32 ``[groups, patches, rows]``.
 
-    The product itself cuts them out: with the identity for weights it puts out what it sees.
+    The product itself cuts them out: with the identity for weights its output is its input.
     """
     layout, shape = visit.operation.layout, list(visit.weight.shape)
     rows, groups = layout.fan_in, layout.groups

@@ -147,7 +147,7 @@ def entries(name: str, lengths: Sequence[int]) -> list[str]:
 
 
 class _Reader:
-    """Degrees of the arrays of a jaxpr; what they have to fulfil collects in ``rows``."""
+    """Degrees of the arrays of a jaxpr; their conditions collect in ``rows``."""
 
     def __init__(self, parameters: int) -> None:
         self.zero: Rows = np.zeros(parameters)
@@ -237,7 +237,7 @@ class _Reader:
         return [self.fixed(real)] * outputs
 
     def _scan(self, params: Mapping[str, Any], degrees: list[Degrees]) -> list[Degrees]:
-        """What is carried has to keep its degree; zeros take on that of what is added to them."""
+        """The carry has to keep its degree; zeros take on the degree of their summand."""
         first, last = carried(params)
         if any(isinstance(degree, Stack) and degree.axis == 0 for degree in degrees[last:]):
             return self._by_step(params, degrees)

@@ -28,11 +28,11 @@ _RESISTS = 0.1  # an error that rounding cannot explain, not even bfloat16's
 _MOST_PASSES = 50
 _LARGEST_LOG = 20.0  # of a scale that is tried
 
-ByNumber = dict[int, Found]  # a layer's number -> what a `Walk` found there
+ByNumber = dict[int, Found]  # by a layer's number
 
 
 def run(session: Session, method: OnePass) -> tuple[Session, OnePassStage]:
-    """Return the session with every layer corrected, and what was done.
+    """Return the session with every layer corrected, and a record of it.
 
     Raises:
         ValueError: a layer's output is not finite.
@@ -64,7 +64,7 @@ class _Attempt:
         self.passes = 0
 
     def correct(self) -> None:
-        """Run the pass, those that shared layers need, and one to see what came of it."""
+        """Run the pass, more of them for shared layers, and one that measures the result."""
         self.session, self.found = self._pass(self.method, self.free)
         self._check_finite(self.found, "with the layers before it corrected")
         self.passes = 1
@@ -83,7 +83,7 @@ class _Attempt:
     def _solve(self) -> None:
         """Find the corrections of shared layers under which their moments ask for none.
 
-        The unknowns are the logs of the scales and the shifts; one pass tells what is asked for.
+        The unknowns are the logs of the scales and the shifts; a pass finds the moments.
         """
         once = [layer for layer in self.free if layer.calls == 1]
         start, first = self.session, self.found
@@ -109,7 +109,7 @@ class _Attempt:
         from scipy import optimize  # slow to import, and few models share layers
 
         size = 2 * sum(math.prod(layer.shape) for layer in self.shared)
-        # The report tells how far it came, also where SciPy warns of steps that are no help.
+        # The report has the errors that are left, also where SciPy warns of a step.
         with contextlib.suppress(optimize.NoConvergence), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # To change a scale changes the output as much, or more if the output feeds itself.
@@ -139,12 +139,12 @@ class _Attempt:
         return np.concatenate([*logs, *(np.ravel(each.shift) for each in more)])
 
     def first_resisting(self) -> int | None:
-        """Return the first layer whose output is not what its correction promised."""
+        """Return the first layer whose output missed the target of its correction."""
         over = (layer for layer in self.free if max(self.errors[layer.number]) > _RESISTS)
         return next((layer.number for layer in over), None)
 
     def stage(self) -> OnePassStage:
-        """Return what was done, for the report."""
+        """Return the record of the calibration, for the report."""
         layers = self.session.plan.layers
         rows = {place: row for layer in layers for place, row in self._rows(layer)}
         ordered = tuple(rows[place] for place in sorted(rows))
@@ -205,7 +205,7 @@ class _Attempt:
 
 
 def _drawn(session: Session, method: OnePass, layers: Collection[Layer]) -> dict[str, jax.Array]:
-    """The parameters of layers that are drawn anew before the pass."""
+    """The parameters of the layers that a method draws before the pass."""
     parameters = session.parameters
     changed: dict[str, jax.Array] = {}
     for layer in layers:

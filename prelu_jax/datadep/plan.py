@@ -312,7 +312,7 @@ class _Choice:
 
 
 def _identity(operation: Operation, arranged: Mapping[int, Arrangement]) -> Any:
-    """What is equal of two operations if they are calls of one layer."""
+    """A key that is equal for two operations if they are calls of one layer."""
     weight = arranged[operation.number].weight
     if weight is None:
         return operation.number

@@ -1,4 +1,4 @@
-"""What a calibration did, layer by layer: a table for people, rows for programs."""
+"""The record of a calibration, layer by layer: a table for people, rows for programs."""
 
 import csv
 import dataclasses
@@ -30,14 +30,14 @@ class LayerRow:
         layer: its path in the model.
         parameter: the path of its kernel.
         calls: how often it is called; its moments are pooled over them.
-        scale: what its kernel was multiplied with: the geometric mean over channels.
+        scale: the factor on its kernel: the geometric mean over channels.
         least_scale, greatest_scale: the extremes over channels.
-        shift: what was added to its output: the root mean square over channels.
+        shift: the number added to its output: the root mean square over channels.
         mean_before, std_before: of its whole output, given corrected layers before it.
         mean_after, std_after: the same as an independent pass measures them at the end.
         error: how far the farthest channel then is from its target (`OnePass.error`).
         constant: the channels, counted over all their axes, that do not vary on the batch.
-        notes: what a reader should know.
+        notes: for the reader.
     """
 
     layer: str
@@ -59,7 +59,7 @@ class LayerRow:
     def of(
         layer: Layer, name: str, found: Found, after: Moments, *, error: float, resists: bool
     ) -> "LayerRow":
-        """Return the row of what a pass found and did, and what was measured after it."""
+        """Return the row of the findings of a pass, and of the moments measured after it."""
         before, (scale, shift) = found.before, found.correction
         constant = tuple(int(i) for i in np.flatnonzero(~np.asarray(before.varies)))
         return LayerRow(
@@ -103,7 +103,7 @@ def _notes(layer: Layer, constant: tuple[int, ...], found: Found, resists: bool)
 
 @dataclasses.dataclass(frozen=True)
 class OnePassStage:
-    """What a one-pass method did.
+    """The record of a one-pass method.
 
     Attributes:
         method: the method with its options.
@@ -156,7 +156,7 @@ class BetweenRow:
     Attributes:
         layer: its path in the model.
         parameter: the path of its kernel.
-        factor: what the kernel was multiplied with.
+        factor: on its kernel.
         rate_before, rate_after: its rate of change C̃; nan for none.
         held: whether no factor but 1 leaves the function as it is.
     """
@@ -230,11 +230,11 @@ Stage = OnePassStage | BetweenStage
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CalibrationReport:
-    """What a calibration did. Printed, or left last in a notebook's cell, it is a table.
+    """The record of a calibration. Printed, or left last in a notebook's cell, it is a table.
 
     Attributes:
         model: its name.
-        stages: what each method did, in turn.
+        stages: the records of the methods, in turn.
         coverage: which of the model's weights a calibration sees.
         examples: the number of examples in the batch, and how it was found.
     """
@@ -250,7 +250,7 @@ class CalibrationReport:
         return self.stages[0].skipped if self.stages else ()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every layer of every stage as a dict; 'method' says which."""
+        """Every layer of every stage as a dict; 'method' names the stage."""
         for stage in self.stages:
             for row in stage.layers:
                 yield {"method": str(stage.method), **dataclasses.asdict(row)}

@@ -1,4 +1,4 @@
-"""What the methods share while a model is calibrated: variables, batch and how to compute."""
+"""The state of a calibration that its methods share: variables, batch, compilation."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import jax
 from prelu_jax.datadep.plan import Plan
 from prelu_jax.signal import checks
 
-Function = Callable[[Any, Any], Any]  # of what every device has, and of its part of the batch
+Function = Callable[[Any, Any], Any]  # of the values on every device, and of its part of the batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Session:
     Attributes:
         plan: its layers.
         variables: the model's state.
-        batch: what it is calibrated on.
-        part: what one device has of it, or its shapes.
-        key: draws what is random.
+        batch: the data of the calibration.
+        part: the part of one device, or its shapes.
+        key: for random draws.
         rngs: keys of the model's random streams.
         compiled: compiles a function; `compiler` makes one that does not do it twice.
     """
@@ -62,7 +62,7 @@ class Session:
 def compiler(compiled: Callable[[Function], Function] | None) -> Callable[[Function], Function]:
     """``compiled``, by default `jax.jit`, called once for functions that are equal.
 
-    By default what is compiled stays with the process: to calibrate an equal model again compiles
+    By default compiled programs stay with the process: to calibrate an equal model again compiles
     nothing.
     """
     made: list[tuple[Function, Function]] = []  # of functions without a hash
@@ -77,7 +77,7 @@ def compiler(compiled: Callable[[Function], Function] | None) -> Callable[[Funct
         for known, program in made:
             if known == function:
                 return program
-        # What compiles may have a memory of its own, keyed by the function.
+        # A compiler may have a memory of its own, keyed by the function.
         program = (compiled or jax.jit)(lambda replicated, batch: function(replicated, batch))
         made.append((function, program))
         return program

@@ -1,9 +1,9 @@
 """One forward pass that corrects every affine layer on the way.
 
 While the model runs, a layer's output y is measured, its weights and bias are corrected, and the
-corrected output is what the next layer sees: y is affine in weights and bias, so it need not be
-computed again. One pass therefore does what takes a pass per layer otherwise, in the order of
-execution, through residual and dense connections alike, and inside scans.
+next layer sees the corrected output: y is affine in weights and bias, so it need not be computed
+again. One pass therefore replaces a pass for each layer, in the order of execution, through
+residual and dense connections and inside scans.
 """
 
 import dataclasses
@@ -98,41 +98,42 @@ class Redrawn(NamedTuple):
 
 
 class OnePass:
-    """What a method does at a layer. Methods are frozen dataclasses of their options."""
+    """A method with one forward pass. Methods are frozen dataclasses of their options."""
 
     def draw(self, layer: Layer, shape: Sequence[int], key: jax.Array) -> jax.Array | None:
-        """Return W drawn anew before the pass, its bias then being 0; None to keep both."""
+        """Return a new W, drawn before the pass, with a bias of 0; None to keep both."""
         del layer, shape, key
         return None
 
     @property
     def plain(self) -> "OnePass":
-        """The same without redrawing anything: what a layer drawn already is corrected by."""
+        """The method without drawing: it corrects layers that are drawn already."""
         return self
 
     def redraw(
         self, layer: Layer, visit: Visit, key: jax.Array, axis_name: str | None
     ) -> Redrawn | None:
-        """Return W made of the layer's input, its bias then being 0; None to keep both."""
+        """Return a new W, made of the layer's input, with a bias of 0; None to keep both."""
         del layer, visit, key, axis_name
         return None
 
     def correction(self, moments: Moments, has_bias: bool) -> Correction:
-        """Return what to do with an output of these moments; without a bias the shift is 0."""
+        """Return the correction of an output of these moments; without a bias the shift is 0."""
         raise NotImplementedError
 
     def error(self, moments: Moments, has_bias: bool) -> float:
-        """Return how far an output of these moments is from what the method promises."""
+        """Return the distance of an output of these moments from the target."""
         raise NotImplementedError
 
 
 class Control(NamedTuple):
-    """What a pass does at a layer.
+    """The instruction of a pass for a layer.
 
     Attributes:
-        measured: whether the layer is drawn anew, if the method does so, and takes the correction
-            that its own moments ask for ...
-        given: ... or else keeps its weights and takes this one, in the shape of `Layer.shape`.
+        measured: whether the layer takes new weights, if the method draws some, and the correction
+            that follows from its own moments ...
+        given: ... or else keeps its weights and takes this correction, in the shape of
+            `Layer.shape`.
     """
 
     measured: jax.Array | np.ndarray
@@ -140,11 +141,11 @@ class Control(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a pass found at a layer, with the axes of the stack first.
+    """The findings of a pass at a layer, with the axes of the stack first.
 
     Attributes:
         before: the moments of its output before the correction, over all its calls.
-        correction: what was done; at the first call, if each was measured.
+        correction: as it was applied; at the first call, if each call was measured.
         enough: whether the patches that it is drawn from were enough.
         ran: whether it was called: a branch may not run.
     """
@@ -156,7 +157,7 @@ class Found(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """What is found at one call of a layer."""
+    """The findings at one call of a layer."""
 
     moments: Moments
     correction: Correction
@@ -166,7 +167,7 @@ class _Call(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What a call of a layer is told."""
+    """The input of a pass for one call of a layer."""
 
     control: Control
     key: jax.Array
@@ -179,7 +180,7 @@ class Walk:
     Attributes:
         model: the model, made ready.
         layers: those to be corrected, in the order of execution.
-        method: what is done at each.
+        method: applied to each of them.
     """
 
     model: Prepared
@@ -193,11 +194,11 @@ class Walk:
 
         Args:
             replicated: the same on every device: 'variables', 'rngs', the 'control' and the
-                'places' of every layer by its number, and a 'key' for what is drawn.
+                'places' of every layer by its number, and a 'key' for random draws.
             batch: this device's part.
 
         Returns:
-            The parameters that have changed, and by layer's number what was found. The same bits on
+            The parameters that have changed, and the findings by layer's number. The same bits on
             every device.
         """
         return self.model.bind(self._pass)(replicated, batch)
@@ -291,7 +292,7 @@ def _by_call(operation: Operation, record: jax.Array) -> jax.Array:
 
 
 def _together(layer: Layer, calls: Sequence[_Call]) -> tuple[Found, jax.Array | None]:
-    """What was found at all calls of a layer, and W as it was drawn at the first that ran."""
+    """The findings at all calls of a layer, and W as it was drawn at the first that ran."""
     channels = math.prod(layer.channels)
     sizes = [math.prod(each.shape) // channels for each in layer.operations]  # values of a channel
     pairs = zip(calls, sizes, strict=True)
