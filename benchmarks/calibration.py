@@ -21,8 +21,9 @@ from benchmarks.growth import exponent_row, of_depth
 from benchmarks.timing import Ratio, Result, Row, absent, milliseconds, samples
 from prelu_jax import arch, models
 from prelu_jax.datadep import Lsuv, WithinLayer, plan
+from prelu_jax.datadep.method import OnePass
 from prelu_jax.datadep.places import Correction
-from prelu_jax.datadep.walk import Control, OnePass, Walk
+from prelu_jax.datadep.walk import Control, Walk
 
 _LSUV = Lsuv(orthonormal=False)  # all start from the same weights
 _RATIO_AT = 30  # layers at which others are compared by a ratio

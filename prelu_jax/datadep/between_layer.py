@@ -13,9 +13,9 @@ import numpy as np
 from prelu_jax import axes as axes_lib
 from prelu_jax.datadep import homogeneity, options
 from prelu_jax.datadep.homogeneity import Freedom
+from prelu_jax.datadep.layers import Layer
 from prelu_jax.datadep.report import BetweenRow, BetweenStage
 from prelu_jax.datadep.session import Session
-from prelu_jax.datadep.walk import Layer
 from prelu_jax.signal import checks, moments
 from prelu_jax.signal.preparation import Prepared
 

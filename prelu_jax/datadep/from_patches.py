@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from prelu_jax import initializers, names
 from prelu_jax.datadep import filters, options
-from prelu_jax.datadep.walk import Layer, OnePass, Redrawn
+from prelu_jax.datadep.layers import Layer
+from prelu_jax.datadep.method import OnePass, Redrawn
 from prelu_jax.datadep.within_layer import WithinLayer
 from prelu_jax.tracing import Visit
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from prelu_jax import initializers
 from prelu_jax.datadep import options
+from prelu_jax.datadep.layers import Layer
+from prelu_jax.datadep.method import OnePass
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.places import Correction
-from prelu_jax.datadep.walk import Layer, OnePass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from prelu_jax.datadep import places
+from prelu_jax.datadep.layers import Layer
+from prelu_jax.datadep.method import OnePass
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.places import Correction
 from prelu_jax.datadep.report import LayerRow, OnePassStage
 from prelu_jax.datadep.session import Session
-from prelu_jax.datadep.walk import Control, Found, Layer, OnePass, Walk
+from prelu_jax.datadep.walk import Control, Found, Walk
 
 _CLOSE = 3e-5  # of a shared layer's moments to their targets: ends its passes
 _RESISTS = 0.1  # an error that rounding cannot explain, not even bfloat16's

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from prelu_jax.datadep import places as places_lib
+from prelu_jax.datadep.layers import Layer
 from prelu_jax.datadep.places import Places
-from prelu_jax.datadep.walk import Layer
 from prelu_jax.initializers import Layout
 from prelu_jax.signal import batches, checks, preparation, rows
 from prelu_jax.signal.coverage import Coverage, percent

@@ -8,7 +8,7 @@ from prelu_jax.datadep import filters
 from prelu_jax.datadep.between_layer import BetweenLayer
 from prelu_jax.datadep.from_patches import FromPatches
 from prelu_jax.datadep.lsuv import Lsuv
-from prelu_jax.datadep.walk import OnePass
+from prelu_jax.datadep.method import OnePass
 from prelu_jax.datadep.within_layer import WithinLayer
 
 Method = OnePass | BetweenLayer

@@ -13,9 +13,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from prelu_jax.datadep.layers import Layer
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.plan import Skipped
-from prelu_jax.datadep.walk import Found, Layer
+from prelu_jax.datadep.walk import Found
 from prelu_jax.signal.batches import Examples
 from prelu_jax.signal.coverage import Coverage
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from prelu_jax.datadep import options
+from prelu_jax.datadep.method import OnePass
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.places import Correction
-from prelu_jax.datadep.walk import OnePass
 
 
 @dataclasses.dataclass(frozen=True)
