@@ -105,6 +105,7 @@ def _make(
     prepared, program, state = preparation.prepare(
         model, variables, batch,
         loss=None, rngs=rngs, call_kwargs=dict(options), batch_size=batch_size, axis_name=axis_name,
+        without_rules=True,
     )  # fmt: skip
     if prepared.examples.number < 2 and axis_name is None:
         raise ValueError(

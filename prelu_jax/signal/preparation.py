@@ -25,6 +25,7 @@ class Prepared:
         call_kwargs: the keywords of the call, in pairs.
         axis_name: the axis of devices over which it is mapped.
         bound_axes: the axis names that it asks for, bound at size 1.
+        without_rules: whether its program is without custom derivatives, and sees into them.
     """
 
     model: models.Model
@@ -34,13 +35,15 @@ class Prepared:
     call_kwargs: tuple[tuple[str, Any], ...]
     axis_name: str | None
     bound_axes: tuple[str, ...]
+    without_rules: bool = False
 
     def program(self, state: Any, batch: Any, rngs: Any) -> Program:
         """Return the model traced where this is called, with the axes of devices bound there.
 
         Its inputs are the model's parameters, ``(state, rngs)`` and the batch.
         """
-        return _program(self.model, self.call_kwargs, state, batch, rngs)
+        options = self.call_kwargs, self.without_rules
+        return _program(self.model, *options, state, batch, rngs)
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function with the axes bound that the model asks for."""
@@ -61,12 +64,15 @@ def prepare(
     call_kwargs: Mapping[str, Any] | None,
     batch_size: int | None,
     axis_name: str | None,
+    without_rules: bool = False,
 ) -> tuple[Prepared, Program, Any]:
     """Read a model by an abstract call; compute and compile nothing.
 
     Args:
         model, variables, batch, loss, rngs, call_kwargs, batch_size, axis_name: as
             `probe.prepare`.
+        without_rules: see into functions with a derivative of their own; the program is not to be
+            differentiated.
 
     Returns:
         The model made ready, its program, and its state.
@@ -85,7 +91,7 @@ def prepare(
 
     def read(names: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
         bound = names if axis_name is None else (axis_name,)
-        return _program(function, options, state, batch, rngs, bound), names
+        return _program(function, options, without_rules, state, batch, rngs, bound), names
 
     program, bound = checks.with_axes(read, axis_name)
     checks.check_objective(program.shapes, loss, axis_name, bound)
@@ -100,7 +106,7 @@ def prepare(
         raise ValueError(checks.nothing_to_measure(kinds, covered))
     examples = batches.examples(batch, program.shapes, batch_size)
     prepared = Prepared(
-        function, tuple(sorted(kinds)), covered, examples, options, axis_name, bound
+        function, tuple(sorted(kinds)), covered, examples, options, axis_name, bound, without_rules
     )
     return prepared, program, state
 
@@ -121,6 +127,7 @@ def _outputs(
 def _program(
     model: models.Model,
     call_kwargs: Sequence[tuple[str, Any]],
+    without_rules: bool,
     state: Any,
     batch: Any,
     rngs: Any,
@@ -136,4 +143,5 @@ def _program(
     ]
     names += [None] * len(jax.tree.leaves(rngs))
     sizes = [(name, 1) for name in bound]
-    return tracing.trace(call, model.parameters(state), (state, rngs), batch, names, sizes)
+    parameters = model.parameters(state)
+    return tracing.trace(call, parameters, (state, rngs), batch, names, sizes, without_rules)

@@ -3,6 +3,7 @@
 JAX 0.10 and 0.11 differ in how they write a jaxpr down; the differences are in this file alone.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ Step = Callable[[list[Any], Any], tuple[list[Any], Any]]  # operands, extra -> r
 
 # Calls that compute what their body does, and no more: they are run in place.
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+# Calls that have a rule of their own for the derivative.
+CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 REMAT = ("remat2", "remat", "checkpoint")
 
 
@@ -127,48 +130,56 @@ def cond(
     return jax.lax.switch(operands[0], branches, list(operands[1:]))
 
 
-def inlined(closed: ClosedJaxpr, axes: Sequence[tuple[str, int]] = ()) -> ClosedJaxpr:
+def inlined(
+    closed: ClosedJaxpr, axes: Sequence[tuple[str, int]] = (), without_rules: bool = False
+) -> ClosedJaxpr:
     """Return a jaxpr without calls that only group equations: those of `jax.jit`.
 
     Args:
         closed: the jaxpr.
         axes: names and sizes of the axes of devices that collectives in it ask for.
+        without_rules: leave out custom derivatives too: it is not to be differentiated.
     """
+    calls = _Calls(INLINED | CUSTOM if without_rules else INLINED)
     jaxpr, consts = opened(closed)
 
     def run(*arguments: Any) -> list[Any]:
-        return _run_inlined(jaxpr, consts, arguments)
+        return calls.run(jaxpr, consts, arguments)
 
     avals: list[Any] = [variable.aval for variable in jaxpr.invars]
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     return jax.make_jaxpr(run, axis_env=list(axes))(*shapes)
 
 
-def _run_inlined(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    values = Values(jaxpr, consts, arguments)
-    for equation in jaxpr.eqns:
-        values.update(equation.outvars, _results_inlined(equation, values.of(equation.invars)))
-    return values.of(jaxpr.outvars)
+@dataclasses.dataclass(frozen=True)
+class _Calls:
+    """Calls that are run in place: the names of their primitives, and of the body's parameter."""
 
+    bodies: Mapping[str, str]
 
-def _results_inlined(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    name, params = equation.primitive.name, equation.params
-    if name in INLINED:
-        return _run_inlined(*opened(params[INLINED[name]]), operands)
-    if not any(INLINED.keys() & set(primitives(body)) for body in bodies(equation)):
+    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+        values = Values(jaxpr, consts, arguments)
+        for equation in jaxpr.eqns:
+            values.update(equation.outvars, self._results(equation, values.of(equation.invars)))
+        return values.of(jaxpr.outvars)
+
+    def _results(self, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+        name, params = equation.primitive.name, equation.params
+        if name in self.bodies:
+            return self.run(*opened(params[self.bodies[name]]), operands)
+        if not any(self.bodies.keys() & set(primitives(body)) for body in bodies(equation)):
+            return bind(equation, operands)
+        if name == "cond":
+            return cond(operands, [self._step(branch) for branch in params["branches"]])[0]
+        if name == "scan":
+            return scan(equation, operands, self._step(params["jaxpr"]), None)[0]
+        if name in REMAT:
+            return remat(equation, operands, self._step(params["jaxpr"]), None)[0]
         return bind(equation, operands)
-    if name == "cond":
-        return cond(operands, [_step(branch) for branch in params["branches"]])[0]
-    if name == "scan":
-        return scan(equation, operands, _step(params["jaxpr"]), None)[0]
-    if name in REMAT:
-        return remat(equation, operands, _step(params["jaxpr"]), None)[0]
-    return bind(equation, operands)
 
-
-def _step(held: ClosedJaxpr | Jaxpr) -> Callable[..., Any]:
-    jaxpr, consts = opened(held)
-    return lambda operands, _=None: (_run_inlined(jaxpr, consts, operands), None)
+    def _step(self, held: ClosedJaxpr | Jaxpr) -> Callable[..., Any]:
+        jaxpr, consts = opened(held)
+        return lambda operands, _=None: (self.run(jaxpr, consts, operands), None)
 
 
 def without_unused(closed: ClosedJaxpr, used: Sequence[bool]) -> tuple[ClosedJaxpr, list[int]]:

@@ -166,6 +166,7 @@ def trace(
     batch: Any,
     names: Sequence[str | None] = (),
     axes: Axes = (),
+    without_rules: bool = False,
 ) -> Program:
     """Return ``function(parameters, others, batch)`` as a program; nothing is computed.
 
@@ -176,6 +177,8 @@ def trace(
         batch: the pytree of arrays that the signal comes from.
         names: for every array of the others a name if it may be a weight, else None.
         axes: the axes of devices that collectives ask for, where the caller has bound none.
+        without_rules: see into functions with a derivative of their own. The program computes the
+            same, and is not to be differentiated.
     """
 
     def of_leaves(leaves: Sequence[Any], others: Any, batch: Any) -> Any:
@@ -185,7 +188,7 @@ def trace(
     with jax.disable_jit(False):  # else loops are unrolled
         made = jax.make_jaxpr(of_leaves, axis_env=list(axes), return_shape=True)
         closed, shapes = made(leaves, others, batch)
-        closed = jaxprs.inlined(closed, axes)
+        closed = jaxprs.inlined(closed, axes, without_rules)
     held = len(jax.tree.leaves(others))
     first = len(leaves) + held
     every = [*parameters, *(names or [None] * held)]

@@ -363,3 +363,40 @@ def test_a_kernel_of_integers_is_named(method):
     _, report = datadep.calibrate(model, params, X, method=method)
     assert [row.layer for row in report.stages[0].layers] == ["out"]
     assert report.skipped[0].why == "its kernel holds int8"
+
+
+@jax.custom_vjp
+def with_a_rule(x, w, b):
+    return x @ w + b
+
+
+def _forward(x, w, b):
+    return with_a_rule(x, w, b), (x, w)
+
+
+def _backward(kept, g):
+    x, w = kept
+    return g @ w.T, x.T @ g, g.sum(0)
+
+
+with_a_rule.defvjp(_forward, _backward)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "between_layer"])
+def test_layers_with_a_derivative_of_their_own_are_those_without(method):
+    params = {"w": normal(1, 8, 8), "b": normal(2, 8), "v": normal(3, 8, 3), "c": normal(4, 3)}
+
+    def net(product):
+        def model(params, x):
+            hidden = jax.nn.relu(product(x, params["w"], params["b"]))
+            return product(hidden, params["v"], params["c"])
+
+        return model
+
+    plain, ruled = net(lambda x, w, b: x @ w + b), net(jax.jit(with_a_rule))
+    expected, _ = datadep.calibrate(plain, params, X, method=method, key=KEY)
+    found, report = datadep.calibrate(ruled, params, X, method=method, key=KEY)
+    assert_close(found, expected, 1e-4)
+    assert report.coverage.share == 1
+    with pytest.raises(ValueError, match="100 % of the weights are inside custom_vjp"):
+        pj.diagnose(ruled, params, X)  # whose gradients follow the rule
