@@ -113,8 +113,10 @@ class Walk:
         for operation in program.operations:
             layer = owner.get(operation.number)
             if layer is not None:
-                told = _Given(replicated["control"][layer.number], _keys(replicated["key"], layer))
-                given[operation.number] = _told(told, layer, operation)
+                of_layer = _Given(
+                    replicated["control"][layer.number], _keys(replicated["key"], layer)
+                )
+                given[operation.number] = _at_every_step(of_layer, layer, operation)
 
         def observe(visit: Visit) -> tuple[jax.Array, Any]:
             layer = owner.get(visit.operation.number)
@@ -168,7 +170,7 @@ def _keys(key: jax.Array, layer: Layer) -> jax.Array:
     return keys.reshape(*layer.own, *key.shape)
 
 
-def _told(given: _Given, layer: Layer, operation: Operation) -> _Given:
+def _at_every_step(given: _Given, layer: Layer, operation: Operation) -> _Given:
     """The same at every step of the scans around a call."""
     control = given.control
     measured = jnp.broadcast_to(jnp.asarray(control.measured), layer.own)
