@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import common, ensemble, large_models, rectifiers, results, transfer
+from experiments import (
+    common,
+    convergence_30,
+    ensemble,
+    large_models,
+    rectifiers,
+    results,
+    transfer,
+)
 from experiments.large_models import MODELS
 from experiments.results import Claim
 from tests.experiments.test_large_models import errors as errors_of_models
@@ -187,3 +195,25 @@ def test_a_quantity_is_below_a_limit_above_it_or_neither():
     assert results.is_below(1.0, 1.0, 2.0) is False
     assert results.is_below(1.0, 0.9, 1.1) is None
     assert results.is_below(1.0, np.nan, np.nan) is None
+
+
+def ended(arm, steps, *errors):
+    at = np.linspace(0, steps, len(errors)).astype(int)
+    return results.Curve(arm, 0, "done", at, at / 20, np.array(errors))
+
+
+def test_the_headline_is_a_claim_about_the_steps_of_the_run_and_no_more():
+    config = convergence_30.laptop()
+    xavier = [ended("Xavier", config.num_steps, 0.9, 0.92)]
+    claims = convergence_30.judge(config, [ended("He", config.num_steps, 0.9, 0.03)], xavier)
+    assert [claim.passed for claim in claims] == [True, True]
+    assert "stays at chance for the 500 steps of the run" in claims[1].statement
+
+
+@pytest.mark.parametrize(("needed", "passed"), [(200, True), (400, False)])
+def test_a_stall_is_twenty_times_the_steps_that_he_needs(needed, passed):
+    config = convergence_30.stall()
+    xavier = [ended("Xavier", config.num_steps, 0.9, 0.9)]
+    *_, stalled = convergence_30.judge(config, [ended("He", needed, 0.9, 0.09)], xavier)
+    assert stalled.passed is passed
+    assert f"at most {needed} steps; Xavier's runs have 6,000" in stalled.measured
