@@ -229,3 +229,13 @@ def test_what_has_no_backward_pass_is_named(inside):
     params = {**PARAMS, "square": jnp.eye(4)}
     with pytest.raises(ValueError, match="no backward pass. .*weights are inside .*: square"):
         pj.diagnose(function, params, jnp.ones((5, 3)))
+
+
+def test_a_maximum_that_jax_does_not_know_for_one_is_named():
+    def from_zero(params, x):
+        y = jax.nn.relu(x @ params["first"])
+        y = jax.lax.reduce_window(y, 0.0, jax.lax.max, (1, 2), (1, 1), "SAME")
+        return y @ params["last"]
+
+    with pytest.raises(ValueError, match=r"no backward pass.* has to start from -jnp\.inf"):
+        pj.diagnose(from_zero, PARAMS, jnp.ones((5, 3)))

@@ -11,15 +11,10 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from prelu_jax import axes, tracing
+from prelu_jax import axes, flax_layers, tracing
 from prelu_jax.initializers.fans import Layout
 from prelu_jax.initializers.foreign import Rule, describe, known
 from prelu_jax.tracing import models
-
-_CONV = (nn.Conv, nnx.Conv)
-_CONV_TRANSPOSE = (nn.ConvTranspose, nnx.ConvTranspose)
-_DENSE = (nn.Dense, nnx.Linear)
-_DENSE_GENERAL = (nn.DenseGeneral, nnx.LinearGeneral)
 
 Path = tuple[str, ...]
 
@@ -39,16 +34,16 @@ def for_layer(layer: Any, *, count_strides: bool = False) -> Layout:
     initialiser needs the default layout, which is right unless the layer has batch axes
     (docs/findings.md). This layout is for a kernel drawn in the parameter's own shape.
     """
-    if isinstance(layer, _DENSE):
+    if isinstance(layer, flax_layers.DENSE):
         return Layout()
-    if isinstance(layer, _CONV):
+    if isinstance(layer, flax_layers.CONV):
         groups = layer.feature_group_count
         return Layout(feature_group_count=groups, strides=_strides(layer) if count_strides else 1)
-    if isinstance(layer, _CONV_TRANSPOSE):
+    if isinstance(layer, flax_layers.CONV_TRANSPOSE):
         in_axis, out_axis = (-1, -2) if layer.transpose_kernel else (-2, -1)
         strides = _strides(layer) if count_strides else 1
         return Layout(in_axis, out_axis, strides=strides, transposed=True)
-    if isinstance(layer, _DENSE_GENERAL):
+    if isinstance(layer, flax_layers.DENSE_GENERAL):
         if isinstance(layer, nn.DenseGeneral):
             n_batch, n_in, n_out = map(_count, (layer.batch_dims, layer.axis, layer.features))
         else:
@@ -250,7 +245,7 @@ def _fans(layer: Any, name: str, shape: tuple[int, ...]) -> tuple[float | None, 
 
 def _as_drawn(layer: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that ``kernel_init`` is called with: `DenseGeneral` flattens its kernel."""
-    if isinstance(layer, _DENSE_GENERAL) and name == "kernel":
+    if isinstance(layer, flax_layers.DENSE_GENERAL) and name == "kernel":
         batch, inputs, outputs, _ = for_layer(layer).axes(shape)
         return math.prod(shape[i] for i in batch + inputs), math.prod(shape[i] for i in outputs)
     return shape

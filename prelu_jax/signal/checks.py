@@ -164,9 +164,9 @@ def is_float(value: Any) -> bool:
 
 @contextlib.contextmanager
 def differentiable(coverage: Coverage) -> Iterator[None]:
-    """Raise a ValueError in place of JAX's where a model cannot be differentiated backward.
+    """Raise a ValueError in place of JAX's where a model has no backward pass.
 
-    A `while_loop` and a `pure_callback` have no backward pass.
+    A `while_loop`, a `pure_callback` and a `reduce_window` of a rule of its own have none.
     """
     try:
         yield
@@ -175,9 +175,10 @@ def differentiable(coverage: Coverage) -> Iterator[None]:
             raise
         unseen = f" {coverage.sentence()}." if coverage.unseen else ""
         raise ValueError(
-            "the gradient of the model cannot be taken: it goes through a while_loop or a "
-            f"pure_callback, which have no backward pass.{unseen} A loop of a known number of "
-            "steps can be a scan, or a fori_loop with bounds that are Python integers."
+            "the gradient of the model cannot be taken: it goes through a while_loop, a "
+            "pure_callback or a reduce_window with a rule of its own, which have no backward pass."
+            f"{unseen} A loop of a known number of steps can be a scan, or a fori_loop with bounds "
+            "that are Python integers; a maximum over windows has to start from -jnp.inf."
         ) from error
 
 

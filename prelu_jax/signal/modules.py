@@ -11,13 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
+from prelu_jax import flax_layers
 from prelu_jax.signal import batches, checks
 from prelu_jax.tracing import models
-
-_EMBED = (nn.Embed, nnx.Embed)
-_CONV = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nnx.Conv, nnx.ConvTranspose)
-_DENSE = (nn.Dense, nn.DenseGeneral, nn.Einsum, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
-_AFFINE = (*_DENSE, *_CONV, *_EMBED)
 
 Look = Callable[[Any, str, Any, Any], None]  # at a layer, its path, its arguments and keywords
 
@@ -46,7 +42,7 @@ def check(
 
     def look(layer: Any, path: str, args: Any, kwargs: Any) -> None:
         kinds.add(type(layer).__name__)
-        if isinstance(layer, _AFFINE):
+        if isinstance(layer, flax_layers.ALL):
             x = args[0] if args else kwargs.get("inputs")
             _check_input(layer, path or type(layer).__name__, x, batch, examples)
 
@@ -70,7 +66,9 @@ def _check_input(layer: Any, name: str, x: Any, batch: Any, examples: int) -> No
             f"the layer {name!r} was given a {type(x).__name__}, expected an array. Is a part of "
             "the batch what the model takes?"
         )
-    if not isinstance(layer, _EMBED) and not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+    if not isinstance(layer, flax_layers.EMBED) and not jnp.issubdtype(
+        jnp.result_type(x), jnp.inexact
+    ):
         raise ValueError(
             f"the layer {name!r} was given {jnp.result_type(x)} of shape {jnp.shape(x)}, expected "
             "floats. Convert numbers first, x.astype(jnp.float32), those of images / 255 as well; "
@@ -88,9 +86,9 @@ def _check_input(layer: Any, name: str, x: Any, batch: Any, examples: int) -> No
 
 def _least_ndim(layer: Any) -> int:
     """The number of axes that an input of several examples has, at least."""
-    if isinstance(layer, _CONV):
+    if isinstance(layer, flax_layers.WINDOWED):
         return 2 + (1 if isinstance(layer.kernel_size, int) else len(layer.kernel_size))
-    return 1 if isinstance(layer, _EMBED) else 2
+    return 1 if isinstance(layer, flax_layers.EMBED) else 2
 
 
 def _look_at_linen(model: Any, args: tuple[Any, ...], kwargs: Any, look: Look) -> None:
@@ -112,7 +110,7 @@ def _look_at_nnx(model: Any, args: tuple[Any, ...], kwargs: Any, look: Look) -> 
     """
     watched = {}
     for path, module in list(nnx.iter_modules(model)):
-        if isinstance(module, _AFFINE):
+        if isinstance(module, flax_layers.ALL):
             object.__setattr__(module, "__class__", _watchable(type(module)))
             watched[id(module)] = functools.partial(look, module, "/".join(map(str, path)))
     token = _WATCHED.set(watched)

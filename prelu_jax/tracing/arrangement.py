@@ -132,7 +132,8 @@ def _places(
 def _alternating(leaf: Any) -> jax.Array:
     """Return numbers at which the usual functions of one number have derivatives other than 1."""
     signs = 1 - 2 * (np.arange(math.prod(leaf.shape)) % 2)
-    return jnp.asarray(0.7 * signs.reshape(leaf.shape), leaf.dtype)
+    numbers = 0.7 * signs.reshape(leaf.shape)
+    return jnp.asarray(numbers, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def _is_float(leaf: Any) -> bool:

@@ -58,7 +58,7 @@ def of(model: Any, variables: Any = None) -> tuple[Model, Any]:
             argument. None for NNX modules and callable pytrees, which hold their own.
 
     Raises:
-        TypeError: the model is none of these.
+        TypeError: the model is none of these, or a function's variables hold no array.
         ValueError: variables beside a model that holds its own, or none beside one that does not.
     """
     if isinstance(model, nn.Module):
@@ -87,6 +87,13 @@ def of(model: Any, variables: Any = None) -> tuple[Model, Any]:
         function = model
     leaves, structure = jax.tree.flatten(variables)
     arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    if not arrays:
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves}))
+        held = f"no arrays, only {kinds}" if kinds else "nothing"
+        raise TypeError(
+            f"the variables of {_name(function)} hold {held}; expected a pytree of arrays, such as "
+            "{'kernel': jnp.ones((3, 4))}. jnp.asarray makes an array of a list of numbers."
+        )
     statics = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
     return Pytree(function, structure, statics, tuple(_names(variables))), arrays
 

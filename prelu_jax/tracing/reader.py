@@ -1,7 +1,7 @@
 """Following the values of a jaxpr from parameters and the batch to products of the two."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
@@ -32,18 +32,27 @@ class Place:
         )
 
 
+Use = tuple[Bits, tuple[tuple[int, ...], ...]]  # a product: its weights, its operands' shapes
+
+
 class Reader:
     """The reading of a function: its jaxpr, and those of the calls in it.
 
     Attributes:
         names: of the inputs that may be weights.
+        as_data: products in which a constant counts as data.
+        of_data: the products of weights with data.
+        of_constants: the products of weights with a constant.
         used: the parameters that the outputs depend on.
         products: those that are multiplied with constants or with one another.
         missed: those that data is multiplied with where it cannot be seen, and the calls around.
     """
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], as_data: Collection[Use] = ()) -> None:
         self.names = names
+        self.as_data = as_data
+        self.of_data: set[Use] = set()
+        self.of_constants: set[Use] = set()
         self.used: Bits = 0
         self.products: Bits = 0
         self.missed: dict[int, tuple[str, ...]] = {}
@@ -94,6 +103,8 @@ class _OneBody:
 
     def _equation(self, i: int, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         name, outputs = equation.primitive.name, len(equation.outvars)
+        if name in (*operations.PRODUCTS, operations.LOOK_UP):
+            operands = self._with_data(equation, operands)
         if name in operations.PRODUCTS:
             return [self._product(i, equation, operands)]
         if name == operations.LOOK_UP:
@@ -122,6 +133,29 @@ class _OneBody:
         if name in primitives.ARRANGEMENTS and all(v.is_view for v in operands if v.made_of):
             joined = joined._replace(is_view=not joined.signal and joined.made_of > 0)
         return [joined] * outputs
+
+    def _with_data(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
+        """Return the origins of a product's operands, with some constants as data (`as_data`).
+
+        A recurrent net starts from a state of zeros. A scan reads that as data, like the states
+        after it; so it has to be where the steps are written out.
+        """
+        first, second, *rest = operands
+        shapes = tuple(shape_of(atom) for atom in equation.invars[:2])
+
+        def seen(weights: Value, data: Value) -> Value:
+            if not weights.weights or weights.signal:
+                return data
+            use = (weights.made_of, shapes)
+            if data.signal:
+                self.reader.of_data.add(use)
+            elif data.flat or not data.made_of:
+                self.reader.of_constants.add(use)
+                if use in self.reader.as_data:
+                    return Value(data.made_of, signal=True)
+            return data
+
+        return [seen(second, first), seen(first, second), *rest]
 
     def _reduced(self, value: Value) -> Value:
         """A sum of an outer product with the signal is a matrix product by hand."""

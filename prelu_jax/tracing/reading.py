@@ -55,8 +55,12 @@ def read(closed: ClosedJaxpr, names: Sequence[str | None], batch: range) -> Read
         Value(1 << i, 1 << i, is_view=True) if named.get(i) else Value(signal=i in batch)
         for i in range(len(closed.jaxpr.invars))
     ]
-    reader = Reader(tuple(name or "" for name in names))
+    listed = tuple(name or "" for name in names)
+    reader = Reader(listed)
     body, results = reader.body(*jaxprs.opened(closed), inputs, Place())
+    if as_data := reader.of_data & reader.of_constants:
+        reader = Reader(listed, as_data)
+        body, results = reader.body(*jaxprs.opened(closed), inputs, Place())
     for value in results:
         reader.used |= value.made_of
         if value.signal:

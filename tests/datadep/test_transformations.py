@@ -216,6 +216,18 @@ def test_a_recurrent_cell_is_calibrated_over_all_its_steps(cell):
         assert np.mean(moments) > 1 - 1e-3, name  # a variance of 1, and a mean if it has no bias
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_lstm_is_calibrated_as_if_it_had_been_written_out(method):
+    x = jax.random.normal(KEY, (16, 6, 3))
+    written_out = stacks.WrittenOut(nn.LSTMCell(4))
+    variables = written_out.init(KEY, x)
+    options = {"method": method, "key": KEY}
+    expected, _ = datadep.calibrate(written_out, variables, x, **options)
+    for cell in (nn.LSTMCell, nn.remat(nn.LSTMCell)):
+        found, _ = datadep.calibrate(nn.RNN(cell(4)), variables, x, **options)
+        assert_close(found, expected)
+
+
 def test_a_branch_that_does_not_run_is_left_as_it_was():
     def branches(params, x):
         one, two = (lambda: x @ params["a"]), (lambda: x @ params["b"])
@@ -277,7 +289,7 @@ def outputs(model, after, x):
     if hasattr(model, "apply"):
         apply = model.apply
         return apply(*after, None, x)[0] if isinstance(after, tuple) else apply(after, None, x)
-    return after(x)
+    return model(after, x) if isinstance(after, dict) else after(x)
 
 
 def normal(i, *shape):

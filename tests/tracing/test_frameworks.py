@@ -1,5 +1,7 @@
 """One net of rectifiers, written for every library: the same operations, the same numbers."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +109,27 @@ def function_of_equinox():
     return lambda net, x: net(x), equinox()[0]
 
 
-WAYS = [linen, of_nnx, haiku, haiku_with_state, equinox, function_of_equinox]
+def keras():
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+    layers = [
+        keras.layers.Dense(width, activation="relu" if i < 2 else None, name=f"layer_{i}")
+        for i, width in enumerate(WIDTHS[1:])
+    ]
+    model = keras.Sequential([keras.Input(WIDTHS[:1]), *layers])
+    for layer in layers:
+        layer.set_weights([np.asarray(PARAMS[layer.name][name]) for name in ("w", "b")])
+    # A Keras model takes its parameters as a list; their paths make a table of names.
+    paths = [variable.path for variable in model.trainable_variables]
+
+    def apply(params, x):
+        outputs, _ = model.stateless_call([params[path] for path in paths], [], x)
+        return outputs
+
+    return apply, {variable.path: variable.value for variable in model.trainable_variables}
+
+
+WAYS = [linen, of_nnx, haiku, haiku_with_state, equinox, function_of_equinox, keras]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -131,5 +153,24 @@ def test_every_weight_is_seen_by_its_path_and_has_its_bias(way):
         assert operation.bias.rpartition("/")[0] == weight.rpartition("/")[0]
         assert operation.is_view
     if "equinox" not in way.__name__:
-        paths = [operation.parameters[0].split("/")[0] for operation in program.operations]
+        paths = [operation.parameters[0].split("/")[-2] for operation in program.operations]
         assert paths == ["layer_0", "layer_1", "layer_2"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "held"),
+    [
+        ({}, "hold nothing"),
+        ({"w": [[1.0, 2.0], [3.0, 4.0]]}, "hold no arrays, only float"),
+        ("weights", "hold no arrays, only str"),
+    ],
+)
+def test_variables_without_an_array_are_refused(variables, held):
+    with pytest.raises(TypeError, match=rf"variables of 'plain' {held}; expected a pytree"):
+        program_of(plain, variables, X)
+
+
+def test_parameters_of_numpy_are_those_of_jax(recwarn):
+    precise = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), PARAMS)
+    assert_same(rows(plain, precise, X)[0], rows(plain, PARAMS, X)[0])
+    assert not recwarn.list

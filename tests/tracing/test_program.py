@@ -127,6 +127,14 @@ def test_weights_and_biases_have_names_steps_and_fans(way):
     assert program.reading.seen == ("head", "layers/w")
 
 
+def test_24_layers_scanned_and_rematerialised_have_the_rows_of_the_unrolled_net(monkeypatch):
+    monkeypatch.setitem(globals(), "DEPTH", 24)
+    expected, _ = rows(unrolled, stack(), X)
+    found, _ = rows(with_policy, stack(), X)
+    assert len(found) == 25
+    assert_same(found, expected)
+
+
 def test_checkpoint_keeps_its_policy():
     _, state, program = program_of(with_policy, stack(), X)
 
@@ -245,24 +253,44 @@ def test_nnx_scan_and_remat_have_the_rows_of_the_unrolled_net():
     assert found[2].name == "blocks/dense/kernel[2]"
 
 
-@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell])
-def test_a_recurrent_net_has_a_row_for_every_step(cell):
-    x = jax.random.normal(KEYS[0], (2, 4, 3))
-    model = nn.RNN(cell(5))
-    variables = model.init(KEYS[1], x)
+class WrittenOut(nn.Module):
+    """A recurrent net without a scan."""
 
-    def by_hand(variables, x):
-        one = cell(5, parent=None)
-        carry = one.initialize_carry(KEYS[0], x[:, 0].shape)
+    cell: nn.RNNCellBase
+    learned: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        carry = self.cell.initialize_carry(KEYS[0], x[:, 0].shape)
+        if self.learned:
+            start = self.param("start", nn.initializers.normal(), carry[0].shape[1:])
+            carry = jax.tree.map(lambda zeros: zeros + start, carry)
         outputs = []
-        for t in range(4):
-            carry, y = one.apply({"params": variables["params"]["cell"]}, carry, x[:, t])
+        for t in range(x.shape[1]):
+            carry, y = self.cell(carry, x[:, t])
             outputs.append(y)
         return jnp.stack(outputs, 1)
 
-    found, expected = rows(model, variables, x)[0], rows(by_hand, variables, x)[0]
-    # Before the first step the carry is zeros, which by hand are no signal.
-    assert len(found) > len(expected) > 3 * len(found) // 4 - 1
-    by_name = [[r for r in of if r.y.any()] for of in (found, expected)]
-    assert_same(by_name[0][-12:], by_name[1][-12:])
+
+CELLS = [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell, nn.SimpleCell]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.__name__)
+def test_a_recurrent_net_has_a_row_for_every_step(cell):
+    """The first step's too, whose state is zeros for every example."""
+    x = jax.random.normal(KEYS[0], (2, 4, 3))
+    model = nn.RNN(cell(5))
+    variables = model.init(KEYS[1], x)
+    found = rows(model, variables, x)[0]
+    assert_same(found, rows(WrittenOut(cell(5)), variables, x)[0])
+    assert_same(found, rows(nn.RNN(nn.remat(cell)(5)), variables, x)[0])
+    assert len(found) % 4 == 0
     assert all("[" not in row.name for row in found)  # the weights are the same at every step
+
+
+def test_a_learned_first_state_is_data_too():
+    x = jax.random.normal(KEYS[0], (2, 4, 3))
+    model = WrittenOut(nn.SimpleCell(5), learned=True)
+    variables = model.init(KEYS[1], x)
+    found = rows(model, variables, x)[0]
+    assert [row.name for row in found].count("cell/h/kernel") == 4
