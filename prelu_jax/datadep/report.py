@@ -1,8 +1,6 @@
 """The record of a calibration, layer by layer: a table for people, rows for programs."""
 
-import csv
 import dataclasses
-import io
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from prelu_jax import printing
 from prelu_jax.datadep.layers import Layer
 from prelu_jax.datadep.moments import Moments
 from prelu_jax.datadep.plan import Skipped
@@ -269,16 +268,7 @@ class CalibrationReport:
 
     def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
         """`rows` as comma-separated values with a header; written to the file, if there is one."""
-        rows = list(self.rows())
-        out = io.StringIO()
-        fields = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(out, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        if file is not None:
-            with open(file, "w", encoding="utf-8") as stream:
-                stream.write(out.getvalue())
-        return out.getvalue()
+        return printing.to_csv(self.rows(), file)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(f"{self.model}, calibrated" if self.stages else f"{self.model}: left as it is")
@@ -292,14 +282,7 @@ class CalibrationReport:
             yield Text(line, style="yellow")
 
     def __repr__(self) -> str:
-        return self._record().export_text()
+        return printing.to_text(self, _WIDTH)
 
     def _repr_html_(self) -> str:
-        form = '<pre style="font-family:monospace;line-height:1.3">{code}</pre>'
-        return self._record().export_html(inline_styles=True, code_format=form)
-
-    def _record(self) -> Console:
-        # Rich would otherwise show what it records, in a notebook.
-        console = Console(width=_WIDTH, file=io.StringIO(), record=True, force_jupyter=False)
-        console.print(self)
-        return console
+        return printing.to_html(self, _WIDTH)

@@ -1,12 +1,11 @@
 """A `report.Report` as a table, in a terminal and in a notebook."""
 
-import io
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -54,23 +53,9 @@ def _notes(measurement: Measurement) -> list[str]:
     return [*measurement.coverage.notes(), *collapse]
 
 
-def to_text(report: "Report") -> str:
-    """Plain text."""
-    return _record(report).export_text()
-
-
-def to_html(report: "Report") -> str:
-    """For a notebook."""
-    form = '<pre style="font-family:monospace;line-height:1.3">{code}</pre>'
-    return _record(report).export_html(inline_styles=True, code_format=form)
-
-
-def _record(report: "Report") -> Console:
-    longest = min(max(len(label) for label in _labels(report)), _LONGEST_NAME)
-    # Rich would otherwise show what it records, in a notebook.
-    console = Console(width=_WIDTH + longest, file=io.StringIO(), record=True, force_jupyter=False)
-    console.print(report)
-    return console
+def width(report: "Report") -> int:
+    """Return how many columns the table takes."""
+    return _WIDTH + min(max(len(label) for label in _labels(report)), _LONGEST_NAME)
 
 
 def _table(report: "Report") -> Table:

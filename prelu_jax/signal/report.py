@@ -1,14 +1,13 @@
 """What a measurement says: a verdict with advice, for people, programs and test suites."""
 
-import csv
 import dataclasses
-import io
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 
+from prelu_jax import printing
 from prelu_jax.signal import rendering, verdict
 from prelu_jax.signal.advice import advices, advise_all
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
@@ -124,15 +123,7 @@ class Report:
 
     def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
         """`rows` as comma-separated values with a header; written to the file, if there is one."""
-        rows = list(self.rows())
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        if file is not None:
-            with open(file, "w", encoding="utf-8") as stream:
-                stream.write(out.getvalue())
-        return out.getvalue()
+        return printing.to_csv(self.rows(), file)
 
     def plot(self) -> Any:
         """Forward and backward second moments over depth, as a matplotlib figure."""
@@ -144,10 +135,10 @@ class Report:
         yield from rendering.render(self)
 
     def __repr__(self) -> str:
-        return rendering.to_text(self)
+        return printing.to_text(self, rendering.width(self))
 
     def _repr_html_(self) -> str:
-        return rendering.to_html(self)
+        return printing.to_html(self, rendering.width(self))
 
 
 def _accepted(direction: str, accepted: verdict.Accepted | None) -> dict[str, float | None]:
