@@ -98,6 +98,15 @@ def of(model: Any, variables: Any = None) -> tuple[Model, Any]:
     return Pytree(function, structure, statics, tuple(_names(variables))), arrays
 
 
+def holds_variables(model: Any) -> bool:
+    """Return whether a model holds its own variables: an NNX module, or a callable pytree."""
+    if isinstance(model, nnx.Module):
+        return True
+    if isinstance(model, nn.Module) or not callable(model):
+        return False
+    return jax.tree.leaves(model) != [model]
+
+
 def _check_none(variables: Any, what: str) -> None:
     if variables is not None:
         raise ValueError(f"{what} holds its own variables; expected variables=None.")

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from prelu_jax.tracing import jaxprs, operations, outputs, primitives, values
 from prelu_jax.tracing.bodies import Body, Watched
@@ -32,6 +32,8 @@ class Place:
         )
 
 
+_SUMS = ("add", "add_any", "sub")
+_FACTORS = ("mul", "div")
 Use = tuple[Bits, tuple[tuple[int, ...], ...]]  # a product: its weights, its operands' shapes
 
 
@@ -46,6 +48,9 @@ class Reader:
         used: the parameters that the outputs depend on.
         products: those that are multiplied with constants or with one another.
         missed: those that data is multiplied with where it cannot be seen, and the calls around.
+        effects: what one parameter does outside of products. With data: 'add', 'add a map' where it
+            varies along several axes, 'multiply', or 'rectify' where the data chooses the entries
+            that are multiplied. By itself: 'look up' where rows of it are taken.
     """
 
     def __init__(self, names: tuple[str, ...], as_data: Collection[Use] = ()) -> None:
@@ -56,6 +61,7 @@ class Reader:
         self.used: Bits = 0
         self.products: Bits = 0
         self.missed: dict[int, tuple[str, ...]] = {}
+        self.effects: dict[int, set[str]] = {}
 
     def miss(self, weights: Bits, inside: tuple[str, ...]) -> None:
         """Record parameters that data is multiplied with where it cannot be seen."""
@@ -71,6 +77,13 @@ class Reader:
         return Body(jaxpr, tuple(consts), one.watched, one.inner), results
 
 
+def _effect(name: str, atom: Any, value: Value) -> str:
+    if name in _FACTORS:
+        return "multiply"
+    varies = [i for i, size in enumerate(shape_of(atom)) if size > 1 and i not in value.flat]
+    return "add" if len(varies) <= 1 else "add a map"
+
+
 class _OneBody:
     """The reading of one jaxpr."""
 
@@ -82,6 +95,8 @@ class _OneBody:
         self.watched: dict[int, Watched] = {}
         self.inner: dict[int, tuple[Body, ...]] = {}
         self.products: list[tuple[int, Layout]] = []
+        self.scaled: dict[Any, Bits] = {}  # data times one parameter, elementwise
+        self.negative: set[Any] = set()  # data cut off above at a number, at 0 as a rule
 
     def read(self) -> list[Value]:
         for i, equation in enumerate(self.jaxpr.eqns):
@@ -113,6 +128,7 @@ class _OneBody:
             return [self._solved(operands)] * outputs
         if name == "dynamic_slice":  # which part it is does not make a kernel a signal
             return [self._sliced_by_step(equation, operands[0]._replace(flat=frozenset()))]
+        self._note_effect(equation, operands)
         if name == "select_n":  # nor does the choice between two kernels
             return [values.joined(equation, operands[1:])]
         if name == "broadcast_in_dim":
@@ -156,6 +172,30 @@ class _OneBody:
             return data
 
         return [seen(second, first), seen(first, second), *rest]
+
+    def _note_effect(self, equation: JaxprEqn, operands: list[Value]) -> None:
+        """Record what an elementwise operation of one parameter and data does (`Reader`)."""
+        name, (y, *_) = equation.primitive.name, equation.outvars
+        atoms = [atom for atom in equation.invars if isinstance(atom, Var)]
+        signal = [value.signal for value in operands]
+        own = [v.made_of if v.made_of.bit_count() == 1 and not v.signal else 0 for v in operands]
+        if name in ("select_n", "max", "min"):
+            factors = own[1:] if name == "select_n" and signal[0] and not any(signal[1:]) else []
+            for bits in (*factors, *(self.scaled.get(atom, 0) for atom in atoms)):
+                self._add_effect(bits, "rectify")
+            if name == "min" and any(signal) and len(atoms) < len(operands):
+                self.negative.add(y)
+        elif name in (*_SUMS, *_FACTORS) and any(signal):
+            for bits, atom, value in zip(own, equation.invars, operands, strict=True):
+                self._add_effect(bits, _effect(name, atom, value))
+                if bits and name == "mul":
+                    self.scaled[y] = bits
+                    if not self.negative.isdisjoint(atoms):
+                        self._add_effect(bits, "rectify")
+
+    def _add_effect(self, parameter: Bits, effect: str) -> None:
+        for i in values.members(parameter):
+            self.reader.effects.setdefault(i, set()).add(effect)
 
     def _reduced(self, value: Value) -> Value:
         """A sum of an outer product with the signal is a matrix product by hand."""
@@ -209,6 +249,8 @@ class _OneBody:
             else:
                 self.products.append((i, layout))
             return Value(made_of, signal=True)
+        if table.made_of.bit_count() == 1 and not table.signal:
+            self._add_effect(table.made_of, "look up")
         is_view = table.is_view and not rows.made_of
         signal = table.signal or rows.signal
         found = Value(made_of, table.weights, signal, is_view=is_view, scans=table.scans)

@@ -28,12 +28,14 @@ class Reading:
         used: the parameters that the outputs depend on.
         unseen: the other parameters that data is multiplied with, and where: the calls around the
             product, outermost first.
+        effects: of parameters that meet data elementwise, what they do (`Reader`).
     """
 
     body: Body
     seen: tuple[str, ...]
     used: tuple[str, ...]
     unseen: Mapping[str, tuple[str, ...]]
+    effects: Mapping[str, frozenset[str]]
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -78,6 +80,7 @@ def read(closed: ClosedJaxpr, names: Sequence[str | None], batch: range) -> Read
         tuple(reader.names[i] for i in values.members(seen)),
         tuple(reader.names[i] for i in values.members(used)),
         {reader.names[i]: inside for i, inside in sorted(reader.missed.items())},
+        {reader.names[i]: frozenset(effects) for i, effects in sorted(reader.effects.items())},
     )
 
 

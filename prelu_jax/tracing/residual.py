@@ -1,0 +1,93 @@
+"""Operations whose output is added to what they were computed from: a residual sum."""
+
+from typing import Any
+
+from jax.extend.core import Literal, Var
+
+from prelu_jax.tracing import jaxprs
+from prelu_jax.tracing.bodies import Body
+from prelu_jax.tracing.outputs import Graph
+
+_KEPT = {  # equations that an output passes on its way to the sum
+    *("convert_element_type", "copy", "name", "sharding_constraint", "optimization_barrier"),
+    *("reshape", "transpose", "squeeze", "expand_dims", "mul", "div", "neg", "select_n"),
+}
+_SUMS = ("add", "add_any", "sub")  # with a constant, a bias or the mean of a norm
+
+
+def branches(body: Body) -> dict[int, bool]:
+    """Return the operations in the branches of residual sums: whether each is the branch's last.
+
+    A sum of two arrays is residual if one is computed from the other; that one is the branch.
+    """
+    return _branches(body)[0]
+
+
+def _branches(body: Body) -> tuple[dict[int, bool], dict[int, set[int]]]:
+    """Return the operations in branches, and those that reach each of a body's outputs unadded."""
+    graph = Graph(body.jaxpr)
+    made = _made(body)
+    reached: dict[Any, set[int]] = {}  # variable -> the operations that it is an output of
+    found: dict[int, bool] = {}
+    for place in sorted({*body.watched, *body.inner}):
+        equation = graph.equations[place]
+        for inner in body.inner.get(place, ()):
+            within, out = _branches(inner)
+            found |= within
+            if equation.primitive.name in jaxprs.REMAT:
+                for i, numbers in out.items():
+                    reached.setdefault(equation.outvars[i], set()).update(numbers)
+        if place in body.watched:
+            watched = body.watched[place]
+            reached.setdefault(watched.y, set()).add(watched.operation.number)
+    for place, equation in enumerate(graph.equations):
+        name, summed = equation.primitive.name, False
+        numbers = {n for atom in equation.invars for n in _of(reached, atom)}
+        if not numbers or place in body.watched:
+            continue
+        if name in _SUMS[:2]:
+            one, other = equation.invars
+            for branch, stream in ((one, other), (other, one)):
+                between = _between(graph, branch, stream)
+                if _of(reached, branch) and between is not None:
+                    summed = True
+                    inside = {n for equation in between for n in made.get(equation, ())}
+                    found |= dict.fromkeys(inside - found.keys(), False)
+                    found |= dict.fromkeys(reached[branch], True)
+        if name in _KEPT or (name in _SUMS and not summed):
+            for variable in equation.outvars:
+                reached.setdefault(variable, set()).update(numbers)
+    results = enumerate(body.jaxpr.outvars)
+    return found, {i: reached[atom] for i, atom in results if _of(reached, atom)}
+
+
+def _made(body: Body) -> dict[int, set[int]]:
+    """Return the operations that are computed by each equation."""
+    made = {
+        place: {operation.number for inner in bodies for operation in inner.operations()}
+        for place, bodies in body.inner.items()
+    }
+    for watched in body.watched.values():
+        made.setdefault(watched.chain[0], set()).add(watched.operation.number)
+    return made
+
+
+def _of(reached: dict[Any, set[int]], atom: Any) -> set[int]:
+    return set() if isinstance(atom, Literal) else reached.get(atom, set())
+
+
+def _between(graph: Graph, atom: Any, source: Any) -> set[int] | None:
+    """Return the equations by which a variable is computed from another; None if by none."""
+    if not isinstance(source, Var):
+        return None
+    seen: set[int] = set()
+    waiting, found = [atom], False
+    while waiting:
+        variable = waiting.pop()
+        found = found or variable is source
+        if variable is source or variable not in graph.maker or graph.maker[variable] in seen:
+            continue
+        seen.add(graph.maker[variable])
+        operands = graph.equations[graph.maker[variable]].invars
+        waiting += [operand for operand in operands if isinstance(operand, Var)]
+    return seen if found else None
