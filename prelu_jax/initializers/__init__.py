@@ -23,6 +23,7 @@ plain convolutional kernels; it departs for groups (fan_out counts all of them) 
 convolutions (its fans are swapped).
 """
 
+from prelu_jax.initializers.audit import Row, Table, table
 from prelu_jax.initializers.factories import (
     REGISTRY,
     caffe_msra,
@@ -53,8 +54,9 @@ from prelu_jax.initializers.factories import (
     zeros,
 )
 from prelu_jax.initializers.fans import MODES, Layout, Mode, fans
+from prelu_jax.initializers.findings import Finding
 from prelu_jax.initializers.foreign import describe
-from prelu_jax.initializers.layers import Row, Table, for_layer, table
+from prelu_jax.initializers.layers import for_layer
 from prelu_jax.initializers.rules import (
     DISTRIBUTIONS,
     Constant,
@@ -72,6 +74,7 @@ __all__ = [
     "REGISTRY",
     "Constant",
     "Distribution",
+    "Finding",
     "Gaussian",
     "Initializer",
     "Layout",

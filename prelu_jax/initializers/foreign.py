@@ -47,10 +47,17 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Foreign:
-    """A rule that no factory of this package makes."""
+    """A rule that no factory of this package makes.
+
+    Attributes:
+        text: the rule in words.
+        of_shape: its variance.
+        cut: where it cuts a Gaussian, in standard deviations before it is cut; None if it does not.
+    """
 
     text: str
     of_shape: Callable[[Sequence[int]], float]
+    cut: float | None = None
 
     def variance(self, shape: Sequence[int]) -> float:
         return self.of_shape(shape)
@@ -190,7 +197,7 @@ def _truncated(stddev: float, lower: float | None, upper: float | None) -> Rule 
     std = abs(stddev) * math.sqrt(1 + ends - mean**2)
     low, high = sorted((stddev * lower, stddev * upper))
     text = f"truncated normal in [{low:g}, {high:g}], std {std:.3g}"
-    return _Foreign(text, lambda shape: std**2)
+    return _Foreign(text, lambda shape: std**2, min(abs(lower), abs(upper)))
 
 
 def _density(x: float) -> float:

@@ -1,0 +1,353 @@
+"""An audit of a model's parameters: what each is, what it should be, and what is wrong."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from prelu_jax import flax_layers, printing
+from prelu_jax.initializers import candidates, findings, fit, parameters, statistics
+from prelu_jax.initializers.declared import Declared, by_modules, by_user
+from prelu_jax.initializers.fans import Layout
+from prelu_jax.initializers.findings import Audited, Finding
+from prelu_jax.initializers.fit import Fit
+from prelu_jax.initializers.layers import for_layer
+from prelu_jax.initializers.parameters import Parameter
+from prelu_jax.initializers.statistics import Statistics
+from prelu_jax.tracing import models
+
+Values = Callable[[str], Any] | Iterable[tuple[str, Any]]
+_HTML_WIDTH = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter of a model.
+
+    Attributes:
+        parameter: its path, e.g. 'conv2_1/kernel'.
+        shape: its shape.
+        role: what it is: 'kernel', 'look-up', 'bias', 'scale', 'slope', 'other' or 'unused'.
+        rule: how it is drawn, in words; '?' where the model does not say.
+        fan_in: how many weights meet in one output; None for what is no kernel.
+        fan_out: how many weights start from one input; None for what is no kernel.
+        std: its standard deviation by the rule; None if the rule is not known.
+        measured_std: its standard deviation as it is; None if the variables are abstract.
+        mean: its mean; None if the variables are abstract.
+        largest: its largest absolute value over its standard deviation: 2 to 2.3 for JAX's
+            truncated normals, 1.7 for a uniform distribution; None where there is none.
+        fits: the rule that its numbers fit; None if the variables are abstract.
+        confidence: the probability of that rule; None where nothing is decided.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    role: str
+    rule: str
+    fan_in: float | None
+    fan_out: float | None
+    std: float | None
+    measured_std: float | None
+    mean: float | None
+    largest: float | None
+    fits: str | None
+    confidence: float | None
+
+
+class Table(tuple[Row, ...]):
+    """The rows of `table`, and what is wrong. Printed, or left last in a notebook, it is a table.
+
+    Attributes:
+        findings: what is wrong.
+    """
+
+    findings: tuple[Finding, ...] = ()
+
+    def assert_as_declared(self, ignore: str | None = None) -> None:
+        """Raise an AssertionError with the findings, if there are any. For a test suite.
+
+        Args:
+            ignore: a regular expression for whole paths of parameters whose findings do not count.
+
+        Raises:
+            AssertionError: there are findings, or the variables are abstract: nothing is measured.
+        """
+        if self and all(row.measured_std is None for row in self):
+            raise AssertionError(
+                "the variables are abstract, so nothing is measured; expected arrays, or values=."
+            )
+        left = [each for each in self.findings if not _matches(ignore, each.parameter)]
+        if left:
+            listed = "\n".join(f"  {finding}" for finding in left)
+            raise AssertionError(
+                f"{len(left)} findings about the model's parameters:\n{listed}\n"
+                "assert_as_declared(ignore='PATH') accepts those of a parameter."
+            )
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows as dicts."""
+        return (dataclasses.asdict(row) for row in self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in plain Python."""
+        return {
+            "parameters": list(self.rows()),
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+        }
+
+    def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
+        """`rows` as comma-separated values with a header; written to the file, if there is one."""
+        return printing.to_csv(self.rows(), file)
+
+    def to_markdown(self) -> str:
+        """The table and the findings in Markdown."""
+        header, *lines = _cells(self)
+        rows = [header, ["---"] * len(header), *lines]
+        table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        listed = "".join(f"- {finding}\n" for finding in self.findings)
+        return f"{table}\n{listed}" if listed else table
+
+    def __str__(self) -> str:
+        lines = _cells(self)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        return "\n".join([*text, *map(str, self.findings)])
+
+    __repr__ = __str__
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        header, *lines = _cells(self)
+        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in header:
+            table.add_column(Text(name), overflow="fold")
+        faulty = {finding.parameter for finding in self.findings}
+        for line in lines:
+            table.add_row(*map(Text, line), style="bold red" if line[0] in faulty else "")
+        yield table
+        for finding in self.findings:
+            yield Text(str(finding), style="bold red")
+
+    def _repr_html_(self) -> str:
+        return printing.to_html(self, _HTML_WIDTH)
+
+
+def _matches(pattern: str | None, name: str) -> bool:
+    return pattern is not None and re.fullmatch(pattern, name) is not None
+
+
+def _cells(table: Table) -> list[list[str]]:
+    """Return the header and the rows; without columns in which nothing is known."""
+    names = [field.name for field in dataclasses.fields(Row)]
+    known = [
+        name
+        for name in names
+        if name not in _MEASURED or any(getattr(row, name) is not None for row in table)
+    ]
+    return [known] + [[_cell(getattr(row, name)) for name in known] for row in table]
+
+
+_MEASURED = ("measured_std", "mean", "largest", "fits", "confidence")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(
+    model: Any,
+    *variables_and_inputs: Any,
+    declared: Mapping[str, Any] | None = None,
+    decays: Any = None,
+    values: Values | None = None,
+    **call_kwargs: Any,
+) -> Table:
+    """Audit a model's parameters: what each is, what it should be, what is wrong with it.
+
+        print(pj.initializers.table(model, variables, batch))
+        pj.initializers.table(model, variables, batch).assert_as_declared()
+
+    Args:
+        model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox
+            module, or a function ``f(variables, *inputs)``.
+        *variables_and_inputs: the model's variables, arrays or `jax.ShapeDtypeStruct`, then the
+            positional arguments that it is called with, arrays or shapes. Models that hold their
+            variables get the arguments alone. Without arguments roles and fans are guessed from
+            names and shapes, ``[*window, in_features, out_features]``, and no rules are known.
+        declared: the rules that parameters are meant to be drawn by, for models that keep none:
+            from a regular expression for whole paths to an initialiser. Only Linen layers keep
+            theirs.
+        decays: which parameters weight decay is for: a mask as `optax.masked` takes it, a pytree of
+            bools like the parameters, or a function from these to one.
+        values: the parameters' numbers where the variables are abstract: a function from a path to
+            an array, or pairs of both. One array at a time is asked for and held.
+        **call_kwargs: keywords of the model's call.
+
+    Returns:
+        A row for every parameter, and the findings.
+
+    Raises:
+        TypeError: the model is none of these.
+        ValueError: the variables hold no parameters or are another model's; a name in ``declared``
+            or ``values`` is no parameter's, or an array there has another shape; the mask has
+            another structure.
+    """
+    own = models.holds_variables(model)
+    first, *inputs = variables_and_inputs or (None,)
+    if own and first is not None:
+        first, inputs = None, list(variables_and_inputs)
+    variables = parameters.of_linen(first) if isinstance(model, nn.Module) else first
+    if isinstance(model, nn.Module) and not (variables or {}).get("params"):
+        raise ValueError(
+            "table: the variables hold no parameters; expected what model.init returns."
+        )
+    function, state = models.of(model, variables)
+    leaves = function.parameters(state)
+    rules: dict[str, Declared] = {}
+    if inputs:
+        described = parameters.read(function, state, tuple(inputs), call_kwargs)
+        if isinstance(model, nn.Module):
+            rules = by_modules(model, variables, tuple(inputs), call_kwargs)
+    else:
+        described = parameters.guess(leaves, _layouts(model))
+    rules |= by_user(declared or {}, described)
+    audited, found = _audited(described, rules, _numbers(leaves, values))
+    found += findings.of_depth(list(audited.values()))
+    if decays is not None:
+        found += findings.of_decay(described, _mask(function, variables, state, decays))
+    result = Table(
+        _row(each, rules.get(name), audited.get(name)) for name, each in described.items()
+    )
+    result.findings = tuple(found)
+    return result
+
+
+def _layouts(model: Any) -> dict[str, Layout]:
+    """Return the layouts of an NNX model's kernels."""
+    if not isinstance(model, nnx.Module):
+        return {}
+    known = (*flax_layers.DENSE, *flax_layers.CONV, *flax_layers.CONV_TRANSPOSE)
+    return {
+        "/".join((*map(str, path), "kernel")): for_layer(layer)
+        for path, layer in nnx.iter_modules(model)
+        if isinstance(layer, (*known, *flax_layers.DENSE_GENERAL))
+    }
+
+
+def _numbers(leaves: Mapping[str, Any], values: Values | None) -> Iterator[tuple[str, Any]]:
+    """Yield the parameters with their numbers, one at a time."""
+    if values is None:
+        held = [name for name, leaf in leaves.items() if not isinstance(leaf, _ABSTRACT)]
+        yield from ((name, leaves[name]) for name in held)
+        return
+    pairs = ((name, values(name)) for name in leaves) if callable(values) else iter(values)
+    for name, array in pairs:
+        if name not in leaves:
+            raise ValueError(
+                f"table: values hold {name!r}, which is no parameter's path; expected some of "
+                f"{', '.join(leaves)}."
+            )
+        if tuple(np.shape(array)) != tuple(leaves[name].shape):
+            raise ValueError(
+                f"table: the values of {name!r} have shape {np.shape(array)}, expected "
+                f"{tuple(leaves[name].shape)}, as in the variables."
+            )
+        yield name, array
+
+
+_ABSTRACT = jax.ShapeDtypeStruct | jax.core.Tracer
+
+
+def _audited(
+    described: Mapping[str, Parameter],
+    rules: Mapping[str, Declared],
+    numbers: Iterable[tuple[str, Any]],
+) -> tuple[dict[str, Audited], list[Finding]]:
+    """Return every parameter with its statistics, and what each of them shows."""
+    depth = sum(each.stacked for each in described.values() if each.branch == "last")
+    draws = findings.Draws()
+    audited: dict[str, Audited] = {}
+    found: list[Finding] = []
+    for name, leaf in numbers:
+        parameter = described[name]
+        array = np.asarray(leaf)
+        if not jnp.issubdtype(array.dtype, jnp.floating) or not array.size:
+            continue
+        measured = statistics.of(array)
+        fitted = _fit(parameter, array, measured, depth)
+        audited[name] = Audited(parameter, rules.get(name), measured, fitted)
+        found += findings.of_one(audited[name], array)
+        if not measured.nonfinite:
+            found += draws.add(parameter, array)
+    return audited, found
+
+
+def _fit(parameter: Parameter, array: NDArray[Any], measured: Statistics, depth: int) -> Fit:
+    if parameter.role == "kernel" and not measured.nonfinite and not measured.is_constant:
+        gain = fit.orthogonal(array, parameter.out_axes, parameter.stack_axes)
+        if gain is not None:
+            return Fit(f"orthogonal, gain {gain:.4g}", 1.0)
+    return fit.of(measured, candidates.of(parameter, depth))
+
+
+def _mask(function: models.Model, variables: Any, state: Any, decays: Any) -> dict[str, bool]:
+    """Return which parameters decay, by path."""
+    leaves = function.parameters(state)
+    if variables is None:  # the model holds its own, a mask is for their pure tree
+        tree: Any = flax.traverse_util.unflatten_dict(leaves, sep="/")
+    elif isinstance(function, models.Linen):
+        tree = variables["params"]
+    elif isinstance(function, models.Haiku) and function.has_state:
+        tree = variables[0]
+    else:
+        tree = variables
+    mask = decays(tree) if callable(decays) else decays
+    ours, given = str(jax.tree.structure(tree)), str(jax.tree.structure(mask))
+    if ours != given:
+        raise ValueError(
+            f"table: the mask of decays has the structure {given}, expected that of the "
+            f"parameters, {ours}."
+        )
+    flags = jax.tree.leaves(mask)
+    if not all(isinstance(flag, bool | np.bool_) for flag in flags):
+        kinds = ", ".join(sorted({type(flag).__name__ for flag in flags}))
+        raise ValueError(f"table: the mask of decays holds {kinds}, expected bools.")
+    return {name: bool(flag) for name, flag in zip(_paths(tree), flags, strict=True)}
+
+
+def _paths(tree: Any) -> list[str]:
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def _row(parameter: Parameter, rule: Declared | None, audited: Audited | None) -> Row:
+    found = audited.found if audited else None
+    sure = audited is not None and audited.fit.decided
+    return Row(
+        parameter=parameter.name,
+        shape=parameter.shape,
+        role=parameter.role,
+        rule=rule.describe() if rule else "?",
+        fan_in=parameter.fan_in,
+        fan_out=parameter.fan_out,
+        std=rule.std if rule else None,
+        measured_std=found.std if found else None,
+        mean=found.mean if found else None,
+        largest=found.largest / found.std if found and found.std else None,
+        fits=str(audited.fit) if audited else None,
+        confidence=audited.fit.confidence if audited and sure else None,
+    )

@@ -1,0 +1,143 @@
+"""The variances that a parameter may have been drawn with: by right rules, and by wrong ones."""
+
+import math
+from collections.abc import Iterator
+
+from prelu_jax.initializers.fans import PLAIN
+from prelu_jax.initializers.fit import NORMAL, TRUNCATED, UNIFORM, Candidate
+from prelu_jax.initializers.parameters import Parameter
+
+_GAINS = {"He, 2 / {}": 2.0, "1 / {}": 1.0}
+_FIXED = (0.01, 0.02, 1.0)  # standard deviations that are in use
+# The logarithms of how likely rules are beforehand: wrong ones, those of a fan that nobody uses
+# with the distribution, those divided by a number of layers.
+_WRONG, _UNUSUAL, _BY_DEPTH = -10.0, -11.0, -12.0
+_SAME = 1e-6
+
+TRANSPOSED = "the kernel is stored [out, in], and the rule takes its axes for [in, out]"
+_RARE = ("1 / fan_out", "He, 2 / fan_avg")
+_PLAIN_NAMES = {"1 / fan_in": "LeCun, 1 / fan_in", "1 / fan_avg": "Xavier, 1 / fan_avg"}
+
+
+def of(parameter: Parameter, depth: int = 1) -> list[Candidate]:
+    """Return the variances that a parameter of this role and these fans may have.
+
+    Args:
+        parameter: its description.
+        depth: how many kernels of the model write to a residual stream.
+    """
+    found = [Candidate(f"std {std:g}", std**2) for std in _FIXED]
+    if parameter.role == "look-up":
+        features = parameter.shape[-1]
+        found.append(Candidate("1 / features", 1 / features))
+    if parameter.fan_in is None or parameter.fan_out is None:
+        return found
+    right = dict(_right(parameter))
+    swapped = _is_stored_reversed(parameter)
+    for name, variance in right.items():
+        fault = TRANSPOSED if swapped and "fan_out" in name else ""
+        found += _by_distribution(name, variance, fault)
+        if name not in _RARE:
+            found += _by_wrong_limit(name, variance)
+        found += [
+            Candidate(f"{name} / {kernels}", variance / kernels, "", None, _BY_DEPTH, by_depth=True)
+            for kernels in (depth // 2, depth, 2 * depth)
+            if kernels > 2 and parameter.branch
+        ]
+    for name, gain in _GAINS.items():
+        for fan, value, fault in wrong_fans(parameter):
+            variance = gain / value
+            if not any(math.isclose(variance, each, rel_tol=_SAME) for each in right.values()):
+                text = _named(name.format(fan))
+                found.append(Candidate(f"{text} of {value:g}", variance, fault, None, _WRONG))
+    return found
+
+
+def fans(parameter: Parameter) -> dict[str, float]:
+    """Return the fans of a kernel by their names."""
+    fan_in, fan_out = parameter.fan_in, parameter.fan_out
+    if fan_in is None or fan_out is None:
+        return {}
+    return {
+        "fan_in": fan_in,
+        "fan_out": fan_out,
+        "fan_avg": (fan_in + fan_out) / 2,
+        "fan_geo_avg": math.sqrt(fan_in * fan_out),
+    }
+
+
+def wrong_fans(parameter: Parameter) -> Iterator[tuple[str, float, str]]:
+    """Yield the fans that one gets by a mistake: which it stands for, its value, the mistake."""
+    right = fans(parameter)
+    shape, stacked, groups = parameter.shape, parameter.stacked, parameter.groups
+    listed = [("fan_in", right["fan_in"]), ("fan_out", right["fan_out"])]
+    listed.append(("fan_avg", right["fan_avg"]))
+    if stacked > 1:
+        fault = f"the rule counts the {stacked} kernels that are stacked in it as one"
+        yield from ((name, value * stacked, fault) for name, value in listed)
+    if groups > 1:
+        fault = f"the rule ignores the {groups} groups"
+        yield "fan_in", right["fan_in"] * groups, fault
+        yield "fan_out", right["fan_out"] * groups, fault
+        yield "fan_avg", (right["fan_in"] + right["fan_out"] * groups) / 2, fault
+    if len(shape) < 2:
+        return
+    fan_in, fan_out = PLAIN.fans(shape)
+    if _is_stored_reversed(parameter):
+        fault = TRANSPOSED
+    elif len(parameter.in_axes) + len(parameter.out_axes) > 2:
+        fault = (
+            f"the rule takes all axes of {list(shape)} but the last two for a window; inputs are "
+            f"axes {list(parameter.in_axes)}, outputs axes {list(parameter.out_axes)}"
+        )
+    else:
+        fault = f"the rule takes {list(shape)} for [*window, in, out]"
+    for name, value in (
+        ("fan_in", fan_in),
+        ("fan_out", fan_out),
+        ("fan_avg", (fan_in + fan_out) / 2),
+    ):
+        yield name, value, fault
+
+
+def _right(parameter: Parameter) -> Iterator[tuple[str, float]]:
+    """Yield the rules of He, LeCun and Xavier, those that are one for these fans once."""
+    named = fans(parameter)
+    if named["fan_in"] == named["fan_out"]:
+        yield "He, 2 / fan", 2 / named["fan_in"]
+        yield "LeCun and Xavier, 1 / fan", 1 / named["fan_in"]
+        return
+    for name, gain in _GAINS.items():
+        for fan in ("fan_in", "fan_out", "fan_avg"):
+            yield _named(name.format(fan)), gain / named[fan]
+
+
+def _by_distribution(name: str, variance: float, fault: str) -> list[Candidate]:
+    """Return a rule; that of He et al. 2015 for Xavier, 1 / fan_out, is in use for Gaussians."""
+    if name != "1 / fan_out":
+        return [Candidate(name, variance, fault)]
+    return [
+        Candidate(name, variance, fault, NORMAL),
+        *(Candidate(name, variance, fault, only, _UNUSUAL) for only in (TRUNCATED, UNIFORM)),
+    ]
+
+
+def _named(name: str) -> str:
+    return _PLAIN_NAMES.get(name, name)
+
+
+def _by_wrong_limit(name: str, variance: float) -> Iterator[Candidate]:
+    """Yield what comes of taking a standard deviation for the limit of a uniform, or it for one."""
+    fault = "the limits are one standard deviation from 0 instead of √3"
+    if name.startswith("LeCun"):
+        fault += "; PyTorch and Equinox draw so by default"
+    yield Candidate(f"a third of {name}", variance / 3, fault, UNIFORM, _WRONG)
+    fault = "the standard deviation is the limit that a uniform distribution would have, √3 more"
+    yield Candidate(f"three times {name}", 3 * variance, fault, NORMAL, _WRONG)
+
+
+def _is_stored_reversed(parameter: Parameter) -> bool:
+    """Whether the axes of outputs come before those of inputs."""
+    if not parameter.in_axes or not parameter.out_axes:
+        return False
+    return max(parameter.out_axes) < min(parameter.in_axes)

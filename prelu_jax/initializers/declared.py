@@ -1,0 +1,113 @@
+"""The rules that a model declares: initialisers that its modules hold or its user names."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from prelu_jax import axes, flax_layers
+from prelu_jax.initializers import foreign
+from prelu_jax.initializers.layers import for_layer
+from prelu_jax.initializers.parameters import Parameter, of_linen
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """The rule that a parameter is declared to be drawn by.
+
+    Attributes:
+        initializer: the callable.
+        shape: what it is called with: of one kernel of a stack; Flax flattens `DenseGeneral`'s.
+    """
+
+    initializer: Any
+    shape: tuple[int, ...]
+
+    def describe(self) -> str:
+        """Return the rule in words."""
+        return foreign.describe(self.initializer)
+
+    @property
+    def rule(self) -> foreign.Rule | None:
+        """The rule; None if it is not known."""
+        return foreign.known(self.initializer)
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation by the rule; None if it is not known."""
+        if self.rule is None:
+            return None
+        try:
+            return math.sqrt(self.rule.variance(self.shape))
+        except ValueError:  # `flax.linen.Embed` gives one axis both meanings
+            return None
+
+
+def by_user(rules: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Declared]:
+    """Return the rules that a user names.
+
+    Args:
+        rules: from a regular expression for whole paths to an initialiser.
+        parameters: of the model.
+
+    Raises:
+        ValueError: no parameter has such a path, or the rule is of no known kind.
+    """
+    found: dict[str, Declared] = {}
+    for pattern, initializer in rules.items():
+        names = [name for name in parameters if re.fullmatch(pattern, name)]
+        if not names:
+            raise ValueError(
+                f"table: declared names {pattern!r}, which is no parameter's path; expected a "
+                f"regular expression for some of {', '.join(parameters)}."
+            )
+        if foreign.known(initializer) is None:
+            raise ValueError(
+                f"table: the rule declared for {pattern!r} is {foreign.describe(initializer)}; "
+                "expected an initialiser of this package, of JAX or of Flax, or a number."
+            )
+        found |= {name: Declared(initializer, parameters[name].shape) for name in names}
+    return found
+
+
+def by_modules(
+    model: nn.Module, variables: Any, inputs: tuple[Any, ...], call_kwargs: Mapping[str, Any]
+) -> dict[str, Declared]:
+    """Return the rules in the modules that a call of a Linen model meets.
+
+    NNX layers do not keep their initialisers.
+    """
+    found: dict[str, Declared] = {}
+
+    def meet(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        result = call(*args, **kwargs)
+        module = context.module
+        for name, value in module.variables.get("params", {}).items():
+            initializer = getattr(module, f"{name}_init", None)
+            if initializer is not None and hasattr(value, "shape"):
+                shape = _as_drawn(module, name, tuple(value.shape))
+                found["/".join((*module.path, name))] = Declared(initializer, shape)
+        return result
+
+    def apply(variables: Any, *inputs: Any) -> Any:
+        keys = {name: jax.random.key(0) for name in ("params", "dropout")}
+        with nn.intercept_methods(meet):
+            return model.apply(variables, *inputs, rngs=keys, mutable=True, **call_kwargs)
+
+    def trace(names: tuple[str, ...]) -> None:
+        jax.eval_shape(axes.bind(apply, names), of_linen(variables), *inputs)
+
+    axes.trace(trace)
+    return found
+
+
+def _as_drawn(layer: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that ``kernel_init`` is called with: `DenseGeneral` flattens its kernel."""
+    if isinstance(layer, flax_layers.DENSE_GENERAL) and name == "kernel":
+        batch, inputs, outputs, _ = for_layer(layer).axes(shape)
+        return math.prod(shape[i] for i in batch + inputs), math.prod(shape[i] for i in outputs)
+    return shape

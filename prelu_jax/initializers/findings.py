@@ -1,0 +1,418 @@
+"""What is wrong with the numbers of a model's parameters, and what to do about it.
+
+A finding by chance is as rare as a Gaussian beyond `SIGMAS` standard deviations, 2e-9.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prelu_jax.initializers import candidates, fit, rules, statistics
+from prelu_jax.initializers.declared import Declared
+from prelu_jax.initializers.fit import Fit
+from prelu_jax.initializers.parameters import Parameter
+from prelu_jax.initializers.statistics import Statistics
+
+SIGMAS = 6.0
+_NEAR = 3.0  # standard deviations within which a variance may be another
+_SAME = 0.01  # fans that differ by less are not told apart
+_FAR = 6.0  # standard deviations at which a Gaussian is cut to no effect
+_NO_MEAN = 1e-3  # of the standard deviation: what less of a mean does is never seen
+_FEW = 300  # values among 16,384 of half precision; rounded from float32 there are over 1,000
+_TOLD_APART = 4  # weights: fewer may be alike by chance
+_SIZED = 256  # weights of a kernel whose scale is compared with others'
+_LIKE = 0.1  # of the logarithm of a variance: kernels of one rule
+_DEEP = 3  # kernels that write to a residual stream, for a scale with depth
+_COUNTED = 4096  # numbers, of which the values are counted
+_KERNELS = ("kernel", "look-up")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something wrong with a parameter.
+
+    Attributes:
+        parameter: its path, with '[i]' for a part of it.
+        kind: a name for programs: 'std', 'wrong fan', 'wrong limit', 'truncation', 'mean',
+            'same draw', 'alike units', 'depth scaling', 'decay', 'few values', 'not finite'.
+        what: what was found, with the figure.
+        advice: what to do.
+    """
+
+    parameter: str
+    kind: str
+    what: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.parameter}: {self.what}. {self.advice}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Audited:
+    """A parameter with all that is known of it.
+
+    Attributes:
+        parameter: its description.
+        declared: the rule that it is declared to be drawn by; None without one.
+        found: the statistics of its numbers.
+        fit: the rule that these fit.
+    """
+
+    parameter: Parameter
+    declared: Declared | None
+    found: Statistics
+    fit: Fit
+
+
+def of_one(audited: Audited, array: NDArray[Any]) -> Iterator[Finding]:
+    """Yield what one parameter shows by itself."""
+    name, found = audited.parameter.name, audited.found
+    if found.nonfinite:
+        yield Finding(
+            name,
+            "not finite",
+            f"{found.nonfinite} of {found.size} numbers are not finite",
+            "Draw it anew",
+        )
+        return
+    yield from _fan_of_rule(audited)
+    cut = list(_truncation(audited))
+    yield from cut or _spread(audited)
+    yield from _mean(audited)
+    yield from _few_values(audited)
+    yield from _alike(audited.parameter, found, array)
+
+
+def _fan_of_rule(audited: Audited) -> Iterator[Finding]:
+    """A declared rule whose fan is not that of the product."""
+    parameter, declared = audited.parameter, audited.declared
+    rule = declared and declared.rule
+    if not isinstance(rule, rules.VarianceScaling) or not parameter.fan_in or not declared:
+        return
+    try:
+        taken = rule.layout.fan(rule.mode, declared.shape)
+    except ValueError:
+        return
+    right = candidates.fans(parameter)[rule.mode]
+    if math.isclose(taken, right, rel_tol=_SAME):
+        return
+    faults = candidates.wrong_fans(parameter)
+    fault = next((f for _, value, f in faults if math.isclose(value, taken, rel_tol=_SAME)), "")
+    yield _wrong_fan(parameter.name, f"{rule.mode} is {right:g}, its rule takes {taken:g}", fault)
+
+
+def _wrong_fan(name: str, figures: str, fault: str) -> Finding:
+    return Finding(
+        name,
+        "wrong fan",
+        figures + (f": {fault}" if fault else ""),
+        "Give the initialiser the layout of the kernel, as initializers.Layout does",
+    )
+
+
+def _spread(audited: Audited) -> Iterator[Finding]:
+    """A standard deviation other than the rule's."""
+    parameter, declared = audited.parameter, audited.declared
+    found, fitted = audited.found, audited.fit
+    if declared is None or declared.std is None:
+        yield from _fault_of_fit(parameter.name, fitted)
+        return
+    expected, rule = declared.std, declared.rule
+    if not expected:
+        if not found.is_constant:
+            what = f"its numbers differ, std {found.std:.3g}, where the rule is a constant"
+            yield Finding(parameter.name, "std", what, "See whether it was trained or overwritten")
+        return
+    if isinstance(rule, rules.Orthogonal):
+        off = math.isclose(found.second_moment, expected**2, rel_tol=_SAME)
+        sigmas = 0.0 if off else math.inf
+    else:
+        kurtosis = _kurtosis(rule) or found.kurtosis
+        sigmas = fit.deviation(found, expected**2, kurtosis)
+    if abs(sigmas) < SIGMAS:
+        return
+    ratio = found.std / expected
+    figures = f"std {found.std:.3g}, by its rule {expected:.3g}"
+    if math.isfinite(sigmas):
+        figures += f", {abs(sigmas):.0f} σ off"
+    if math.isclose(ratio**2, 1 / 3, rel_tol=0.05) and fitted.distribution is fit.UNIFORM:
+        yield _wrong_limit(parameter.name, figures, "√3 too small")
+    elif math.isclose(ratio**2, 3, rel_tol=0.05) and fitted.distribution is not fit.UNIFORM:
+        yield _wrong_limit(parameter.name, figures, "√3 too large")
+    elif isinstance(rule, rules.VarianceScaling) and (fault := _wrong_fan_of(audited, rule)):
+        yield _wrong_fan(parameter.name, figures, fault)
+    else:
+        fits = f"; its numbers fit {fitted}" if fitted.decided else ""
+        advice = "Draw it by its rule, or declare the rule that is meant"
+        yield Finding(parameter.name, "std", figures + fits, advice)
+
+
+def _wrong_fan_of(audited: Audited, rule: rules.VarianceScaling) -> str:
+    """Return the mistake in a fan that would give a kernel its variance; '' for none."""
+    if not audited.parameter.fan_in:
+        return ""
+    for name, value, fault in candidates.wrong_fans(audited.parameter):
+        variance, kurtosis = rule.gain / value, audited.found.kurtosis
+        if name == rule.mode and abs(fit.deviation(audited.found, variance, kurtosis)) < _NEAR:
+            return fault
+    return ""
+
+
+def _fault_of_fit(name: str, fitted: Fit) -> Iterator[Finding]:
+    """What is wrong with the rule that numbers fit, where none is declared."""
+    if not fitted.fault or not fitted.decided:
+        return
+    if "√3" in fitted.fault:
+        yield _wrong_limit(name, f"its numbers fit {fitted}", fitted.fault)
+    else:
+        yield _wrong_fan(name, f"its numbers fit {fitted}", fitted.fault)
+
+
+def _wrong_limit(name: str, figures: str, fault: str) -> Finding:
+    advice = "A uniform distribution of standard deviation s has the limits ±√3 s"
+    return Finding(name, "wrong limit", f"{figures}: {fault}", advice)
+
+
+def _kurtosis(rule: Any) -> float | None:
+    if isinstance(rule, rules.VarianceScaling):
+        known = {"normal": fit.NORMAL, "truncated_normal": fit.TRUNCATED, "uniform": fit.UNIFORM}
+        return known[rule.distribution].kurtosis
+    return fit.NORMAL.kurtosis if isinstance(rule, rules.Gaussian) else None
+
+
+def _truncation(audited: Audited) -> Iterator[Finding]:
+    """A declared cut beyond which there is nothing, or which the numbers do not keep."""
+    declared, found = audited.declared, audited.found
+    rule = declared and declared.rule
+    cut = getattr(rule, "cut", None)
+    if isinstance(rule, rules.VarianceScaling) and rule.distribution == "truncated_normal":
+        cut = fit.CUT
+    if cut is None or declared is None or not declared.std or found.is_constant:
+        return
+    if cut > _FAR:
+        what = f"its rule cuts a Gaussian at {cut:.3g} σ, which cuts nothing"
+    else:
+        before = declared.std / fit.std_after_cut(cut)
+        if found.largest <= cut * before * (1 + _SAME):
+            return
+        reached = found.largest / before
+        what = f"its rule cuts a Gaussian at {cut:.3g} σ, its numbers reach {reached:.3g} σ"
+    advice = "JAX's truncated_normal takes its limits in standard deviations, PyTorch's in weights"
+    yield Finding(audited.parameter.name, "truncation", what, advice)
+
+
+def _mean(audited: Audited) -> Iterator[Finding]:
+    parameter, found = audited.parameter, audited.found
+    if parameter.role not in _KERNELS or found.is_constant or found.zeros > 0.5:
+        return
+    share = found.mean / found.std
+    sigmas = share * math.sqrt(found.size)
+    if abs(sigmas) < SIGMAS or abs(share) < _NO_MEAN:
+        return
+    what = f"its mean is {found.mean:.3g}, {abs(share):.2g} of its std, {abs(sigmas):.0f} σ off 0"
+    advice = "Draw it around 0: a mean adds up over the fan-in"
+    yield Finding(parameter.name, "mean", what, advice)
+
+
+def _few_values(audited: Audited) -> Iterator[Finding]:
+    parameter, found = audited.parameter, audited.found
+    half = found.dtype in ("bfloat16", "float16")
+    if not half or parameter.role not in _KERNELS or found.zeros > 0.5 or found.is_constant:
+        return
+    if found.size < _COUNTED or found.distinct > _FEW:
+        return
+    what = f"{found.distinct} values among {len(found.sample)} numbers of {found.dtype}"
+    advice = (
+        "Draw in float32 and round: JAX draws half precision from few random bits, "
+        "prelu_jax.initializers do not"
+    )
+    yield Finding(parameter.name, "few values", what, advice)
+
+
+def _alike(parameter: Parameter, found: Statistics, array: NDArray[Any]) -> Iterator[Finding]:
+    """Units, or inputs, whose weights are all one number: nothing tells them apart."""
+    if parameter.role != "kernel" or array.ndim < 2:
+        return
+    if found.is_constant:
+        if found.least:
+            what = f"all its weights are {found.least:.4g}"
+            yield Finding(parameter.name, "alike units", what, _BREAK)
+        return
+    last = array.ndim - 1
+    sides = (
+        ("outputs", parameter.out_axes or (last,)),
+        ("inputs", parameter.in_axes or (last - 1,)),
+    )
+    for side, axes in sides:
+        kept = {*axes, *parameter.stack_axes}
+        others = tuple(axis for axis in range(array.ndim) if axis not in kept)
+        if math.prod(array.shape[axis] for axis in others) < _TOLD_APART:
+            continue
+        least, greatest = array.min(axis=others), array.max(axis=others)
+        alike = least == greatest
+        if count := int(alike.sum()):
+            zeros = int((alike & (least == 0)).sum())
+            kind = "0" if zeros == count else "one number" if not zeros else "0 or one number"
+            first = [int(i) for i in np.argwhere(alike)[0]]
+            what = f"all weights of {count} of its {alike.size} {side} are {kind}, first at {first}"
+            yield Finding(parameter.name, "alike units", what, _BREAK)
+
+
+_BREAK = "Draw it at random: what begins alike stays alike, and zeros pass nothing on"
+
+
+# ---- findings between parameters
+
+
+@dataclasses.dataclass
+class Draws:
+    """The orders of what was drawn, by which the same draw is found again."""
+
+    seen: dict[statistics.Order, tuple[str, NDArray[Any]]] = dataclasses.field(default_factory=dict)
+
+    def add(self, parameter: Parameter, array: NDArray[Any]) -> Iterator[Finding]:
+        """Yield the parts of a parameter that are the same draw as one before."""
+        if parameter.role not in _KERNELS:
+            return
+        repeated = False
+        for axis in range(array.ndim if array.ndim > 1 else 0):
+            found = list(_repeated(parameter.name, array, axis))
+            repeated = repeated or bool(found)
+            yield from found
+            if found:
+                break
+        order = statistics.order(array)
+        if order is None:
+            return
+        if order in self.seen and not repeated:
+            name, other = self.seen[order]
+            related = statistics.relation(array, other)
+            if related:
+                yield _same_draw(parameter.name, f"{related} to {name}", array, other)
+        head = array.reshape(-1)[: statistics.COMPARED].copy()
+        self.seen.setdefault(order, (parameter.name, head))
+
+
+def _same_draw(name: str, what: str, array: NDArray[Any], other: NDArray[Any]) -> Finding:
+    count = min(array.size, other.size)
+    figures = f"its first {count} numbers are {what}" if array.size > count else f"it is {what}"
+    return Finding(name, "same draw", figures, "Split the key: each kernel needs one of its own")
+
+
+def _repeated(name: str, array: NDArray[Any], axis: int) -> Iterator[Finding]:
+    """Yield the slices along an axis that are the same draw as one before."""
+    front = np.moveaxis(array, axis, 0)
+    size = math.prod(front.shape[1:])
+    if size < statistics.RANKED or len(front) < 2:
+        return
+    places: tuple[Any, ...] = np.unravel_index(np.arange(statistics.RANKED), front.shape[1:])
+    heads = front[(slice(None), *places)]
+    seen: dict[statistics.Order, int] = {}
+    same: list[tuple[int, int, str]] = []
+    for i, head in enumerate(heads):
+        order = statistics.order(head)
+        if order is None:
+            continue
+        if order in seen:
+            related = statistics.relation(front[i], front[seen[order]])
+            if related:
+                same.append((i, seen[order], related))
+        seen.setdefault(order, i)
+    if same:
+        i, j, related = same[0]
+        more = f", and {len(same) - 1} more such slices" if len(same) > 1 else ""
+        what = f"along axis {axis} slice {i} is {related} to slice {j}{more}"
+        yield Finding(name, "same draw", what, "Split the key: each slice needs one of its own")
+
+
+def of_depth(every: Sequence[Audited]) -> Iterator[Finding]:
+    """Yield kernels scaled with depth against the rule of the others.
+
+    Those that write to a residual stream are scaled by the square root of their number, all or none
+    (Radford et al. 2019); others are not.
+    """
+    kernels = [
+        each
+        for each in every
+        if each.parameter.role == "kernel"
+        and each.parameter.fan_in
+        and not each.found.is_constant
+        and not each.found.nonfinite
+        and each.found.size >= _SIZED
+    ]
+    writers = [each for each in kernels if each.parameter.branch == "last"]
+    others = [each for each in kernels if each.parameter.branch == "inside"]
+    depth = sum(each.parameter.stacked for each in writers)
+    if depth < _DEEP or not others:
+        return
+    expected = _rule_of_most(kernels)
+    divisors = {each.parameter.name: _divisor(each, expected(each), depth) for each in kernels}
+    scaled = {name: n for name, n in divisors.items() if n and n > 1}
+    left = [each.parameter.name for each in writers if divisors[each.parameter.name] == 1]
+    found = [each.parameter.name for each in writers if each.parameter.name in scaled]
+    advice = "Scale all kernels that write to the stream, or none, and no others"
+    for each in others:
+        name = each.parameter.name
+        if name in scaled:
+            what = (
+                f"its std is that of the others over √{scaled[name]}, and no residual sum adds it"
+            )
+            what += f"; {', '.join(left[:3])} write to the stream, not scaled" if left else ""
+            yield Finding(name, "depth scaling", what, advice)
+    for name in left if found else ():
+        what = (
+            f"it writes to the residual stream, not scaled by 1/√{scaled[found[0]]} as "
+            f"{', '.join(found[:3])}"
+        )
+        yield Finding(name, "depth scaling", what, advice)
+
+
+def _rule_of_most(kernels: Sequence[Audited]) -> Callable[[Audited], float]:
+    """Return the variance of a kernel by the rule that most kernels keep: by a fan, or fixed."""
+
+    def by(fan: str) -> Callable[[Audited], float]:
+        return lambda each: 1 / candidates.fans(each.parameter)[fan]
+
+    rules: list[Callable[[Audited], float]] = [lambda each: 1.0]
+    rules += [by(fan) for fan in ("fan_in", "fan_out", "fan_avg")]
+
+    ranked = []
+    for i, rule in enumerate(rules):
+        logs = np.array([math.log(each.found.second_moment / rule(each)) for each in kernels])
+        agreeing = (np.abs(logs[:, None] - logs) < _LIKE).sum(axis=1)
+        most = agreeing.max()
+        # Of two scales for as many kernels the larger: depth makes kernels smaller.
+        ranked.append((most, logs[agreeing == most].max(), -i))
+    most, scale, i = max(ranked, key=lambda each: (each[0], each[2]))
+    return lambda each: math.exp(scale) * rules[-i](each)
+
+
+def _divisor(each: Audited, expected: float, depth: int) -> int | None:
+    """Return by what the variance was divided: 1, or a number of kernels; None for another."""
+    slack = SIGMAS * math.sqrt(max(each.found.kurtosis - 1, 0.1) / each.found.size)
+    slack = min(max(slack, 0.05), math.log(_DEEP) / 4)
+    divided = math.log(expected / each.found.second_moment)
+    if abs(divided) < slack:
+        return 1
+    if each.fit.decided and each.fit.known:
+        return None
+    counts = (depth, 2 * depth, depth // 2)
+    return next((n for n in counts if abs(divided - math.log(n)) < slack), None)
+
+
+def of_decay(parameters: Mapping[str, Parameter], decays: Mapping[str, bool]) -> Iterator[Finding]:
+    """Yield parameters that weight decay is for, and should not be."""
+    advice = {
+        "slope": "He et al. 2015 do not decay slopes: it pulls them to ReLU",
+        "scale": "Leave the scales of norms out of the mask",
+        "bias": "Leave biases out of the mask",
+    }
+    for name, parameter in parameters.items():
+        role = parameter.role
+        if decays.get(name) and role in advice:
+            yield Finding(name, "decay", f"the {role} decays with the weights", advice[role])

@@ -1,0 +1,231 @@
+"""What every parameter of a model is: its role and its fans, read off one abstract call."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import flax
+import jax
+from flax import linen as nn
+from jax.extend.core import Var
+
+from prelu_jax import axes, tracing
+from prelu_jax.initializers.fans import PLAIN, Layout
+from prelu_jax.tracing import models, residual
+from prelu_jax.tracing.bodies import Body, Watched
+from prelu_jax.tracing.outputs import Graph
+
+Role = Literal["kernel", "look-up", "bias", "scale", "slope", "other", "unused"]
+Branch = Literal["", "inside", "last"]
+_WHERE: dict[bool | None, Branch] = {None: "", False: "inside", True: "last"}
+_BY_NAME: dict[str, Role] = {
+    "kernel": "kernel",
+    "embedding": "look-up",
+    "bias": "bias",
+    "scale": "scale",
+    "negative_slope": "slope",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter of a model.
+
+    Attributes:
+        name: its path.
+        shape: its shape.
+        role: what it is: 'kernel', 'look-up', 'bias', 'scale' (of a norm, as a rule), 'slope' (of a
+            rectifier), 'other', or 'unused'.
+        fan_in, fan_out: how many weights meet in one output, and start from one input; None for
+            what is no kernel.
+        stacked: how many kernels it holds, each drawn for itself: of steps of scans, of experts.
+        groups: of a convolution.
+        in_axes, out_axes: of its axes, those of the input and of the output features; () where the
+            kernel is more than an arrangement of it.
+        stack_axes: those that count the kernels.
+        branch: where it is in the branch of a residual sum, 'inside' or 'last', which writes to the
+            stream; '' outside.
+        order: the place of its first operation in the order of execution.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    fan_in: float | None = None
+    fan_out: float | None = None
+    stacked: int = 1
+    groups: int = 1
+    in_axes: tuple[int, ...] = ()
+    out_axes: tuple[int, ...] = ()
+    stack_axes: tuple[int, ...] = ()
+    branch: Branch = ""
+    order: int = 0
+
+
+def read(
+    model: models.Model, state: Any, inputs: tuple[Any, ...], call_kwargs: Mapping[str, Any]
+) -> dict[str, Parameter]:
+    """Return every parameter, from a call of the model that computes nothing.
+
+    Args:
+        model, state: as `models.of` returns them; arrays or `jax.ShapeDtypeStruct`.
+        inputs: positional arguments of the call, likewise.
+        call_kwargs: its keywords.
+
+    Raises:
+        ValueError: the model cannot be called with these variables and inputs.
+    """
+    parameters = model.parameters(state)
+    program = _program(model, state, inputs, call_kwargs)
+    branches = residual.branches(program.reading.body)
+    found: dict[str, Parameter] = {}
+    for body, watched in _watched(program.reading.body):
+        operation = watched.operation
+        for name in operation.parameters:
+            if name not in parameters:  # of another collection
+                continue
+            branch = _WHERE[branches.get(operation.number)]
+            if name in found and branch == "last":
+                found[name] = dataclasses.replace(found[name], branch=branch)
+            if name not in found or found[name].role == "look-up":
+                found[name] = _kernel(name, parameters[name].shape, body, watched, branch)
+    biases = {operation.bias for operation in program.operations}
+    for name, leaf in parameters.items():
+        if name not in found:
+            role = _role(name, program.reading, name in biases)
+            found[name] = Parameter(name, tuple(leaf.shape), role)
+    return {name: found[name] for name in parameters}
+
+
+def guess(parameters: Mapping[str, Any], layouts: Mapping[str, Layout]) -> dict[str, Parameter]:
+    """Return every parameter by its name and shape alone, where no call is known.
+
+    Args:
+        parameters: by path.
+        layouts: of kernels. Others count as ``[*window, in_features, out_features]``.
+    """
+    found = {}
+    for name, leaf in parameters.items():
+        shape = tuple(leaf.shape)
+        role = _BY_NAME.get(name.rpartition("/")[2], "other")
+        is_kernel = role == "kernel" and len(shape) > 1
+        fans = layouts.get(name, PLAIN).fans(shape) if is_kernel else (None, None)
+        found[name] = Parameter(name, shape, role, *fans)
+    return found
+
+
+def _program(
+    model: models.Model, state: Any, inputs: tuple[Any, ...], call_kwargs: Mapping[str, Any]
+) -> tracing.Program:
+    keys = {name: jax.random.key(0) for name in ("params", "dropout")}
+    rngs = keys if isinstance(model, models.Linen) else None
+
+    def call(parameters: Mapping[str, Any], state: Any, inputs: Any) -> Any:
+        outputs = model.call(model.replace(state, parameters), inputs, call_kwargs, rngs)
+        return [leaf for leaf in jax.tree.leaves(outputs) if isinstance(leaf, jax.Array)]
+
+    def trace(names: tuple[str, ...]) -> tracing.Program:
+        sizes = [(name, 1) for name in names]
+        given = model.parameters(state)
+        return tracing.trace(call, given, state, inputs, axes=sizes, without_rules=True)
+
+    try:
+        return axes.trace(trace)
+    except (flax.errors.FlaxError, KeyError, TypeError, ValueError, AttributeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ValueError(
+            "table: the model cannot be called with these variables and inputs. Are they another "
+            f"model's? {type(error).__name__}: {first}"
+        ) from error
+
+
+def _watched(body: Body) -> Iterator[tuple[Body, Watched]]:
+    """Yield every operation with the body that it is in."""
+    for place in sorted({*body.watched, *body.inner}):
+        for inner in body.inner.get(place, ()):
+            yield from _watched(inner)
+        if place in body.watched:
+            yield body, body.watched[place]
+
+
+def _kernel(
+    name: str, shape: tuple[int, ...], body: Body, watched: Watched, branch: Branch
+) -> Parameter:
+    operation = watched.operation
+    layout = operation.layout
+    look_up = operation.kind == "look-up"
+    alone = len(operation.parameters) == 1
+    fan_in, fan_out = operation.fans if alone and not look_up else (None, None)
+    is_view = alone and operation.is_view
+    stored = _stored(body, watched, len(shape)) if is_view else ((), (), ())
+    steps = zip(operation.steps, operation.own, strict=True)
+    stacked = math.prod(length for length, own in steps if own)
+    stacked *= math.prod(operation.weight_shape[axis] for axis in layout.stacked_axes)
+    return Parameter(
+        name,
+        tuple(shape),
+        "look-up" if look_up else "kernel",
+        fan_in,
+        fan_out,
+        stacked,
+        layout.groups if not layout.stacked_axes else 1,
+        *stored,
+        branch,
+        operation.number,
+    )
+
+
+def _stored(
+    body: Body, watched: Watched, rank: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return a parameter's axes of inputs, of outputs and of kernels; () for each if not known."""
+    layout = watched.operation.layout
+    graph, atom = Graph(body.jaxpr), watched.weight
+    order = list(range(len(watched.operation.weight_shape)))  # axis of W -> axis of the parameter
+    while isinstance(atom, Var) and atom in graph.maker:
+        equation = graph.equations[graph.maker[atom]]
+        if equation.primitive.name == "transpose":
+            order = [equation.params["permutation"][axis] for axis in order]
+        elif equation.primitive.name not in ("convert_element_type", "copy", "name"):
+            return (), (), ()
+        atom = equation.invars[0]
+    ahead = rank - len(order)  # the axes of the steps of scans
+    if ahead != len([own for own in watched.operation.own if own]):
+        return (), (), ()
+
+    def stored(axes: Iterable[int]) -> tuple[int, ...]:
+        return tuple(order[axis] + ahead for axis in axes)
+
+    free = [axis for axis in layout.weight_axes if axis not in layout.stacked_axes]
+    stack = (*range(ahead), *stored(layout.stacked_axes))
+    return stored(layout.input_axes), stored(free), stack
+
+
+def _role(name: str, reading: tracing.Reading, is_bias: bool) -> Role:
+    effects = reading.effects.get(name, frozenset())
+    if is_bias or effects == {"add"}:
+        return "bias"
+    if "look up" in effects:
+        return "look-up"
+    if effects >= {"multiply", "rectify"}:
+        return "slope"
+    if "multiply" in effects:
+        return "scale"
+    return "other" if name in reading.used else "unused"
+
+
+def of_linen(variables: Any) -> Any:
+    """Return a Linen model's variables without boxes of partitioning metadata.
+
+    `flax.core.meta.unbox` applies the sharding too, which needs the mesh, and arrays.
+    """
+
+    def unbox(leaf: Any) -> Any:
+        return of_linen(leaf.value) if _is_box(leaf) else leaf
+
+    return jax.tree.map(unbox, variables, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata) and hasattr(leaf, "value")

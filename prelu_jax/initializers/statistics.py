@@ -1,0 +1,148 @@
+"""The numbers of a parameter in one pass: moments, extremes, and what tells its draws apart."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+_CHUNK = 1 << 20  # numbers that are held in double precision at once
+COMPARED = 1 << 14  # numbers that are compared with a distribution, and whose values are counted
+_SAME_ORDER = 0.999  # correlation of the ranks of two draws from the same bits
+RANKED = 24  # numbers by whose order a draw is known again: one order of 24! = 6e23
+
+Order = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Statistics:
+    """The statistics of an array.
+
+    Attributes:
+        size: how many numbers there are.
+        mean: of all.
+        second_moment: the mean of the squares.
+        fourth_moment: the mean of the fourth powers.
+        least, greatest: the extremes.
+        nonfinite: how many are not finite. The other statistics are of those that are.
+        zeros: the share of zeros.
+        sample: up to 16,384 of them, sorted.
+        dtype: the name of their type.
+    """
+
+    size: int
+    mean: float
+    second_moment: float
+    fourth_moment: float
+    least: float
+    greatest: float
+    nonfinite: int
+    zeros: float
+    sample: NDArray[np.float64] = dataclasses.field(repr=False)
+    dtype: str = "float32"
+
+    @property
+    def variance(self) -> float:
+        """The variance."""
+        return max(self.second_moment - self.mean**2, 0.0)
+
+    @property
+    def std(self) -> float:
+        """The standard deviation."""
+        return math.sqrt(self.variance)
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute value."""
+        return max(abs(self.least), abs(self.greatest))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all are one number."""
+        return self.least == self.greatest
+
+    @functools.cached_property
+    def kurtosis(self) -> float:
+        """The mean fourth power over the squared mean square: 3 for a Gaussian, 1.8 if uniform."""
+        return self.fourth_moment / self.second_moment**2 if self.second_moment else math.nan
+
+    @property
+    def distinct(self) -> int:
+        """How many values there are in the sample."""
+        return len(np.unique(self.sample))
+
+
+def of(array: Any) -> Statistics:
+    """Return the statistics of an array of floats; parts of it at a time are held as doubles."""
+    flat = np.asarray(array).reshape(-1)
+    dtype = flat.dtype.name
+    stride = max(1, flat.size // COMPARED)
+    sample = np.sort(_doubles(flat[::stride][:COMPARED]))
+    scale = max(float(np.max(np.abs(sample), initial=0.0, where=np.isfinite(sample))), 1e-300)
+    sums = np.zeros(3)
+    finite = zeros = 0
+    least, greatest = math.inf, -math.inf
+    for start in range(0, flat.size, _CHUNK):
+        part = _doubles(flat[start : start + _CHUNK])
+        kept = part[np.isfinite(part)]
+        finite += kept.size
+        zeros += int(np.count_nonzero(kept == 0))
+        if kept.size:
+            least, greatest = min(least, float(kept.min())), max(greatest, float(kept.max()))
+            kept = kept / scale  # squares neither overflow nor vanish
+            squares = kept * kept
+            sums += [kept.sum(), squares.sum(), np.dot(squares, squares)]
+    mean, second, fourth = (sums / finite if finite else np.full(3, math.nan)).tolist()
+    return Statistics(
+        flat.size,
+        mean * scale,
+        second * scale**2,
+        fourth * scale**4,
+        least,
+        greatest,
+        flat.size - finite,
+        zeros / max(finite, 1),
+        sample[np.isfinite(sample)],
+        dtype,
+    )
+
+
+def _doubles(part: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(part).astype(np.float64)
+
+
+def order(array: Any) -> Order | None:
+    """Return the order of an array's first numbers, by which a draw is known again.
+
+    The same random bits give the same order whatever the distribution, the scale and, as JAX draws
+    them, the shape; a change of sign reverses it. Both orders are one here. None for an array of
+    fewer than 24 numbers, or with equal ones among the first.
+    """
+    first = np.asarray(array).reshape(-1)[:RANKED].astype(np.float64)
+    if first.size < RANKED or len(np.unique(first)) < RANKED - 4:
+        return None
+    forward = tuple(np.argsort(first, kind="stable").tolist())
+    return min(forward, forward[::-1])
+
+
+def relation(one: Any, other: Any) -> str | None:
+    """Return what two arrays of one order are to each other, in words; None if nothing.
+
+    Args:
+        one, other: arrays, of which the first numbers are compared, as many as both have.
+    """
+    count = min(np.size(one), np.size(other), COMPARED)
+    a, b = (np.asarray(x).reshape(-1)[:count].astype(np.float64) for x in (one, other))
+    if np.array_equal(a, b):
+        return "equal"
+    tolerance = 4 * max(float(jnp.finfo(x.dtype).eps) for x in (one, other))
+    factor = float(np.dot(a, b)) / max(float(np.dot(b, b)), 1e-300)
+    if np.allclose(a, factor * b, rtol=tolerance, atol=tolerance * np.abs(a).max()):
+        if math.isclose(abs(factor), 1, rel_tol=tolerance):
+            return "equal up to the sign"
+        return f"equal up to a factor of {factor:.4g}"
+    correlation = np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1]
+    return "in the same order" if abs(correlation) > _SAME_ORDER else None

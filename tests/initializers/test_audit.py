@@ -1,0 +1,353 @@
+"""Each mistake that people found by eye is found in a small model, and nothing else is."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import prelu_jax as pj
+from prelu_jax import initializers
+from prelu_jax.initializers import Layout
+from tests.initializers import healthy
+
+WIDTH, HIDDEN, HEADS, SIZE, EXPERTS, DEPTH = 28, 60, 3, 20, 5, 6
+X = jax.random.normal(jax.random.key(0), (4, 8, 8, 16))
+HE, LECUN = initializers.he_normal(), initializers.lecun_normal()
+STACKED = initializers.he_normal(layout=Layout(batch_axis=0))
+# [out, in] by its own fan; [in, heads, features] and the experts by theirs
+TRANSPOSED = initializers.he_normal(layout=Layout(in_axis=1, out_axis=0))
+BY_HEADS = initializers.lecun_normal(layout=Layout(in_axis=0, out_axis=(1, 2)))
+GROUPED = initializers.he_normal("fan_avg", layout=Layout(feature_group_count=4))
+JAX = jax.nn.initializers
+RULES = {
+    "conv": (HE, (3, 3, 16, WIDTH)),
+    "grouped": (GROUPED, (3, 3, WIDTH // 4, 160)),
+    "mix": (HE, (160, WIDTH)),
+    "transposed": (TRANSPOSED, (HIDDEN, WIDTH)),
+    "back": (HE, (HIDDEN, WIDTH)),
+    "heads": (BY_HEADS, (WIDTH, HEADS, SIZE)),
+    "joined": (LECUN, (HEADS * SIZE, WIDTH)),
+    "experts": (STACKED, (EXPERTS, WIDTH, HIDDEN)),
+    "wide": (STACKED, (DEPTH, WIDTH, HIDDEN)),
+    "narrow": (STACKED, (DEPTH, HIDDEN, WIDTH)),
+    "head": (HE, (HIDDEN, 100)),
+}
+
+
+def net(params, x):
+    """Layers of every kind, a residual stack among them, in front of a head."""
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(
+        x, params["conv"], (2, 2), "SAME", dimension_numbers=dimensions
+    )
+    x = pj.prelu(x + params["bias"], params["slope"])
+    x = jax.lax.conv_general_dilated(
+        x, params["grouped"], (2, 2), "SAME", dimension_numbers=dimensions, feature_group_count=4
+    )
+    x = jax.nn.relu(x.mean((1, 2)) @ params["mix"]) * params["scale"]
+    x = jax.nn.relu(jax.nn.relu(x @ params["transposed"].T) @ params["back"])
+    x = jnp.einsum("bi,ihf->bhf", x, params["heads"]).reshape(len(x), -1) @ params["joined"]
+
+    def block(x, layer):
+        wide, narrow = layer
+        return x + jax.nn.relu(x @ wide) @ narrow, None
+
+    x, _ = jax.lax.scan(block, x, (params["wide"], params["narrow"]))
+    y = jnp.einsum("ebi,eio->ebo", jnp.stack([x] * EXPERTS), params["experts"])
+    return jax.nn.relu(y.mean(0)) @ params["head"]
+
+
+def drawn(seed=0):
+    keys = jax.random.split(jax.random.key(seed), len(RULES))
+    params = {
+        name: rule(key, shape)
+        for key, (name, (rule, shape)) in zip(keys, RULES.items(), strict=True)
+    }
+    return params | {
+        "bias": jnp.zeros(WIDTH),
+        "slope": jnp.full(WIDTH, 0.25),
+        "scale": jnp.ones(WIDTH),
+    }
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        zeros = nn.initializers.zeros
+        return net({k: self.param(k, zeros, v.shape) for k, v in drawn().items()}, x)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, params):
+        self.params = nnx.Dict({name: nnx.Param(value) for name, value in params.items()})
+
+    def __call__(self, x):
+        return net({name: value[...] for name, value in self.params.items()}, x)
+
+
+def audited(way, params, **options):
+    if way == "linen":
+        return initializers.table(Linen(), {"params": params}, X, **options)
+    if way == "nnx":
+        return initializers.table(Nnx(params), X, **options)
+    return initializers.table(net, params, X, **options)
+
+
+WAYS = ["linen", "nnx", "plain"]
+
+
+def key(i):
+    return jax.random.key(100 + i)
+
+
+def of(name, rule):
+    """The parameter drawn by another rule."""
+    return {name: rule(key(1), RULES[name][1], jnp.float32)}
+
+
+def uniform(name, limit):
+    return {name: jax.random.uniform(key(1), RULES[name][1], minval=-limit, maxval=limit)}
+
+
+P = drawn()
+# case -> what is planted, and the kind, a part of the text and the names of the findings
+CASES = {
+    "transposed": (
+        of("transposed", JAX.he_normal()),
+        ("wrong fan", r"stored \[out, in\]", ["transposed"]),
+    ),
+    "transposed, Xavier by one fan": (
+        of("transposed", JAX.variance_scaling(1.0, "fan_in", "truncated_normal")),
+        ("wrong fan", r"stored \[out, in\]", ["transposed"]),
+    ),
+    "experts counted": (
+        of("experts", JAX.lecun_normal()),
+        ("wrong fan", "counts the 5 kernels that are stacked", ["experts"]),
+    ),
+    "experts counted, Xavier": (
+        of("experts", JAX.xavier_uniform()),
+        ("wrong fan", "counts the 5 kernels that are stacked", ["experts"]),
+    ),
+    "layers of a scan counted": (
+        of("wide", JAX.he_normal()),
+        ("wrong fan", "counts the 6 kernels that are stacked", ["wide"]),
+    ),
+    "groups ignored": (
+        of("grouped", initializers.gaussian(math.sqrt(2 / (9 * WIDTH)))),
+        ("wrong fan", "ignores the 4 groups", ["grouped"]),
+    ),
+    "heads flattened": (
+        of("heads", JAX.lecun_normal()),
+        ("wrong fan", "all axes of .* but the last two for a window", ["heads"]),
+    ),
+    "LeCun's uniform off by √3": (
+        uniform("mix", 1 / math.sqrt(160)),
+        ("wrong limit", "√3.*PyTorch and Equinox", ["mix"]),
+    ),
+    "He's uniform off by √3": (
+        uniform("mix", math.sqrt(2 / 160)),
+        ("wrong limit", "√3", ["mix"]),
+    ),
+    "a normal with the limit for its std": (
+        of("head", initializers.gaussian(math.sqrt(6 / HIDDEN))),
+        ("wrong limit", "√3 more", ["head"]),
+    ),
+    "identical": ({"back": P["transposed"]}, ("same draw", "equal to", ["transposed"])),
+    "equal up to the sign": (
+        {"back": -P["transposed"]},
+        ("same draw", "up to the sign", ["transposed"]),
+    ),
+    "one key for two shapes": (
+        {"head": HE(key(7), RULES["head"][1]), "mix": LECUN(key(7), RULES["mix"][1])},
+        ("same draw", "factor|order", ["mix"]),
+    ),
+    "one key for two distributions": (
+        {
+            "back": HE(key(7), RULES["back"][1]),
+            "transposed": initializers.he_uniform(layout=TRANSPOSED.layout)(
+                key(7), RULES["transposed"][1]
+            ),
+        },
+        ("same draw", "in the same order", ["transposed"]),
+    ),
+    "one key for all layers of a scan": (
+        {"wide": jnp.stack([P["wide"][0]] * DEPTH)},
+        ("same draw", "slice 1 is equal to slice 0, and 4 more", ["wide"]),
+    ),
+    "one key for two layers of a scan": (
+        {"wide": P["wide"].at[3].set(2 * P["wide"][1] / 2)},
+        ("same draw", "slice 3 is equal to slice 1", ["wide"]),
+    ),
+    "units of zeros": (
+        {"mix": P["mix"].at[:, 5:7].set(0)},
+        ("alike units", r"2 of its 28 outputs are 0, first at \[5\]", ["mix"]),
+    ),
+    "inputs of one number": (
+        {"mix": P["mix"].at[9].set(0.1)},
+        ("alike units", r"1 of its 160 inputs are one number, first at \[9\]", ["mix"]),
+    ),
+    "units of zeros in one layer of a scan": (
+        {"wide": P["wide"].at[2, :, 7].set(0)},
+        ("alike units", r"1 of its 360 outputs are 0, first at \[2, 7\]", ["wide"]),
+    ),
+    "a constant kernel": (
+        {"mix": jnp.full((160, WIDTH), 0.1)},
+        ("alike units", "all its weights are 0.1", ["mix"]),
+    ),
+    "a mean": ({"mix": P["mix"] + 0.1}, ("mean", r"its mean is 0\.\d+, .* σ off 0", ["mix"])),
+    "a kernel of the wrong half scaled with depth": (
+        {"wide": P["wide"] / math.sqrt(DEPTH)},
+        ("depth scaling", "over √6, and no residual sum.*narrow write", ["wide"]),
+    ),
+    "not finite": (
+        {"mix": P["mix"].at[0, 0].set(jnp.nan)},
+        ("not finite", "1 of 4480 numbers", ["mix"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_as_it_should_be_has_no_findings(way):
+    table = audited(way, drawn())
+    assert list(map(str, table.findings)) == []
+    table.assert_as_declared()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_found_and_nothing_else(case, way):
+    planted, (kind, text, names) = CASES[case]
+    table = audited(way, drawn() | planted)
+    assert [each.kind for each in table.findings] == [kind] * len(names), table.findings
+    prefix = "params/" if way == "nnx" else ""
+    assert [each.parameter for each in table.findings] == [prefix + name for name in names]
+    with pytest.raises(AssertionError, match=text):
+        table.assert_as_declared()
+    table.assert_as_declared(ignore="|".join(prefix + name for name in names))
+
+
+def test_a_writer_that_is_not_scaled_like_its_siblings():
+    """Two kernels of a block write to the residual stream, one is scaled with depth."""
+
+    def transformer(params, x):
+        for i in range(DEPTH):
+            x = x + jax.nn.relu(x @ params[f"wide_{i}"]) @ params[f"narrow_{i}"]
+            x = x + jax.nn.relu(x @ params[f"up_{i}"]) @ params[f"down_{i}"]
+        return x
+
+    shapes = {"wide": (28, 60), "narrow": (60, 28), "up": (28, 90), "down": (90, 28)}
+    params = {
+        f"{name}_{i}": LECUN(jax.random.fold_in(key(i), j), shape)
+        for i in range(DEPTH)
+        for j, (name, shape) in enumerate(shapes.items())
+    }
+    x = jnp.ones((3, 28))
+    assert not initializers.table(transformer, params, x).findings
+    both = {n: v / math.sqrt(12) if n[:4] in ("narr", "down") else v for n, v in params.items()}
+    assert not initializers.table(transformer, both, x).findings
+    one = {n: v / math.sqrt(12) if n.startswith("narrow") else v for n, v in params.items()}
+    found = initializers.table(transformer, one, x).findings
+    assert {each.parameter for each in found} == {f"down_{i}" for i in range(DEPTH)}
+    assert all("not scaled by 1/√12 as narrow_0, narrow_1" in each.what for each in found)
+    fixed = {
+        n: v / v.std() * (0.02 / math.sqrt(12) if n[0] in "wu" else 0.02) for n, v in params.items()
+    }
+    found = initializers.table(transformer, fixed, x).findings
+    assert {each.parameter[:2] for each in found} == {"wi", "up"}
+    assert {each.kind for each in found} == {"depth scaling"}
+
+
+def test_what_is_declared_is_held_against_the_numbers():
+    """By a regular expression for models that keep no rule, by its layers in Linen."""
+    rules = {"mix|back|head": HE, "bias": 0.0, "slope": 0.25}
+    table = initializers.table(net, drawn(), X, declared=rules)
+    assert not table.findings
+    row = next(row for row in table if row.parameter == "mix")
+    assert (row.rule, row.std) == (HE.describe(), pytest.approx(math.sqrt(2 / 160)))
+    larger = drawn() | {"mix": 1.2 * drawn()["mix"], "slope": jnp.linspace(0.2, 0.3, WIDTH)}
+    table = initializers.table(net, larger, X, declared=rules)
+    assert [(each.parameter, each.kind) for each in table.findings] == [
+        ("mix", "std"),
+        ("slope", "std"),
+    ]
+    assert "by its rule 0.112, 19 σ off" in table.findings[0].what
+
+
+class Declares(nn.Module):
+    """Layers that declare a rule, and one that takes its axes for others."""
+
+    @nn.compact
+    def __call__(self, x):
+        cut = JAX.truncated_normal(0.05, lower=-100, upper=100)
+        x = nn.relu(nn.Dense(60, kernel_init=cut, name="cut")(x))
+        x = nn.Einsum((60, 3, 20), "bi,ihf->bhf", kernel_init=JAX.he_normal(), name="heads")(x)
+        x = nn.Conv(32, (3,), feature_group_count=4, kernel_init=JAX.he_normal(), name="by_fan_in")(
+            x
+        )
+        by_fan_out = JAX.variance_scaling(2.0, "fan_out", "normal")
+        x = nn.Conv(48, (3,), feature_group_count=4, kernel_init=by_fan_out, name="grouped")(x)
+        return nn.Dense(10, name="head")(x.mean(1))
+
+
+def test_the_rules_of_linen_layers_are_held_against_their_products():
+    x = jnp.ones((2, 40))
+    variables = Declares().init(jax.random.key(0), x)
+    variables["params"]["head"]["kernel"] *= math.sqrt(1 / 3)
+    table = initializers.table(Declares(), variables, x)
+    found = {each.parameter: (each.kind, each.what) for each in table.findings}
+    assert list(found) == ["cut/kernel", "grouped/kernel", "head/kernel", "heads/kernel"]
+    assert found["cut/kernel"] == (
+        "truncation",
+        "its rule cuts a Gaussian at 100 σ, which cuts nothing",
+    )
+    assert found["grouped/kernel"][0] == "wrong fan"
+    assert "ignores the 4 groups" in found["grouped/kernel"][1]
+    assert found["heads/kernel"][0] == "wrong fan"
+    assert found["heads/kernel"][1].startswith("fan_in is 60, its rule takes 180: ")
+    assert found["head/kernel"][0] == "std"
+
+
+def test_a_declared_cut_that_the_numbers_pass():
+    params = drawn() | of("mix", initializers.gaussian(0.05))
+    rules = {"mix": JAX.truncated_normal(0.05, lower=-2, upper=2)}
+    (found,) = initializers.table(net, params, X, declared=rules).findings
+    assert found.kind == "truncation"
+    assert "cuts a Gaussian at 2 σ, its numbers reach 3." in found.what
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_decay_of_slopes_norms_and_biases(way):
+    everything = audited(way, drawn(), decays=lambda params: jax.tree.map(lambda _: True, params))
+    assert {each.kind for each in everything.findings} == {"decay"}
+    names = [each.parameter.removeprefix("params/") for each in everything.findings]
+    assert sorted(names) == ["bias", "scale", "slope"]
+    by_rank = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
+    assert not audited(way, drawn(), decays=by_rank).findings
+
+
+def test_half_precision_drawn_from_few_bits():
+    def net(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    shapes = {"a": (100, 200), "b": (200, 100)}
+    ours = {
+        name: initializers.he_normal()(key(i), shape, jnp.bfloat16)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    x = jnp.ones((2, 100), jnp.bfloat16)
+    assert not initializers.table(net, ours, x).findings
+    theirs = ours | {"a": jax.random.normal(key(5), shapes["a"], jnp.bfloat16) * 0.1}
+    (found,) = initializers.table(net, theirs, x).findings
+    assert (found.parameter, found.kind) == ("a", "few values")
+
+
+@pytest.mark.parametrize("name", healthy.MODELS)
+def test_healthy_models_have_no_findings(name):
+    make, x = healthy.MODELS[name]
+    for seed in range(5):
+        model, variables = make(jax.random.key(seed))
+        given = [] if variables is None else [variables]
+        initializers.table(model, *given, x).assert_as_declared()
