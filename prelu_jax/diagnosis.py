@@ -1,13 +1,14 @@
 """Any model's signal, measured, judged, and compared with the theory where its arch is known."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from prelu_jax import models, signal, theory
+from prelu_jax import initializers, models, signal, theory
 from prelu_jax.signal import Measurement, Report, checks
 
 
@@ -69,7 +70,23 @@ def diagnose(
         with contextlib.suppress(ValueError):
             predicted = _predict(model, variables["params"], batch, measurement)
     name = getattr(model, "__name__", type(model).__name__)
-    return Report(name, measurement, predicted)
+    report = Report(name, measurement, predicted)
+    if not report.findings:
+        return report
+    found = _of_parameters(model, variables, batch, dict(call_kwargs or {}))
+    return dataclasses.replace(report, of_parameters=found)
+
+
+def _of_parameters(
+    model: Any, variables: Any, batch: Any, call_kwargs: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What an audit finds in the parameters, in sentences; nothing where it cannot be made."""
+    inputs = batch if type(batch) is tuple else (batch,)
+    # Arrays on other hosts cannot be read, and a call may take keys that an audit does not give.
+    with contextlib.suppress(ValueError, TypeError, RuntimeError):
+        table = initializers.table(model, variables, *inputs, **call_kwargs)
+        return tuple(map(str, table.findings))
+    return ()
 
 
 def _predict(

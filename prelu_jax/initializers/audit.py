@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from rich.text import Text
 
 from prelu_jax import flax_layers, printing
 from prelu_jax.initializers import candidates, findings, fit, parameters, statistics
-from prelu_jax.initializers.declared import Declared, by_modules, by_user
+from prelu_jax.initializers.declared import Declared, by_modules, by_user, matches
 from prelu_jax.initializers.fans import Layout
 from prelu_jax.initializers.findings import Audited, Finding
 from prelu_jax.initializers.fit import Fit
@@ -89,7 +88,11 @@ class Table(tuple[Row, ...]):
             raise AssertionError(
                 "the variables are abstract, so nothing is measured; expected arrays, or values=."
             )
-        left = [each for each in self.findings if not _matches(ignore, each.parameter)]
+        left = [
+            each
+            for each in self.findings
+            if ignore is None or not matches("ignore", ignore, each.parameter)
+        ]
         if left:
             listed = "\n".join(f"  {finding}" for finding in left)
             raise AssertionError(
@@ -144,10 +147,6 @@ class Table(tuple[Row, ...]):
         return printing.to_html(self, _HTML_WIDTH)
 
 
-def _matches(pattern: str | None, name: str) -> bool:
-    return pattern is not None and re.fullmatch(pattern, name) is not None
-
-
 def _cells(table: Table) -> list[list[str]]:
     """Return the header and the rows; without columns in which nothing is known."""
     names = [field.name for field in dataclasses.fields(Row)]
@@ -185,9 +184,10 @@ def table(
         model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox
             module, or a function ``f(variables, *inputs)``.
         *variables_and_inputs: the model's variables, arrays or `jax.ShapeDtypeStruct`, then the
-            positional arguments that it is called with, arrays or shapes. Models that hold their
-            variables get the arguments alone. Without arguments roles and fans are guessed from
-            names and shapes, ``[*window, in_features, out_features]``, and no rules are known.
+            positional arguments that it is called with, arrays or shapes. For models that hold
+            their variables the arguments alone, or None before them. Without arguments roles and
+            fans are guessed from names and shapes, ``[*window, in_features, out_features]``, and
+            no rules are known.
         declared: the rules that parameters are meant to be drawn by, for models that keep none:
             from a regular expression for whole paths to an initialiser. Only Linen layers keep
             theirs.
@@ -255,6 +255,7 @@ def _numbers(leaves: Mapping[str, Any], values: Values | None) -> Iterator[tuple
         yield from ((name, leaves[name]) for name in held)
         return
     pairs = ((name, values(name)) for name in leaves) if callable(values) else iter(values)
+    missing = dict.fromkeys(leaves)
     for name, array in pairs:
         if name not in leaves:
             raise ValueError(
@@ -266,7 +267,10 @@ def _numbers(leaves: Mapping[str, Any], values: Values | None) -> Iterator[tuple
                 f"table: the values of {name!r} have shape {np.shape(array)}, expected "
                 f"{tuple(leaves[name].shape)}, as in the variables."
             )
+        missing.pop(name, None)
         yield name, array
+    if missing:
+        raise ValueError(f"table: values lack {', '.join(missing)}; expected every parameter.")
 
 
 _ABSTRACT = jax.ShapeDtypeStruct | jax.core.Tracer
@@ -286,6 +290,7 @@ def _audited(
         parameter = described[name]
         array = np.asarray(leaf)
         if not jnp.issubdtype(array.dtype, jnp.floating) or not array.size:
+            found += findings.of_type(parameter, array.dtype.name)
             continue
         measured = statistics.of(array)
         fitted = _fit(parameter, array, measured, depth)

@@ -59,7 +59,7 @@ def by_user(rules: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> di
     """
     found: dict[str, Declared] = {}
     for pattern, initializer in rules.items():
-        names = [name for name in parameters if re.fullmatch(pattern, name)]
+        names = [name for name in parameters if matches("declared", pattern, name)]
         if not names:
             raise ValueError(
                 f"table: declared names {pattern!r}, which is no parameter's path; expected a "
@@ -72,6 +72,20 @@ def by_user(rules: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> di
             )
         found |= {name: Declared(initializer, parameters[name].shape) for name in names}
     return found
+
+
+def matches(argument: str, pattern: str, name: str) -> bool:
+    """Return whether a regular expression is for a whole path.
+
+    Raises:
+        ValueError: it is none; the argument that it was given as is named.
+    """
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(
+            f"table: {argument} is {pattern!r}, expected a regular expression: {error}."
+        ) from error
 
 
 def by_modules(

@@ -38,7 +38,8 @@ class Finding:
     Attributes:
         parameter: its path, with '[i]' for a part of it.
         kind: a name for programs: 'std', 'wrong fan', 'wrong limit', 'truncation', 'mean',
-            'same draw', 'alike units', 'depth scaling', 'decay', 'few values', 'not finite'.
+            'same draw', 'alike units', 'depth scaling', 'decay', 'few values', 'not finite' or
+            'type'.
         what: what was found, with the figure.
         advice: what to do.
     """
@@ -67,6 +68,13 @@ class Audited:
     declared: Declared | None
     found: Statistics
     fit: Fit
+
+
+def of_type(parameter: Parameter, dtype: str) -> Iterator[Finding]:
+    """Yield a kernel that holds no floats, and is not made floats of before it is used."""
+    if parameter.role == "kernel" and parameter.in_axes:
+        what = f"its numbers are of type {dtype}, which no initialiser draws"
+        yield Finding(parameter.name, "type", what, "Draw it anew, in floats")
 
 
 def of_one(audited: Audited, array: NDArray[Any]) -> Iterator[Finding]:

@@ -133,7 +133,7 @@ def _program(
     try:
         return axes.trace(trace)
     except (flax.errors.FlaxError, KeyError, TypeError, ValueError, AttributeError) as error:
-        first = str(error).strip().split("\n")[0]
+        first = str(error).strip().split("\n")[0].partition(" (https://")[0]
         raise ValueError(
             "table: the model cannot be called with these variables and inputs. Are they another "
             f"model's? {type(error).__name__}: {first}"
@@ -154,6 +154,8 @@ def _kernel(
 ) -> Parameter:
     operation = watched.operation
     layout = operation.layout
+    if len(operation.parameters) > 1 and len(shape) < 2:  # of weight normalisation, as a rule
+        return Parameter(name, tuple(shape), "scale", order=operation.number)
     look_up = operation.kind == "look-up"
     alone = len(operation.parameters) == 1
     fan_in, fan_out = operation.fans if alone and not look_up else (None, None)

@@ -215,7 +215,7 @@ def _one_layer(step: _Step) -> str:
     return (
         f"one layer does most of it: {row.name} multiplies the second moment by "
         f"{verdict.power_of_ten(step.total)}; its kernel of shape {row.kernel_shape} has an "
-        f"rms of {row.kernel_rms:.2g}, see pj.initializers.table(...) for what it should be"
+        f"rms of {row.kernel_rms:.2g}, see pj.initializers.table(...) for its rule and fans"
     )
 
 

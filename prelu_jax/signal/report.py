@@ -13,6 +13,8 @@ from prelu_jax.signal.advice import advices, advise_all
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.verdict import Finding, Prediction
 
+_LISTED = 3  # findings about parameters in a summary
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Report:
@@ -22,11 +24,13 @@ class Report:
         model: its name.
         measurement: what was measured.
         predicted: by layer name, where the network's architecture is known; else empty.
+        of_parameters: what an audit of the parameters found (`initializers.table`), in sentences.
     """
 
     model: str
     measurement: Measurement
     predicted: Mapping[str, Prediction] = dataclasses.field(default_factory=dict)
+    of_parameters: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[LayerStatistics, ...]:
@@ -60,6 +64,11 @@ class Report:
                 start = f"{finding.verdict}{direction} from {finding.layer} on"
                 lines.append(f"{start}: {finding.what}.")
             lines.append(f"  Advice: {advice}.")
+        if lines and self.of_parameters:
+            lines.append("Found in the parameters (pj.initializers.table):")
+            lines += [f"  {finding}" for finding in self.of_parameters[:_LISTED]]
+            more = len(self.of_parameters) - _LISTED
+            lines += [f"  and {more} more"] if more > 0 else []
         if not self.measurement.coverage.suffices:
             lines.append(f"not judged: {self.measurement.coverage.sentence()}")
         return "\n".join(lines) or "healthy: nothing beyond what random weights do"
@@ -113,6 +122,7 @@ class Report:
             "model": self.model,
             "verdict": self.verdict,
             "findings": findings,
+            "of_parameters": list(self.of_parameters),
             "loss": self.measurement.loss,
             "layers": list(self.rows()),
             "unseen": list(self.measurement.unseen),

@@ -1,9 +1,11 @@
 """Each mistake that people found by eye is found in a small model, and nothing else is."""
 
 import math
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -351,3 +353,111 @@ def test_healthy_models_have_no_findings(name):
         model, variables = make(jax.random.key(seed))
         given = [] if variables is None else [variables]
         initializers.table(model, *given, x).assert_as_declared()
+
+
+class Dense(nn.Module):
+    """Two layers."""
+
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(nn.Dense(self.width)(x)))
+
+
+V = Dense().init(jax.random.key(0), jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((Dense(9), V, jnp.ones((2, 4))), {}, "another model's. ScopeParamShapeError"),
+        ((Dense(), V, jnp.ones((2, 5))), {}, "another model's. ScopeParamShapeError"),
+        ((Dense(), {"params": {}}, X), {}, "expected what model.init returns"),
+        ((net, {"conv": P["conv"]}, X), {}, "another model's. KeyError: 'bias'"),
+        ((net, P, X), {"declared": {"nothing": HE}}, "no parameter's path"),
+        ((net, P, X), {"declared": {"(": HE}}, "expected a regular expression"),
+        ((net, P, X), {"declared": {"mix": net}}, "expected an initialiser"),
+        ((net, P, X), {"decays": {"mix": True}}, "the mask of decays has the structure"),
+        ((net, P, X), {"decays": jax.tree.map(lambda _: 1, P)}, "holds int, expected bools"),
+        ((net, P, X), {"values": [("nothing", 0)]}, "no parameter's path"),
+        (
+            (net, P, X),
+            {"values": lambda name: np.ones(3)},
+            r"have shape \(3,\), expected \(60, 28\)",
+        ),
+        ((net, P, X), {"values": [("mix", P["mix"])]}, "values lack back, bias, conv"),
+    ],
+)
+def test_bad_input_is_named(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        initializers.table(*arguments, **options)
+
+
+def test_a_kernel_of_integers_is_a_finding():
+    params = {"w": jnp.ones((4, 3), jnp.int32)}
+    table = initializers.table(lambda p, x: x @ p["w"].astype(x.dtype), params, jnp.ones((2, 4)))
+    assert [(each.parameter, each.kind) for each in table.findings] == [("w", "type")]
+
+
+def test_abstract_variables_are_not_as_declared():
+    table = initializers.table(net, jax.eval_shape(drawn), X)
+    assert not table.findings
+    with pytest.raises(AssertionError, match="nothing is measured"):
+        table.assert_as_declared()
+    with pytest.raises(ValueError, match="ignore is"):
+        initializers.table(net, drawn() | CASES["a mean"][0], X).assert_as_declared(ignore="(")
+
+
+def test_values_are_asked_for_one_at_a_time():
+    """Of many large kernels one is held, with what is computed of it."""
+
+    def deep(params, x):
+        for i in range(8):
+            x = jax.nn.relu(x @ params[f"w{i}"])
+        return x
+
+    side = 1000
+    shapes = {f"w{i}": jax.ShapeDtypeStruct((side, side), jnp.float32) for i in range(8)}
+
+    def values(name):
+        rng = np.random.default_rng(int(name[1:]))
+        return (rng.standard_normal((side, side)) * math.sqrt(2 / side)).astype(np.float32)
+
+    initializers.table(deep, shapes, jnp.ones((2, side)), values=values)  # compiles
+    tracemalloc.start()
+    table = initializers.table(deep, shapes, jnp.ones((2, side)), values=values)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [row.fits for row in table] == ["normal, He, 2 / fan"] * 8
+    assert most < 8 * 4 * side**2  # of the 8 kernels; drawing one takes 5 of them
+
+
+def test_the_report_in_every_form(check_golden, tmp_path):
+    planted = drawn() | CASES["experts counted"][0]
+    rules = {"mix": HE}
+    table = initializers.table(net, planted, X, declared=rules)
+    check_golden("audit.txt", f"{table}\n")
+    assert str(table) == repr(table)
+    assert "counts the 5 kernels" in table._repr_html_()
+    assert table.to_markdown().count("\n| ") == len(table) + 1
+    assert "- experts: its numbers fit" in table.to_markdown()
+    table.to_csv(tmp_path / "audit.csv")
+    assert len((tmp_path / "audit.csv").read_text().splitlines()) == len(table) + 1
+    assert table.to_dict()["findings"][0]["kind"] == "wrong fan"
+
+
+def test_diagnose_tells_what_is_found_in_the_parameters():
+    def deep(params, x):
+        for i in range(12):
+            x = jax.nn.relu(params[f"w{i}"] @ x.T).T
+        return x
+
+    rule = initializers.lecun_uniform(layout=Layout(in_axis=1, out_axis=0))
+    params = {f"w{i}": rule(key(i), (50, 50)) / math.sqrt(3) for i in range(12)}
+    report = pj.diagnose(deep, params, jax.random.normal(key(20), (8, 50)))
+    assert report.verdict == "vanishing"
+    assert "Found in the parameters (pj.initializers.table):" in report.summary
+    assert "w0: its numbers fit uniform, a third of LeCun" in report.summary
+    assert "and 9 more" in report.summary
+    assert len(report.to_dict()["of_parameters"]) == 12
