@@ -12,7 +12,6 @@ _FIXED = (0.01, 0.02, 1.0)  # standard deviations that are in use
 # The logarithms of how likely rules are beforehand: wrong ones, those of a fan that nobody uses
 # with the distribution, those divided by a number of layers.
 _WRONG, _UNUSUAL, _BY_DEPTH = -10.0, -11.0, -12.0
-_SAME = 1e-6
 
 TRANSPOSED = "the kernel is stored [out, in], and the rule takes its axes for [in, out]"
 _RARE = ("1 / fan_out", "He, 2 / fan_avg")
@@ -46,10 +45,8 @@ def of(parameter: Parameter, depth: int = 1) -> list[Candidate]:
         ]
     for name, gain in _GAINS.items():
         for fan, value, fault in wrong_fans(parameter):
-            variance = gain / value
-            if not any(math.isclose(variance, each, rel_tol=_SAME) for each in right.values()):
-                text = _named(name.format(fan))
-                found.append(Candidate(f"{text} of {value:g}", variance, fault, None, _WRONG))
+            text = f"{_named(name.format(fan))} of {value:g}"
+            found.append(Candidate(text, gain / value, fault, None, _WRONG))
     return found
 
 

@@ -189,7 +189,7 @@ def _stored(
         equation = graph.equations[graph.maker[atom]]
         if equation.primitive.name == "transpose":
             order = [equation.params["permutation"][axis] for axis in order]
-        elif equation.primitive.name not in ("convert_element_type", "copy", "name"):
+        elif equation.primitive.name not in ("convert_element_type", "copy", "name", "rev"):
             return (), (), ()
         atom = equation.invars[0]
     ahead = rank - len(order)  # the axes of the steps of scans

@@ -461,3 +461,43 @@ def test_diagnose_tells_what_is_found_in_the_parameters():
     assert "w0: its numbers fit uniform, a third of LeCun" in report.summary
     assert "and 9 more" in report.summary
     assert len(report.to_dict()["of_parameters"]) == 12
+
+
+class Miscounted(nn.Module):
+    """Layers of Linen whose default rule takes another fan than their product has."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.ConvLocal(16, (3, 3), name="local")(x))
+        x = nn.relu(nn.ConvTranspose(24, (2, 2), transpose_kernel=True, name="transposed")(x))
+        x = nn.Einsum((24, 4, 10), "bi,ihf->bhf", name="einsum")(x.mean((1, 2)))
+        return nn.DenseGeneral(20, axis=(-2, -1), name="general")(x)
+
+
+class NnxMiscounted(nnx.Module):
+    """The same of NNX, which keeps no rule."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 16, (3, 3), rngs=rngs)
+        self.transposed = nnx.ConvTranspose(16, 64, (4, 4), transpose_kernel=True, rngs=rngs)
+        self.einsum = nnx.Einsum("bi,ihf->bhf", (64, 4, 10), rngs=rngs)
+        self.general = nnx.LinearGeneral((4, 10), 20, axis=(-2, -1), rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.transposed(nnx.relu(self.conv(x)))).mean((1, 2))
+        return self.general(self.einsum(x))
+
+
+def test_what_flax_miscounts():
+    """`docs/findings.md`, "What an audit finds in installed libraries"."""
+    x = jnp.ones((2, 8, 8, 3))
+    variables = Miscounted().init(jax.random.key(0), x)
+    found = initializers.table(Miscounted(), variables, x).findings
+    assert [(each.parameter, each.kind) for each in found] == [
+        *((f"{name}/kernel", "wrong fan") for name in ("einsum", "local", "transposed")),
+    ]
+    found = initializers.table(NnxMiscounted(nnx.Rngs(0)), x).findings
+    assert [(each.parameter, each.kind) for each in found] == [
+        *((f"{name}/kernel", "wrong fan") for name in ("einsum", "transposed")),
+    ]
+    assert "stored [out, in]" in found[1].what
