@@ -283,6 +283,7 @@ def _audited(
 ) -> tuple[dict[str, Audited], list[Finding]]:
     """Return every parameter with its statistics, and what each of them shows."""
     depth = sum(each.stacked for each in described.values() if each.branch == "last")
+    has_slopes = any(each.role == "slope" for each in described.values())
     draws = findings.Draws()
     audited: dict[str, Audited] = {}
     found: list[Finding] = []
@@ -293,7 +294,7 @@ def _audited(
             found += findings.of_type(parameter, array.dtype.name)
             continue
         measured = statistics.of(array)
-        fitted = _fit(parameter, array, measured, depth)
+        fitted = _fit(array, measured, parameter, depth, has_slopes)
         audited[name] = Audited(parameter, rules.get(name), measured, fitted)
         found += findings.of_one(audited[name], array)
         if not measured.nonfinite:
@@ -301,12 +302,18 @@ def _audited(
     return audited, found
 
 
-def _fit(parameter: Parameter, array: NDArray[Any], measured: Statistics, depth: int) -> Fit:
+def _fit(
+    array: NDArray[Any],
+    measured: Statistics,
+    parameter: Parameter,
+    depth: int,
+    has_slopes: bool,
+) -> Fit:
     if parameter.role == "kernel" and not measured.nonfinite and not measured.is_constant:
         gain = fit.orthogonal(array, parameter.out_axes, parameter.stack_axes)
         if gain is not None:
             return Fit(f"orthogonal, gain {gain:.4g}", 1.0)
-    return fit.of(measured, candidates.of(parameter, depth))
+    return fit.of(measured, candidates.of(parameter, depth, has_slopes))
 
 
 def _mask(function: models.Model, variables: Any, state: Any, decays: Any) -> dict[str, bool]:

@@ -8,6 +8,8 @@ from prelu_jax.initializers.fit import NORMAL, TRUNCATED, UNIFORM, Candidate
 from prelu_jax.initializers.parameters import Parameter
 
 _GAINS = {"He, 2 / {}": 2.0, "1 / {}": 1.0}
+_GAIN_OF_PRELU = 2 / (1 + 0.25**2)  # He et al. 2015, Eq. 15
+_ONE = ("fan_in", "fan_out")
 _FIXED = (0.01, 0.02, 1.0)  # standard deviations that are in use
 # The logarithms of how likely rules are beforehand: wrong ones, those of a fan that nobody uses
 # with the distribution, those divided by a number of layers.
@@ -18,12 +20,13 @@ _RARE = ("1 / fan_out", "He, 2 / fan_avg")
 _PLAIN_NAMES = {"1 / fan_in": "LeCun, 1 / fan_in", "1 / fan_avg": "Xavier, 1 / fan_avg"}
 
 
-def of(parameter: Parameter, depth: int = 1) -> list[Candidate]:
+def of(parameter: Parameter, depth: int = 1, has_slopes: bool = False) -> list[Candidate]:
     """Return the variances that a parameter of this role and these fans may have.
 
     Args:
         parameter: its description.
         depth: how many kernels of the model write to a residual stream.
+        has_slopes: whether the model has rectifiers with slopes, which begin at 0.25.
     """
     found = [Candidate(f"std {std:g}", std**2) for std in _FIXED]
     if parameter.role == "look-up":
@@ -32,11 +35,14 @@ def of(parameter: Parameter, depth: int = 1) -> list[Candidate]:
     if parameter.fan_in is None or parameter.fan_out is None:
         return found
     right = dict(_right(parameter))
+    if has_slopes:
+        by_fan = {fan: _GAIN_OF_PRELU / value for fan, value in fans(parameter).items()}
+        right |= {f"He for PReLU, {_GAIN_OF_PRELU:.4g} / {fan}": by_fan[fan] for fan in _ONE}
     swapped = _is_stored_reversed(parameter)
     for name, variance in right.items():
         fault = TRANSPOSED if swapped and "fan_out" in name else ""
         found += _by_distribution(name, variance, fault)
-        if name not in _RARE:
+        if name not in _RARE and "PReLU" not in name:
             found += _by_wrong_limit(name, variance)
         found += [
             Candidate(f"{name} / {kernels}", variance / kernels, "", None, _BY_DEPTH, by_depth=True)
