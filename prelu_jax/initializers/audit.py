@@ -1,4 +1,4 @@
-"""An audit of a model's parameters: what each is, what it should be, and what is wrong."""
+"""An audit of a model's parameters: their roles, their rules, and mistakes in them."""
 
 import dataclasses
 import os
@@ -39,10 +39,10 @@ class Row:
     Attributes:
         parameter: its path, e.g. 'conv2_1/kernel'.
         shape: its shape.
-        role: what it is: 'kernel', 'look-up', 'bias', 'scale', 'slope', 'other' or 'unused'.
+        role: 'kernel', 'look-up', 'bias', 'scale', 'slope', 'other' or 'unused'.
         rule: how it is drawn, in words; '?' where the model does not say.
-        fan_in: how many weights meet in one output; None for what is no kernel.
-        fan_out: how many weights start from one input; None for what is no kernel.
+        fan_in: the number of weights that meet in one output; None if it is no kernel.
+        fan_out: the number of weights that start from one input; None if it is no kernel.
         std: its standard deviation by the rule; None if the rule is not known.
         measured_std: its standard deviation as it is; None if the variables are abstract.
         mean: its mean; None if the variables are abstract.
@@ -67,10 +67,10 @@ class Row:
 
 
 class Table(tuple[Row, ...]):
-    """The rows of `table`, and what is wrong. Printed, or left last in a notebook, it is a table.
+    """The rows of `table`, and the findings. Printed, or left last in a notebook, it is a table.
 
     Attributes:
-        findings: what is wrong.
+        findings: the mistakes.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -175,7 +175,7 @@ def table(
     values: Values | None = None,
     **call_kwargs: Any,
 ) -> Table:
-    """Audit a model's parameters: what each is, what it should be, what is wrong with it.
+    """Audit a model's parameters: their roles and fans, the rules that drew them, mistakes.
 
         print(pj.initializers.table(model, variables, batch))
         pj.initializers.table(model, variables, batch).assert_as_declared()
@@ -281,7 +281,7 @@ def _audited(
     rules: Mapping[str, Declared],
     numbers: Iterable[tuple[str, Any]],
 ) -> tuple[dict[str, Audited], list[Finding]]:
-    """Return every parameter with its statistics, and what each of them shows."""
+    """Return every parameter with its statistics, and the findings of each by itself."""
     depth = sum(each.stacked for each in described.values() if each.branch == "last")
     has_slopes = any(each.role == "slope" for each in described.values())
     draws = findings.Draws()

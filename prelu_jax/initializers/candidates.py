@@ -130,7 +130,7 @@ def _named(name: str) -> str:
 
 
 def _by_wrong_limit(name: str, variance: float) -> Iterator[Candidate]:
-    """Yield what comes of taking a standard deviation for the limit of a uniform, or it for one."""
+    """Yield the variances of a uniform with the std for its limit, and of a normal the reverse."""
     fault = "the limits are one standard deviation from 0 instead of √3"
     if name.startswith("LeCun"):
         fault += "; PyTorch and Equinox draw so by default"

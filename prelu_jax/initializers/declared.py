@@ -21,7 +21,7 @@ class Declared:
 
     Attributes:
         initializer: the callable.
-        shape: what it is called with: of one kernel of a stack; Flax flattens `DenseGeneral`'s.
+        shape: its argument: of one kernel of a stack; Flax flattens that of `DenseGeneral`.
     """
 
     initializer: Any

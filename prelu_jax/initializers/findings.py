@@ -1,4 +1,4 @@
-"""What is wrong with the numbers of a model's parameters, and what to do about it.
+"""Mistakes in a model's parameters, and the remedies.
 
 A finding by chance is as rare as a Gaussian beyond `SIGMAS` standard deviations, 2e-9.
 """
@@ -40,8 +40,8 @@ class Finding:
         kind: a name for programs: 'std', 'wrong fan', 'wrong limit', 'truncation', 'mean',
             'same draw', 'alike units', 'depth scaling', 'decay', 'few values', 'not finite' or
             'type'.
-        what: what was found, with the figure.
-        advice: what to do.
+        what: the mistake, with the figure.
+        advice: the remedy.
     """
 
     parameter: str
@@ -78,7 +78,7 @@ def of_type(parameter: Parameter, dtype: str) -> Iterator[Finding]:
 
 
 def of_one(audited: Audited, array: NDArray[Any]) -> Iterator[Finding]:
-    """Yield what one parameter shows by itself."""
+    """Yield the findings about one parameter by itself."""
     name, found = audited.parameter.name, audited.found
     if found.nonfinite:
         yield Finding(
@@ -279,7 +279,7 @@ _BREAK = "Draw it at random: what begins alike stays alike, and zeros pass nothi
 
 @dataclasses.dataclass
 class Draws:
-    """The orders of what was drawn, by which the same draw is found again."""
+    """The orders of the draws before, by which the same draw is found again."""
 
     seen: dict[statistics.Order, tuple[str, NDArray[Any]]] = dataclasses.field(default_factory=dict)
 
@@ -401,7 +401,7 @@ def _rule_of_most(kernels: Sequence[Audited]) -> Callable[[Audited], float]:
 
 
 def _divisor(each: Audited, expected: float, depth: int) -> int | None:
-    """Return by what the variance was divided: 1, or a number of kernels; None for another."""
+    """Return the divisor of the variance: 1, or a number of kernels; None for another."""
     slack = SIGMAS * math.sqrt(max(each.found.kurtosis - 1, 0.1) / each.found.size)
     slack = min(max(slack, 0.05), math.log(_DEEP) / 4)
     divided = math.log(expected / each.found.second_moment)

@@ -43,7 +43,8 @@ class Distribution:
         name: as `DISTRIBUTIONS`, in words.
         kurtosis: the mean fourth power over the squared variance.
         end: the largest value over the standard deviation.
-        log_density: of a variance, and of the mean square of what was drawn: the mean logarithm.
+        log_density: from a variance and the mean square of numbers to the mean logarithm of their
+            densities.
         cumulative: of values over the standard deviation.
         free: from statistics to the likeliest variance, and the price of having chosen it over the
             logarithm of the number of values.
@@ -124,7 +125,7 @@ class Candidate:
     Attributes:
         name: in words.
         variance: of the weights.
-        fault: what is wrong with the rule; '' for a right one.
+        fault: the mistake in the rule; '' for a right one.
         only: the distribution that the name is for; None for all.
         log_prior: the logarithm of how likely it is beforehand.
         by_depth: whether it is a rule's variance divided by a number of layers.
@@ -144,9 +145,9 @@ class Fit:
 
     Attributes:
         rule: in words; 'not decided: ...' where several are left.
-        confidence: the probability of what is named; nan where nothing is.
+        confidence: the probability of the rule; nan if none is named.
         distribution: of them; None if it is not decided, or none of those known here.
-        fault: what is wrong with the rule (`Candidate`).
+        fault: the mistake in the rule (`Candidate`).
         known: whether the variance is that of a rule, not divided by a number of layers.
     """
 
@@ -247,7 +248,7 @@ def _other(found: Statistics) -> str:
 
 
 def deviation(found: Statistics, variance: float, kurtosis: float) -> float:
-    """Return how far the variance is from another, in standard deviations of what chance does.
+    """Return how far the variance is from another, in standard deviations of its chance error.
 
     Wilson & Hilferty 1931: the cube root of a χ² variable is nearly normal, far into its tails.
 

@@ -35,10 +35,10 @@ class Parameter:
     Attributes:
         name: its path.
         shape: its shape.
-        role: what it is: 'kernel', 'look-up', 'bias', 'scale' (of a norm, as a rule), 'slope' (of a
-            rectifier), 'other', or 'unused'.
-        fan_in, fan_out: how many weights meet in one output, and start from one input; None for
-            what is no kernel.
+        role: 'kernel', 'look-up', 'bias', 'scale' (of a norm, as a rule), 'slope' (of a rectifier),
+            'other', or 'unused'.
+        fan_in, fan_out: the number of weights that meet in one output, and that start from one
+            input; None if it is no kernel.
         stacked: how many kernels it holds, each drawn for itself: of steps of scans, of experts.
         groups: of a convolution.
         in_axes, out_axes: of its axes, those of the input and of the output features; () where the

@@ -1,4 +1,4 @@
-"""The numbers of a parameter in one pass: moments, extremes, and what tells its draws apart."""
+"""The numbers of a parameter in one pass: moments, extremes, and the order of its draws."""
 
 import dataclasses
 import functools
@@ -129,7 +129,7 @@ def order(array: Any) -> Order | None:
 
 
 def relation(one: Any, other: Any) -> str | None:
-    """Return what two arrays of one order are to each other, in words; None if nothing.
+    """Return the relation of two arrays of one order, in words; None if there is none.
 
     Args:
         one, other: arrays, of which the first numbers are compared, as many as both have.

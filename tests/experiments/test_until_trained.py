@@ -1,6 +1,7 @@
 """Runs that end when they train: rates and variants, judged on made-up steps; one real command."""
 
 import csv
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from experiments import late_start, rates, until_trained
 from experiments.convergence import HE, XAVIER
 from experiments.results import Curve
+from prelu_jax import arch
+from prelu_jax.data import sources
 from tests.experiments.conftest import run
 
 NEVER = math.inf
@@ -102,6 +105,15 @@ def test_rates_from_a_flag_to_a_table(tmp_path):
     done = run("rates", *flags, *TWO_STEPS)
     assert done.returncode == 1, done.stderr  # nothing trains in two steps
     assert read_steps(tmp_path) == [("He", "rate 0.002"), ("Xavier", "rate 0.002")]
+
+
+@pytest.mark.parametrize("variant", late_start.VARIANTS)
+def test_every_variant_can_be_trained(variant):
+    """Its net is built, and the digits have the examples that it asks for."""
+    fields = late_start.VARIANTS[variant]
+    config = dataclasses.replace(late_start.laptop(), **fields)
+    arch.get(config.arch)
+    sources.subset(sources.load("digits", "train"), "", config.examples_per_class)
 
 
 @pytest.mark.slow
