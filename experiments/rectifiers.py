@@ -235,7 +235,7 @@ def markdown(config: Config, errors: Errors, learned: Learned) -> str:
     shown = results.heading(len(errors[RELU]))
     lines = [
         f"{shown} of {config.dataset}, {config.arch}; differences are within seeds. The paper's "
-        "errors are on ImageNet's validation images: only `--scale=imagenet` compares with them."
+        "errors are on ImageNet's validation images: only the scale imagenet compares with them."
         f"{testing.unmirrored(config)} A run that diverged counts 100 %, and has no slopes.",
         "",
         f"Table 2, top-1 / top-5 error, %, {testing.beside_paper(config)}:",

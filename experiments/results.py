@@ -280,6 +280,7 @@ def _listed(x: np.ndarray) -> str:
 
 def _interval(x: np.ndarray, unit: str, level: float) -> str:
     mean, half = student(x, level)
+    mean = 0.0 if abs(mean) < 1e-12 * np.abs(x).max() else mean  # a sum's rounding
     return f"mean {mean:z.4g}{unit}, {100 * level:.4g} % interval ± {half:.2g}{unit}"
 
 
