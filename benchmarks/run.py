@@ -39,7 +39,6 @@ BENCHMARKS = {
     "scaling": ("cpu",),
     "input_scaling": ("cpu",),
     "input_pipeline": ("cpu",),
-    "stacked_runs": ("cpu", "gpu"),
 }
 _MODULES = {"scaling": "scaling_tables"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "triton")

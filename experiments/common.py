@@ -8,7 +8,6 @@ import re
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from prelu_jax.training.parallel import Parallel
 
 _PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
 _FLAGS = (
-    *("scale", "workdir", "seeds", "config", *_PROCESSES, "part", "stack_runs", "stall_timeout"),
+    *("scale", "workdir", "seeds", "config", *_PROCESSES, "part", "stall_timeout"),
     "strict",
 )
 
@@ -52,7 +51,7 @@ def main(
         configs: scale -> its configuration, a dataclass whose fields are flags, --config.FIELD.
         run: takes the configuration, the work folder and the number of seeds.
         default_seeds: how many, where the command does not say.
-        alone: it does one thing after another, in one process: no parts, no stacks.
+        alone: it does one thing after another, in one process: no parts.
     """
     values = flags.FLAGS
     of_command_line = ""  # the scale
@@ -103,10 +102,8 @@ def _run(name: str, run: Run, alone: bool) -> int:
             folder = files.local_path(values.workdir, "--workdir")
         _resolve_paths(values.config)
         part = _part()
-        if alone and (part or _flag("stack_runs")):
-            raise ValueError(
-                "This experiment does one thing after another: give no --part and no --stack_runs."
-            )
+        if alone and part:
+            raise ValueError("This experiment does one thing after another: give no --part.")
         _check_workdir(folder)
         config_lib.check_values(values.config)
         _join(alone)
@@ -179,7 +176,6 @@ def _define_processes() -> None:
     flags.DEFINE_string(
         "part", None, "I/N: train every Nth run, from the Ith on, 0 the first; then end."
     )
-    flags.DEFINE_bool("stack_runs", None, "Seeds and starts as one program; for accelerators.")
     flags.DEFINE_float(
         "stall_timeout",
         600,
@@ -229,11 +225,11 @@ def _part() -> tuple[int, int] | None:
 
 
 def check_in_one_piece(what: str) -> None:
-    """Raises a ValueError if the flags ask for a part of it, a stack, or several processes."""
-    if _part() or _flag("stack_runs") or processes.are_several():
+    """Raises a ValueError if the flags ask for a part of it, or several processes."""
+    if _part() or processes.are_several():
         raise ValueError(
-            f"{what} is for one process and in one piece: give no --part, no --stack_runs and no "
-            "flag of several processes."
+            f"{what} is for one process and in one piece: give no --part and no flag of several "
+            "processes."
         )
 
 
@@ -295,7 +291,7 @@ def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
 def train_all(
     runs: Mapping[Path, tuple[str, TrainConfig]], parallel: Parallel | None = None
 ) -> None:
-    """Trains every run that its folder does not hold finished, one after another or in stacks.
+    """Trains every run that its folder does not hold finished, one after another.
 
     A run is left out that takes its weights from one of these that diverged.
 
@@ -309,32 +305,17 @@ def train_all(
     for _, config in runs.values():
         loop.check(config, parallel)  # all of them before the first trains
     with processes.preemption() as asked:
-        for of_stack in _stacks({folder: runs[folder][1] for folder in _of_part(runs)}):
-            source = Path(next(iter(of_stack.values())).pretrained)
+        for folder in _of_part(runs):
+            label, config = runs[folder]
+            source = Path(config.pretrained)
             diverged = functools.partial(results.diverged, source)
             if source in runs and processes.from_first(diverged):
                 continue  # nothing to start from: it has no folder, and counts as diverged
-            label, _ = runs[next(iter(of_stack))]
-            others = f" and {len(of_stack) - 1} more" if len(of_stack) > 1 else ""
-            _train(of_stack, f"{label}{others}", parallel, asked)
+            _train(folder, config, label, parallel, asked)
     if _part() and processes.is_first():
         print("\nThis part is trained. The same command without --part ends the experiment.")
     if _part() or not processes.is_first():
         sys.exit(0)
-
-
-def _stacks(configs: Mapping[Path, TrainConfig]) -> list[dict[Path, TrainConfig]]:
-    """The runs in stacks as the flags and the machine have them, in the order of their first."""
-    stacks: list[dict[Path, TrainConfig]] = []
-    begun: dict[Any, dict[Path, TrainConfig]] = {}  # program -> the stack that may take one more
-    for folder, config in configs.items():
-        program = loop.program(config)
-        most = machine.most_stacked(config) if program and _flag("stack_runs") else 1
-        if program not in begun or len(begun[program]) >= most:
-            begun[program] = {}
-            stacks.append(begun[program])
-        begun[program][folder] = config
-    return stacks
 
 
 def _of_part(runs: Mapping[Path, tuple[str, TrainConfig]]) -> list[Path]:
@@ -348,14 +329,15 @@ def _of_part(runs: Mapping[Path, tuple[str, TrainConfig]]) -> list[Path]:
 
 
 def _train(
-    configs: Mapping[Path, TrainConfig],
+    folder: Path,
+    config: TrainConfig,
     label: str,
     parallel: Parallel,
     stop: Callable[[], bool],
 ) -> None:
-    """Trains one run or a stack of them and shows how far it is."""
+    """Trains a run and shows how far it is."""
     with tqdm(
-        total=next(iter(configs.values())).num_steps,
+        total=config.num_steps,
         desc=label,
         unit="step",
         smoothing=0.1,
@@ -368,7 +350,5 @@ def _train(
             bar.update(step - bar.n)
 
         timeout = _flag("stall_timeout") or 0
-        ended = loop.train_together(configs, progress, parallel, stop, timeout).values()
-        said = Counter(f"{status['status']} at step {status['step']}" for status in ended)
-        several = len(ended) > 1
-        bar.set_postfix_str(", ".join(f"{n} {how}" if several else how for how, n in said.items()))
+        status = loop.train(config, folder, progress, parallel, stop, timeout)
+        bar.set_postfix_str(f"{status['status']} at step {status['step']}")

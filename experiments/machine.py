@@ -10,15 +10,12 @@ from typing import Any
 import jax
 from absl import logging
 
-from prelu_jax import arch
 from prelu_jax.training import processes
-from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
 
 _EXAMPLES_A_CORE = 16  # of a batch, at least
 _THREADS_A_CORE = 4
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MOST = -1, -3, 2**31 - 1  # malloc.h; bytes
-_STACKED_PIXELS = 16 * 128 * 32**2  # of a step: 16 runs on batches of 128 images of 32 pixels
 
 
 def devices(batch_size: int) -> Parallel:
@@ -50,17 +47,6 @@ def use_every_core(batch_size: int) -> None:
     fitting = range(1, min(cores or 1, batch_size // _EXAMPLES_A_CORE) + 1)
     devices = max((n for n in fitting if batch_size % n == 0), default=1)
     jax.config.update("jax_num_cpu_devices", devices)
-
-
-def most_stacked(config: TrainConfig) -> int:
-    """How many runs like this one are trained as one program, where stacks are asked for.
-
-    A small network leaves an accelerator idle, large ones fill it. A CPU takes longer for a stack
-    than for its runs one after another, and on a GPU that is not measured
-    (`benchmarks.stacked_runs`): by default nothing is stacked.
-    """
-    pixels = config.batch_size * arch.get(config.arch).image_size ** 2
-    return max(1, _STACKED_PIXELS // pixels)
 
 
 def keep_freed_memory() -> None:

@@ -23,7 +23,6 @@ from benchmarks import (
     run,
     scanned,
     signal_probe,
-    stacked_runs,
     start_up,
     summary,
     timing,
@@ -186,20 +185,6 @@ def test_a_first_step_needs_no_input_pipeline(tmp_path):
     assert not {"grain", "ml_collections", "tensorflow_datasets"}.intersection(said.stdout.split())
 
 
-def test_runs_in_a_stack_are_compared(monkeypatch):
-    monkeypatch.setitem(REGISTRY, "tiny", TINY)
-    sizes = {"cases": ((8, (2, 4)),), "steps": 1, "repeats": 2}
-    found = stacked_runs.run("tiny", **sizes)
-    assert [row.what for row in found.rows] == ["1 run", "2 runs", "4 runs"]
-    assert not found.ratios  # a stack is asked for on a CPU, not made by itself
-    assert len(found.notes) == 2
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(stacked_runs, "GOAL", {4: 0.25})
-    (ratio,) = stacked_runs.run("tiny", **sizes).ratios
-    assert ratio.what == "time: 4 runs stacked / 4 separate"
-    assert ratio.value > 0
-
-
 def test_benchmarks_of_a_gpu_need_neither_readers_nor_flags():
     absent = ("grain", "cv2", "tensorflow_datasets", "ml_collections")
     for name in (run.module(name) for name, of in run.BENCHMARKS.items() if "gpu" in of):
@@ -267,7 +252,7 @@ def test_what_is_missed_or_not_measured_is_told(tmp_path):
     assert "device one, jax 1." in text
     assert "| growth | a / b | net | 3 | 2 | missed |" in text
     assert "- growth: a note" in text
-    assert "Not measured: rectifiers, train_step, growth, start_up, stacked_runs." in text  # GPU
+    assert "Not measured: rectifiers, train_step, growth, start_up." in text  # GPU
     assert "Not measured: signal_probe" in text
 
 

@@ -1,9 +1,9 @@
-"""Runs from their configuration to their last step: one, or several that take steps together."""
+"""A run from its configuration to its last step."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,6 @@ from prelu_jax.training.run_folder import DIVERGED, DONE, RunFolder
 from prelu_jax.training.saving import Saving
 from prelu_jax.training.steps import Progress, Run, Steps
 from prelu_jax.training.watchdog import Watchdog
-
-# Fields of a configuration that runs of one stack may differ in: what they start from.
-_OF_START: dict[str, Any] = {
-    "seed": 0,
-    "initializer": "",
-    "mode": "",
-    "datadep": "",
-    "datadep_only": "",
-}
 
 
 def train(
@@ -66,70 +57,18 @@ def train(
         steps.StoppedError: ``stop`` said so.
         OSError: the folder cannot be read, or the end of the run cannot be written.
     """
-    (status,) = train_together({folder: config}, progress, parallel, stop, stall_timeout).values()
-    return status
-
-
-def train_together(
-    configs: Mapping[Path, TrainConfig],
-    progress: Progress = lambda step, error: None,
-    parallel: Parallel | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    stall_timeout: float = 0,
-) -> dict[Path, dict[str, Any]]:
-    """Trains runs of one `program` as `train` does, those at the same step in a stack.
-
-    Their folders hold what they hold when each is trained alone, to the rounding of float32.
-
-    Args:
-        configs: folder -> run.
-        progress: told the mean of the latest test errors of those that are left.
-        parallel, stop, stall_timeout: see `train`.
-
-    Returns:
-        Folder -> final status.
-
-    Raises:
-        ValueError, steps.StoppedError, OSError: as `train`; or the runs are of several programs.
-    """
     parallel = parallel or Parallel()
-    configs = {files.local_path(path, "The folder of the run"): c for path, c in configs.items()}
-    for config in configs.values():
-        check(config, parallel)
-    programs = {program(config) for config in configs.values()}
-    if len(configs) > 1 and (len(programs) > 1 or None in programs):
-        raise ValueError(
-            f"Of runs that are stacked, expected one configuration but for {', '.join(_OF_START)}, "
-            "without pretrained and signal_every."
-        )
-    statuses: dict[Path, dict[str, Any]] = {}
+    path = files.local_path(folder, "The folder of the run")
+    check(config, parallel)
     with contextlib.ExitStack() as opened:
         watchdog = opened.enter_context(Watchdog(stall_timeout))
-        data: dict[int, RunData] = {}  # by seed
-        at: dict[int, list[tuple[Run, state_lib.TrainState]]] = {}  # by step
-        for path, config in configs.items():
-            folder = RunFolder(path, writes=processes.is_first())
-            if status := processes.from_first(functools.partial(_ended, folder, config)):
-                statuses[path] = status
-                continue
-            if not data:
-                data[config.seed] = RunData(config, parallel.share, watchdog.over)
-            elif config.seed not in data:
-                data[config.seed] = next(iter(data.values())).with_seed(config)
-            run, state = _start(config, data[config.seed], folder, parallel, opened)
-            at.setdefault(int(state.step), []).append((run, state))
-        for of_step in at.values():
-            runs, states = zip(*of_step, strict=True)
-            Steps(runs, states, parallel, progress, stop).finish()
-            statuses |= {run.folder.path: run.status for run in runs}
-    return {path: statuses[path] for path in configs}
-
-
-def program(config: TrainConfig) -> tuple[Any, ...] | None:
-    """Equal for runs that can be trained together; None for one that has to be trained alone."""
-    if config.pretrained or config.signal_every:
-        return None
-    return dataclasses.astuple(dataclasses.replace(config, **_OF_START))
+        run_folder = RunFolder(path, writes=processes.is_first())
+        if status := processes.from_first(functools.partial(_ended, run_folder, config)):
+            return status
+        data = RunData(config, parallel.share, watchdog.over)
+        run, state = _start(config, data, run_folder, parallel, opened)
+        Steps(run, state, parallel, progress, stop).finish()
+        return run.status
 
 
 def check(config: TrainConfig, parallel: Parallel) -> None:

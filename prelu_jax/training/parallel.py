@@ -14,8 +14,7 @@ import numpy as np
 
 from prelu_jax import evaluation
 from prelu_jax.data.share import Share
-from prelu_jax.training import signal_log, stack, step
-from prelu_jax.training.stack import Stack
+from prelu_jax.training import signal_log, step
 
 AXIS = "devices"
 MOST_PROGRAMS = 128  # an experiment over eight conditions and nine methods has some fifty
@@ -46,8 +45,6 @@ class Parallel:
         self._local = [d for d in self.devices if d.process_index == jax.process_index()]
         self._train = self._pmap(functools.partial(step.train_step, axis_name=AXIS))
         self._eval = self._pmap(functools.partial(evaluation.eval_step, axis_name=AXIS))
-        self._train_stack = self._pmap(functools.partial(stack.train_step, axis_name=AXIS))
-        self._eval_stack = self._pmap(functools.partial(stack.eval_step, axis_name=AXIS))
         self._signal = self._pmap(functools.partial(signal_log.statistics, axis_name=AXIS))
         self._remembered = functools.lru_cache(MOST_PROGRAMS)(self._pmap)
 
@@ -84,34 +81,18 @@ class Parallel:
         return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
     def train_step(self, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, step.Metrics]:
-        """`step.train_step` on the whole batch, split over the devices.
-
-        Of a `Stack`, `stack.train_step`; the batch is several then.
-        """
-        if isinstance(state, Stack):
-            return self._train_stack(state, self.split(batch, axis=1))
+        """`step.train_step` on the whole batch, split over the devices."""
         return self._train(state, self.split(batch))
 
     def eval_step(self, state: Any, batch: dict[str, np.ndarray]) -> evaluation.Sums:
-        """`evaluation.eval_step` on the whole batch, or `stack.eval_step`, split likewise."""
-        evaluated = self._eval_stack if isinstance(state, Stack) else self._eval
-        return evaluated(state, self.split(batch))
+        """`evaluation.eval_step` on the whole batch, split likewise."""
+        return self._eval(state, self.split(batch))
 
     def signal_statistics(self, state: Any, batch: dict[str, np.ndarray]) -> Any:
         """`signal_log.statistics` of the whole batch, split over the devices."""
         return self._signal(state, self.split(batch))
 
-    def split(self, batch: dict[str, Any], axis: int = 0) -> dict[str, Any]:
-        """The share of a batch with an axis of this process's devices before all others.
-
-        Args:
-            batch: the share.
-            axis: that of its examples.
-        """
+    def split(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The share of a batch with an axis of this process's devices before all others."""
         n = len(self._local)
-
-        def split(v: Any) -> Any:
-            parts = v.reshape(*v.shape[:axis], n, v.shape[axis] // n, *v.shape[axis + 1 :])
-            return np.moveaxis(parts, axis, 0) if axis else parts
-
-        return {k: split(v) for k, v in batch.items()}
+        return {k: v.reshape(n, v.shape[0] // n, *v.shape[1:]) for k, v in batch.items()}

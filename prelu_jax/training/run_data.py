@@ -1,11 +1,8 @@
 """What a run reads: its splits, its batches and its mean image."""
 
-import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-
-import numpy as np
 
 from prelu_jax import arch
 from prelu_jax.data import augment, moments, pipeline, sources
@@ -97,18 +94,6 @@ class RunData:
         self.steps_per_epoch = len(self._train) / config.batch_size
         self._measured = functools.cache(self._measure)
 
-    def with_seed(self, config: TrainConfig) -> "RunData":
-        """Of a run that differs in the seed, and in nothing else that is read.
-
-        It has a tally of its own. Images are measured once, where both train on the same.
-        """
-        if config.examples_per_class:
-            return RunData(config, self._share, self._watched)
-        other = copy.copy(self)
-        other._config = config
-        other.tally = self.tally.empty()
-        return other
-
     def train_batches(self, first: int = 0) -> Iterator[pipeline.Batch]:
         """The run's batches from step ``first`` on."""
         c = self._config
@@ -147,34 +132,3 @@ class RunData:
         every = pipeline.eval_batches(self._train, self._crop, 100, tally=tally)
         found = moments.measure(self._watched(every, "images for their mean"))
         return found, tally.keys()
-
-
-class Reading:
-    """What runs read that take their steps together: what several of them read, once.
-
-    Args:
-        each: the data of every run; the same object where the seed is the same.
-    """
-
-    def __init__(self, each: Sequence[RunData]) -> None:
-        self._of_seeds = list(dict.fromkeys(each))
-        self.reads = [self._of_seeds.index(data) for data in each]
-        self._alone = len(each) == 1
-        first = self._of_seeds[0].tally
-        self._test_tally = first if self._alone else first.empty()
-
-    def train_batches(self, first: int) -> Iterator[pipeline.Batch]:
-        """From step ``first`` on: of a run alone its own, of several an array ``[seeds, b, ...]``.
-
-        A run finds its own by `reads`.
-        """
-        each = [data.train_batches(first) for data in self._of_seeds]
-        if self._alone:
-            return each[0]
-        return ({k: np.stack([b[k] for b in of]) for k in of[0]} for of in zip(*each, strict=True))
-
-    def eval_batches(self) -> Iterator[pipeline.Batch]:
-        """The test examples, the same for all runs, each once."""
-        yield from self._of_seeds[0].eval_batches(self._test_tally)
-        for data in self._of_seeds:
-            data.tally.add(self._test_tally.keys())

@@ -141,40 +141,9 @@ def _loss(
     return mean_loss(scores, labels), jnp.mean(scores.argmax(axis=-1) != labels)
 
 
-@jax.custom_batching.custom_vmap
 def _gradient(state: TrainState, *part: Any) -> Any:
     """`_loss` and its gradient."""
     return jax.value_and_grad(_loss, has_aux=True)(state.params, state, *part)
-
-
-@_gradient.def_vmap
-def _gradient_of_runs(runs: int, batched: Any, *arguments: Any) -> Any:
-    """Of runs in a stack: the gradient of the sum of their losses.
-
-    To map the gradient instead gives the same, with other groups in the convolutions that are the
-    weights' gradients: XLA takes them for cuDNN's only if the groups are of the batch. On a CPU
-    such groups are an order of magnitude slower.
-    """
-    state, *part = jax.tree.map(
-        lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (runs, *jnp.shape(x))),
-        arguments,
-        tuple(batched),
-    )
-    if not _sums_runs():
-        found = jax.vmap(jax.value_and_grad(_loss, has_aux=True))(state.params, state, *part)
-    else:
-
-        def total(params: Any) -> Any:
-            losses, errors = jax.vmap(_loss)(params, state, *part)
-            return jnp.sum(losses), (losses, errors)
-
-        (_, of_runs), gradients = jax.value_and_grad(total, has_aux=True)(state.params)
-        found = of_runs, gradients
-    return found, jax.tree.map(lambda _: True, found)
-
-
-def _sums_runs() -> bool:
-    return jax.default_backend() != "cpu"
 
 
 def _rms(x: jax.Array) -> jax.Array:

@@ -1,10 +1,9 @@
-"""The steps of runs: one alone, or several in a stack, each with its own folder."""
+"""The steps of a run, and its files."""
 
 import dataclasses
 import math
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -12,10 +11,11 @@ import numpy as np
 from flax import traverse_util
 
 from prelu_jax import evaluation, signal
-from prelu_jax.training import signal_log, stack
+from prelu_jax.training import signal_log
+from prelu_jax.training import state as state_lib
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.run_data import Reading, RunData
+from prelu_jax.training.run_data import RunData
 from prelu_jax.training.run_folder import DIVERGED, RUNNING, RunFolder
 from prelu_jax.training.saving import Interval, Saving
 from prelu_jax.training.state import TrainState
@@ -36,7 +36,7 @@ class Run:
     """The files of a run that is being trained, and what it writes there.
 
     Attributes:
-        config, data, folder, saving: its own; runs of one seed share the data.
+        config, data, folder, saving: its own.
         error: the latest on the test split.
         interval: metrics of the steps since the last logging interval, before it was resumed.
         status: the final one; empty until the run has ended.
@@ -80,29 +80,25 @@ class Run:
 
 
 class Steps:
-    """The loop over the steps of runs at the same one, and what it does between them.
-
-    A run that has diverged stays in the stack, so that nothing is compiled anew, and is ignored.
+    """The loop over the steps of a run, and what it does between them.
 
     Args:
-        runs: of one `loop.program`.
-        states: theirs.
-        parallel, progress, stop: see `loop.train_together`.
+        run, state: as they are before the first step.
+        parallel, progress, stop: see `loop.train`.
     """
 
     def __init__(
         self,
-        runs: Sequence[Run],
-        states: Sequence[TrainState],
+        run: Run,
+        state: TrainState,
         parallel: Parallel,
         progress: Progress,
         stop: Callable[[], bool],
     ) -> None:
-        self.runs = runs
-        self.config = runs[0].config  # where they do not differ
-        self.first = int(states[0].step)
-        self.reading = Reading([run.data for run in runs])
-        self.state = parallel.replicate(stack.together(states, self.reading.reads))
+        self.run = run
+        self.config = run.config
+        self.first = int(state.step)
+        self.state = parallel.replicate(state)
         self.parallel = parallel
         self.progress = progress
         self.stop = stop
@@ -111,18 +107,16 @@ class Steps:
         self.probe: signal.Probe | None = None  # made by the first measurement
 
     def finish(self) -> None:
-        """Takes the remaining steps; every run has its final status then."""
-        config = self.config
-        for run in self.runs:
-            run.folder.write_status(RUNNING, self.first)
+        """Takes the remaining steps; the run has its final status then."""
+        config, run = self.config, self.run
+        run.folder.write_status(RUNNING, self.first)
         if self.first == 0:
             self._evaluate(0)
         self._end_below_error()  # also a run that was stopped before its status was written
         self.started = time.monotonic()
         steps = range(self.first + 1, config.num_steps + 1)
-        batches = self.reading.train_batches(self.first)
-        for step, batch in zip(steps, batches, strict=True):
-            if not self._left():
+        for step, batch in zip(steps, run.data.train_batches(self.first), strict=True):
+            if run.status:
                 return
             if config.signal_every and step % config.signal_every == 0:
                 self._log_signal(step, batch)
@@ -131,85 +125,66 @@ class Steps:
             last = step == config.num_steps
             if step % config.log_every == 0 or last:
                 self._log(step)
-                if self._left() and (step % config.eval_every == 0 or last):
+                if not run.status and (step % config.eval_every == 0 or last):
                     self._evaluate(step)
                     self._end_below_error()
                 if last:
                     break
-                if step % config.checkpoint_every == 0:
-                    for run, state in self._left(stack.apart(self.state)):
-                        run.saving.save(state, run.error)
+                if not run.status and step % config.checkpoint_every == 0:
+                    run.saving.save(self.state, run.error)
                 self._tell(step)
-            if self._left() and self.stop():
+            if not run.status and self.stop():
                 self._save_and_stop(step)
-        for run, state in self._left(stack.apart(self.state)):
-            run.status = run.saving.end(state, run.error)
+        if not run.status:
+            run.status = run.saving.end(self.state, run.error)
         self._tell(config.num_steps)
 
-    def _left(self, *each: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """The runs that have not ended, each with its own of what is given for every run."""
-        return [of for of in zip(self.runs, *each, strict=True) if not of[0].status]
-
-    def _split(self, of_steps: Sequence[Any]) -> list[list[Any]]:
-        """What steps have given, for every run."""
-        fetched = [stack.split(tree, len(self.runs)) for tree in jax.device_get(of_steps)]
-        return [[of_step[i] for of_step in fetched] for i in range(len(self.runs))]
-
-    def _scalars(self) -> list[Interval]:
-        return self._split([{name: metrics[name] for name in _SCALARS} for metrics in self.taken])
+    def _scalars(self) -> Interval:
+        return jax.device_get([{name: of[name] for name in _SCALARS} for of in self.taken])
 
     def _log(self, step: int) -> None:
         """Writes the interval's metrics; a run of which something is not finite has ended."""
         scalars = self._scalars()
-        by_layer = self._split([{name: self.taken[-1][name] for name in _BY_LAYER}])
-        seconds = time.monotonic() - self.started
-        for run, interval, (last,) in self._left(scalars, by_layer):
-            run.log(step, interval, last, seconds)
+        last = jax.device_get({name: self.taken[-1][name] for name in _BY_LAYER})
+        self.run.log(step, scalars, last, time.monotonic() - self.started)
         self.taken, self.started = [], time.monotonic()
 
     def _log_signal(self, step: int, batch: dict[str, np.ndarray]) -> None:
-        """Writes what the signal of a run alone is in this step, of the state before it."""
+        """Writes what the signal is in this step, of the state before it."""
         if self.probe is None:
             self.probe, _ = signal_log.prepare(self.state, batch)
         measurement = self.probe.read(self.parallel.signal_statistics(self.state, batch))
-        self.runs[0].folder.log({"step": step, **signal_log.record(measurement)})
+        self.run.folder.log({"step": step, **signal_log.record(measurement)})
 
     def _evaluate(self, step: int) -> None:
-        """Writes test errors, tells the plateaus; a run whose loss is not finite has ended."""
-        batches = self.reading.eval_batches()
-        sums = self._split([self.parallel.eval_step(self.state, batch) for batch in batches])
-        results = [evaluation.mean(of_run) for of_run in sums]
-        for run, found in self._left(results):
-            if math.isfinite(found["test_loss"]):
-                run.error = found["test_error"]
-            else:
-                run.diverge(step)
-        errors = [math.nan if run.error is None else run.error for run in self.runs]
-        self.state = stack.observe_errors(self.state, errors)
-        for run, found, state in self._left(results, stack.apart(self.state)):
-            run.evaluated(step, found, float(state.rate_scale))
+        """Writes the test error, tells the plateau; a run whose loss is not finite has ended."""
+        batches = self.run.data.eval_batches()
+        sums = [self.parallel.eval_step(self.state, batch) for batch in batches]
+        found = evaluation.mean(jax.device_get(sums))
+        if not math.isfinite(found["test_loss"]):
+            self.run.diverge(step)
+            return
+        self.run.error = found["test_error"]
+        self.state = state_lib.observe_error(self.state, self.run.error)
+        self.run.evaluated(step, found, float(self.state.rate_scale))
 
     def _end_below_error(self) -> None:
-        """Save and end the runs whose test error is below ``config.stop_error``."""
-        if self.config.stop_error:
-            for run, state in self._left(stack.apart(self.state)):
-                if run.error is not None and run.error < self.config.stop_error:
-                    run.status = run.saving.end(state, run.error)
+        """Saves and ends the run if its test error is below ``config.stop_error``."""
+        run, limit = self.run, self.config.stop_error
+        if limit and not run.status and run.error is not None and run.error < limit:
+            run.status = run.saving.end(self.state, run.error)
 
     def _save_and_stop(self, step: int) -> NoReturn:
-        refused = ""
-        for run, state, interval in self._left(stack.apart(self.state), self._scalars()):
-            floats = [{name: float(of[name]) for name in _SCALARS} for of in interval]
-            refused = run.saving.stop(state, run.error, run.interval + floats) or refused
+        run = self.run
+        floats = [{name: float(of[name]) for name in _SCALARS} for of in self._scalars()]
+        refused = run.saving.stop(self.state, run.error, run.interval + floats)
         lost = f", which could not be saved ({refused})" if refused else ""
         raise StoppedError(f"at step {step}{lost}")
 
     def _tell(self, step: int) -> None:
-        """Tells how far the runs are that have not diverged, and their mean test error."""
-        errors = [run.error for run in self.runs if run.status.get("status") != DIVERGED]
-        known = [error for error in errors if error is not None]
-        if errors:
-            self.progress(step, statistics.fmean(known) if known else None)
+        """Tells how far the run is, and its test error, unless it has diverged."""
+        if self.run.status.get("status") != DIVERGED:
+            self.progress(step, self.run.error)
 
 
 def _flat_floats(tree: dict[str, Any]) -> dict[str, float]:

@@ -45,9 +45,7 @@ def test_there_is_no_such_part(part, tmp_path):
     "command",
     [
         ("signal_profile", "--part=0/2"),
-        ("signal_profile", "--stack_runs"),
         ("ensemble", "--seeds=1", "--config.members=a,b", "--part=0/2"),
-        ("ensemble", "--seeds=1", "--config.members=a,b", "--stack_runs"),
     ],
 )
 def test_an_experiment_in_one_piece_has_no_parts(command, tmp_path):

@@ -75,15 +75,6 @@ def test_several_processes_train_what_one_does(count, devices, alone, tmp_path):
     assert {8, 12} <= kept <= {4, 8, 12}  # the newest two and the best
 
 
-def test_several_processes_train_a_stack(alone, tmp_path):
-    of_each = run(2, "together", folder=tmp_path, seeds=[0, 1])
-    assert of_each[0] == of_each[1]
-    assert [status["status"] for status in of_each[0]] == ["done"] * 2
-    assert_same_curve(tmp_path / "0", alone)
-    losses = [[r["train_loss"] for r in records(tmp_path / s) if "train_loss" in r] for s in "01"]
-    assert losses[0] != losses[1]
-
-
 def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
     one = Parallel(jax.local_devices()[:1])
     often = {"checkpoint_every": 2}

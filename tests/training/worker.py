@@ -29,12 +29,6 @@ def train(folder, stop=0, **fields):
         return None
 
 
-def together(folder, seeds):
-    """The statuses of runs in a stack."""
-    configs = {Path(folder, str(seed)): tiny_config(rectifier="prelu", seed=seed) for seed in seeds}
-    return list(loop.train_together(configs).values())
-
-
 def preempted(folder, **fields):
     """Where a run was stopped that the scheduler wants to end."""
     with processes.preemption() as asked:
