@@ -12,3 +12,4 @@ CONV_TRANSPOSE = (nn.ConvTranspose, nnx.ConvTranspose)
 EMBED = (nn.Embed, nnx.Embed)
 WINDOWED = (*CONV, *CONV_LOCAL, *CONV_TRANSPOSE)
 ALL = (*DENSE, *DENSE_GENERAL, *EINSUM, *WINDOWED, *EMBED)
+NORMED = (nn.WeightNorm, nn.SpectralNorm)  # around a layer

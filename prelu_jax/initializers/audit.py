@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,7 @@ from prelu_jax.initializers.parameters import Parameter
 from prelu_jax.initializers.statistics import Statistics
 from prelu_jax.tracing import models
 
-Values = Callable[[str], Any] | Iterable[tuple[str, Any]]
+Values = Callable[[str], Any] | Mapping[str, Any] | Iterable[tuple[str, Any]]
 _HTML_WIDTH = 200
 
 
@@ -211,9 +210,10 @@ def table(
     if own and first is not None:
         first, inputs = None, list(variables_and_inputs)
     variables = parameters.of_linen(first) if isinstance(model, nn.Module) else first
-    if isinstance(model, nn.Module) and not (variables or {}).get("params"):
+    if isinstance(model, nn.Module) and not _holds_params(variables):
         raise ValueError(
-            "table: the variables hold no parameters; expected what model.init returns."
+            "table: the variables hold no parameters; expected what model.init returns, before the "
+            "inputs."
         )
     function, state = models.of(model, variables)
     leaves = function.parameters(state)
@@ -228,12 +228,16 @@ def table(
     audited, found = _audited(described, rules, _numbers(leaves, values))
     found += findings.of_depth(list(audited.values()))
     if decays is not None:
-        found += findings.of_decay(described, _mask(function, variables, state, decays))
+        found += findings.of_decay(described, _mask(model, function, state, decays))
     result = Table(
         _row(each, rules.get(name), audited.get(name)) for name, each in described.items()
     )
     result.findings = tuple(found)
     return result
+
+
+def _holds_params(variables: Any) -> bool:
+    return isinstance(variables, Mapping) and bool(variables.get("params"))
 
 
 def _layouts(model: Any) -> dict[str, Layout]:
@@ -254,6 +258,13 @@ def _numbers(leaves: Mapping[str, Any], values: Values | None) -> Iterator[tuple
         held = [name for name, leaf in leaves.items() if not isinstance(leaf, _ABSTRACT)]
         yield from ((name, leaves[name]) for name in held)
         return
+    if isinstance(values, Mapping):
+        values = values.items()
+    if not callable(values) and not isinstance(values, Iterable):
+        raise TypeError(
+            f"table: values is a {type(values).__name__}, expected a function from a path to an "
+            "array, a dict, or pairs of both."
+        )
     pairs = ((name, values(name)) for name in leaves) if callable(values) else iter(values)
     missing = dict.fromkeys(leaves)
     for name, array in pairs:
@@ -268,7 +279,7 @@ def _numbers(leaves: Mapping[str, Any], values: Values | None) -> Iterator[tuple
                 f"{tuple(leaves[name].shape)}, as in the variables."
             )
         missing.pop(name, None)
-        yield name, array
+        yield name, array if hasattr(array, "dtype") else np.asarray(array)
     if missing:
         raise ValueError(f"table: values lack {', '.join(missing)}; expected every parameter.")
 
@@ -289,10 +300,10 @@ def _audited(
     found: list[Finding] = []
     for name, leaf in numbers:
         parameter = described[name]
-        array = np.asarray(leaf)
-        if not jnp.issubdtype(array.dtype, jnp.floating) or not array.size:
-            found += findings.of_type(parameter, array.dtype.name)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or not leaf.size:
+            found += findings.of_type(parameter, str(leaf.dtype)) if leaf.size else ()
             continue
+        array = np.asarray(leaf)
         measured = statistics.of(array)
         fitted = _fit(array, measured, parameter, depth, has_slopes)
         audited[name] = Audited(parameter, rules.get(name), measured, fitted)
@@ -316,34 +327,48 @@ def _fit(
     return fit.of(measured, candidates.of(parameter, depth, has_slopes))
 
 
-def _mask(function: models.Model, variables: Any, state: Any, decays: Any) -> dict[str, bool]:
-    """Return which parameters decay, by path."""
-    leaves = function.parameters(state)
-    if variables is None:  # the model holds its own, a mask is for their pure tree
-        tree: Any = flax.traverse_util.unflatten_dict(leaves, sep="/")
-    elif isinstance(function, models.Linen):
-        tree = variables["params"]
-    elif isinstance(function, models.Haiku) and function.has_state:
-        tree = variables[0]
-    else:
-        tree = variables
-    mask = decays(tree) if callable(decays) else decays
-    ours, given = str(jax.tree.structure(tree)), str(jax.tree.structure(mask))
-    if ours != given:
+def _mask(model: Any, function: models.Model, state: Any, decays: Any) -> dict[str, bool]:
+    """Return which parameters decay, by path.
+
+    A mask may be a prefix of the parameters, as `optax.masked` takes it.
+    """
+    flags = jax.tree.leaves(decays)
+    if not flags or not all(isinstance(flag, bool | np.bool_) for flag in flags):
+        if not callable(decays):
+            kinds = ", ".join(sorted({type(flag).__name__ for flag in flags})) or "nothing"
+            raise ValueError(f"table: the mask of decays holds {kinds}, expected bools.")
+        return _mask(model, function, state, decays(_tree(model, function, state)))
+    paths = jax.tree_util.tree_leaves_with_path(decays)
+    given = {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): bool(flag)
+        for path, flag in paths
+    }
+    names = list(function.parameters(state))
+    found = {name: flag for name in names for prefix, flag in given.items() if _under(name, prefix)}
+    strange = [prefix for prefix in given if not any(_under(name, prefix) for name in names)]
+    missing = [name for name in names if name not in found]
+    if strange or missing:
+        what = f"names {', '.join(strange)}" if strange else f"lacks {', '.join(missing)}"
         raise ValueError(
-            f"table: the mask of decays has the structure {given}, expected that of the "
-            f"parameters, {ours}."
+            f"table: the mask of decays has another structure than the parameters: it {what}; "
+            f"expected a bool for each of {', '.join(names)}."
         )
-    flags = jax.tree.leaves(mask)
-    if not all(isinstance(flag, bool | np.bool_) for flag in flags):
-        kinds = ", ".join(sorted({type(flag).__name__ for flag in flags}))
-        raise ValueError(f"table: the mask of decays holds {kinds}, expected bools.")
-    return {name: bool(flag) for name, flag in zip(_paths(tree), flags, strict=True)}
+    return found
 
 
-def _paths(tree: Any) -> list[str]:
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+def _under(name: str, prefix: str) -> bool:
+    return not prefix or name == prefix or name.startswith(f"{prefix}/")
+
+
+def _tree(model: Any, function: models.Model, state: Any) -> Any:
+    """Return the parameters in the form that an optimiser gets them in."""
+    if isinstance(model, nnx.Module):
+        return nnx.state(model, nnx.Param)
+    if isinstance(function, models.Linen):
+        return state["params"]
+    if isinstance(function, models.Haiku):
+        return state[0] if function.has_state else state
+    return function.tree(state) if isinstance(function, models.Pytree) else state
 
 
 def _row(parameter: Parameter, rule: Declared | None, audited: Audited | None) -> Row:

@@ -1,5 +1,6 @@
 """The variances that a parameter may have been drawn with: by right rules, and by wrong ones."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -11,12 +12,14 @@ _GAINS = {"He, 2 / {}": 2.0, "1 / {}": 1.0}
 _GAIN_OF_PRELU = 2 / (1 + 0.25**2)  # He et al. 2015, Eq. 15
 _ONE = ("fan_in", "fan_out")
 _FIXED = (0.01, 0.02, 1.0)  # standard deviations that are in use
+_ROUND = (0.001, 0.05, 0.1, 0.2)  # others that a wrong rule is not taken for
+_SAME = 1e-6
 # The logarithms of how likely rules are beforehand: wrong ones, those of a fan that nobody uses
-# with the distribution, those divided by a number of layers.
-_WRONG, _UNUSUAL, _BY_DEPTH = -10.0, -11.0, -12.0
+# with the distribution, those divided by a number of layers, round numbers.
+_WRONG, _UNUSUAL, _BY_DEPTH, _LAST = -6.0, -7.0, -8.0, -9.5
 
 TRANSPOSED = "the kernel is stored [out, in], and the rule takes its axes for [in, out]"
-_RARE = ("1 / fan_out", "He, 2 / fan_avg")
+_RARE = ("1 / fan_out", "He, 2 / fan_avg", "He, 2 / fan_out")
 _PLAIN_NAMES = {"1 / fan_in": "LeCun, 1 / fan_in", "1 / fan_avg": "Xavier, 1 / fan_avg"}
 
 
@@ -29,6 +32,7 @@ def of(parameter: Parameter, depth: int = 1, has_slopes: bool = False) -> list[C
         has_slopes: whether the model has rectifiers with slopes, which begin at 0.25.
     """
     found = [Candidate(f"std {std:g}", std**2) for std in _FIXED]
+    found += [Candidate(f"std {std:g}", std**2, log_prior=_LAST) for std in _ROUND]
     if parameter.role == "look-up":
         features = parameter.shape[-1]
         found.append(Candidate("1 / features", 1 / features))
@@ -38,7 +42,7 @@ def of(parameter: Parameter, depth: int = 1, has_slopes: bool = False) -> list[C
     if has_slopes:
         by_fan = {fan: _GAIN_OF_PRELU / value for fan, value in fans(parameter).items()}
         right |= {f"He for PReLU, {_GAIN_OF_PRELU:.4g} / {fan}": by_fan[fan] for fan in _ONE}
-    swapped = _is_stored_reversed(parameter)
+    swapped = _is_stored_reversed(parameter) and len(parameter.shape) == 2
     for name, variance in right.items():
         fault = TRANSPOSED if swapped and "fan_out" in name else ""
         found += _by_distribution(name, variance, fault)
@@ -49,11 +53,27 @@ def of(parameter: Parameter, depth: int = 1, has_slopes: bool = False) -> list[C
             for kernels in (depth // 2, depth, 2 * depth)
             if kernels > 2 and parameter.branch
         ]
-    for name, gain in _GAINS.items():
-        for fan, value, fault in wrong_fans(parameter):
-            text = f"{_named(name.format(fan))} of {value:g}"
-            found.append(Candidate(text, gain / value, fault, None, _WRONG))
+    for axis in parameter.out_axes if len(parameter.out_axes) > 1 else ():
+        # It may count kernels, of experts that share an input, and not features.
+        one = dataclasses.replace(parameter, fan_out=parameter.fan_out / parameter.shape[axis])
+        each = f"of each along axis {axis}"
+        found += [
+            Candidate(f"{name} {each}", variance)
+            for name, variance in _right(one)
+            if "fan_in" not in name
+        ]
+    for fan, value, fault in wrong_fans(parameter):
+        for name, gain in _BY_MISTAKE[fan].items():
+            found.append(Candidate(f"{name} of {value:g}", gain / value, fault, None, _WRONG))
     return found
+
+
+# By a fan that was counted wrongly: the rules in use.
+_BY_MISTAKE = {
+    "fan_in": {"He, 2 / fan_in": 2.0, "LeCun, 1 / fan_in": 1.0},
+    "fan_out": {},
+    "fan_avg": {"Xavier, 1 / fan_avg": 1.0},
+}
 
 
 def fans(parameter: Parameter) -> dict[str, float]:
@@ -70,37 +90,33 @@ def fans(parameter: Parameter) -> dict[str, float]:
 
 
 def wrong_fans(parameter: Parameter) -> Iterator[tuple[str, float, str]]:
-    """Yield the fans that one gets by a mistake: which it stands for, its value, the mistake."""
+    """Yield the fans that one gets by a mistake: the name, the value, the mistake."""
     right = fans(parameter)
     shape, stacked, groups = parameter.shape, parameter.stacked, parameter.groups
-    listed = [("fan_in", right["fan_in"]), ("fan_out", right["fan_out"])]
-    listed.append(("fan_avg", right["fan_avg"]))
+    every: list[tuple[float, float, str]] = []
     if stacked > 1:
         fault = f"the rule counts the {stacked} kernels that are stacked in it as one"
-        yield from ((name, value * stacked, fault) for name, value in listed)
+        every.append((right["fan_in"] * stacked, right["fan_out"] * stacked, fault))
     if groups > 1:
         fault = f"the rule ignores the {groups} groups"
-        yield "fan_in", right["fan_in"] * groups, fault
-        yield "fan_out", right["fan_out"] * groups, fault
-        yield "fan_avg", (right["fan_in"] + right["fan_out"] * groups) / 2, fault
-    if len(shape) < 2:
-        return
-    fan_in, fan_out = PLAIN.fans(shape)
-    if _is_stored_reversed(parameter):
-        fault = TRANSPOSED
-    elif len(parameter.in_axes) + len(parameter.out_axes) > 2:
-        fault = (
-            f"the rule takes all axes of {list(shape)} but the last two for a window; inputs are "
-            f"axes {list(parameter.in_axes)}, outputs axes {list(parameter.out_axes)}"
-        )
-    else:
-        fault = f"the rule takes {list(shape)} for [*window, in, out]"
-    for name, value in (
-        ("fan_in", fan_in),
-        ("fan_out", fan_out),
-        ("fan_avg", (fan_in + fan_out) / 2),
-    ):
-        yield name, value, fault
+        every.append((right["fan_in"], right["fan_out"] * groups, fault))
+        every.append((right["fan_in"] * groups, right["fan_out"] * groups, fault))
+    if len(shape) > 1:
+        if _is_stored_reversed(parameter):
+            fault = TRANSPOSED
+        elif len(parameter.in_axes) + len(parameter.out_axes) > 2:
+            fault = (
+                f"the rule takes all axes of {list(shape)} but the last two for a window; inputs "
+                f"are axes {list(parameter.in_axes)}, outputs axes {list(parameter.out_axes)}"
+            )
+        else:
+            fault = f"the rule takes {list(shape)} for [*window, in, out]"
+        every.append((*PLAIN.fans(shape), fault))
+    for fan_in, fan_out, fault in every:
+        values = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+        for name, value in values.items():
+            if not math.isclose(value, right[name], rel_tol=_SAME):
+                yield name, value, fault
 
 
 def _right(parameter: Parameter) -> Iterator[tuple[str, float]]:

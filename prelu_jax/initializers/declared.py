@@ -58,6 +58,11 @@ def by_user(rules: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> di
         ValueError: no parameter has such a path, or the rule is of no known kind.
     """
     found: dict[str, Declared] = {}
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            f"table: declared is a {type(rules).__name__}, expected a dict from regular "
+            "expressions for paths to initialisers."
+        )
     for pattern, initializer in rules.items():
         names = [name for name in parameters if matches("declared", pattern, name)]
         if not names:
@@ -82,7 +87,7 @@ def matches(argument: str, pattern: str, name: str) -> bool:
     """
     try:
         return re.fullmatch(pattern, name) is not None
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(
             f"table: {argument} is {pattern!r}, expected a regular expression: {error}."
         ) from error
@@ -96,10 +101,13 @@ def by_modules(
     NNX layers do not keep their initialisers.
     """
     found: dict[str, Declared] = {}
+    normed: set[tuple[str, ...]] = set()  # layers whose kernels are not kept as they were drawn
 
     def meet(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         result = call(*args, **kwargs)
         module = context.module
+        if isinstance(module, flax_layers.NORMED):
+            normed.add(module.layer_instance.path)
         for name, value in module.variables.get("params", {}).items():
             initializer = getattr(module, f"{name}_init", None)
             if initializer is not None and hasattr(value, "shape"):
@@ -116,7 +124,8 @@ def by_modules(
         jax.eval_shape(axes.bind(apply, names), of_linen(variables), *inputs)
 
     axes.trace(trace)
-    return found
+    inside = tuple("/".join((*path, "")) for path in normed)
+    return {name: rule for name, rule in found.items() if not inside or not name.startswith(inside)}
 
 
 def _as_drawn(layer: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -20,13 +20,16 @@ from prelu_jax.initializers.statistics import Statistics
 SIGMAS = 6.0
 _NEAR = 3.0  # standard deviations within which a variance may be another
 _SAME = 0.01  # fans that differ by less are not told apart
+_NARROW = 0.5  # standard deviations at which a cut leaves next to nothing
 _FAR = 6.0  # standard deviations at which a Gaussian is cut to no effect
+_HEAVY = 10.0  # kurtosis: no rule draws such numbers
 _NO_MEAN = 1e-3  # of the standard deviation: what less of a mean does is never seen
 _FEW = 300  # values among 16,384 of half precision; rounded from float32 there are over 1,000
 _TOLD_APART = 4  # weights: fewer may be alike by chance
 _SIZED = 256  # weights of a kernel whose scale is compared with others'
 _LIKE = 0.1  # of the logarithm of a variance: kernels of one rule
 _DEEP = 3  # kernels that write to a residual stream, for a scale with depth
+_SUBNORMAL = {"bfloat16": 1e-37, "float16": 1e-3}  # a type has fewer values below
 _COUNTED = 4096  # numbers, of which the values are counted
 _KERNELS = ("kernel", "look-up")
 
@@ -89,8 +92,8 @@ def of_one(audited: Audited, array: NDArray[Any]) -> Iterator[Finding]:
         )
         return
     yield from _fan_of_rule(audited)
-    cut = list(_truncation(audited))
-    yield from cut or _spread(audited)
+    cut, spread = list(_truncation(audited)), list(_spread(audited))
+    yield from cut if _is_uncut(audited) or not spread else spread
     yield from _mean(audited)
     yield from _few_values(audited)
     yield from _alike(audited.parameter, found, array)
@@ -128,7 +131,7 @@ def _spread(audited: Audited) -> Iterator[Finding]:
     parameter, declared = audited.parameter, audited.declared
     found, fitted = audited.found, audited.fit
     if declared is None or declared.std is None:
-        yield from _fault_of_fit(parameter.name, fitted)
+        yield from _fault_of_fit(parameter, fitted)
         return
     expected, rule = declared.std, declared.rule
     if not expected:
@@ -171,11 +174,12 @@ def _wrong_fan_of(audited: Audited, rule: rules.VarianceScaling) -> str:
     return ""
 
 
-def _fault_of_fit(name: str, fitted: Fit) -> Iterator[Finding]:
+def _fault_of_fit(parameter: Parameter, fitted: Fit) -> Iterator[Finding]:
     """What is wrong with the rule that numbers fit, where none is declared."""
-    if not fitted.fault or not fitted.decided:
+    if not fitted.fault or not fitted.decided or not parameter.in_axes:
         return
-    if "√3" in fitted.fault:
+    name = parameter.name
+    if "√3" in fitted.fault and "rule" not in fitted.fault:
         yield _wrong_limit(name, f"its numbers fit {fitted}", fitted.fault)
     else:
         yield _wrong_fan(name, f"its numbers fit {fitted}", fitted.fault)
@@ -196,27 +200,45 @@ def _kurtosis(rule: Any) -> float | None:
 def _truncation(audited: Audited) -> Iterator[Finding]:
     """A declared cut beyond which there is nothing, or which the numbers do not keep."""
     declared, found = audited.declared, audited.found
-    rule = declared and declared.rule
-    cut = getattr(rule, "cut", None)
-    if isinstance(rule, rules.VarianceScaling) and rule.distribution == "truncated_normal":
-        cut = fit.CUT
-    if cut is None or declared is None or not declared.std or found.is_constant:
+    cut = declared and _cut(declared.rule)
+    if not cut or declared is None or not declared.std or found.is_constant:
         return
     if cut > _FAR:
         what = f"its rule cuts a Gaussian at {cut:.3g} σ, which cuts nothing"
+    elif cut < _NARROW:
+        what = f"its rule cuts a Gaussian at {cut:.3g} σ: a std of {declared.std:.2g} is left"
+    elif not _is_uncut(audited):
+        return
     else:
-        before = declared.std / fit.std_after_cut(cut)
-        if found.largest <= cut * before * (1 + _SAME):
-            return
-        reached = found.largest / before
+        reached = found.largest / (declared.std / fit.std_after_cut(cut))
         what = f"its rule cuts a Gaussian at {cut:.3g} σ, its numbers reach {reached:.3g} σ"
     advice = "JAX's truncated_normal takes its limits in standard deviations, PyTorch's in weights"
     yield Finding(audited.parameter.name, "truncation", what, advice)
 
 
+def _is_uncut(audited: Audited) -> bool:
+    """Whether numbers are those of the declared rule without its cut."""
+    declared, found = audited.declared, audited.found
+    cut = declared and _cut(declared.rule)
+    if not cut or not declared or not declared.std or found.is_constant:
+        return False
+    before = declared.std / fit.std_after_cut(cut)
+    near = abs(fit.deviation(found, before**2, fit.NORMAL.kurtosis)) < SIGMAS
+    return near and found.largest > cut * before * (1 + _SAME)
+
+
+def _cut(rule: Any) -> float | None:
+    """Return where a rule cuts a Gaussian, in standard deviations before; None if it does not."""
+    if isinstance(rule, rules.VarianceScaling) and rule.distribution == "truncated_normal":
+        return fit.CUT
+    return getattr(rule, "cut", None)
+
+
 def _mean(audited: Audited) -> Iterator[Finding]:
     parameter, found = audited.parameter, audited.found
-    if parameter.role not in _KERNELS or found.is_constant or found.zeros > 0.5:
+    if parameter.role != "kernel" or found.is_constant or found.zeros > 0.5:
+        return
+    if found.kurtosis > _HEAVY:  # a matrix such as the identity with noise
         return
     share = found.mean / found.std
     sigmas = share * math.sqrt(found.size)
@@ -231,6 +253,8 @@ def _few_values(audited: Audited) -> Iterator[Finding]:
     parameter, found = audited.parameter, audited.found
     half = found.dtype in ("bfloat16", "float16")
     if not half or parameter.role not in _KERNELS or found.zeros > 0.5 or found.is_constant:
+        return
+    if found.std < _SUBNORMAL[found.dtype]:
         return
     if found.size < _COUNTED or found.distinct > _FEW:
         return
@@ -247,7 +271,7 @@ def _alike(parameter: Parameter, found: Statistics, array: NDArray[Any]) -> Iter
     if parameter.role != "kernel" or array.ndim < 2:
         return
     if found.is_constant:
-        if found.least:
+        if found.least and found.size > _TOLD_APART:
             what = f"all its weights are {found.least:.4g}"
             yield Finding(parameter.name, "alike units", what, _BREAK)
         return
@@ -262,7 +286,7 @@ def _alike(parameter: Parameter, found: Statistics, array: NDArray[Any]) -> Iter
         if math.prod(array.shape[axis] for axis in others) < _TOLD_APART:
             continue
         least, greatest = array.min(axis=others), array.max(axis=others)
-        alike = least == greatest
+        alike = (least == greatest) & ~_padding(least, greatest)
         if count := int(alike.sum()):
             zeros = int((alike & (least == 0)).sum())
             kind = "0" if zeros == count else "one number" if not zeros else "0 or one number"
@@ -272,6 +296,13 @@ def _alike(parameter: Parameter, found: Statistics, array: NDArray[Any]) -> Iter
 
 
 _BREAK = "Draw it at random: what begins alike stays alike, and zeros pass nothing on"
+
+
+def _padding(least: NDArray[Any], greatest: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which units are zeros up to the last: of a width that was rounded up."""
+    zeros = ((least == 0) & (greatest == 0)).reshape(-1)
+    trailing = np.cumprod(zeros[::-1])[::-1].astype(bool)
+    return (trailing & ~trailing.all()).reshape(least.shape)
 
 
 # ---- findings between parameters
@@ -309,7 +340,7 @@ class Draws:
 def _same_draw(name: str, what: str, array: NDArray[Any], other: NDArray[Any]) -> Finding:
     count = min(array.size, other.size)
     figures = f"its first {count} numbers are {what}" if array.size > count else f"it is {what}"
-    return Finding(name, "same draw", figures, "Split the key: each kernel needs one of its own")
+    return Finding(name, "same draw", figures, "Split the key, or ignore a copy that is meant")
 
 
 def _repeated(name: str, array: NDArray[Any], axis: int) -> Iterator[Finding]:
@@ -335,7 +366,7 @@ def _repeated(name: str, array: NDArray[Any], axis: int) -> Iterator[Finding]:
         i, j, related = same[0]
         more = f", and {len(same) - 1} more such slices" if len(same) > 1 else ""
         what = f"along axis {axis} slice {i} is {related} to slice {j}{more}"
-        yield Finding(name, "same draw", what, "Split the key: each slice needs one of its own")
+        yield Finding(name, "same draw", what, "Split the key, or ignore copies that are meant")
 
 
 def of_depth(every: Sequence[Audited]) -> Iterator[Finding]:
@@ -361,6 +392,8 @@ def of_depth(every: Sequence[Audited]) -> Iterator[Finding]:
     expected = _rule_of_most(kernels)
     divisors = {each.parameter.name: _divisor(each, expected(each), depth) for each in kernels}
     scaled = {name: n for name, n in divisors.items() if n and n > 1}
+    if len({scaled[w.parameter.name] for w in writers if w.parameter.name in scaled}) > 1:
+        return  # each by its own depth
     left = [each.parameter.name for each in writers if divisors[each.parameter.name] == 1]
     found = [each.parameter.name for each in writers if each.parameter.name in scaled]
     advice = "Scale all kernels that write to the stream, or none, and no others"

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jax.scipy import special
 from numpy.typing import NDArray
+from scipy import special
 
 from prelu_jax.initializers.statistics import Statistics
 
 SURE = 0.9999
 _KOLMOGOROV = 3.5  # times 1/√n: a distribution is further off by chance once in 2e10 times
-_LAST_RESORT = -20.0  # the logarithm of how likely a variance without a name is beforehand
+_LAST_RESORT = -14.0  # the logarithm of how likely a variance without a name is beforehand
 _RARE = 1e-10  # the probability of an extreme that rejects a Gaussian
+_CLOSE = 4.0  # of a log-likelihood to the greatest: 2.8 standard deviations of a variance
 _MATRICES, _COLUMNS = 4, 64  # of a kernel, that are looked at for being orthogonal
 _LEAST = 16  # numbers: fewer fit anything
 CUT = 2.0  # where JAX cuts a Gaussian, in its standard deviations before it is cut
@@ -145,7 +146,7 @@ class Fit:
 
     Attributes:
         rule: in words; 'not decided: ...' where several are left.
-        confidence: the probability of the rule; nan if none is named.
+        confidence: the probability of the rule among those that are known; nan if none is named.
         distribution: of them; None if it is not decided, or none of those known here.
         fault: the mistake in the rule (`Candidate`).
         known: whether the variance is that of a rule, not divided by a number of layers.
@@ -177,6 +178,8 @@ def of(found: Statistics, candidates: Sequence[Candidate]) -> Fit:
         return Fit("not finite" if found.nonfinite else "empty", math.nan)
     if found.is_constant:
         return Fit("zeros" if not found.least else f"constant {found.least:.6g}", 1.0)
+    if not 1e-280 < found.second_moment < 1e280:
+        return Fit(f"no rule known here, up to {found.largest:.3g}", math.nan)
     if found.size < _LEAST:
         return Fit(f"not decided: {found.size} numbers fit anything", math.nan)
     kept = [each for each in _hypotheses(found, candidates) if math.isfinite(each.weight)]
@@ -215,19 +218,23 @@ def _hypotheses(found: Statistics, candidates: Sequence[Candidate]) -> list[_Hyp
         for each in candidates:
             if each.only in (None, distribution):
                 by_variance.setdefault(round(math.log(each.variance), 6), []).append(each)
+        free, price = distribution.free(found)
+        likeliest = distribution.log_likelihood(found, free)
         for same in by_variance.values():
             best = max(each.log_prior for each in same)
             names = [each for each in same if each.log_prior == best]
             variance = names[0].variance
             weight = distribution.log_likelihood(found, variance) + best
+            faults = list(dict.fromkeys(each.fault for each in names))
+            fault = "" if "" in faults else "; or ".join(faults)
+            if fault and weight - best < likeliest - _CLOSE:
+                continue  # a wrong rule has to fit as well as any
             text = f"{distribution.name}, {' = '.join(dict.fromkeys(e.name for e in names))}"
-            fault, known = names[0].fault, not names[0].by_depth
+            known = not names[0].by_depth
             every.append(_Hypothesis(text, distribution, variance, weight, fault, known))
-        variance, price = distribution.free(found)
-        price = price * math.log(found.size) - _LAST_RESORT
-        weight = distribution.log_likelihood(found, variance) - price
-        text = f"{distribution.name}, std {math.sqrt(variance):.3g}"
-        every.append(_Hypothesis(text, distribution, variance, weight))
+        weight = likeliest - price * math.log(found.size) + _LAST_RESORT
+        text = f"{distribution.name}, std {math.sqrt(free):.3g}"
+        every.append(_Hypothesis(text, distribution, free, weight))
     return every
 
 

@@ -15,8 +15,10 @@ from prelu_jax.initializers.fans import PLAIN, Layout
 from prelu_jax.tracing import models, residual
 from prelu_jax.tracing.bodies import Body, Watched
 from prelu_jax.tracing.outputs import Graph
+from prelu_jax.tracing.values import shape_of
 
 Role = Literal["kernel", "look-up", "bias", "scale", "slope", "other", "unused"]
+_KEPT = ("convert_element_type", "copy", "name", "rev", "slice", "dynamic_slice")
 Branch = Literal["", "inside", "last"]
 _WHERE: dict[bool | None, Branch] = {None: "", False: "inside", True: "last"}
 _BY_NAME: dict[str, Role] = {
@@ -110,7 +112,9 @@ def guess(parameters: Mapping[str, Any], layouts: Mapping[str, Layout]) -> dict[
         shape = tuple(leaf.shape)
         role = _BY_NAME.get(name.rpartition("/")[2], "other")
         is_kernel = role == "kernel" and len(shape) > 1
-        fans = layouts.get(name, PLAIN).fans(shape) if is_kernel else (None, None)
+        fans = (
+            layouts.get(name, PLAIN).fans(shape) if is_kernel and 0 not in shape else (None, None)
+        )
         found[name] = Parameter(name, shape, role, *fans)
     return found
 
@@ -119,7 +123,7 @@ def _program(
     model: models.Model, state: Any, inputs: tuple[Any, ...], call_kwargs: Mapping[str, Any]
 ) -> tracing.Program:
     keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-    rngs = keys if isinstance(model, models.Linen) else None
+    rngs = keys if isinstance(model, models.Linen | models.Haiku) else None
 
     def call(parameters: Mapping[str, Any], state: Any, inputs: Any) -> Any:
         outputs = model.call(model.replace(state, parameters), inputs, call_kwargs, rngs)
@@ -132,6 +136,11 @@ def _program(
 
     try:
         return axes.trace(trace)
+    except jax.errors.ConcretizationTypeError as error:
+        raise ValueError(
+            "table: the model decides by the value of an argument. Give flags, such as train=True, "
+            "as keywords."
+        ) from error
     except (flax.errors.FlaxError, KeyError, TypeError, ValueError, AttributeError) as error:
         first = str(error).strip().split("\n")[0].partition(" (https://")[0]
         raise ValueError(
@@ -161,8 +170,8 @@ def _kernel(
     fan_in, fan_out = operation.fans if alone and not look_up else (None, None)
     is_view = alone and operation.is_view
     stored = _stored(body, watched, len(shape)) if is_view else ((), (), ())
-    steps = zip(operation.steps, operation.own, strict=True)
-    stacked = math.prod(length for length, own in steps if own)
+    # Of the steps of scans, of slices; then of experts.
+    stacked = math.prod(shape) // math.prod(operation.weight_shape) if is_view else 1
     stacked *= math.prod(operation.weight_shape[axis] for axis in layout.stacked_axes)
     return Parameter(
         name,
@@ -189,10 +198,14 @@ def _stored(
         equation = graph.equations[graph.maker[atom]]
         if equation.primitive.name == "transpose":
             order = [equation.params["permutation"][axis] for axis in order]
-        elif equation.primitive.name not in ("convert_element_type", "copy", "name", "rev"):
+        elif equation.primitive.name == "squeeze":
+            taken = equation.params["dimensions"]
+            left = [i for i in range(len(shape_of(equation.invars[0]))) if i not in taken]
+            order = [left[axis] for axis in order]
+        elif equation.primitive.name not in _KEPT:
             return (), (), ()
         atom = equation.invars[0]
-    ahead = rank - len(order)  # the axes of the steps of scans
+    ahead = rank - len(shape_of(atom))  # the axes of the steps of scans
     if ahead != len([own for own in watched.operation.own if own]):
         return (), (), ()
 
@@ -200,7 +213,8 @@ def _stored(
         return tuple(order[axis] + ahead for axis in axes)
 
     free = [axis for axis in layout.weight_axes if axis not in layout.stacked_axes]
-    stack = (*range(ahead), *stored(layout.stacked_axes))
+    within = {*stored(range(len(order)))} - {*stored(layout.stacked_axes)}
+    stack = tuple(axis for axis in range(rank) if axis not in within)
     return stored(layout.input_axes), stored(free), stack
 
 

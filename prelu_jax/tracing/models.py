@@ -69,7 +69,14 @@ def of(model: Any, variables: Any = None) -> tuple[Model, Any]:
         return Nnx(graphdef), state
     apply = getattr(model, "apply", None)
     if isinstance(model, tuple) and callable(apply):
-        return Haiku(apply, type(model).__name__ == "TransformedWithState"), variables
+        has_state = type(model).__name__ == "TransformedWithState"
+        if has_state and not (isinstance(variables, tuple | list) and len(variables) == 2):
+            raise ValueError(
+                f"variables are a {type(variables).__name__}, expected a pair of parameters and "
+                "state, as init of Haiku's transform_with_state returns."
+            )
+        takes_key = "rng" in inspect.signature(apply).parameters
+        return Haiku(apply, has_state, takes_key), variables
     if not callable(model) or isinstance(model, type):
         raise TypeError(
             f"model is a {type(model).__name__}, expected a Linen or NNX module, Haiku's "
@@ -127,7 +134,7 @@ def _is_array(leaf: Any) -> bool:
 def _names(tree: Any) -> list[str]:
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
+        jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"
         for path, leaf in paths
         if _is_array(leaf)
     ]
@@ -242,10 +249,12 @@ class Haiku:
     Attributes:
         apply: its function.
         has_state: whether the state is a pair of parameters and Haiku's state.
+        takes_key: whether it takes a key, as it does but for `hk.without_apply_rng`.
     """
 
     apply: Callable[..., Any]
     has_state: bool
+    takes_key: bool = True
 
     def parameters(self, state: Any) -> Parameters:
         held = state[0] if self.has_state else state
@@ -265,9 +274,10 @@ class Haiku:
 
     def call(self, state: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rngs: Any) -> Any:
         key = next(iter(rngs.values())) if isinstance(rngs, Mapping) and rngs else rngs or None
+        keys = [key] if self.takes_key else []
         if self.has_state:
-            return self.apply(*state, key, *args, **kwargs)[0]
-        return self.apply(state, key, *args, **kwargs)
+            return self.apply(*state, *keys, *args, **kwargs)[0]
+        return self.apply(state, *keys, *args, **kwargs)
 
 
 @dataclasses.dataclass(frozen=True)

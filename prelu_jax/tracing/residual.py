@@ -78,7 +78,7 @@ def _of(reached: dict[Any, set[int]], atom: Any) -> set[int]:
 
 def _between(graph: Graph, atom: Any, source: Any) -> set[int] | None:
     """Return the equations by which a variable is computed from another; None if by none."""
-    if not isinstance(source, Var):
+    if not isinstance(atom, Var) or not isinstance(source, Var):
         return None
     seen: set[int] = set()
     waiting, found = [atom], False

@@ -378,7 +378,11 @@ V = Dense().init(jax.random.key(0), jnp.ones((2, 4)))
         ((net, P, X), {"declared": {"nothing": HE}}, "no parameter's path"),
         ((net, P, X), {"declared": {"(": HE}}, "expected a regular expression"),
         ((net, P, X), {"declared": {"mix": net}}, "expected an initialiser"),
-        ((net, P, X), {"decays": {"mix": True}}, "the mask of decays has the structure"),
+        (
+            (net, P, X),
+            {"decays": {"mix": True}},
+            "the mask of decays has another structure.*it lacks back",
+        ),
         ((net, P, X), {"decays": jax.tree.map(lambda _: 1, P)}, "holds int, expected bools"),
         ((net, P, X), {"values": [("nothing", 0)]}, "no parameter's path"),
         (
@@ -501,3 +505,149 @@ def test_what_flax_miscounts():
         *((f"{name}/kernel", "wrong fan") for name in ("einsum", "transposed")),
     ]
     assert "stored [out, in]" in found[1].what
+
+
+W = jnp.ones((2, 32))
+OI = {"in_axis": 1, "out_axis": 0}
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.WeightNorm(nn.Dense(64))(x)
+        return nn.SpectralNorm(nn.Dense(64))(x, update_stats=False)
+
+
+def of_dense(rule, shape, transposed=False):
+    params = {"w": rule(key(3), shape, jnp.float32)}
+    model = lambda p, x: x @ (p["w"].T if transposed else p["w"])  # noqa: E731
+    fan_in = shape[1] if transposed else shape[0]
+    return model, params, jnp.ones((2, fan_in))
+
+
+def by_index(scaled):
+    """Blocks that each divide by their own depth."""
+    params = {}
+    for i in range(8):
+        params[f"u{i}"] = 0.02 * jax.random.normal(key(i), (48, 96))
+        params[f"d{i}"] = 0.02 * jax.random.normal(key(50 + i), (96, 48)) / math.sqrt(scaled(i))
+
+    def model(p, x):
+        for i in range(8):
+            x = x + jax.nn.relu(x @ p[f"u{i}"]) @ p[f"d{i}"]
+        return x
+
+    return model, params, jnp.ones((2, 48))
+
+
+HEALTHY = {
+    "softplus": (lambda p, x: jax.nn.softplus(x @ p["w"]), {"w": HE(key(0), (32, 32))}, W),
+    "one plus a layer": (lambda p, x: x * (1.0 + x @ p["w"]), {"w": HE(key(0), (32, 32))}, W),
+    "[out, in], twice as many outputs": of_dense(JAX.lecun_normal(**OI), (64, 32), True),
+    "by fan_out": of_dense(JAX.variance_scaling(1.0, "fan_out", "truncated_normal"), (100, 10)),
+    "half of LeCun's": of_dense(JAX.variance_scaling(0.5, "fan_in", "uniform"), (64, 128)),
+    "std 0.1": (
+        lambda p, x: jax.lax.scan(lambda x, w: (jax.nn.relu(x @ w) @ w.T, None), x, p["w"])[0],
+        {"w": 0.1 * jax.random.normal(key(0), (2, 32, 64))},
+        W,
+    ),
+    "heads scaled as T5's": (
+        lambda p, x: jnp.einsum("bd,dhe->bhe", x, p["w"]),
+        {"w": jax.random.normal(key(0), (128, 8, 16)) * (128 * 16) ** -0.5},
+        jnp.ones((2, 128)),
+    ),
+    "experts that share an input": (
+        lambda p, x: jnp.einsum("bd,edf->ebf", x, p["w"]),
+        {"w": JAX.xavier_uniform(batch_axis=0)(key(0), (4, 32, 64))},
+        W,
+    ),
+    "each block by its own depth": by_index(lambda i: 2 * (i + 1)),
+    "a width that was rounded up": (
+        lambda p, x: x @ p["w"],
+        {"w": jnp.pad(LECUN(key(0), (32, 60)), ((0, 0), (0, 4)))},
+        W,
+    ),
+    "the identity with noise": (
+        lambda p, x: x @ p["w"],
+        {"w": jnp.eye(32) + 0.01 * jax.random.normal(key(0), (32, 32))},
+        W,
+    ),
+    "an array for parameters": (lambda w, x: x @ w, HE(key(0), (32, 32)), W),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_what_is_no_mistake_is_none(name):
+    model, params, x = HEALTHY[name]
+    table = initializers.table(model, params, x)
+    assert list(map(str, table.findings)) == []
+    assert table[-1].role == "kernel"
+
+
+def test_a_kernel_of_another_rule_is_not_called_truncated():
+    model, x = nn.Dense(64), jnp.ones((2, 64))
+    variables = model.init(key(0), x)
+    for factor in (1.41, 0.7, 1e30):
+        changed = jax.tree.map(lambda leaf, f=factor: f * leaf, variables)
+        (found,) = initializers.table(model, changed, x).findings
+        assert found.kind == "std"
+
+
+def test_a_cut_in_weights_instead_of_standard_deviations():
+    model = nn.Dense(64, kernel_init=JAX.truncated_normal(0.02, lower=-0.04, upper=0.04))
+    variables = model.init(key(0), W)
+    (found,) = initializers.table(model, variables, W).findings
+    assert found.kind == "truncation"
+    assert "a std of 0.00046 is left" in found.what
+
+
+def test_normed_layers_keep_other_kernels_than_their_rule_draws():
+    variables = Normed().init(key(0), W)
+    assert not initializers.table(Normed(), variables, W).findings
+
+
+@pytest.mark.parametrize("way", ["dict", "prefix", "state", "equinox"])
+def test_masks_as_optimisers_take_them(way):
+    if way == "equinox":
+        eqx = pytest.importorskip("equinox")
+        model = eqx.nn.MLP(32, 4, 8, 2, key=key(0))
+        mask = jax.tree.map(lambda leaf: leaf.ndim > 1, eqx.filter(model, eqx.is_array))
+        table = initializers.table(model, jnp.ones(32), decays=mask)
+        assert not [each for each in table.findings if each.kind == "decay"]
+        return
+    params = {"a": {"kernel": HE(key(0), (32, 32)), "bias": jnp.zeros(32)}}
+    model = lambda p, x: x @ p["a"]["kernel"] + p["a"]["bias"]  # noqa: E731
+    if way == "state":
+        layer = nnx.Linear(32, 32, rngs=nnx.Rngs(0))
+        mask = jax.tree.map(lambda leaf: True, nnx.state(layer, nnx.Param))
+        (found,) = initializers.table(layer, W, decays=mask).findings
+        assert found.parameter == "bias"
+        return
+    mask = {"a": True} if way == "prefix" else {"a": {"kernel": True, "bias": False}}
+    found = initializers.table(model, params, W, decays=mask).findings
+    assert [each.parameter for each in found] == (["a/bias"] if way == "prefix" else [])
+
+
+def test_haiku_with_randomness_and_without_a_key():
+    hk = pytest.importorskip("haiku")
+
+    def forward(x):
+        return hk.Linear(5)(hk.Linear(32)(x) + jax.random.normal(hk.next_rng_key(), (2, 32)))
+
+    model = hk.transform(forward)
+    assert len(initializers.table(model, model.init(key(0), W), W)) == 4
+    plain = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(5)(x)))
+    assert len(initializers.table(plain, plain.init(key(0), W), W)) == 2
+    with_state = hk.transform_with_state(lambda x: hk.Linear(5)(x))
+    params, state = with_state.init(key(0), W)
+    assert len(initializers.table(with_state, (params, state), W)) == 2
+    with pytest.raises(ValueError, match="expected a pair of parameters and state"):
+        initializers.table(with_state, params, W)
+
+
+def test_a_flag_that_is_not_a_keyword_is_named():
+    def model(params, x, train):
+        return x @ params["w"] if train else x
+
+    with pytest.raises(ValueError, match="Give flags, such as train=True, as keywords"):
+        initializers.table(model, {"w": HE(key(0), (32, 32))}, W, True)
