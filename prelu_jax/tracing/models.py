@@ -75,7 +75,8 @@ def of(model: Any, variables: Any = None) -> tuple[Model, Any]:
                 f"variables are a {type(variables).__name__}, expected a pair of parameters and "
                 "state, as init of Haiku's transform_with_state returns."
             )
-        takes_key = "rng" in inspect.signature(apply).parameters
+        of_haiku = str(getattr(apply, "__module__", "")).startswith("haiku")
+        takes_key = not of_haiku or "rng" in inspect.signature(apply).parameters
         return Haiku(apply, has_state, takes_key), variables
     if not callable(model) or isinstance(model, type):
         raise TypeError(
