@@ -94,9 +94,10 @@ class Table(tuple[Row, ...]):
         ]
         if left:
             listed = "\n".join(f"  {finding}" for finding in left)
+            plural = "s" if len(left) > 1 else ""
             raise AssertionError(
-                f"{len(left)} findings about the model's parameters:\n{listed}\n"
-                "assert_as_declared(ignore='PATH') accepts those of a parameter."
+                f"{len(left)} finding{plural} about the model's parameters:\n{listed}\n"
+                "assert_as_declared(ignore='REGEX') leaves out those of the parameters it matches."
             )
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -179,6 +180,9 @@ def table(
         print(pj.initializers.table(model, variables, batch))
         pj.initializers.table(model, variables, batch).assert_as_declared()
 
+    The variables are meant to be freshly drawn: training moves weights away from their rule, which
+    is a finding too.
+
     Args:
         model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox
             module, or a function ``f(variables, *inputs)``.
@@ -188,8 +192,9 @@ def table(
             fans are guessed from names and shapes, ``[*window, in_features, out_features]``, and
             no rules are known.
         declared: the rules that parameters are meant to be drawn by, for models that keep none:
-            from a regular expression for whole paths to an initialiser. Only Linen layers keep
-            theirs.
+            from a regular expression for whole paths to an initialiser, taken as called with the
+            parameter's whole shape: for kernels stacked by `jax.vmap` give it ``batch_axis=0``.
+            Only Linen layers keep theirs.
         decays: which parameters weight decay is for: a mask as `optax.masked` takes it, a pytree of
             bools like the parameters, or a function from these to one.
         values: the parameters' numbers where the variables are abstract: a function from a path to
@@ -244,11 +249,14 @@ def _layouts(model: Any) -> dict[str, Layout]:
     """Return the layouts of an NNX model's kernels."""
     if not isinstance(model, nnx.Module):
         return {}
-    known = (*flax_layers.DENSE, *flax_layers.CONV, *flax_layers.CONV_TRANSPOSE)
+    known = (
+        *(*flax_layers.DENSE, *flax_layers.DENSE_GENERAL),
+        *(*flax_layers.CONV, *flax_layers.CONV_TRANSPOSE),
+    )
     return {
         "/".join((*map(str, path), "kernel")): for_layer(layer)
         for path, layer in nnx.iter_modules(model)
-        if isinstance(layer, (*known, *flax_layers.DENSE_GENERAL))
+        if isinstance(layer, known)
     }
 
 
@@ -372,8 +380,7 @@ def _tree(model: Any, function: models.Model, state: Any) -> Any:
 
 
 def _row(parameter: Parameter, rule: Declared | None, audited: Audited | None) -> Row:
-    found = audited.found if audited else None
-    sure = audited is not None and audited.fit.decided
+    found, fitted = (audited.found, audited.fit) if audited else (None, None)
     return Row(
         parameter=parameter.name,
         shape=parameter.shape,
@@ -385,6 +392,6 @@ def _row(parameter: Parameter, rule: Declared | None, audited: Audited | None) -
         measured_std=found.std if found else None,
         mean=found.mean if found else None,
         largest=found.largest / found.std if found and found.std else None,
-        fits=str(audited.fit) if audited else None,
-        confidence=audited.fit.confidence if audited and sure else None,
+        fits=str(fitted) if fitted else None,
+        confidence=fitted.confidence if fitted and fitted.decided else None,
     )

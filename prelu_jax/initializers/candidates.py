@@ -12,12 +12,13 @@ _GAINS = {"He, 2 / {}": 2.0, "1 / {}": 1.0}
 _GAIN_OF_PRELU = 2 / (1 + 0.25**2)  # He et al. 2015, Eq. 15
 _ONE = ("fan_in", "fan_out")
 _FIXED = (0.01, 0.02, 1.0)  # standard deviations that are in use
-_ROUND = (0.001, 0.05, 0.1, 0.2)  # others that a wrong rule is not taken for
+_ROUND = (0.001, 0.05, 0.1, 0.2)  # others, so that they are not mistaken for a wrong rule
 _SAME = 1e-6
 # The logarithms of how likely rules are beforehand: wrong ones, those of a fan that nobody uses
 # with the distribution, those divided by a number of layers, round numbers.
 _WRONG, _UNUSUAL, _BY_DEPTH, _LAST = -6.0, -7.0, -8.0, -9.5
 
+_LIMIT = "wrong limit"
 TRANSPOSED = "the kernel is stored [out, in], and the rule takes its axes for [in, out]"
 _RARE = ("1 / fan_out", "He, 2 / fan_avg", "He, 2 / fan_out")
 _PLAIN_NAMES = {"1 / fan_in": "LeCun, 1 / fan_in", "1 / fan_avg": "Xavier, 1 / fan_avg"}
@@ -150,9 +151,9 @@ def _by_wrong_limit(name: str, variance: float) -> Iterator[Candidate]:
     fault = "the limits are one standard deviation from 0 instead of √3"
     if name.startswith("LeCun"):
         fault += "; PyTorch and Equinox draw so by default"
-    yield Candidate(f"a third of {name}", variance / 3, fault, UNIFORM, _WRONG)
+    yield Candidate(f"a third of {name}", variance / 3, fault, UNIFORM, _WRONG, kind=_LIMIT)
     fault = "the standard deviation is the limit that a uniform distribution would have, √3 more"
-    yield Candidate(f"three times {name}", 3 * variance, fault, NORMAL, _WRONG)
+    yield Candidate(f"three times {name}", 3 * variance, fault, NORMAL, _WRONG, kind=_LIMIT)
 
 
 def _is_stored_reversed(parameter: Parameter) -> bool:

@@ -23,7 +23,7 @@ _SAME = 0.01  # fans that differ by less are not told apart
 _NARROW = 0.5  # standard deviations at which a cut leaves next to nothing
 _FAR = 6.0  # standard deviations at which a Gaussian is cut to no effect
 _HEAVY = 10.0  # kurtosis: no rule draws such numbers
-_NO_MEAN = 1e-3  # of the standard deviation: what less of a mean does is never seen
+_NO_MEAN = 1e-3  # of the standard deviation: a smaller mean has no visible effect
 _FEW = 300  # values among 16,384 of half precision; rounded from float32 there are over 1,000
 _TOLD_APART = 4  # weights: fewer may be alike by chance
 _SIZED = 256  # weights of a kernel whose scale is compared with others'
@@ -39,7 +39,7 @@ class Finding:
     """Something wrong with a parameter.
 
     Attributes:
-        parameter: its path, with '[i]' for a part of it.
+        parameter: its path.
         kind: a name for programs: 'std', 'wrong fan', 'wrong limit', 'truncation', 'mean',
             'same draw', 'alike units', 'depth scaling', 'decay', 'few values', 'not finite' or
             'type'.
@@ -91,9 +91,10 @@ def of_one(audited: Audited, array: NDArray[Any]) -> Iterator[Finding]:
             "Draw it anew",
         )
         return
-    yield from _fan_of_rule(audited)
+    fans = list(_fan_of_rule(audited))
     cut, spread = list(_truncation(audited)), list(_spread(audited))
-    yield from cut if _is_uncut(audited) or not spread else spread
+    # One finding for one mistake: a rule with another fan, or without its cut, has another std.
+    yield from fans or (cut if _is_uncut(audited) or not spread else spread)
     yield from _mean(audited)
     yield from _few_values(audited)
     yield from _alike(audited.parameter, found, array)
@@ -135,13 +136,11 @@ def _spread(audited: Audited) -> Iterator[Finding]:
         return
     expected, rule = declared.std, declared.rule
     if not expected:
-        if not found.is_constant:
-            what = f"its numbers differ, std {found.std:.3g}, where the rule is a constant"
-            yield Finding(parameter.name, "std", what, "See whether it was trained or overwritten")
+        yield from _constant(parameter.name, getattr(rule, "value", None), found)
         return
     if isinstance(rule, rules.Orthogonal):
-        off = math.isclose(found.second_moment, expected**2, rel_tol=_SAME)
-        sigmas = 0.0 if off else math.inf
+        same = math.isclose(found.second_moment, expected**2, rel_tol=_SAME)
+        sigmas = 0.0 if same else math.inf
     else:
         kurtosis = _kurtosis(rule) or found.kurtosis
         sigmas = fit.deviation(found, expected**2, kurtosis)
@@ -163,6 +162,17 @@ def _spread(audited: Audited) -> Iterator[Finding]:
         yield Finding(parameter.name, "std", figures + fits, advice)
 
 
+def _constant(name: str, value: float | None, found: Statistics) -> Iterator[Finding]:
+    """Numbers that are not the declared constant."""
+    if not found.is_constant:
+        what = f"its numbers differ, std {found.std:.3g}, where the rule is a constant"
+    elif value is not None and not math.isclose(found.least, value, rel_tol=_SAME, abs_tol=1e-6):
+        what = f"all its numbers are {found.least:.4g}, by its rule {value:.4g}"
+    else:
+        return
+    yield Finding(name, "std", what, "See whether it was trained or overwritten")
+
+
 def _wrong_fan_of(audited: Audited, rule: rules.VarianceScaling) -> str:
     """Return the mistake in a fan that would give a kernel its variance; '' for none."""
     if not audited.parameter.fan_in:
@@ -178,11 +188,8 @@ def _fault_of_fit(parameter: Parameter, fitted: Fit) -> Iterator[Finding]:
     """What is wrong with the rule that numbers fit, where none is declared."""
     if not fitted.fault or not fitted.decided or not parameter.in_axes:
         return
-    name = parameter.name
-    if "√3" in fitted.fault and "rule" not in fitted.fault:
-        yield _wrong_limit(name, f"its numbers fit {fitted}", fitted.fault)
-    else:
-        yield _wrong_fan(name, f"its numbers fit {fitted}", fitted.fault)
+    report = _wrong_limit if fitted.kind == "wrong limit" else _wrong_fan
+    yield report(parameter.name, f"its numbers fit {fitted}", fitted.fault)
 
 
 def _wrong_limit(name: str, figures: str, fault: str) -> Finding:
@@ -401,7 +408,8 @@ def of_depth(every: Sequence[Audited]) -> Iterator[Finding]:
         name = each.parameter.name
         if name in scaled:
             what = (
-                f"its std is that of the others over √{scaled[name]}, and no residual sum adds it"
+                f"its std is 1/√{scaled[name]} of that by the rule of the other kernels, as if "
+                "scaled with depth, and no residual sum adds its output"
             )
             what += f"; {', '.join(left[:3])} write to the stream, not scaled" if left else ""
             yield Finding(name, "depth scaling", what, advice)
@@ -419,18 +427,18 @@ def _rule_of_most(kernels: Sequence[Audited]) -> Callable[[Audited], float]:
     def by(fan: str) -> Callable[[Audited], float]:
         return lambda each: 1 / candidates.fans(each.parameter)[fan]
 
-    rules: list[Callable[[Audited], float]] = [lambda each: 1.0]
-    rules += [by(fan) for fan in ("fan_in", "fan_out", "fan_avg")]
+    scalings: list[Callable[[Audited], float]] = [lambda each: 1.0]
+    scalings += [by(fan) for fan in ("fan_in", "fan_out", "fan_avg")]
 
     ranked = []
-    for i, rule in enumerate(rules):
-        logs = np.array([math.log(each.found.second_moment / rule(each)) for each in kernels])
+    for scaling in scalings:
+        logs = np.array([math.log(each.found.second_moment / scaling(each)) for each in kernels])
         agreeing = (np.abs(logs[:, None] - logs) < _LIKE).sum(axis=1)
         most = agreeing.max()
         # Of two scales for as many kernels the larger: depth makes kernels smaller.
-        ranked.append((most, logs[agreeing == most].max(), -i))
-    most, scale, i = max(ranked, key=lambda each: (each[0], each[2]))
-    return lambda each: math.exp(scale) * rules[-i](each)
+        ranked.append((most, logs[agreeing == most].max(), scaling))
+    _, scale, best = max(ranked, key=lambda each: each[0])
+    return lambda each: math.exp(scale) * best(each)
 
 
 def _divisor(each: Audited, expected: float, depth: int) -> int | None:

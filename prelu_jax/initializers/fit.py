@@ -1,8 +1,9 @@
 """Which initialiser a parameter's numbers fit, and how sure that is.
 
-Every rule with a given variance is a hypothesis with a likelihood; so is every distribution of
-another variance, at the price of one parameter more (Schwarz 1978) and as a last resort alone. A
-rule is named if its probability is above `SURE`, and a test does not reject it.
+Every known rule, with each distribution, is a hypothesis with a likelihood. So is each
+distribution with a variance of its own, which pays for the fitted parameter (Schwarz 1978) and has
+a low prior. A rule is named if its probability is above `SURE` and a Kolmogorov–Smirnov test does
+not reject it.
 """
 
 import dataclasses
@@ -76,6 +77,7 @@ class Distribution:
             return True
         if not math.isinf(self.end):
             return False
+        # The largest may be too far out for so many numbers, or not far enough.
         outside = math.erfc(found.largest / std / math.sqrt(2))
         return found.size * outside < _RARE or (1 - outside) ** found.size < _RARE
 
@@ -130,6 +132,7 @@ class Candidate:
         only: the distribution that the name is for; None for all.
         log_prior: the logarithm of how likely it is beforehand.
         by_depth: whether it is a rule's variance divided by a number of layers.
+        kind: of the fault, as `findings.Finding.kind`.
     """
 
     name: str
@@ -138,6 +141,7 @@ class Candidate:
     only: Distribution | None = None
     log_prior: float = 0.0
     by_depth: bool = False
+    kind: str = "wrong fan"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +154,7 @@ class Fit:
         distribution: of them; None if it is not decided, or none of those known here.
         fault: the mistake in the rule (`Candidate`).
         known: whether the variance is that of a rule, not divided by a number of layers.
+        kind: of the fault.
     """
 
     rule: str
@@ -157,6 +162,7 @@ class Fit:
     distribution: Distribution | None = None
     fault: str = ""
     known: bool = False
+    kind: str = ""
 
     @property
     def decided(self) -> bool:
@@ -195,7 +201,7 @@ def of(found: Statistics, candidates: Sequence[Candidate]) -> Fit:
     distribution = likely[0].distribution if len(distributions) == 1 else None
     if left == 1:
         best = likely[0]
-        return Fit(best.text, chances[0], distribution, best.fault, best.known)
+        return Fit(best.text, chances[0], distribution, best.fault, best.known, best.kind)
     return Fit(f"not decided: {_either(each.text for each in likely)}", math.nan, distribution)
 
 
@@ -209,6 +215,7 @@ class _Hypothesis:
     weight: float
     fault: str = ""
     known: bool = False
+    kind: str = ""
 
 
 def _hypotheses(found: Statistics, candidates: Sequence[Candidate]) -> list[_Hypothesis]:
@@ -231,7 +238,8 @@ def _hypotheses(found: Statistics, candidates: Sequence[Candidate]) -> list[_Hyp
                 continue  # a wrong rule has to fit as well as any
             text = f"{distribution.name}, {' = '.join(dict.fromkeys(e.name for e in names))}"
             known = not names[0].by_depth
-            every.append(_Hypothesis(text, distribution, variance, weight, fault, known))
+            kind = names[0].kind if fault else ""
+            every.append(_Hypothesis(text, distribution, variance, weight, fault, known, kind))
         weight = likeliest - price * math.log(found.size) + _LAST_RESORT
         text = f"{distribution.name}, std {math.sqrt(free):.3g}"
         every.append(_Hypothesis(text, distribution, free, weight))

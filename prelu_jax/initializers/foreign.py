@@ -32,6 +32,7 @@ _WRAPPERS = tuple(
     wrapper.__globals__
     for wrapper in (nn.with_partitioning, nn.with_logical_partitioning, nnx.with_metadata)
 )
+_FAR = 6.0  # standard deviations, beyond which a cut cuts nothing
 _VALUES_KEPT = {"dtype", "out_sharding"}  # arguments that change no value
 
 
@@ -52,7 +53,8 @@ class _Foreign:
     Attributes:
         text: the rule in words.
         of_shape: its variance.
-        cut: where it cuts a Gaussian, in standard deviations before it is cut; None if it does not.
+        cut: where it cuts a Gaussian on both sides, in standard deviations before it is cut; None
+            if it does not, or at two places.
     """
 
     text: str
@@ -197,7 +199,9 @@ def _truncated(stddev: float, lower: float | None, upper: float | None) -> Rule 
     std = abs(stddev) * math.sqrt(1 + ends - mean**2)
     low, high = sorted((stddev * lower, stddev * upper))
     text = f"truncated normal in [{low:g}, {high:g}], std {std:.3g}"
-    return _Foreign(text, lambda shape: std**2, min(abs(lower), abs(upper)))
+    nearest = min(abs(lower), abs(upper))
+    cut = nearest if math.isclose(lower, -upper) or nearest > _FAR else None
+    return _Foreign(text, lambda shape: std**2, cut)
 
 
 def _density(x: float) -> float:

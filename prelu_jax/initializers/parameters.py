@@ -48,7 +48,6 @@ class Parameter:
         stack_axes: those that count the kernels.
         branch: where it is in the branch of a residual sum, 'inside' or 'last', which writes to the
             stream; '' outside.
-        order: the place of its first operation in the order of execution.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Parameter:
     out_axes: tuple[int, ...] = ()
     stack_axes: tuple[int, ...] = ()
     branch: Branch = ""
-    order: int = 0
 
 
 def read(
@@ -164,7 +162,7 @@ def _kernel(
     operation = watched.operation
     layout = operation.layout
     if len(operation.parameters) > 1 and len(shape) < 2:  # of weight normalisation, as a rule
-        return Parameter(name, tuple(shape), "scale", order=operation.number)
+        return Parameter(name, tuple(shape), "scale")
     look_up = operation.kind == "look-up"
     alone = len(operation.parameters) == 1
     fan_in, fan_out = operation.fans if alone and not look_up else (None, None)
@@ -183,7 +181,6 @@ def _kernel(
         layout.groups if not layout.stacked_axes else 1,
         *stored,
         branch,
-        operation.number,
     )
 
 

@@ -118,8 +118,8 @@ def order(array: Any) -> Order | None:
     """Return the order of an array's first numbers, by which a draw is known again.
 
     The same random bits give the same order whatever the distribution, the scale and, as JAX draws
-    them, the shape; a change of sign reverses it. Both orders are one here. None for an array of
-    fewer than 24 numbers, or with equal ones among the first.
+    them, the shape; a change of sign reverses it. Both orders are one here. None for fewer than 24
+    numbers, or if more than four of the first repeat; with repeats a change of sign is not known.
     """
     first = np.asarray(array).reshape(-1)[:RANKED].astype(np.float64)
     if first.size < RANKED or len(np.unique(first)) < RANKED - 4:
@@ -145,4 +145,6 @@ def relation(one: Any, other: Any) -> str | None:
             return "equal up to the sign"
         return f"equal up to a factor of {factor:.4g}"
     correlation = np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1]
-    return "in the same order" if abs(correlation) > _SAME_ORDER else None
+    if abs(correlation) < _SAME_ORDER:
+        return None
+    return "in the same order" if correlation > 0 else "in the reverse order"

@@ -95,7 +95,8 @@ class _OneBody:
         self.watched: dict[int, Watched] = {}
         self.inner: dict[int, tuple[Body, ...]] = {}
         self.products: list[tuple[int, Layout]] = []
-        self.scaled: dict[Any, Bits] = {}  # data times one parameter, elementwise
+        self.scaled: dict[Any, tuple[Bits, Any]] = {}  # data times a parameter -> it, the data
+        self.negated: set[Any] = set()  # data with the sign changed
         self.negative: set[Any] = set()  # data cut off above at a number, at 0 as a rule
 
     def read(self) -> list[Value]:
@@ -181,15 +182,22 @@ class _OneBody:
         own = [v.made_of if v.made_of.bit_count() == 1 and not v.signal else 0 for v in operands]
         if name in ("select_n", "max", "min"):
             factors = own[1:] if name == "select_n" and signal[0] and not any(signal[1:]) else []
-            for bits in (*factors, *(self.scaled.get(atom, 0) for atom in atoms)):
+            for bits in factors:
                 self._add_effect(bits, "rectify")
-            if name == "min" and any(signal) and len(atoms) < len(operands):
+            for bits, unscaled in (self.scaled[atom] for atom in atoms if atom in self.scaled):
+                if unscaled in atoms:
+                    self._add_effect(bits, "rectify")
+            is_negative = name == "min" or (name == "max" and not self.negated.isdisjoint(atoms))
+            if is_negative and any(signal) and len(atoms) < len(operands):
                 self.negative.add(y)
+        elif name == "neg" and any(signal):
+            self.negated.add(y)
         elif name in (*_SUMS, *_FACTORS) and any(signal):
             for bits, atom, value in zip(own, equation.invars, operands, strict=True):
                 self._add_effect(bits, _effect(name, atom, value))
                 if bits and name == "mul":
-                    self.scaled[y] = bits
+                    (data,) = (other for other in equation.invars if other is not atom)
+                    self.scaled[y] = bits, data
                     if not self.negative.isdisjoint(atoms):
                         self._add_effect(bits, "rectify")
 

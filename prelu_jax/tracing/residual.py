@@ -1,5 +1,6 @@
 """Operations whose output is added to what they were computed from: a residual sum."""
 
+from collections import Counter
 from typing import Any
 
 from jax.extend.core import Literal, Var
@@ -12,7 +13,8 @@ _KEPT = {  # equations that an output passes on its way to the sum
     *("convert_element_type", "copy", "name", "sharding_constraint", "optimization_barrier"),
     *("reshape", "transpose", "squeeze", "expand_dims", "mul", "div", "neg", "select_n"),
 }
-_SUMS = ("add", "add_any", "sub")  # with a constant, a bias or the mean of a norm
+_RESIDUAL = ("add", "add_any")
+_SUMS = (*_RESIDUAL, "sub")  # with a constant, a bias or the mean of a norm
 
 
 def branches(body: Body) -> dict[int, bool]:
@@ -29,6 +31,11 @@ def _branches(body: Body) -> tuple[dict[int, bool], dict[int, set[int]]]:
     made = _made(body)
     reached: dict[Any, set[int]] = {}  # variable -> the operations that it is an output of
     found: dict[int, bool] = {}
+    streams: dict[Any, set[Any]] = {}  # residual sum -> the arrays that branches were added to
+    summands = (
+        equation.invars for equation in graph.equations if equation.primitive.name in _RESIDUAL
+    )
+    addends = Counter(atom for atoms in summands for atom in atoms if isinstance(atom, Var))
     for place in sorted({*body.watched, *body.inner}):
         equation = graph.equations[place]
         for inner in body.inner.get(place, ()):
@@ -45,12 +52,16 @@ def _branches(body: Body) -> tuple[dict[int, bool], dict[int, set[int]]]:
         numbers = {n for atom in equation.invars for n in _of(reached, atom)}
         if not numbers or place in body.watched:
             continue
-        if name in _SUMS[:2]:
+        if name in _RESIDUAL:
             one, other = equation.invars
             for branch, stream in ((one, other), (other, one)):
-                between = _between(graph, branch, stream)
-                if _of(reached, branch) and between is not None:
+                if not _of(reached, branch) or _times(addends, stream) != 1:
+                    continue  # a constant, or an input that is added in every block
+                bases = {stream, *streams.get(stream, ())}
+                between = next(filter(None, (_between(graph, branch, b) for b in bases)), None)
+                if between is not None:
                     summed = True
+                    streams[equation.outvars[0]] = bases
                     inside = {n for equation in between for n in made.get(equation, ())}
                     found |= dict.fromkeys(inside - found.keys(), False)
                     found |= dict.fromkeys(reached[branch], True)
@@ -72,22 +83,30 @@ def _made(body: Body) -> dict[int, set[int]]:
     return made
 
 
+def _times(addends: Counter[Any], atom: Any) -> int:
+    return addends[atom] if isinstance(atom, Var) else 0
+
+
 def _of(reached: dict[Any, set[int]], atom: Any) -> set[int]:
     return set() if isinstance(atom, Literal) else reached.get(atom, set())
 
 
 def _between(graph: Graph, atom: Any, source: Any) -> set[int] | None:
-    """Return the equations by which a variable is computed from another; None if by none."""
+    """Return the equations between two variables; None if one is not computed from the other."""
     if not isinstance(atom, Var) or not isinstance(source, Var):
         return None
-    seen: set[int] = set()
-    waiting, found = [atom], False
+    behind: set[int] = set()
+    waiting = [atom]
     while waiting:
-        variable = waiting.pop()
-        found = found or variable is source
-        if variable is source or variable not in graph.maker or graph.maker[variable] in seen:
-            continue
-        seen.add(graph.maker[variable])
-        operands = graph.equations[graph.maker[variable]].invars
-        waiting += [operand for operand in operands if isinstance(operand, Var)]
-    return seen if found else None
+        place = graph.maker.get(waiting.pop())
+        if place is not None and place not in behind:
+            behind.add(place)
+            operands = graph.equations[place].invars
+            waiting += [operand for operand in operands if isinstance(operand, Var)]
+    after, between = {source}, set()
+    for place in sorted(behind):
+        equation = graph.equations[place]
+        if any(isinstance(operand, Var) and operand in after for operand in equation.invars):
+            between.add(place)
+            after.update(equation.outvars)
+    return between if atom in after and between else None

@@ -12,7 +12,8 @@ from flax import nnx
 
 import prelu_jax as pj
 from prelu_jax import initializers
-from prelu_jax.initializers import Layout
+from prelu_jax.initializers import Layout, parameters
+from prelu_jax.tracing import models
 from tests.initializers import healthy
 
 WIDTH, HIDDEN, HEADS, SIZE, EXPERTS, DEPTH = 28, 60, 3, 20, 5, 6
@@ -202,7 +203,7 @@ CASES = {
     "a mean": ({"mix": P["mix"] + 0.1}, ("mean", r"its mean is 0\.\d+, .* σ off 0", ["mix"])),
     "a kernel of the wrong half scaled with depth": (
         {"wide": P["wide"] / math.sqrt(DEPTH)},
-        ("depth scaling", "over √6, and no residual sum.*narrow write", ["wide"]),
+        ("depth scaling", "1/√6 of that by the rule.*no residual sum.*narrow write", ["wide"]),
     ),
     "not finite": (
         {"mix": P["mix"].at[0, 0].set(jnp.nan)},
@@ -540,7 +541,28 @@ def by_index(scaled):
     return model, params, jnp.ones((2, 48))
 
 
+def conditioned(p, x):
+    """Every block adds the same array, made by a kernel of its own."""
+    context = jax.nn.relu(x @ p["context"])
+    x = x @ p["stem"]
+    for i in range(6):
+        x = x + jax.nn.relu(x @ p[f"a{i}"] + context) @ p[f"b{i}"]
+    return x
+
+
+CONDITIONED = {
+    f"{name}{i}": HE(key(2 * i + (name == "b")), (32, 32)) / (math.sqrt(12) if name == "b" else 1)
+    for i in range(6)
+    for name in "ab"
+}
+
 HEALTHY = {
+    "the same array added in every block": (
+        conditioned,
+        CONDITIONED
+        | {"context": HE(key(30), (32, 32)) / math.sqrt(12), "stem": HE(key(31), (32, 32))},
+        W,
+    ),
     "softplus": (lambda p, x: jax.nn.softplus(x @ p["w"]), {"w": HE(key(0), (32, 32))}, W),
     "one plus a layer": (lambda p, x: x * (1.0 + x @ p["w"]), {"w": HE(key(0), (32, 32))}, W),
     "[out, in], twice as many outputs": of_dense(JAX.lecun_normal(**OI), (64, 32), True),
@@ -651,3 +673,59 @@ def test_a_flag_that_is_not_a_keyword_is_named():
 
     with pytest.raises(ValueError, match="Give flags, such as train=True, as keywords"):
         initializers.table(model, {"w": HE(key(0), (32, 32))}, W, True)
+
+
+def test_parallel_branches_all_write_to_the_stream():
+    def model(p, x):
+        for i in range(3):
+            x = x + jax.nn.relu(x @ p[f"a{i}"]) @ p[f"b{i}"] + jnp.tanh(x @ p[f"c{i}"]) @ p[f"d{i}"]
+        return x
+
+    params = {f"{name}{i}": HE(key(i), (32, 32)) for i in range(3) for name in "abcd"}
+    found = parameters.read(*models.of(model, params), (W,), {})
+    branches = {name: each.branch for name, each in found.items()}
+    assert {name for name, branch in branches.items() if branch == "last"} == {
+        f"{name}{i}" for i in range(3) for name in "bd"
+    }
+    assert set(branches.values()) == {"inside", "last"}
+
+
+SLOPES = {
+    "select": lambda x, a: jnp.where(x > 0, x, a * x),
+    "factor": lambda x, a: jnp.where(x > 0, jnp.ones_like(a), a) * x,
+    "max": lambda x, a: jnp.maximum(x, a * x),
+    "min": lambda x, a: jnp.maximum(x, 0.0) + a * jnp.minimum(x, 0.0),
+    "relu": lambda x, a: jax.nn.relu(x) - a * jax.nn.relu(-x),
+    "pj.prelu": pj.prelu,
+}
+SCALES = {
+    "before relu": lambda x, a: jax.nn.relu(x / jnp.sqrt(jnp.mean(x**2)) * a),
+    "after relu": lambda x, a: jax.nn.relu(x) * a,
+    "masked": lambda x, a: jnp.where(x > 1.0, x * a, -1e9),
+    "one more": lambda x, a: x * (1 + a),
+}
+
+
+@pytest.mark.parametrize("name", [*SLOPES, *SCALES])
+def test_a_slope_is_told_from_a_scale(name):
+    function = {**SLOPES, **SCALES}[name]
+    params = {"a": jnp.full(32, 0.25), "w": HE(key(0), (32, 32))}
+    table = initializers.table(lambda p, x: function(x @ p["w"], p["a"]), params, W)
+    assert table[0].role == ("slope" if name in SLOPES else "scale")
+
+
+def test_a_constant_is_held_against_its_value():
+    table = initializers.table(
+        net, drawn() | {"slope": jnp.zeros(WIDTH)}, X, declared={"slope": 0.25}
+    )
+    (found,) = table.findings
+    assert (found.parameter, found.kind) == ("slope", "std")
+    assert "all its numbers are 0, by its rule 0.25" in found.what
+
+
+def test_a_cut_at_two_places_is_not_taken_for_one():
+    rule = JAX.truncated_normal(0.1, lower=-2, upper=4)
+    for seed in range(5):
+        params = {"w": rule(key(seed), (32, 32), jnp.float32)}
+        table = initializers.table(lambda p, x: x @ p["w"], params, W, declared={"w": rule})
+        assert not [each for each in table.findings if each.kind == "truncation"]
