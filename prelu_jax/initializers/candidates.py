@@ -93,6 +93,7 @@ def fans(parameter: Parameter) -> dict[str, float]:
 def wrong_fans(parameter: Parameter) -> Iterator[tuple[str, float, str]]:
     """Yield the fans that one gets by a mistake: the name, the value, the mistake."""
     right = fans(parameter)
+    taken = {name: [value] for name, value in right.items()}  # right, or of a mistake before
     shape, stacked, groups = parameter.shape, parameter.stacked, parameter.groups
     every: list[tuple[float, float, str]] = []
     if stacked > 1:
@@ -116,7 +117,8 @@ def wrong_fans(parameter: Parameter) -> Iterator[tuple[str, float, str]]:
     for fan_in, fan_out, fault in every:
         values = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
         for name, value in values.items():
-            if not math.isclose(value, right[name], rel_tol=_SAME):
+            if not any(math.isclose(value, each, rel_tol=_SAME) for each in taken[name]):
+                taken[name].append(value)
                 yield name, value, fault
 
 
