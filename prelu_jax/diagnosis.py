@@ -80,7 +80,7 @@ def diagnose(
 def _of_parameters(
     model: Any, variables: Any, batch: Any, call_kwargs: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """What an audit finds in the parameters, in sentences; nothing where it cannot be made."""
+    """The findings of an audit of the parameters, in sentences; none where it cannot be made."""
     inputs = batch if type(batch) is tuple else (batch,)
     # Arrays on other hosts cannot be read, and a call may take keys that an audit does not give.
     with contextlib.suppress(ValueError, TypeError, RuntimeError):

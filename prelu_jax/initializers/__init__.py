@@ -23,7 +23,7 @@ plain convolutional kernels; it departs for groups (fan_out counts all of them) 
 convolutions (its fans are swapped).
 """
 
-from prelu_jax.initializers.audit import Row, Table, table
+from prelu_jax.initializers.audit import table
 from prelu_jax.initializers.factories import (
     REGISTRY,
     caffe_msra,
@@ -57,6 +57,7 @@ from prelu_jax.initializers.fans import MODES, Layout, Mode, fans
 from prelu_jax.initializers.findings import Finding
 from prelu_jax.initializers.foreign import describe
 from prelu_jax.initializers.layers import for_layer
+from prelu_jax.initializers.listing import Row, Table
 from prelu_jax.initializers.rules import (
     DISTRIBUTIONS,
     Constant,

@@ -5,13 +5,13 @@ A finding by chance is as rare as a Gaussian beyond `SIGMAS` standard deviations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prelu_jax.initializers import candidates, fit, rules, statistics
+from prelu_jax.initializers import candidates, fit, rules
 from prelu_jax.initializers.declared import Declared
 from prelu_jax.initializers.fit import Fit
 from prelu_jax.initializers.parameters import Parameter
@@ -26,12 +26,9 @@ _HEAVY = 10.0  # kurtosis: no rule draws such numbers
 _NO_MEAN = 1e-3  # of the standard deviation: a smaller mean has no visible effect
 _FEW = 300  # values among 16,384 of half precision; rounded from float32 there are over 1,000
 _TOLD_APART = 4  # weights: fewer may be alike by chance
-_SIZED = 256  # weights of a kernel whose scale is compared with others'
-_LIKE = 0.1  # of the logarithm of a variance: kernels of one rule
-_DEEP = 3  # kernels that write to a residual stream, for a scale with depth
 _SUBNORMAL = {"bfloat16": 1e-37, "float16": 1e-3}  # a type has fewer values below
 _COUNTED = 4096  # numbers, of which the values are counted
-_KERNELS = ("kernel", "look-up")
+KERNELS = ("kernel", "look-up")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +182,7 @@ def _wrong_fan_of(audited: Audited, rule: rules.VarianceScaling) -> str:
 
 
 def _fault_of_fit(parameter: Parameter, fitted: Fit) -> Iterator[Finding]:
-    """What is wrong with the rule that numbers fit, where none is declared."""
+    """A mistake in the rule that numbers fit, where none is declared."""
     if not fitted.fault or not fitted.decided or not parameter.in_axes:
         return
     report = _wrong_limit if fitted.kind == "wrong limit" else _wrong_fan
@@ -259,7 +256,7 @@ def _mean(audited: Audited) -> Iterator[Finding]:
 def _few_values(audited: Audited) -> Iterator[Finding]:
     parameter, found = audited.parameter, audited.found
     half = found.dtype in ("bfloat16", "float16")
-    if not half or parameter.role not in _KERNELS or found.zeros > 0.5 or found.is_constant:
+    if not half or parameter.role not in KERNELS or found.zeros > 0.5 or found.is_constant:
         return
     if found.std < _SUBNORMAL[found.dtype]:
         return
@@ -310,148 +307,6 @@ def _padding(least: NDArray[Any], greatest: NDArray[Any]) -> NDArray[np.bool_]:
     zeros = ((least == 0) & (greatest == 0)).reshape(-1)
     trailing = np.cumprod(zeros[::-1])[::-1].astype(bool)
     return (trailing & ~trailing.all()).reshape(least.shape)
-
-
-# ---- findings between parameters
-
-
-@dataclasses.dataclass
-class Draws:
-    """The orders of the draws before, by which the same draw is found again."""
-
-    seen: dict[statistics.Order, tuple[str, NDArray[Any]]] = dataclasses.field(default_factory=dict)
-
-    def add(self, parameter: Parameter, array: NDArray[Any]) -> Iterator[Finding]:
-        """Yield the parts of a parameter that are the same draw as one before."""
-        if parameter.role not in _KERNELS:
-            return
-        repeated = False
-        for axis in range(array.ndim if array.ndim > 1 else 0):
-            found = list(_repeated(parameter.name, array, axis))
-            repeated = repeated or bool(found)
-            yield from found
-            if found:
-                break
-        order = statistics.order(array)
-        if order is None:
-            return
-        if order in self.seen and not repeated:
-            name, other = self.seen[order]
-            related = statistics.relation(array, other)
-            if related:
-                yield _same_draw(parameter.name, f"{related} to {name}", array, other)
-        head = array.reshape(-1)[: statistics.COMPARED].copy()
-        self.seen.setdefault(order, (parameter.name, head))
-
-
-def _same_draw(name: str, what: str, array: NDArray[Any], other: NDArray[Any]) -> Finding:
-    count = min(array.size, other.size)
-    figures = f"its first {count} numbers are {what}" if array.size > count else f"it is {what}"
-    return Finding(name, "same draw", figures, "Split the key, or ignore a copy that is meant")
-
-
-def _repeated(name: str, array: NDArray[Any], axis: int) -> Iterator[Finding]:
-    """Yield the slices along an axis that are the same draw as one before."""
-    front = np.moveaxis(array, axis, 0)
-    size = math.prod(front.shape[1:])
-    if size < statistics.RANKED or len(front) < 2:
-        return
-    places: tuple[Any, ...] = np.unravel_index(np.arange(statistics.RANKED), front.shape[1:])
-    heads = front[(slice(None), *places)]
-    seen: dict[statistics.Order, int] = {}
-    same: list[tuple[int, int, str]] = []
-    for i, head in enumerate(heads):
-        order = statistics.order(head)
-        if order is None:
-            continue
-        if order in seen:
-            related = statistics.relation(front[i], front[seen[order]])
-            if related:
-                same.append((i, seen[order], related))
-        seen.setdefault(order, i)
-    if same:
-        i, j, related = same[0]
-        more = f", and {len(same) - 1} more such slices" if len(same) > 1 else ""
-        what = f"along axis {axis} slice {i} is {related} to slice {j}{more}"
-        yield Finding(name, "same draw", what, "Split the key, or ignore copies that are meant")
-
-
-def of_depth(every: Sequence[Audited]) -> Iterator[Finding]:
-    """Yield kernels scaled with depth against the rule of the others.
-
-    Those that write to a residual stream are scaled by the square root of their number, all or none
-    (Radford et al. 2019); others are not.
-    """
-    kernels = [
-        each
-        for each in every
-        if each.parameter.role == "kernel"
-        and each.parameter.fan_in
-        and not each.found.is_constant
-        and not each.found.nonfinite
-        and each.found.size >= _SIZED
-    ]
-    writers = [each for each in kernels if each.parameter.branch == "last"]
-    others = [each for each in kernels if each.parameter.branch == "inside"]
-    depth = sum(each.parameter.stacked for each in writers)
-    if depth < _DEEP or not others:
-        return
-    expected = _rule_of_most(kernels)
-    divisors = {each.parameter.name: _divisor(each, expected(each), depth) for each in kernels}
-    scaled = {name: n for name, n in divisors.items() if n and n > 1}
-    if len({scaled[w.parameter.name] for w in writers if w.parameter.name in scaled}) > 1:
-        return  # each by its own depth
-    left = [each.parameter.name for each in writers if divisors[each.parameter.name] == 1]
-    found = [each.parameter.name for each in writers if each.parameter.name in scaled]
-    advice = "Scale all kernels that write to the stream, or none, and no others"
-    for each in others:
-        name = each.parameter.name
-        if name in scaled:
-            what = (
-                f"its std is 1/√{scaled[name]} of that by the rule of the other kernels, as if "
-                "scaled with depth, and no residual sum adds its output"
-            )
-            what += f"; {', '.join(left[:3])} write to the stream, not scaled" if left else ""
-            yield Finding(name, "depth scaling", what, advice)
-    for name in left if found else ():
-        what = (
-            f"it writes to the residual stream, not scaled by 1/√{scaled[found[0]]} as "
-            f"{', '.join(found[:3])}"
-        )
-        yield Finding(name, "depth scaling", what, advice)
-
-
-def _rule_of_most(kernels: Sequence[Audited]) -> Callable[[Audited], float]:
-    """Return the variance of a kernel by the rule that most kernels keep: by a fan, or fixed."""
-
-    def by(fan: str) -> Callable[[Audited], float]:
-        return lambda each: 1 / candidates.fans(each.parameter)[fan]
-
-    scalings: list[Callable[[Audited], float]] = [lambda each: 1.0]
-    scalings += [by(fan) for fan in ("fan_in", "fan_out", "fan_avg")]
-
-    ranked = []
-    for scaling in scalings:
-        logs = np.array([math.log(each.found.second_moment / scaling(each)) for each in kernels])
-        agreeing = (np.abs(logs[:, None] - logs) < _LIKE).sum(axis=1)
-        most = agreeing.max()
-        # Of two scales for as many kernels the larger: depth makes kernels smaller.
-        ranked.append((most, logs[agreeing == most].max(), scaling))
-    _, scale, best = max(ranked, key=lambda each: each[0])
-    return lambda each: math.exp(scale) * best(each)
-
-
-def _divisor(each: Audited, expected: float, depth: int) -> int | None:
-    """Return the divisor of the variance: 1, or a number of kernels; None for another."""
-    slack = SIGMAS * math.sqrt(max(each.found.kurtosis - 1, 0.1) / each.found.size)
-    slack = min(max(slack, 0.05), math.log(_DEEP) / 4)
-    divided = math.log(expected / each.found.second_moment)
-    if abs(divided) < slack:
-        return 1
-    if each.fit.decided and each.fit.known:
-        return None
-    counts = (depth, 2 * depth, depth // 2)
-    return next((n for n in counts if abs(divided - math.log(n)) < slack), None)
 
 
 def of_decay(parameters: Mapping[str, Parameter], decays: Mapping[str, bool]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What every parameter of a model is: its role and its fans, read off one abstract call."""
+"""The role and the fans of every parameter of a model, read off one abstract call."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Operations whose output is added to what they were computed from: a residual sum."""
+"""The branches of residual sums: sums of an array and another that was computed from it."""
 
 from collections import Counter
 from typing import Any

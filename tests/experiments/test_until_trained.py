@@ -112,8 +112,9 @@ def test_every_variant_can_be_trained(variant):
     """Its net is built, and the digits have the examples that it asks for."""
     fields = late_start.VARIANTS[variant]
     config = dataclasses.replace(late_start.laptop(), **fields)
-    arch.get(config.arch)
-    sources.subset(sources.load("digits", "train"), "", config.examples_per_class)
+    assert arch.get(config.arch).name == config.arch
+    few = sources.subset(sources.load("digits", "train"), "", config.examples_per_class)
+    assert len(few) >= 10 * max(1, config.examples_per_class)
 
 
 @pytest.mark.slow

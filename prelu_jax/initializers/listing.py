@@ -1,0 +1,153 @@
+"""The rows of an audit and its findings, for people, programs and test suites."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from prelu_jax import printing
+from prelu_jax.initializers.declared import matches
+from prelu_jax.initializers.findings import Finding
+
+_HTML_WIDTH = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter of a model.
+
+    Attributes:
+        parameter: its path, e.g. 'conv2_1/kernel'.
+        shape: its shape.
+        role: 'kernel', 'look-up', 'bias', 'scale', 'slope', 'other' or 'unused'.
+        rule: how it is drawn, in words; '?' where the model does not say.
+        fan_in: the number of weights that meet in one output; None if it is no kernel.
+        fan_out: the number of weights that start from one input; None if it is no kernel.
+        std: its standard deviation by the rule; None if the rule is not known.
+        measured_std: its standard deviation as it is; None if the variables are abstract.
+        mean: its mean; None if the variables are abstract.
+        largest: its largest absolute value over its standard deviation: 2 to 2.3 for JAX's
+            truncated normals, 1.7 for a uniform distribution; None where there is none.
+        fits: the rule that its numbers fit; None if the variables are abstract.
+        confidence: the probability of that rule; None where nothing is decided.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    role: str
+    rule: str
+    fan_in: float | None
+    fan_out: float | None
+    std: float | None
+    measured_std: float | None
+    mean: float | None
+    largest: float | None
+    fits: str | None
+    confidence: float | None
+
+
+class Table(tuple[Row, ...]):
+    """The rows of `table`, and the findings. Printed, or left last in a notebook, it is a table.
+
+    Attributes:
+        findings: the mistakes.
+    """
+
+    findings: tuple[Finding, ...] = ()
+
+    def assert_as_declared(self, ignore: str | None = None) -> None:
+        """Raise an AssertionError with the findings, if there are any. For a test suite.
+
+        Args:
+            ignore: a regular expression for whole paths of parameters whose findings do not count.
+
+        Raises:
+            AssertionError: there are findings, or the variables are abstract: nothing is measured.
+        """
+        if self and all(row.measured_std is None for row in self):
+            raise AssertionError(
+                "the variables are abstract, so nothing is measured; expected arrays, or values=."
+            )
+        left = [
+            each
+            for each in self.findings
+            if ignore is None or not matches("ignore", ignore, each.parameter)
+        ]
+        if left:
+            listed = "\n".join(f"  {finding}" for finding in left)
+            plural = "s" if len(left) > 1 else ""
+            raise AssertionError(
+                f"{len(left)} finding{plural} about the model's parameters:\n{listed}\n"
+                "assert_as_declared(ignore='REGEX') leaves out those of the parameters it matches."
+            )
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows as dicts."""
+        return (dataclasses.asdict(row) for row in self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in plain Python."""
+        return {
+            "parameters": list(self.rows()),
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+        }
+
+    def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
+        """`rows` as comma-separated values with a header; written to the file, if there is one."""
+        return printing.to_csv(self.rows(), file)
+
+    def to_markdown(self) -> str:
+        """The table and the findings in Markdown."""
+        header, *lines = _cells(self)
+        rows = [header, ["---"] * len(header), *lines]
+        table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        listed = "".join(f"- {finding}\n" for finding in self.findings)
+        return f"{table}\n{listed}" if listed else table
+
+    def __str__(self) -> str:
+        lines = _cells(self)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        return "\n".join([*text, *map(str, self.findings)])
+
+    __repr__ = __str__
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        header, *lines = _cells(self)
+        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in header:
+            table.add_column(Text(name), overflow="fold")
+        faulty = {finding.parameter for finding in self.findings}
+        for line in lines:
+            table.add_row(*map(Text, line), style="bold red" if line[0] in faulty else "")
+        yield table
+        for finding in self.findings:
+            yield Text(str(finding), style="bold red")
+
+    def _repr_html_(self) -> str:
+        return printing.to_html(self, _HTML_WIDTH)
+
+
+def _cells(table: Table) -> list[list[str]]:
+    """Return the header and the rows; without columns in which nothing is known."""
+    names = [field.name for field in dataclasses.fields(Row)]
+    known = [
+        name
+        for name in names
+        if name not in _MEASURED or any(getattr(row, name) is not None for row in table)
+    ]
+    return [known] + [[_cell(getattr(row, name)) for name in known] for row in table]
+
+
+_MEASURED = ("measured_std", "mean", "largest", "fits", "confidence")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
