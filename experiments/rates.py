@@ -3,7 +3,8 @@
     python -m experiments.rates --scale=laptop
 
 Everything else is as in `convergence_30`. A run ends at the first test error below 50 %, or
-untrained at its last step.
+untrained at its last step: ``num_steps``, or earlier at high rates, when rate × steps reaches
+``rate_times_steps``. Xavier's net trains at a rate × steps of 3 to 12 (docs/findings.md).
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ class Config(convergence.ConvergenceConfig):
 
     rates: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.03, 0.1)
     learning_rate: float = 0.0  # set for each run; leave it at 0
+    rate_times_steps: float = 20.0  # of every run, but between 1,000 and num_steps steps
 
 
 def laptop() -> Config:
@@ -41,7 +43,11 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     common.check_unset(config, ["initializer", "learning_rate"], "config.rates")
     initializers = {HE: config.he_initializer, XAVIER: config.xavier_initializer}
     cases = {
-        (arm, f"rate {rate:g}"): {"initializer": initializer, "learning_rate": rate}
+        (arm, f"rate {rate:g}"): {
+            "initializer": initializer,
+            "learning_rate": rate,
+            "num_steps": last_step(config, rate),
+        }
         for rate in config.rates
         for arm, initializer in initializers.items()
     }
@@ -51,6 +57,11 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
     tables = ("table.md", "steps.csv", "curves.csv")
     print(f"\n{text}\nWritten:", *map(workdir.joinpath, tables), sep="\n  ")
     return judge({case: until_trained.steps(config, of_case) for case, of_case in curves.items()})
+
+
+def last_step(config: Config, rate: float) -> int:
+    """Return the step at which an untrained run of a rate ends."""
+    return min(config.num_steps, max(1000, round(config.rate_times_steps / rate)))
 
 
 def judge(needed: Mapping[until_trained.Case, Sequence[float]]) -> list[Claim]:
@@ -84,12 +95,17 @@ def _shown(steps: float) -> str:
 
 def markdown(config: Config, curves: until_trained.Curves) -> str:
     """Return the table: a row for each rate, with every seed."""
-    lines = [until_trained.explain(config), "", "| rate | He | Xavier |", "|---|---|---|"]
+    lines = [
+        f"{until_trained.explain(config)} At high rates a run ends earlier, in the last column.",
+        "",
+        "| rate | He | Xavier | last step |",
+        "|---|---|---|---|",
+    ]
     for rate in config.rates:
         cells = (
             until_trained.cell(config, curves[arm, f"rate {rate:g}"]) for arm in (HE, XAVIER)
         )  # fmt: skip
-        lines.append(f"| {rate:g} | {' | '.join(cells)} |")
+        lines.append(f"| {rate:g} | {' | '.join(cells)} | {last_step(config, rate):,} |")
     return "\n".join(lines) + "\n"
 
 

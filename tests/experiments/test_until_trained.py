@@ -131,3 +131,17 @@ def test_an_unknown_variant_is_told_the_nearest(tmp_path):
     config.variants = ("biases froze",)
     with pytest.raises(ValueError, match="biases froze'.*'biases frozen'"):
         late_start.run(config, tmp_path, 1)
+
+
+def test_rates_end_where_rate_times_steps_is_equal_but_not_too_early():
+    config = rates.laptop()
+    lasts = {rate: rates.last_step(config, rate) for rate in config.rates}
+    assert lasts == {
+        0.0005: 6000,
+        0.001: 6000,
+        0.002: 6000,
+        0.005: 4000,
+        0.01: 2000,
+        0.03: 1000,
+        0.1: 1000,
+    }
