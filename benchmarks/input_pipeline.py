@@ -145,7 +145,7 @@ def _of_a_run(folder: Path, net: str, batch_size: int, steps: int) -> list[Row]:
         nonlocal now
         ends = [time.perf_counter()]
         for batch in batches:
-            now, _ = parallel.train_step(now, batch)
+            now, _ = parallel.train_step(now, parallel.split(batch))
             jax.block_until_ready(now)
             ends.append(time.perf_counter())
         return [1e3 * (b - a) for a, b in itertools.pairwise(ends)]

@@ -13,7 +13,8 @@ from benchmarks.loopback import WITH, WITHOUT, Samples, name_of
 from benchmarks.timing import samples
 from benchmarks.training import Case
 from prelu_jax import arch, entry
-from prelu_jax.training import processes, step
+from prelu_jax.runs import processes
+from prelu_jax.training import step
 from prelu_jax.training.parallel import AXIS, Parallel
 
 
@@ -48,7 +49,7 @@ def measure(trees: list[tuple[int, int]], repeats: int, net: str, batch_size: in
     found |= samples(
         {
             WITHOUT: lambda: alone(now, split),
-            WITH: lambda: parallel.train_step(now, batch),
+            WITH: lambda: parallel.train_step(now, parallel.split(batch)),
         },
         repeats,
     )
@@ -60,7 +61,7 @@ if __name__ == "__main__":
     entry.answer_help()
     address, count, index, asked = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", 1)
-    with processes.all_or_none():
+    with processes.exit_all_on_failure():
         if int(count) > 1:
             processes.join(address, int(count), int(index))
         print(json.dumps(measure(*json.loads(asked))))

@@ -82,7 +82,8 @@ class Case:
     def program_on_every_device(self) -> Callable[[], jax.Array]:
         """The same as experiments take it: of a batch that is on the host, on all devices."""
         parallel = Parallel()
-        return taking(parallel.train_step, parallel.replicate(self.state()), self.batch())
+        batch = parallel.split(self.batch())
+        return taking(parallel.train_step, parallel.replicate(self.state()), batch)
 
 
 def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:

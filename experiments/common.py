@@ -19,8 +19,8 @@ from tqdm import tqdm
 from experiments import machine, record, results
 from experiments.results import Claim
 from prelu_jax import entry, files, names
+from prelu_jax.runs import processes, recorder, trainer
 from prelu_jax.training import config as config_lib
-from prelu_jax.training import loop, processes, steps
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
 
@@ -84,7 +84,7 @@ def main(
             machine.quiet_orbax()
         if values.scale != of_command_line:
             raise SystemExit("error: give --scale on the command line, not in a flag file.")
-        with processes.all_or_none():
+        with processes.exit_all_on_failure():
             return _run(name, run, alone)
 
     entry.run(start, define)
@@ -123,7 +123,7 @@ def _run(name: str, run: Run, alone: bool) -> int:
         entry.complain("\nInterrupted. The same command goes on where it stopped.")
         # Ctrl-C can leave a thread half started that never ends.
         entry.end_now(entry.INTERRUPTED)
-    except steps.StoppedError as stop:
+    except recorder.StoppedError as stop:
         entry.complain(f"\nStopped {stop}. The same command goes on from there.")
         return entry.STOPPED
     seconds = time.monotonic() - started
@@ -226,7 +226,7 @@ def _part() -> tuple[int, int] | None:
 
 def check_in_one_piece(what: str) -> None:
     """Raises a ValueError if the flags ask for a part of it, or several processes."""
-    if _part() or processes.are_several():
+    if _part() or processes.is_multiprocess():
         raise ValueError(
             f"{what} is for one process and in one piece: give no --part and no flag of several "
             "processes."
@@ -303,13 +303,13 @@ def train_all(
     """
     parallel = parallel or machine.devices(min(config.batch_size for _, config in runs.values()))
     for _, config in runs.values():
-        loop.check(config, parallel)  # all of them before the first trains
+        trainer.check(config, parallel)  # all of them before the first trains
     with processes.preemption() as asked:
         for folder in _of_part(runs):
             label, config = runs[folder]
             source = Path(config.pretrained)
             diverged = functools.partial(results.diverged, source)
-            if source in runs and processes.from_first(diverged):
+            if source in runs and processes.broadcast_from_process_0(diverged):
                 continue  # nothing to start from: it has no folder, and counts as diverged
             _train(folder, config, label, parallel, asked)
     if _part() and processes.is_first():
@@ -350,5 +350,5 @@ def _train(
             bar.update(step - bar.n)
 
         timeout = _flag("stall_timeout") or 0
-        status = loop.train(config, folder, progress, parallel, stop, timeout)
+        status = trainer.train(config, folder, progress, parallel, stop, timeout)
         bar.set_postfix_str(f"{status['status']} at step {status['step']}")

@@ -24,10 +24,10 @@ from experiments import common, convergence, figures, machine, profile_figures, 
 from experiments.results import Claim, Curve
 from prelu_jax import files, names
 from prelu_jax.datadep.report import BetweenStage
-from prelu_jax.training import config as config_lib
+from prelu_jax.training.batches import Batches
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.run_data import RunData
+from prelu_jax.training.recipe import resolve
 
 HE, LSUV, WITHIN, BOTH = "He", "LSUV", "within", "within + between"
 METHODS = {  # -> initializer of the convolutions, datadep
@@ -145,7 +145,7 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
         for method in config.methods
     ]
     for _, _, each in runs:
-        config_lib.validate(each)  # before the first trains
+        resolve(each)  # before the first trains
     if config.ladder_steps > config.num_steps:
         raise ValueError(f"config.ladder_steps is over config.num_steps, {config.num_steps}.")
     parallel = machine.devices(config.batch_size)
@@ -170,17 +170,18 @@ def of_run(config: Config, condition: Condition, method: str, seed: int) -> Trai
 
 
 def _run(config: Config, of: TrainConfig, method: str, parallel: Parallel) -> Found:
-    data = RunData(of)
-    begun = starts.begin(of, data, parallel)
+    recipe = resolve(of)
+    data = Batches(recipe)
+    begun = starts.begin(recipe, data, parallel)
     learned = (
         rate
         for rate in sorted(config.ladder, reverse=True)
-        if starts.learns(of, begun, data, parallel, rate, config.ladder_steps)
+        if starts.learns(recipe, begun, data, parallel, rate, config.ladder_steps)
     )
     stages = [stage for report in begun.reports for stage in report.stages]
     evened = (stage.spread_after for stage in stages if isinstance(stage, BetweenStage))
     return Found(
-        curve=starts.train(of, begun, data, parallel, method),
+        curve=starts.train(recipe, begun, data, parallel, method),
         change_rates=begun.change_rates,
         spread=begun.spread,
         left=next(evened, math.nan),

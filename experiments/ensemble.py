@@ -22,7 +22,7 @@ from experiments.large_models import A_RELU, A, B, C
 from experiments.results import Claim
 from experiments.testing import MULTI_SCALE, Scores
 from prelu_jax import arch, evaluation, files
-from prelu_jax.training import finished
+from prelu_jax.runs import finished
 from prelu_jax.training.config import TrainConfig
 
 ENSEMBLE = "ensemble"

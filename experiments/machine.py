@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from prelu_jax.training import processes
+from prelu_jax.runs import processes
 from prelu_jax.training.parallel import Parallel
 
 _EXAMPLES_A_CORE = 16  # of a batch, at least
@@ -42,8 +42,8 @@ def use_every_core(batch_size: int) -> None:
     if "host_platform_device_count" in chosen or "JAX_NUM_CPU_DEVICES" in chosen:
         return
     uncompiled: bool = jax.config.jax_disable_jit  # type: ignore[attr-defined]
-    if processes.are_several() or uncompiled:  # one a process; step by step, one is faster than two
-        return
+    if processes.is_multiprocess() or uncompiled:
+        return  # one a process; step by step, one is faster than two
     fitting = range(1, min(cores or 1, batch_size // _EXAMPLES_A_CORE) + 1)
     devices = max((n for n in fitting if batch_size % n == 0), default=1)
     jax.config.update("jax_num_cpu_devices", devices)

@@ -17,9 +17,10 @@ from prelu_jax import evaluation, signal
 from prelu_jax.data import augment
 from prelu_jax.datadep import CalibrationReport
 from prelu_jax.training import calibration, start
+from prelu_jax.training.batches import Batches
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.run_data import RunData
+from prelu_jax.training.recipe import Recipe
 from prelu_jax.training.state import TrainState, stream
 
 _LAST = 5  # steps whose mean loss is that of the end
@@ -63,18 +64,18 @@ def check(config: TrainConfig) -> None:
         )
 
 
-def begin(config: TrainConfig, data: RunData, parallel: Parallel) -> Start:
+def begin(recipe: Recipe, data: Batches, parallel: Parallel) -> Start:
     """Draws and calibrates the parameters of a run, twice for the clock."""
     pixels = data.pixel_statistics()
-    net = start.model(config, data.num_classes)
-    state = drawn = start.state(config, net, None, pixels, data.steps_per_epoch)
-    batch = next(data.train_batches())
+    config = recipe.config
+    state = drawn = start.initial_state(recipe, pixels)
+    batch = next(data.train())
     reports: list[CalibrationReport] = []
     seconds = [0.0, 0.0]
     if config.datadep != "none":
         for call in range(2):
             began = time.monotonic()
-            state, reports = calibration.calibrate(config, drawn, batch, parallel)
+            state, reports = calibration.calibrate(recipe, drawn, batch, parallel)
             jax.block_until_ready(state.params)
             seconds[call] = time.monotonic() - began
     with jax.default_matmul_precision("highest"):  # as calibrations compute
@@ -88,43 +89,48 @@ def begin(config: TrainConfig, data: RunData, parallel: Parallel) -> Start:
     return Start(state, reports, rates, seconds[1], seconds[0])
 
 
-def train(config: TrainConfig, begun: Start, data: RunData, parallel: Parallel, arm: str) -> Curve:
+def train(recipe: Recipe, begun: Start, data: Batches, parallel: Parallel, arm: str) -> Curve:
     """The run from a start: its error every ``config.eval_every`` steps, while the loss is finite.
 
     The learning rate stays ``config.learning_rate``.
     """
+    config = recipe.config
     state = parallel.replicate(begun.state)
     steps, errors, status = [0], [_test_error(state, data, parallel)], "done"
-    for step, batch in enumerate(data.train_batches(), start=1):
-        state, metrics = parallel.train_step(state, batch)
+    for step, batch in enumerate(data.train(), start=1):
+        state, metrics = parallel.train_step(state, parallel.split(batch))
         if not math.isfinite(float(metrics["loss"])):
             status = "diverged"
             break
         if step % config.eval_every == 0 or step == config.num_steps:
             steps.append(step)
             errors.append(_test_error(state, data, parallel))
-    epochs = np.array(steps) / data.steps_per_epoch
+    epochs = np.array(steps) / recipe.steps_per_epoch
     return Curve(arm, config.seed, status, np.array(steps), epochs, np.array(errors))
 
 
-def _test_error(state: TrainState, data: RunData, parallel: Parallel) -> float:
-    found = evaluation.evaluate(lambda batch: parallel.eval_step(state, batch), data.eval_batches())
-    return found["test_error"]
+def _test_error(state: TrainState, data: Batches, parallel: Parallel) -> float:
+    def step(batch: dict[str, np.ndarray]) -> evaluation.Sums:
+        return parallel.eval_step(state, parallel.split(batch))
+
+    return evaluation.evaluate(step, data.test())["test_error"]
 
 
 def learns(
-    config: TrainConfig, begun: Start, data: RunData, parallel: Parallel, rate: float, steps: int
+    recipe: Recipe, begun: Start, data: Batches, parallel: Parallel, rate: float, steps: int
 ) -> bool:
     """Whether the loss stays finite at a learning rate and ends at least 1 % below its start.
 
     Of as many steps as the run has, or fewer.
     """
-    scale = np.float32(rate / config.learning_rate)  # the plateau's factor: nothing is compiled
+    scale = np.float32(
+        rate / recipe.config.learning_rate
+    )  # the plateau's factor: nothing is compiled
     plateau = begun.state.plateau._replace(scale=jax.numpy.asarray(scale))
     state = parallel.replicate(begun.state.replace(plateau=plateau))
     losses: list[float] = []
-    for batch in itertools.islice(data.train_batches(), steps):
-        state, metrics = parallel.train_step(state, batch)
+    for batch in itertools.islice(data.train(), steps):
+        state, metrics = parallel.train_step(state, parallel.split(batch))
         losses.append(float(metrics["loss"]))
         if not math.isfinite(losses[-1]):
             return False

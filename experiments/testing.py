@@ -25,7 +25,8 @@ from experiments import results
 from experiments.results import Claim
 from prelu_jax import evaluation, files
 from prelu_jax.data import pipeline
-from prelu_jax.training import finished, identity, run_data, start
+from prelu_jax.runs import finished, identity
+from prelu_jax.training import recipe
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import AXIS, Parallel
 
@@ -169,10 +170,10 @@ def _test(
     """Tests the run in a folder, in this process; each test's scores go to its file."""
     parallel = parallel.of_this_process()
     run = finished.load(folder)
-    train, split = run_data.splits(run.config)
+    train, split = recipe.splits(run.config)
     identity.check_data(folder, run.data, identity.data_facts(train, split))
-    model = start.model(run.config, len(split.class_names))
-    net = parallel.replicate(finished.network(run, model))
+    model = recipe.network(run.config, len(split.class_names))
+    net = parallel.replicate(finished.inference_state(run, model))
     tally = pipeline.Tally(run.config.on_bad_image == "skip", run.config.max_pixels)
     for file, (test, side) in tests.items():
         step = parallel.over_batch(_STEPS[test, run.config.flip])

@@ -19,7 +19,6 @@ from pathlib import Path
 from experiments import common, convergence, figures, results
 from experiments.results import Claim, Curve
 from prelu_jax import files
-from prelu_jax.training import config as config_lib
 from prelu_jax.training.config import TrainConfig
 
 SCRATCH = "from scratch"
@@ -96,8 +95,6 @@ def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
             folder = workdir / _slug(arm) / f"seed_{seed}"
             runs[folder] = f"{arm} seed {seed}", of_arm(config, arm, seed, first)
             folders.append(folder)
-    for _, of_run in runs.values():
-        config_lib.validate(of_run)  # before the first trains
     common.train_all(runs)
 
     curves = {

@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("project")
 # Folders and modules whose tests start commands or train runs, minutes each without compilation.
 _OF_RUNS = {"experiments", "faults", "integration", "launch"}
 _OF_RUNS |= {"test_benchmarks", "test_input_benchmark", "test_notebooks", "test_readme"}
-_OF_RUNS |= {"test_full_size", "test_loop", "test_pretrained", "test_processes", "test_run_data"}
+_OF_RUNS |= {"test_full_size", "test_trainer", "test_pretrained", "test_processes", "test_batches"}
 _OF_RUNS |= {"test_scaling", "test_stack", "test_step"}
 
 

@@ -41,10 +41,9 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.diagnosis": {"initializers", "models", "signal", "theory"},
     "prelu_jax.evaluation": {"arch", "data", "models", "pooling"},
     "prelu_jax.training": {
-        *("arch", "data", "datadep", "entry", "evaluation", "files", "initializers", "models"),
-        "names",
-        "signal",
+        *("arch", "data", "datadep", "evaluation", "initializers", "models", "names", "signal")
     },
+    "prelu_jax.runs": {"data", "entry", "files", "models", "training"},
     "prelu_jax": {
         *("arch", "datadep", "diagnosis", "initializers", "models", "modules", "nnx", "pooling"),
         *("rectifiers", "signal", "theory"),

@@ -1,4 +1,4 @@
-"""Data-dependent initialisation of a run, on its own first batch."""
+"""Data-dependent initialisation of a run on its own first batch."""
 
 from typing import Any
 
@@ -8,32 +8,33 @@ import numpy as np
 from prelu_jax import datadep
 from prelu_jax.data import augment
 from prelu_jax.datadep import BetweenLayer, CalibrationReport
-from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import AXIS, Parallel
+from prelu_jax.training.recipe import Recipe
 from prelu_jax.training.state import TrainState, stream
 
 
 def calibrate(
-    config: TrainConfig, state: TrainState, batch: dict[str, np.ndarray], parallel: Parallel
+    recipe: Recipe, state: TrainState, batch: dict[str, np.ndarray], parallel: Parallel
 ) -> tuple[TrainState, list[CalibrationReport]]:
-    """The state with its parameters calibrated by each method of ``config.datadep`` in turn.
+    """Calibrate the parameters by each method of the recipe in turn, with dropout off.
 
-    Dropout is off. ``config.datadep_only`` chooses the kernels of every method but `between_layer`,
-    which keeps the network's function and so may rescale a trained trunk.
+    ``config.datadep_only`` chooses the kernels of every method but `between_layer`, which keeps
+    the network's function and may therefore rescale pretrained layers.
 
     Args:
-        config: of the run.
+        recipe: of the run.
         state: at step 0.
         batch: of training images, over all devices.
         parallel: the devices.
 
     Returns:
-        The state, and what each method did.
+        The calibrated state, and the report of each method.
     """
+    config = recipe.config
     images = parallel.split({"image": jax.jit(augment.normalize)(batch["image"], state.pixels)})
     variables: Any = {"params": state.params}
     reports = []
-    for i, method in enumerate(datadep.resolve(config.datadep)):
+    for i, method in enumerate(recipe.calibration):
         everywhere = isinstance(method, BetweenLayer) or not config.datadep_only
         variables, report = datadep.calibrate(
             state.model,

@@ -1,127 +1,154 @@
-"""A run from its configuration to its last step."""
+"""The training loop."""
 
-import contextlib
-import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import jax.numpy as jnp
+import jax
 
-from prelu_jax import files
-from prelu_jax.data import augment
-from prelu_jax.training import (
-    calibration,
-    identity,
-    pretrained,
-    processes,
-    run_data,
-    start,
-)
-from prelu_jax.training import config as config_lib
+from prelu_jax import evaluation, signal
+from prelu_jax.training import signal_log
 from prelu_jax.training import state as state_lib
-from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.batches import Batches
 from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.run_data import RunData
-from prelu_jax.training.run_folder import DIVERGED, DONE, RunFolder
-from prelu_jax.training.saving import Saving
-from prelu_jax.training.steps import Progress, Run, Steps
-from prelu_jax.training.watchdog import Watchdog
+from prelu_jax.training.recipe import Recipe
+from prelu_jax.training.state import TrainState
+from prelu_jax.training.step import Metrics
+
+
+class DivergedError(Exception):
+    """The loss or a gradient of a step is not finite.
+
+    Attributes:
+        step: that step.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"The loss of step {step} is not finite.")
+        self.step = step
+
+
+class Recorder(Protocol):
+    """The outputs of the loop: metrics and checkpoints.
+
+    Attributes:
+        test_error: of the latest evaluation, if there was one.
+    """
+
+    test_error: float | None
+
+    def begin(self, step: int) -> None:
+        """Mark the run as running from a step on."""
+
+    def add(self, metrics: Metrics) -> None:
+        """Keep the metrics of a step until the next `log`."""
+
+    def log(self, step: int) -> None:
+        """Write the metrics of the interval that a step ends.
+
+        Raises:
+            DivergedError: they are not finite.
+        """
+
+    def log_signal(self, step: int, record: dict[str, Any]) -> None:
+        """Write a measurement of the signal."""
+
+    def log_evaluation(self, step: int, results: dict[str, float], rate_scale: float) -> None:
+        """Write the results on the test split and the learning rate from now on."""
+
+    def save(self, state: TrainState) -> None:
+        """Begin to write a checkpoint."""
+
+    def progress(self, step: int) -> None:
+        """Report the step to the user."""
+
+    def stop(self, state: TrainState) -> None:
+        """Save the state between two intervals and raise an exception."""
+
+    def end(self, state: TrainState) -> None:
+        """Save the last state and mark the run as done."""
 
 
 def train(
-    config: TrainConfig,
-    folder: Path,
-    progress: Progress = lambda step, error: None,
-    parallel: Parallel | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    stall_timeout: float = 0,
-) -> dict[str, Any]:
-    """Trains a run to its end, from its newest checkpoint if the folder holds one.
+    recipe: Recipe,
+    state: TrainState,
+    batches: Batches,
+    parallel: Parallel,
+    recorder: Recorder,
+    stop: Callable[[], bool],
+) -> None:
+    """Take the remaining steps of a run.
 
     Args:
-        config: the run.
-        folder: the run's own folder; made if it is not there.
-        progress: told the step, and the latest test error, after every logging interval.
-        parallel: the devices; all by default.
-        stop: asked after every step whether to save and stop there; the same in every process.
-        stall_timeout: seconds without progress after which the process is ended; 0 for none.
-
-    Returns:
-        The final status: 'done', or 'diverged' if the loss stopped being finite.
+        recipe: of the run.
+        state: before the first of these steps.
+        batches: the reader of its batches.
+        parallel: the devices.
+        recorder: writes metrics and checkpoints.
+        stop: returns, after every step, whether to save and stop there; the same in every process.
 
     Raises:
-        ValueError: the configuration cannot be, the folder holds another's run, or one of a newer
-            version of this package.
-        steps.StoppedError: ``stop`` said so.
-        OSError: the folder cannot be read, or the end of the run cannot be written.
+        DivergedError: the loss is no longer finite.
     """
-    parallel = parallel or Parallel()
-    path = files.local_path(folder, "The folder of the run")
-    check(config, parallel)
-    with contextlib.ExitStack() as opened:
-        watchdog = opened.enter_context(Watchdog(stall_timeout))
-        run_folder = RunFolder(path, writes=processes.is_first())
-        if status := processes.from_first(functools.partial(_ended, run_folder, config)):
-            return status
-        data = RunData(config, parallel.share, watchdog.over)
-        run, state = _start(config, data, run_folder, parallel, opened)
-        Steps(run, state, parallel, progress, stop).finish()
-        return run.status
+    config = recipe.config
+    measure_signal = _SignalMeter(parallel)
+    evaluate = functools.partial(_evaluate, batches, parallel, recorder)
+    step = first = int(state.step)
+    state = parallel.replicate(state)
+    recorder.begin(first)
+    if first == 0:
+        state = evaluate(state, first)
+    has_ended = _is_below(config.stop_error, recorder.test_error)
+    for step, batch in enumerate(() if has_ended else batches.train(first), start=first + 1):
+        if config.signal_every and step % config.signal_every == 0:
+            recorder.log_signal(step, measure_signal(state, batch))
+        state, metrics = parallel.train_step(state, parallel.split(batch))
+        recorder.add(metrics)
+        is_last = step == config.num_steps
+        if step % config.log_every == 0 or is_last:
+            recorder.log(step)
+        if step % config.eval_every == 0 or is_last:
+            state = evaluate(state, step)
+            if is_last or _is_below(config.stop_error, recorder.test_error):
+                break
+        if step % config.checkpoint_every == 0:
+            recorder.save(state)
+        if step % config.log_every == 0:
+            recorder.progress(step)
+        if stop():
+            recorder.stop(state)
+    recorder.end(state)
+    recorder.progress(step)
 
 
-def check(config: TrainConfig, parallel: Parallel) -> None:
-    """Raises a ValueError if the configuration cannot be, here, before anything compiles."""
-    processes.check_alike({**dataclasses.asdict(config), "devices": len(parallel.devices)})
-    config_lib.validate(config)
-    parallel.check_batch_size(config.batch_size, config.accumulate)
-    run_data.check(config)
+def _is_below(limit: float, test_error: float | None) -> bool:
+    """Return whether a test error ends the run; a limit of 0 is none."""
+    return test_error is not None and test_error < limit
 
 
-def _ended(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
-    """Return the final status of a run that has ended; None for one that is to be trained.
+def _evaluate(
+    batches: Batches, parallel: Parallel, recorder: Recorder, state: TrainState, step: int
+) -> TrainState:
+    """Evaluate on the test split; return the state with the learning rate that follows."""
+    sums = [parallel.eval_step(state, parallel.split(batch)) for batch in batches.test()]
+    results = evaluation.mean(jax.device_get(sums))
+    if not math.isfinite(results["test_loss"]):
+        raise DivergedError(step)
+    state = state_lib.observe_error(state, results["test_error"])
+    recorder.log_evaluation(step, results, float(state.rate_scale))
+    return state
 
-    Raises:
-        ValueError: the folder holds another run, or a damaged one that cannot be repaired.
-    """
-    if folder.status()["status"] not in (DONE, DIVERGED):
-        return None
-    # Before the records are judged: another configuration has them at other steps.
-    folder.check(config, identity.data_facts(*run_data.splits(config)))
-    return folder.final_status(config)
 
+class _SignalMeter:
+    """Measurement of the signal in a step, with one probe for the whole run."""
 
-def _start(
-    config: TrainConfig,
-    data: RunData,
-    folder: RunFolder,
-    parallel: Parallel,
-    opened: contextlib.ExitStack,
-) -> tuple[Run, state_lib.TrainState]:
-    """A run and the state of its newest checkpoint, or that of step 0; its files are ``opened``."""
-    net = start.model(config, data.num_classes)
-    source = pretrained.find(config, net)
-    processes.from_first(lambda: folder.claim(config, data.facts))
-    opened.callback(folder.close)
-    saving = opened.enter_context(
-        contextlib.closing(Saving(config, folder, data.tally, data.facts))
-    )
-    size = net.arch.image_size
-    unmeasured = augment.PixelStatistics(jnp.zeros((size, size, 3), jnp.float32), jnp.float32(1))
-    pixels = source.pixels if source else unmeasured
-    fresh = start.state(config, net, source, pixels, data.steps_per_epoch)
-    resumed = saving.resume(fresh)
-    # Reports that are lost since are made again from the same start.
-    if resumed is None or processes.from_first(lambda: bool(folder.damaged_reports(config))):
-        if not source:
-            fresh = fresh.replace(pixels=data.pixel_statistics())
-        if config.datadep != "none":
-            batch = next(data.train_batches())
-            fresh, reports = calibration.calibrate(config, fresh, batch, parallel)
-            folder.write_calibration([report.to_dict() for report in reports])
-        folder.write_init_report(start.init_report(config, net, fresh.params))
-    if resumed:
-        state, error, interval = resumed
-        return Run(config, data, folder, saving, error, interval), state
-    return Run(config, data, folder, saving), fresh
+    def __init__(self, parallel: Parallel) -> None:
+        self._parallel = parallel
+        self._probe: signal.Probe | None = None
+
+    def __call__(self, state: TrainState, batch: dict[str, Any]) -> dict[str, Any]:
+        if self._probe is None:
+            self._probe, _ = signal_log.prepare(state, batch)
+        statistics = self._parallel.signal_statistics(state, self._parallel.split(batch))
+        return signal_log.record(self._probe.read(statistics))

@@ -1,4 +1,4 @@
-"""SGD as the paper trains: decay on kernels only, a learning rate that drops."""
+"""SGD of He et al. 2015: decay on kernels only, and a learning rate that drops."""
 
 import functools
 import operator
@@ -13,14 +13,14 @@ from flax.core import meta
 
 
 class Optimizer(NamedTuple):
-    """The two halves of the recipe; `state.TrainState` keeps the state of each.
+    """Descent and learning-rate schedule; `state.TrainState` keeps the state of each.
 
     Attributes:
-        descent: gradients to updates; its ``update`` takes ``rate_scale``, the plateau's factor.
-        plateau: counts evaluations without a lower error and holds the factor.
+        descent: from gradients to updates; its ``update`` takes ``rate_scale``.
+        plateau: counts evaluations without a lower error and holds the rate's factor.
         weight_decay: of kernels (`decays`), part of ``descent``.
-        drop_factor: what the rate is multiplied with when it drops.
-        drop_steps: when it drops, whatever the error does; empty: when the error plateaus.
+        drop_factor: factor on the rate when it drops.
+        drop_steps: steps after which it drops; empty: it drops when the error plateaus.
     """
 
     descent: optax.GradientTransformationExtraArgs
@@ -30,7 +30,7 @@ class Optimizer(NamedTuple):
     drop_steps: tuple[int, ...]
 
     def rate_scale(self, step: jax.Array, plateau: Any) -> jax.Array:
-        """The learning rate over the first one, in the step after ``step`` others."""
+        """Return the ratio of the learning rate after ``step`` steps to the first one."""
         if not self.drop_steps:
             return plateau.scale
         dropped = jnp.sum(step >= jnp.array(self.drop_steps))
@@ -48,20 +48,19 @@ def sgd(
     frozen: str = "",
     drop_steps: tuple[int, ...] = (),
 ) -> Optimizer:
-    """SGD with momentum, as Caffe and He et al. 2015 (Eq. 4) write it.
+    """Return SGD with momentum in the form of Caffe and He et al. 2015 (Eq. 4).
 
-    The velocity is ``v := momentum · v + rate · gradient``: the rate stands inside, so that after
-    a drop the old velocity keeps the old rate.
+    The velocity is ``v := momentum · v + rate · gradient``: after the rate drops, the old velocity
+    keeps the old rate.
 
     Args:
         learning_rate: the first rate.
         momentum: of the velocity.
         weight_decay: of kernels (`decays`).
-        drop_factor: what the rate is multiplied with when it drops.
+        drop_factor: factor on the rate when it drops.
         plateau_patience: evaluations without a lower error that make a plateau.
         min_learning_rate: on plateaus, the rate drops no further.
-        frozen: regex of the parameters (`matching`) that are left as they are: no update, no decay,
-            no velocity kept.
+        frozen: regex of the parameters (`matching`) that get no update, no decay, no velocity.
         drop_steps: numbers of steps after which the rate drops, instead of on plateaus.
     """
     descent = optax.chain(
@@ -107,11 +106,11 @@ def decays(params: Any) -> Any:
 
 
 def matching(params: Any, pattern: str) -> Any:
-    """Which parameters have a path, as 'conv2_1/kernel', that a regex is found in.
+    """Return which parameters have a path, as 'conv2_1/kernel', that matches a regex.
 
     Args:
         params: of a Linen model.
-        pattern: as `re.search` takes it; if it is empty, it is found in none.
+        pattern: for `re.search`; an empty one matches no parameter.
 
     Returns:
         The same tree with a bool for every parameter, a mask for optax.

@@ -1,4 +1,4 @@
-"""Spreading a step over devices: the only file that says pmap.
+"""Steps spread over devices: the only file that uses pmap.
 
 The state is unmapped on both sides (``in_axes=(None, 0)``, ``out_axes=None``): it has its natural
 shapes everywhere, in a checkpoint too. JAX does not check that replicas agree; a test does.
@@ -23,13 +23,17 @@ _Function = Callable[[Any, Any], Any]
 
 
 class Parallel:
-    """What a run computes, over some devices; compiled when first asked for.
+    """The steps of a run over some devices, compiled at their first call.
 
-    With devices of several processes, each process gives its `share` of every batch.
+    Each step takes the state and a batch that `split` has split. With devices of several
+    processes, each process gives its `share` of every batch.
 
     Attributes:
         devices: over which batches are split, in this order.
-        share: what this process reads of every batch.
+        share: the part of every batch that this process reads.
+        train_step: `step.train_step` over the devices.
+        eval_step: `evaluation.eval_step` over the devices.
+        signal_statistics: `signal_log.statistics` over the devices.
     """
 
     def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
@@ -43,19 +47,21 @@ class Parallel:
         place = sorted(of_processes).index(jax.process_index())
         self.share = Share(place, len(of_processes))
         self._local = [d for d in self.devices if d.process_index == jax.process_index()]
-        self._train = self._pmap(functools.partial(step.train_step, axis_name=AXIS))
-        self._eval = self._pmap(functools.partial(evaluation.eval_step, axis_name=AXIS))
-        self._signal = self._pmap(functools.partial(signal_log.statistics, axis_name=AXIS))
+        self.train_step = self._pmap(functools.partial(step.train_step, axis_name=AXIS))
+        self.eval_step = self._pmap(functools.partial(evaluation.eval_step, axis_name=AXIS))
+        self.signal_statistics = self._pmap(
+            functools.partial(signal_log.statistics, axis_name=AXIS)
+        )
         self._remembered = functools.lru_cache(MOST_PROGRAMS)(self._pmap)
 
     def of_this_process(self) -> "Parallel":
-        """The devices of this process alone."""
+        """Return the steps over the devices of this process alone."""
         return self if self.share.count == 1 else Parallel(self._local)
 
     def over_batch(self, function: _Function) -> _Function:
-        """``function(replicated, batch)`` over the devices, for a batch that `split` has split.
+        """Return ``function(replicated, batch)`` over the devices, for a batch from `split`.
 
-        Compiled once for functions that are equal, of the last `MOST_PROGRAMS`.
+        Equal functions compile once, among the last `MOST_PROGRAMS`.
         """
         return self._remembered(function)
 
@@ -66,7 +72,7 @@ class Parallel:
         return mapped
 
     def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
-        """Raises a ValueError if the devices cannot share a batch equally, in parts of a size."""
+        """Raise a ValueError unless the devices can share a batch in parts of equal size."""
         n = len(self.devices)
         if batch_size % (n * parts):
             each = f", in {parts} parts each (config.accumulate)" if parts > 1 else ""
@@ -76,23 +82,11 @@ class Parallel:
             )
 
     def replicate(self, tree: Any) -> Any:
-        """Puts a copy of every array on every device of this process, where the steps expect it."""
+        """Copy every array to every device of this process, where the steps expect it."""
         mesh = jax.sharding.Mesh(np.array(self._local), (AXIS,))
         return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
-    def train_step(self, state: Any, batch: dict[str, np.ndarray]) -> tuple[Any, step.Metrics]:
-        """`step.train_step` on the whole batch, split over the devices."""
-        return self._train(state, self.split(batch))
-
-    def eval_step(self, state: Any, batch: dict[str, np.ndarray]) -> evaluation.Sums:
-        """`evaluation.eval_step` on the whole batch, split likewise."""
-        return self._eval(state, self.split(batch))
-
-    def signal_statistics(self, state: Any, batch: dict[str, np.ndarray]) -> Any:
-        """`signal_log.statistics` of the whole batch, split over the devices."""
-        return self._signal(state, self.split(batch))
-
     def split(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The share of a batch with an axis of this process's devices before all others."""
+        """Reshape a batch to ``[devices, …]``, the devices of this process."""
         n = len(self._local)
         return {k: v.reshape(n, v.shape[0] // n, *v.shape[1:]) for k, v in batch.items()}

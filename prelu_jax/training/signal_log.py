@@ -1,4 +1,4 @@
-"""The signal of the model in the very step that is being taken, layer by layer, for the log."""
+"""Measurements of the signal in a training step, layer by layer, for the log."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ _LOGGED = (
 def prepare(
     state: TrainState, batch: dict[str, Any], axis_name: str | None = None
 ) -> tuple[signal.Probe, step.Inputs]:
-    """The probe of the step that the state is before, and what it shows the model.
+    """Return the probe of the state's next step, and the inputs of that step.
 
     Args:
         state, batch, axis_name: as `step.train_step`.
@@ -37,16 +37,16 @@ def prepare(
 
 
 def statistics(state: TrainState, batch: dict[str, Any], *, axis_name: str | None = None) -> Any:
-    """What the probe of any state of the run reads (`signal.Probe.read`); pure.
+    """Return the statistics that `signal.Probe.read` takes; a pure function.
 
-    The labels and the place in the global batch are traced here, so it has a probe of its own.
+    It makes a probe of its own, because labels and the place in the global batch are traced.
     """
     probe, inputs = prepare(state, batch, axis_name)
     return probe.statistics({"params": state.params}, inputs.images, rngs=inputs.rngs)
 
 
 def record(measurement: signal.Measurement) -> dict[str, dict[str, float]]:
-    """'signal_<what>' -> layer -> value, but for what is not defined or not finite there."""
+    """Return the defined and finite values as ``{'signal_NAME': {layer: value}}``."""
     values = {
         name: [(row.name, getattr(row, name)) for row in measurement.layers] for name in _LOGGED
     }

@@ -1,4 +1,4 @@
-"""The state that a run starts from, drawn or taken over, and what is said of it."""
+"""The state at step 0 and the report on its parameters."""
 
 import dataclasses
 import functools
@@ -9,68 +9,32 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from prelu_jax import arch, initializers, models
+from prelu_jax import initializers
 from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.training import optimizer as optimizer_lib
-from prelu_jax.training import pretrained
 from prelu_jax.training import state as state_lib
-from prelu_jax.training.config import TrainConfig, drop_steps
-from prelu_jax.training.finished import Finished
+from prelu_jax.training.recipe import Recipe
 
 
-def model(config: TrainConfig, num_classes: int) -> models.RectifierNet:
-    """The network of a run."""
-    net = arch.with_padding(arch.get(config.arch), config.padding)
-    return models.build(
-        arch.with_width(net, config.width),
-        num_classes,
-        config.rectifier,
-        config.initializer,
-        config.mode,
-        config.dtype,
-    )
-
-
-def state(
-    config: TrainConfig,
-    net: models.RectifierNet,
-    source: Finished | None,
-    pixels: PixelStatistics,
-    steps_per_epoch: float,
-) -> state_lib.TrainState:
-    """The state of step 0, before it is calibrated.
+def initial_state(recipe: Recipe, pixels: PixelStatistics) -> state_lib.TrainState:
+    """Return the state at step 0, before it is calibrated.
 
     Args:
-        config: of the run.
-        net: its network (`model`).
-        source: the finished run that it takes parameters from, if any (`pretrained.find`).
-        pixels: what its inputs are normalised with.
-        steps_per_epoch: by which the epochs of the configuration are steps.
+        recipe: of the run.
+        pixels: statistics that normalise the images.
     """
-    optimizer = optimizer_lib.sgd(
-        config.learning_rate,
-        config.momentum,
-        config.weight_decay,
-        config.drop_factor,
-        config.plateau_patience,
-        config.min_learning_rate,
-        config.frozen,
-        drop_steps(config, steps_per_epoch),
-    )
-    create = _compiled_in_a_hurry(jax.default_backend())
-    fresh = create(
-        net, optimizer, pixels, config.seed, config.flip, config.colour, config.accumulate
-    )
-    if source:
-        fresh = fresh.replace(params=pretrained.take_over(fresh.params, source, config.fresh))
-    return fresh.replace(model=net.uninitialized())
+    create = _quickly_compiled_create(jax.default_backend())
+    c = recipe.config
+    state = create(recipe.net, recipe.optimizer, pixels, c.seed, c.flip, c.colour, c.accumulate)
+    return state.replace(model=recipe.net.uninitialized())
 
 
 @functools.cache
-def _compiled_in_a_hurry(backend: str) -> Callable[..., state_lib.TrainState]:
-    """`state.create` for a program that runs once, which LLVM takes seconds to make fast on CPUs.
+def _quickly_compiled_create(backend: str) -> Callable[..., state_lib.TrainState]:
+    """Return `state.create`, compiled with few optimisations: it runs once.
 
-    The numbers are the same. That other backends know the option is not tried.
+    LLVM takes seconds to optimise it on CPUs. The numbers are the same. Other backends may not
+    know the option.
     """
     return jax.jit(
         state_lib.create,
@@ -79,24 +43,25 @@ def _compiled_in_a_hurry(backend: str) -> Callable[..., state_lib.TrainState]:
     )
 
 
-def init_report(config: TrainConfig, net: models.RectifierNet, params: Any) -> list[dict[str, Any]]:
-    """A record of every parameter; see `run_folder`."""
-    decays, drawn, frozen = (
+def init_report(recipe: Recipe, params: Any) -> list[dict[str, Any]]:
+    """Return a record of every parameter; see `runs.folder`."""
+    c = recipe.config
+    decays, redrawn, frozen = (
         traverse_util.flatten_dict(mask, sep="/")
         for mask in (
             optimizer_lib.decays(params),
-            optimizer_lib.matching(params, config.fresh),
-            optimizer_lib.matching(params, config.frozen),
+            optimizer_lib.matching(params, c.fresh),
+            optimizer_lib.matching(params, c.frozen),
         )
     )
-    size = net.arch.image_size
+    size = recipe.crop.size
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     return [
         {
             **dataclasses.asdict(row),
-            "pretrained": bool(config.pretrained) and not drawn[row.parameter],
+            "pretrained": bool(c.pretrained) and not redrawn[row.parameter],
             "frozen": frozen[row.parameter],
             "decays": decays[row.parameter] and not frozen[row.parameter],
         }
-        for row in initializers.table(net, {"params": params}, image)
+        for row in initializers.table(recipe.net, {"params": params}, image)
     ]

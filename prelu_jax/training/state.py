@@ -1,4 +1,4 @@
-"""Everything a run is at one step, and the random streams it draws from."""
+"""The state of a run at a step, and its random streams."""
 
 import functools
 import zlib
@@ -15,20 +15,20 @@ from prelu_jax.training.optimizer import Optimizer
 
 
 class TrainState(struct.PyTreeNode):
-    """A run between two steps. Its arrays are what a checkpoint holds.
+    """A run between two steps. A checkpoint holds its arrays.
 
     Attributes:
-        step: how many steps were taken, int32 scalar.
-        seed: names every random stream of the run, uint32 scalar; no key is stored.
+        step: number of steps taken, int32 scalar.
+        seed: of every random stream, uint32 scalar; no key is stored.
         params: the model's parameters, float32.
         velocity: state of ``optimizer.descent``.
         plateau: state of ``optimizer.plateau``: the best error, the count, the rate's factor.
-        pixels: what is subtracted from images, what they are multiplied with, how colours vary.
+        pixels: mean image, scale and colours that normalise and recolour the images.
         model: the Linen module (static).
-        optimizer: the two halves of the recipe (static).
+        optimizer: descent and schedule (static).
         flip: whether training images are mirrored (static).
-        colour: how much training images are recoloured, see `augment.alter_colour` (static).
-        accumulate: the parts that a device takes one after another in a step (static).
+        colour: std of the colour altering, see `augment.alter_colour` (static).
+        accumulate: number of parts that a device takes one after another in a step (static).
     """
 
     step: jax.Array
@@ -45,12 +45,12 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def rate_scale(self) -> jax.Array:
-        """The learning rate of the next step over the first one."""
+        """Return the ratio of the next step's learning rate to the first one."""
         return self.optimizer.rate_scale(self.step, self.plateau)
 
 
 def stream(seed: jax.typing.ArrayLike, name: str, step: jax.typing.ArrayLike = 0) -> jax.Array:
-    """The key of a named random stream at a step, the same however the run came there."""
+    """Return the key of a named random stream at a step; it depends on nothing else."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(key, step)
 
@@ -65,9 +65,9 @@ def create(
     colour: float = 0.0,
     accumulate: int = 1,
 ) -> TrainState:
-    """The state at step 0: parameters drawn from the seed, velocity zero.
+    """Return the state at step 0: parameters drawn from the seed, velocity zero.
 
-    The parameters are those of one image of the shape of ``pixels.mean``.
+    The model is initialised with one image of the shape of ``pixels.mean``.
     """
     image = jnp.zeros((1, *pixels.mean.shape), jnp.float32)
     params = model.init(stream(seed, "params"), image)["params"]
@@ -88,7 +88,7 @@ def create(
 
 @jax.jit
 def observe_error(state: TrainState, error: jax.typing.ArrayLike) -> TrainState:
-    """The state after an evaluation: the learning rate's factor drops if the error plateaus."""
+    """Return the state after an evaluation; on a plateau the learning rate drops."""
     with jax.numpy_dtype_promotion("standard"):  # optax multiplies an integer with a float here
         _, plateau = state.optimizer.plateau.update(optax.EmptyState(), state.plateau, value=error)
     return state.replace(plateau=plateau)

@@ -14,10 +14,10 @@ Metrics = dict[str, Any]
 
 
 class Inputs(NamedTuple):
-    """What the model is called with in a step of training.
+    """Arguments of the model in a training step.
 
     Attributes:
-        images: normalised and, if the run asks for it, half of them mirrored, all recoloured.
+        images: normalised; with the state's augmentations, half of them mirrored, all recoloured.
         call_kwargs: keywords of the call.
         rngs: keys of the model's random streams.
     """
@@ -28,17 +28,17 @@ class Inputs(NamedTuple):
 
 
 def first_of_part(batch: dict[str, jax.Array], axis_name: str | None) -> jax.typing.ArrayLike:
-    """Where this device's part of a batch begins in the whole of it."""
+    """Return the place of this device's first example in the global batch."""
     return batch["label"].shape[0] * jax.lax.axis_index(axis_name) if axis_name else 0
 
 
 def inputs(state: TrainState, images: jax.Array, first_example: jax.typing.ArrayLike = 0) -> Inputs:
-    """The inputs of the step that the state is before.
+    """Return the inputs of the state's next step.
 
     Args:
-        state: the run before the step.
-        images: uint8 ``[b, h, w, 3]``, some of the batch.
-        first_example: the place of the first of them in the global batch.
+        state: before the step.
+        images: uint8 ``[b, h, w, 3]``, a part of the batch.
+        first_example: the place of the first image in the global batch.
     """
     x = augment.normalize(images, state.pixels)
     if state.flip:
@@ -54,23 +54,23 @@ def inputs(state: TrainState, images: jax.Array, first_example: jax.typing.Array
 
 
 def mean_loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """What a step descends: the mean cross-entropy of scores ``[b, classes]``."""
+    """Return the mean cross-entropy of scores ``[b, classes]``."""
     return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
 def train_step(
     state: TrainState, batch: dict[str, jax.Array], *, axis_name: str | None = None
 ) -> tuple[TrainState, Metrics]:
-    """Takes one step of SGD on the mean cross-entropy of the batch.
+    """Take one step of SGD on the mean cross-entropy of the batch.
 
     Args:
-        state: the run before the step.
+        state: before the step.
         batch: this device's part: ``image`` uint8 ``[b, h, w, 3]``, ``label`` int32 ``[b]``.
-        axis_name: the mapped axis that other devices' parts lie along; None for one device.
+        axis_name: the mapped axis over devices; None for one device.
 
     Returns:
-        The state after it, the same on every device, and the metrics of the whole batch: 'loss',
-        'error', and by parameter path 'grad_rms', 'param_rms' and 'slope_mean', before the step.
+        The state after the step, the same on every device, and metrics of the whole batch before
+        it: 'loss', 'error', and by parameter path 'grad_rms', 'param_rms' and 'slope_mean'.
     """
     (loss, error), grads = _gradients(state, batch, first_of_part(batch, axis_name))
     if axis_name:
@@ -93,7 +93,7 @@ def train_step(
 
 
 def _mean_over_devices(tree: Any, axis_name: str) -> Any:
-    """`jax.lax.pmean`; on CPUs of one array, since devices wait for each other for every array."""
+    """Return the mean over devices, on CPUs as one array: they synchronise for every array."""
     if jax.default_backend() != "cpu":
         return jax.lax.pmean(tree, axis_name)  # XLA joins the arrays there, without this copy
     flat, unravel = ravel_pytree(tree)
@@ -103,10 +103,11 @@ def _mean_over_devices(tree: Any, axis_name: str) -> Any:
 def _gradients(
     state: TrainState, batch: dict[str, jax.Array], first: jax.typing.ArrayLike
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    """Mean loss and error of a device's examples, and the gradient of the loss.
+    """Return mean loss and error of a device's examples, and the gradient of the loss.
 
-    Taken in equal parts one after another, they need the memory of one: the mean of the parts'
-    means is the mean, and an example meets the same random numbers in any part.
+    With ``state.accumulate`` equal parts, one after another, the memory is that of one part. The
+    mean of the parts' means is the mean, and the random numbers of an example do not depend on
+    its part.
     """
     images, labels, n = batch["image"], batch["label"], state.accumulate
     if n == 1:
@@ -135,14 +136,14 @@ def _loss(
     labels: jax.Array,
     first: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and error of some of the batch with these parameters instead of the state's."""
+    """Return mean loss and error of a part of the batch, as a function of the parameters."""
     x, call_kwargs, rngs = inputs(state, images, first)
     scores: Any = state.model.apply({"params": params}, x, rngs=rngs, **call_kwargs)
     return mean_loss(scores, labels), jnp.mean(scores.argmax(axis=-1) != labels)
 
 
 def _gradient(state: TrainState, *part: Any) -> Any:
-    """`_loss` and its gradient."""
+    """Return `_loss` and its gradient."""
     return jax.value_and_grad(_loss, has_aux=True)(state.params, state, *part)
 
 

@@ -23,7 +23,7 @@ def test_every_example_counts_once_for_any_batch_size_and_device_count(devices, 
     parallel = Parallel(jax.local_devices()[:devices])
     crop = pipeline.Crop(32, 32, 32)
     results = evaluation.evaluate(
-        lambda batch: parallel.eval_step(parallel.replicate(state), batch),
+        lambda batch: parallel.eval_step(parallel.replicate(state), parallel.split(batch)),
         pipeline.eval_batches(split, crop, batch_size),
     )
     images = np.stack([record["image"] for record in split.records])

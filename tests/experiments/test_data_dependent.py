@@ -9,8 +9,9 @@ import pytest
 from experiments import data_dependent, record, starts
 from experiments.data_dependent import BOTH, HE, LSUV, METHODS, WITHIN, Condition, Found
 from experiments.results import Curve
+from prelu_jax.training.batches import Batches
 from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.run_data import RunData
+from prelu_jax.training.recipe import resolve
 from tests.experiments.conftest import SHORT, run
 
 TINY = (
@@ -102,21 +103,22 @@ def test_a_start_has_the_mean_image_of_its_own_data_and_is_measured_in_float32(m
     """Of two images per class, other ones for every seed; nothing is drawn or measured here."""
     given, precisions = [], []
 
-    def state(config, model, source, pixels, steps_per_epoch):
+    def state(recipe, pixels):
         given.append(pixels.mean)
-        return types.SimpleNamespace(model=model, params={})
+        return types.SimpleNamespace(model=recipe.net, params={})
 
     def measure(*args, **kwargs):
         precisions.append(jax.config.jax_default_matmul_precision)
         return types.SimpleNamespace(layers=[])
 
-    monkeypatch.setattr(starts.start, "state", state)
+    monkeypatch.setattr(starts.start, "initial_state", state)
     monkeypatch.setattr(starts.signal, "measure", measure)
     config = dataclasses.replace(data_dependent.laptop(), examples_per_class=2)
     for seed in (0, 1):
         condition = Condition("small_14_reduced", "relu", "same")
-        data = RunData(data_dependent.of_run(config, condition, HE, seed))
-        starts.begin(data_dependent.of_run(config, condition, HE, seed), data, Parallel())
+        recipe = resolve(data_dependent.of_run(config, condition, HE, seed))
+        data = Batches(recipe)
+        starts.begin(recipe, data, Parallel())
         np.testing.assert_array_equal(given[-1], data.pixel_statistics().mean)
     assert np.abs(given[0] - given[1]).max() > 1
     assert precisions == ["highest"] * 2

@@ -8,6 +8,7 @@ import pytest
 from experiments import common, convergence_30, data_dependent, learning
 from prelu_jax.training import config as config_lib
 from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.recipe import resolve
 
 BAD = {float: (math.nan, math.inf, -math.inf, -1.0, 1e39), int: (-1, 10**20, -(10**20))}
 CASES = [
@@ -20,13 +21,13 @@ CASES = [
 @pytest.mark.parametrize(("field", "value"), CASES)
 def test_no_number_is_negative_infinite_or_beyond_32_bits(field, value):
     with pytest.raises(ValueError, match=rf"config\.{field} is .*, expected "):
-        config_lib.validate(TrainConfig(**{"arch": "small_14_reduced", field: value}))
+        resolve(TrainConfig(**{"arch": "small_14_reduced", field: value}))
 
 
 def test_the_laptop_scale_can_be():
     config = convergence_30.laptop()
     config_lib.check_values(config)
-    config_lib.validate(common.train_config(config, initializer="he_normal"))
+    resolve(common.train_config(config, initializer="he_normal"))
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@ import subprocess
 import sys
 import time
 
-from prelu_jax.training.watchdog import Watchdog
+from prelu_jax.runs.watchdog import Watchdog
 from tests.experiments.conftest import ROOT, environment
 from tests.waiting import PATIENCE
 
 WATCHED = """
 import sys
 import time
-from prelu_jax.training.watchdog import Watchdog
+from prelu_jax.runs.watchdog import Watchdog
 
 def items():
     yield from range(3)
@@ -26,7 +26,7 @@ with Watchdog(5) as watchdog:
 HOLDING = """
 import ctypes, sys
 from prelu_jax import entry
-from prelu_jax.training import watchdog
+from prelu_jax.runs import watchdog
 
 def hold(seconds):
     print("holding", flush=True)

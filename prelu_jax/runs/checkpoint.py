@@ -1,13 +1,11 @@
-"""Checkpoints of a train state: its arrays and nothing else, written whole or not at all.
+"""Checkpoints of a train state: its arrays and notes, written completely or not at all.
 
-Orbax writes them in the background and puts a checkpoint in its place when it is whole. A disk that
-is full, read-only or gone does not end the training: `Checkpoints.save` says so, and tries again
-the next time.
+Orbax writes them in the background and moves a checkpoint to its place when it is complete. A disk
+that is full, read-only or missing does not end the training: a warning is logged, and the next
+checkpoint is tried.
 """
 
-import math
 import shutil
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,16 @@ from flax import serialization
 from orbax.checkpoint import checkpoint_managers as orbax_policies
 
 import prelu_jax
-from prelu_jax import files
+from prelu_jax.runs import integrity
+from prelu_jax.runs.integrity import first_line
 from prelu_jax.training.state import TrainState
 
-FORMAT = 1  # of what a checkpoint holds; a greater one cannot be read by this version
-_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not finished
-_NOTES = "_CHECKPOINT_METADATA"  # Orbax's file of what `save` notes
+FORMAT = 1  # of a checkpoint's content; this version reads no higher one
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of checkpoints that Orbax has not finished
 
 
-def _alone() -> ocp.options.MultiprocessingOptions:
-    """Of several processes, whoever asks works by itself and waits for no other."""
+def _single_process() -> ocp.options.MultiprocessingOptions:
+    """Return options with which this process waits for no other."""
     own = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
@@ -44,9 +42,9 @@ class Checkpoints:
     """The checkpoints of one run, oldest first, in a folder that Orbax manages.
 
     Args:
-        folder: theirs; made by the first that is saved.
-        keep_last: how many of the newest are kept.
-        keep_best: how many of those of the lowest test error are kept too.
+        folder: of the checkpoints; the first `save` makes it.
+        keep_last: number of newest checkpoints to keep.
+        keep_best: number of checkpoints of the lowest test error to keep too.
         owned: this process trains the run; else another may be writing a checkpoint.
     """
 
@@ -72,7 +70,7 @@ class Checkpoints:
             create=False,
             # Else the threads that wait for a folder that cannot be made do so for five minutes.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
-            multiprocessing_options=_alone(),
+            multiprocessing_options=_single_process(),
         )
         self._owned = owned
         self._manager = self._open()
@@ -82,24 +80,22 @@ class Checkpoints:
         if self._owned:
             for unfinished in self._folder.glob(f"*{_UNFINISHED}*"):  # of a process that was killed
                 shutil.rmtree(unfinished, ignore_errors=True)
-        for pattern, is_whole in (("*/metrics/metrics", _is_error), (f"*/{_NOTES}", _are_notes)):
-            for file in self._folder.glob(pattern):
-                _remove_damaged(file, is_whole)
+        integrity.remove_damaged_files(self._folder)
         # With a handler named, Orbax does not guess from the newest folder, which may be damaged.
         return ocp.CheckpointManager(
             self._folder,
             options=self._options,
-            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=_alone()),
+            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=_single_process()),
         )
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, or for which one is being written."""
+        """Return the steps of all checkpoints, also of one that is being written."""
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """The step of the checkpoint whose test error is the lowest; None if none has one."""
-        found: int | None = self._manager.best_step()
-        return found
+        """Return the step of the lowest test error; None if no checkpoint has one."""
+        step: int | None = self._manager.best_step()
+        return step
 
     def save(
         self,
@@ -107,14 +103,15 @@ class Checkpoints:
         test_error: float | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begins to write the state under its step, unless it is there already.
+        """Begin to write the state, unless its step has a checkpoint.
 
-        Waits for what is still being written. What fails is logged and not raised; `wait` tells.
+        It waits for a checkpoint that is still being written. A failure is logged and not raised;
+        `wait` returns it.
 
         Args:
             state: to write.
             test_error: of this state, if it was measured.
-            notes: JSON to keep with it; `notes` returns them.
+            notes: JSON to keep with it, for `notes`.
         """
         self.wait()
         step = int(state.step)
@@ -131,15 +128,15 @@ class Checkpoints:
                     **(notes or {}),
                     "format": FORMAT,
                     "prelu_jax": prelu_jax.__version__,
-                    "crc32": _checksum(arrays),
+                    "crc32": integrity.checksum(arrays),
                 },
             )
             self._failed = None
-        except Exception as error:  # Orbax and TensorStore raise whatever the disk leads to
+        except Exception as error:  # Orbax and TensorStore raise errors of many kinds
             self._fail(step, error)
 
     def wait(self) -> str | None:
-        """Until nothing is being written. Returns why the last save failed, or None."""
+        """Wait for pending writes; return the error of the last save, or None."""
         step = self._manager.latest_step()
         try:
             self._manager.wait_until_finished()
@@ -148,8 +145,8 @@ class Checkpoints:
         return self._failed
 
     def _fail(self, step: int | None, error: Exception) -> None:
-        self._failed = _first_line(error)
-        self._manager = self._open()  # it is in no state to go on from; this removes what it left
+        self._failed = first_line(error)
+        self._manager = self._open()  # the old one cannot continue; this removes its leftovers
         logging.warning(
             "The checkpoint of step %s cannot be written to %s (%s). Saved are steps %s.",
             *(step, self._folder, self._failed, self.steps() or "none"),
@@ -160,13 +157,14 @@ class Checkpoints:
     ) -> TrainState | None:
         """Return the newest checkpoint that can be read, or None if there is none.
 
-        One that cannot be read is reported and passed over for the one before; where that can be
-        read, it is set aside, so that its step can be saved again. Nothing is deleted.
+        A checkpoint that cannot be read is logged, and the one before it is tried. If that can be
+        read, the damaged one is moved aside, so that its step can be saved again. Nothing is
+        deleted.
 
         Args:
-            template: a state of the same run, for the structure and what is not an array.
-            is_usable: takes a step; the newest checkpoint for which it is true is preferred to
-                newer ones, which are set aside too.
+            template: a state of the same run, for the structure and all that is not an array.
+            is_usable: takes a step; the newest checkpoint for which it returns True is preferred
+                to newer ones, which are moved aside too.
 
         Raises:
             ValueError: a newer version of this package wrote the newest.
@@ -182,7 +180,7 @@ class Checkpoints:
             except _NewerVersionError:
                 raise
             except Exception as error:  # as in `save`
-                passed_over[step] = f"it cannot be read: {_first_line(error)}"
+                passed_over[step] = f"it cannot be read: {first_line(error)}"
                 continue
             newer = [other for other in newest_first if other > step]
             for other in newer if preferred[step] else passed_over:
@@ -203,23 +201,23 @@ class Checkpoints:
     def _read(self, step: int, template: Any) -> Any:
         notes = self.notes(step)
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(template))
-        _check_same(restored, notes)
+        integrity.check_arrays(restored, notes)
         return restored
 
     def arrays(self) -> dict[str, Any]:
-        """The newest checkpoint as nested dicts of arrays, for other states than its own.
+        """Return the newest checkpoint as nested dicts of arrays, for a state of another kind.
 
         Raises:
             ValueError: a newer version of this package wrote it.
             OSError: there is none, or it cannot be read.
         """
         for step in reversed(self.steps()):
-            written = self.notes(step)
+            notes = self.notes(step)
             try:
                 arrays: dict[str, Any] = self._manager.restore(
                     step, args=ocp.args.StandardRestore()
                 )
-                _check_same(arrays, written)
+                integrity.check_arrays(arrays, notes)
                 return arrays
             except Exception as error:  # as in `save`
                 raise OSError(
@@ -228,31 +226,31 @@ class Checkpoints:
         raise OSError(f"There is no checkpoint in {self._folder}.")
 
     def notes(self, step: int) -> dict[str, Any]:
-        """Return what `save` has noted with a checkpoint; nothing if that is damaged.
+        """Return the notes of a checkpoint; an empty dict if they are damaged.
 
         Raises:
-            ValueError: a newer version of this package noted it.
+            ValueError: a newer version of this package wrote them.
         """
         try:
-            written: dict[str, Any] = self._manager.metadata(step).custom_metadata or {}
-        except Exception:  # as in `save`; to restore it says more
+            notes: dict[str, Any] = self._manager.metadata(step).custom_metadata or {}
+        except Exception:  # as in `save`; `restore` gives the reason
             return {}
-        if "format" not in written:  # Orbax takes whatever else is in a damaged file for notes
+        if "format" not in notes:  # Orbax returns any other content of a damaged file
             return {}
-        if written["format"] > FORMAT:
+        if notes["format"] > FORMAT:
             raise _NewerVersionError(
                 f"The checkpoint of step {step} in {self._folder} was written by prelu_jax "
-                f"{written.get('prelu_jax')}, in format {written['format']}; this is prelu_jax "
+                f"{notes.get('prelu_jax')}, in format {notes['format']}; this is prelu_jax "
                 f"{prelu_jax.__version__}, which reads format {FORMAT}: install the newer version."
             )
-        return written
+        return notes
 
     def newest_notes(self) -> dict[str, Any]:
         """Return the notes of the newest checkpoint that has any."""
         return next(filter(None, map(self.notes, reversed(self.steps()))), {})
 
     def _set_aside(self, step: int) -> Path:
-        """Moves a checkpoint where no run looks for one."""
+        """Move a checkpoint out of the folder and return its new path."""
         aside = self._folder.with_name("unreadable_checkpoints")
         aside.mkdir(exist_ok=True)
         target = aside / f"{step}_{len(list(aside.iterdir()))}"
@@ -261,61 +259,10 @@ class Checkpoints:
         return target
 
     def close(self) -> None:
+        """Wait for pending writes and close the manager."""
         self.wait()
         self._manager.close()
 
 
 class _NewerVersionError(ValueError):
     """A checkpoint that this version cannot read."""
-
-
-def _is_error(content: dict[str, Any]) -> bool:
-    error: Any = content.get("test_error")
-    return files.is_number(error) and math.isfinite(error)
-
-
-def _are_notes(content: dict[str, Any]) -> bool:
-    notes = content.get("custom_metadata") or {}
-    kinds = {"format": int, "crc32": int, "config": dict, "data": dict, "odd_images": dict}
-    return isinstance(notes, dict) and all(
-        isinstance(notes[name], kind) for name, kind in kinds.items() if name in notes
-    )
-
-
-def _remove_damaged(file: Path, is_whole: Callable[[dict[str, Any]], bool]) -> None:
-    """Remove a small file of a checkpoint that is damaged: Orbax would read no checkpoint at all.
-
-    The arrays of the checkpoint are in other files.
-    """
-    try:
-        content = files.read_json(file, dict, "It is removed.")
-        if is_whole(content):
-            return
-        logging.warning("%s is damaged (%s). It is removed.", file, str(content)[:100])
-    except files.DamagedFileError as error:
-        logging.warning("%s", error)
-    file.unlink()
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or ["no message"])[0]
-    # TensorStore tells every level it came through and how it was asked, at great length.
-    return f"{type(error).__name__}: {line if len(line) < 300 else f'{line[:300]} …'}"
-
-
-def _checksum(arrays: Any) -> int:
-    """Of the bytes of all leaves, in the order of their paths."""
-    crc = 0
-    for leaf in jax.tree.leaves(arrays):
-        crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
-    return crc
-
-
-def _check_same(arrays: Any, written: dict[str, Any]) -> None:
-    """Raises a ValueError if these are not the arrays that were written.
-
-    TensorStore has checksums of its tables, not of all values: of 150 single bits that flipped in a
-    small checkpoint's files, 16 were read without a word.
-    """
-    if "crc32" in written and _checksum(arrays) != written["crc32"]:
-        raise ValueError("its arrays are not those that were saved")

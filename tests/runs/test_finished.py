@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prelu_jax import arch, models
-from prelu_jax.training import finished, loop
+from prelu_jax.runs import finished, trainer
 from prelu_jax.training.parallel import Parallel
 from tests.training.conftest import TINY, assert_trees_equal, tiny_config
 
@@ -21,14 +21,14 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)
-        loop.train(tiny_config(**SHORT), folder, parallel=Parallel(jax.local_devices()[:1]))
+        trainer.train(tiny_config(**SHORT), folder, parallel=Parallel(jax.local_devices()[:1]))
     return folder
 
 
 def test_a_finished_run_is_read_with_its_configuration_and_tests_alike(folder):
     run = finished.load(folder)
     assert run.config == tiny_config(**SHORT)
-    net = finished.network(run, models.build(TINY, 10, "relu"))
+    net = finished.inference_state(run, models.build(TINY, 10, "relu"))
     images = np.zeros((2, 32, 32, 3), np.float32)
     scores = net.model.apply({"params": net.params}, images)
     assert_trees_equal(scores, models.build(TINY, 10, "relu").apply({"params": run.params}, images))
@@ -46,7 +46,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs(
     folder, rectifier, classes, message
 ):
     with pytest.raises(ValueError, match=re.escape(message)):
-        finished.network(finished.load(folder), models.build(TINY, classes, rectifier))
+        finished.inference_state(finished.load(folder), models.build(TINY, classes, rectifier))
 
 
 def test_a_configuration_is_read_without_the_checkpoint(folder, monkeypatch):
@@ -54,9 +54,11 @@ def test_a_configuration_is_read_without_the_checkpoint(folder, monkeypatch):
     assert finished.config(folder) == tiny_config(**SHORT)
 
 
-def test_parameters_that_are_too_many_differ_too():
-    image = jax.ShapeDtypeStruct((3,), np.float32)
-    assert finished.differing({}, {"a": image}) == ["a: (3,) there, nothing asked"]
+def test_parameters_that_the_network_lacks_are_named(folder):
+    run = finished.load(folder)
+    run = run._replace(params={**run.params, "extra": {"kernel": np.zeros(3, np.float32)}})
+    with pytest.raises(ValueError, match=r"extra/kernel: \(3,\) there, nothing asked"):
+        finished.inference_state(run, models.build(TINY, 10, "relu"))
 
 
 def test_a_run_of_another_version_is_refused(folder, tmp_path):

@@ -8,8 +8,9 @@ import pytest
 
 from prelu_jax import arch
 from prelu_jax.data import sources
-from prelu_jax.training import loop, optimizer
-from prelu_jax.training.checkpoint import Checkpoints
+from prelu_jax.runs import trainer
+from prelu_jax.runs.checkpoint import Checkpoints
+from prelu_jax.training import optimizer
 from prelu_jax.training.parallel import Parallel
 from tests.training.conftest import TINY, assert_trees_equal, tiny_config
 
@@ -20,7 +21,7 @@ SHORT = {"num_steps": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 2}
 
 
 def end(folder):
-    """What the last checkpoint holds."""
+    """Return the arrays of the last checkpoint."""
     checkpoints = Checkpoints(folder / "checkpoints")
     arrays = checkpoints.arrays()
     checkpoints.close()
@@ -38,7 +39,7 @@ def first(tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)
-        loop.train(tiny_config(classes="0-4", **SHORT), folder, parallel=one)
+        trainer.train(tiny_config(classes="0-4", **SHORT), folder, parallel=one)
     return folder
 
 
@@ -49,7 +50,7 @@ def tuned(first, **fields):
 
 
 PARTLY_FROZEN = {"frozen": "conv2|bias", "weight_decay": 0.1, "colour": 0.1}
-# At such a rate what is not zero stays as it is in float32: the end is the start.
+# At such a rate parameters other than zero do not change in float32.
 STILL = {"learning_rate": 1e-30, "min_learning_rate": 1e-30}
 
 
@@ -59,7 +60,7 @@ def partly_frozen(first, tmp_path_factory):
     folder = tmp_path_factory.mktemp("partly_frozen")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)
-        loop.train(tuned(first, **PARTLY_FROZEN), folder, parallel=one)
+        trainer.train(tuned(first, **PARTLY_FROZEN), folder, parallel=one)
     return folder
 
 
@@ -68,7 +69,7 @@ def test_what_is_frozen_stays_bit_for_bit_while_the_rest_moves(first, partly_fro
     np.testing.assert_array_equal(after["conv2"]["kernel"], before["conv2"]["kernel"])
     np.testing.assert_array_equal(after["conv1"]["bias"], before["conv1"]["bias"])
     assert (after["conv1"]["kernel"] != before["conv1"]["kernel"]).all()
-    assert not after["fc1"]["bias"].any()  # drawn anew: zero, and frozen
+    assert not after["fc1"]["bias"].any()  # a fresh bias: zero, and frozen
     rows = report(partly_frozen)
     assert {p for p, row in rows.items() if row["frozen"]} == {
         *("conv1/bias", "conv2/bias", "conv2/kernel", "fc1/bias", "fc2/bias")
@@ -83,8 +84,8 @@ def test_what_is_frozen_stays_bit_for_bit_while_the_rest_moves(first, partly_fro
 
 
 def test_parameters_and_mean_image_are_taken_over_but_for_the_fresh(first, tmp_path):
-    loop.train(tuned(first, **STILL), tmp_path / "tuned", parallel=one)
-    loop.train(tiny_config(classes="5-7", **SHORT, **STILL), tmp_path / "drawn", parallel=one)
+    trainer.train(tuned(first, **STILL), tmp_path / "tuned", parallel=one)
+    trainer.train(tiny_config(classes="5-7", **SHORT, **STILL), tmp_path / "drawn", parallel=one)
     source, new, drawn = (end(f) for f in (first, tmp_path / "tuned", tmp_path / "drawn"))
     is_close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-25)
     for layer in ("conv1", "conv2"):
@@ -113,9 +114,9 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bytes(first, partly_froze
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config, tmp_path, interrupt, one)
+        trainer.train(config, tmp_path, interrupt, one)
     seen = []
-    loop.train(config, tmp_path, lambda step, error: seen.append(step), one)
+    trainer.train(config, tmp_path, lambda step, error: seen.append(step), one)
     assert seen == [4]
     for name in ("metrics.jsonl", "init_report.json", "status.json"):
         assert (tmp_path / name).read_bytes() == (partly_frozen / name).read_bytes(), name
@@ -126,9 +127,9 @@ def test_a_finished_run_needs_its_source_no_more(first, tmp_path):
     source = tmp_path / "source"
     source.symlink_to(first)
     config = tuned(source, **STILL)
-    status = loop.train(config, tmp_path / "run", parallel=one)
+    status = trainer.train(config, tmp_path / "run", parallel=one)
     source.unlink()
-    assert loop.train(config, tmp_path / "run", parallel=one) == status
+    assert trainer.train(config, tmp_path / "run", parallel=one) == status
 
 
 @pytest.mark.parametrize(
@@ -136,13 +137,13 @@ def test_a_finished_run_needs_its_source_no_more(first, tmp_path):
     [
         ({"fresh": "fc1"}, "fc2/bias: (5,) there, (3,) asked; fc2/kernel: (16, 5) there"),
         ({"rectifier": "prelu"}, "conv1_prelu/negative_slope: nothing there, (4,) asked"),
-        ({"fresh": "fc9"}, "config.fresh is 'fc9', expected to be found in a parameter's path: co"),
-        ({"frozen": "cnov"}, "config.frozen is 'cnov', expected to be found"),
+        ({"fresh": "fc9"}, "config.fresh is 'fc9', expected to match a parameter's path: co"),
+        ({"frozen": "cnov"}, "config.frozen is 'cnov', expected to match"),
         ({"frozen": "."}, "config.frozen is '.': that leaves nothing to train"),
         ({"frozen": "("}, "config.frozen is (, expected a regular expression"),
         ({"pretrained": ""}, "config.fresh is fc, expected to be empty without config.pretrained"),
         ({"pretrained": "nowhere"}, "expected the folder of a finished run, found none"),
-        ({"pixel_rms": 2.0}, "with pixel_rms 1.0, are taken over; expected 32 pixels and pixel"),
+        ({"pixel_rms": 2.0}, "with pixel_rms 1.0; expected 32 pixels and pixel"),
         ({"classes": "8-11"}, "Classes '8-11', at '8-11': expected labels from 0 to 9"),
         ({"examples_per_class": 200}, "Class 5 (5) has 158 examples, 200 asked for"),
         ({"examples_per_class": -1}, "config.examples_per_class is -1, expected at least 0"),
@@ -150,14 +151,14 @@ def test_a_finished_run_needs_its_source_no_more(first, tmp_path):
 )
 def test_what_does_not_fit_is_refused_before_the_folder_is_made(fields, message, first, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
-        loop.train(tuned(first, **fields), tmp_path / "run", parallel=one)
+        trainer.train(tuned(first, **fields), tmp_path / "run", parallel=one)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_not_finished_is_no_source(tmp_path):
     (tmp_path / "status.json").write_text('{"status": "diverged", "step": 3}')
     with pytest.raises(ValueError, match="a finished run, found one that is 'diverged'"):
-        loop.train(tuned(tmp_path), tmp_path / "run", parallel=one)
+        trainer.train(tuned(tmp_path), tmp_path / "run", parallel=one)
 
 
 def test_a_path_matches_where_the_regex_is_found_and_never_an_empty_one():
@@ -172,5 +173,5 @@ def test_a_path_matches_where_the_regex_is_found_and_never_an_empty_one():
 def test_a_recipe_without_frozen_parameters_keeps_the_shape_of_its_state():
     params = {"conv1": {"kernel": np.ones(3, np.float32)}}
     plain, frozen = (optimizer.sgd(0.01, frozen=f).descent.init(params) for f in ("", "fc"))
-    assert len(plain) == 4  # decay, rate, velocity, sign: what checkpoints so far hold
+    assert len(plain) == 4  # decay, rate, velocity, sign, as in checkpoints written before
     assert jax.tree.structure(plain) != jax.tree.structure(frozen)

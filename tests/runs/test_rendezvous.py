@@ -1,4 +1,4 @@
-"""Processes that meet, or that are told in words why they cannot."""
+"""Meeting of processes, and the errors of those that cannot meet."""
 
 import socket
 import subprocess
@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from prelu_jax.training import rendezvous
+from prelu_jax.runs import rendezvous
 from tests.experiments.conftest import ROOT, environment
 from tests.waiting import free_address
 

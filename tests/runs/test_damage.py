@@ -9,11 +9,11 @@ import jax
 import pytest
 
 from prelu_jax import arch
-from prelu_jax.training import finished as finished_lib
-from prelu_jax.training import loop
-from prelu_jax.training.checkpoint import Checkpoints
+from prelu_jax.runs import finished as finished_lib
+from prelu_jax.runs import trainer
+from prelu_jax.runs.checkpoint import Checkpoints
+from prelu_jax.runs.recorder import StoppedError
 from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.steps import StoppedError
 from tests.training.conftest import TINY, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
@@ -41,7 +41,7 @@ def damage(file, kind):
 def stop_at(step, config, folder):
     answers = iter([False] * (step - 1) + [True])
     with pytest.raises(StoppedError):
-        loop.train(config, folder, parallel=one, stop=lambda: next(answers))
+        trainer.train(config, folder, parallel=one, stop=lambda: next(answers))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damage")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)
-        loop.train(CONFIG, folder / "done", parallel=one)
+        trainer.train(CONFIG, folder / "done", parallel=one)
         stop_at(11, CONFIG, folder / "stopped")
     return folder
 
@@ -72,7 +72,7 @@ def test_a_stopped_run_continues_to_the_same_end(name, kind, runs, tmp_path, cap
     folder = copy(runs, "stopped", tmp_path)
     damage(folder / name, kind)
     with caplog.at_level(logging.WARNING):
-        loop.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one)
     assert_same_end(runs, folder)
     assert name in caplog.text or name == "init_report.json"
 
@@ -87,12 +87,12 @@ def test_a_finished_run_gets_its_file_back(name, kind, runs, tmp_path, caplog):
         damage(folder / name, kind)
     if name == "config.json" and kind == "object":
         with pytest.raises(ValueError, match=r"config.json is unknown here|config.json \(seed"):
-            loop.train(CONFIG, folder, parallel=one)
+            trainer.train(CONFIG, folder, parallel=one)
         return
     if name == "init_report.json" and kind in ("list", "missing"):
         pytest.skip("a list is what it holds")
     with caplog.at_level(logging.WARNING):
-        loop.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one)
     assert_same_end(runs, folder)
     assert name in caplog.text or (name, kind) == ("status.json", "missing")
 
@@ -106,7 +106,7 @@ def test_records_that_a_checkpoint_is_old_enough_for_are_taken_again(runs, tmp_p
         (folder / "metrics.jsonl").write_bytes(whole[:end] + rest)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            loop.train(CONFIG, folder, parallel=one)
+            trainer.train(CONFIG, folder, parallel=one)
         assert_same_end(runs, folder)
         assert "metrics.jsonl: damaged or missing" in caplog.text
         assert "the one of step 8" in caplog.text
@@ -123,7 +123,7 @@ def test_records_that_no_checkpoint_is_old_enough_for_are_a_loss_that_is_logged(
     else:
         damage(folder / "metrics.jsonl", kind)
     with caplog.at_level(logging.WARNING):
-        status = loop.train(CONFIG, folder, parallel=one)
+        status = trainer.train(CONFIG, folder, parallel=one)
     assert status == json.loads((runs / "done/status.json").read_text())
     assert "metrics.jsonl lacks records of" in caplog.text
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -138,7 +138,7 @@ def test_a_directory_where_a_file_belongs_is_named(name, runs, tmp_path):
     (folder / name).unlink()
     (folder / name).mkdir()
     with pytest.raises(ValueError, match=rf"{name} is a directory, expected a file"):
-        loop.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one)
 
 
 @pytest.mark.parametrize("fields", [{"learning_rate": 0.5}, {"seed": 3}, {"initializer": "zeros"}])
@@ -149,7 +149,7 @@ def test_a_run_without_its_configuration_is_no_other_run(run, fields, runs, tmp_
     fields = fields if "initializer" not in fields else {"initializer": "orthogonal"}
     (field,) = fields
     with pytest.raises(ValueError, match=rf"by its checkpoint \({field}: "):
-        loop.train(tiny_config(rectifier="prelu", **fields), folder, parallel=one)
+        trainer.train(tiny_config(rectifier="prelu", **fields), folder, parallel=one)
     assert not (folder / "config.json").exists()
 
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_beside_the_configuration_of_another_run_is_refused(runs, t
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**fields, "seed": 3}))
     with pytest.raises(ValueError, match=r"by its checkpoint \(seed: 0 there, 3 asked"):
-        loop.train(tiny_config(rectifier="prelu", seed=3), folder, parallel=one)
+        trainer.train(tiny_config(rectifier="prelu", seed=3), folder, parallel=one)
 
 
 def without_notes(folder):
@@ -176,7 +176,7 @@ def test_a_run_of_an_earlier_version_continues(runs, tmp_path):
     interval = json.loads(step.read_text())["custom_metadata"]["interval"]
     (folder / "intervals.json").write_text(json.dumps({"11": interval}))
     without_notes(folder)
-    loop.train(CONFIG, folder, parallel=one)
+    trainer.train(CONFIG, folder, parallel=one)
     assert_same_end(runs, folder)
 
 
@@ -184,8 +184,8 @@ def test_without_a_configuration_a_run_of_an_earlier_version_is_refused(runs, tm
     folder = copy(runs, "stopped", tmp_path)
     without_notes(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"config.json is missing. Nothing else tells which"):
-        loop.train(CONFIG, folder, parallel=one)
+    with pytest.raises(ValueError, match=r"config.json is missing. Nothing else holds the"):
+        trainer.train(CONFIG, folder, parallel=one)
 
 
 def test_a_field_of_a_later_version_is_at_its_default_in_a_checkpoint(runs, tmp_path):
@@ -194,7 +194,7 @@ def test_a_field_of_a_later_version_is_at_its_default_in_a_checkpoint(runs, tmp_
         content = json.loads(file.read_text())
         del content["custom_metadata"]["config"]["width"]
         file.write_text(json.dumps(content))
-    loop.train(CONFIG, folder, parallel=one)
+    trainer.train(CONFIG, folder, parallel=one)
     assert_same_end(runs, folder)
 
 
@@ -203,7 +203,7 @@ def test_the_notes_of_a_checkpoint_are_a_small_file_too(kind, runs, tmp_path, ca
     folder = copy(runs, "stopped", tmp_path)
     damage(folder / "checkpoints/11/_CHECKPOINT_METADATA", kind)
     with caplog.at_level(logging.WARNING):
-        loop.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one)
     assert_same_end(runs, folder)
 
 
@@ -223,7 +223,7 @@ def test_other_data_under_the_same_name_are_refused(run, facts, message, runs, t
         content["custom_metadata"]["data"].update(facts)
         file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"other data .*{message}"):
-        loop.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one)
 
 
 @pytest.mark.parametrize("kind", ["empty", "NUL", "list", "missing"])
@@ -274,12 +274,12 @@ def test_what_is_pretrained_may_be_reached_by_another_path(way, runs, tmp_path, 
         (folder / "config.json").write_text(json.dumps({**fields, "pretrained": "work/first"}))
     again = tiny_config(rectifier="prelu", pretrained=str(source), **TUNED)
     for _ in range(2):  # the second time, it is finished
-        assert loop.train(again, folder, parallel=one)["status"] == "done"
+        assert trainer.train(again, folder, parallel=one)["status"] == "done"
     if way != "run moved alone":  # its path from the run no longer leads there
         assert os.path.samefile(finished_lib.config(folder).pretrained, source)
     other = shutil.copytree(source, tmp_path / "other")
     with pytest.raises(ValueError, match="pretrained: "):
-        loop.train(
+        trainer.train(
             tiny_config(rectifier="prelu", pretrained=str(other), **TUNED), folder, parallel=one
         )
 
@@ -287,18 +287,18 @@ def test_what_is_pretrained_may_be_reached_by_another_path(way, runs, tmp_path, 
 def test_a_bucket_is_no_folder_of_a_run(tmp_path):
     for folder in ("gs://bucket/run", "s3://bucket"):
         with pytest.raises(ValueError, match=r"expected a folder of an ordinary .*clusters.md"):
-            loop.train(CONFIG, type(tmp_path)(folder), parallel=one)
+            trainer.train(CONFIG, type(tmp_path)(folder), parallel=one)
     with pytest.raises(ValueError, match="config.pretrained is gs://x"):
-        loop.train(tiny_config(pretrained="gs://x/run"), tmp_path / "run", parallel=one)
+        trainer.train(tiny_config(pretrained="gs://x/run"), tmp_path / "run", parallel=one)
 
 
 def test_a_diverged_run_gets_its_files_back(tmp_path):
     config = tiny_config(learning_rate=1e36, num_steps=1, log_every=1, eval_every=1)
-    status = loop.train(config, tmp_path, parallel=one)
+    status = trainer.train(config, tmp_path, parallel=one)
     assert status["status"] == "diverged"
     before = (tmp_path / "metrics.jsonl").read_bytes()
     for name in ("status.json", "metrics.jsonl"):
         damage(tmp_path / name, "cut")
-        assert loop.train(config, tmp_path, parallel=one) == status
+        assert trainer.train(config, tmp_path, parallel=one) == status
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert Checkpoints(tmp_path / "checkpoints").steps() == []

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from prelu_jax.data import class_folders, folder, pipeline, statistics
-from prelu_jax.training import loop, run_data
+from prelu_jax.runs import trainer
+from prelu_jax.training import batches, recipe
+from prelu_jax.training.batches import Batches
 from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.run_data import RunData
+from prelu_jax.training.recipe import resolve
 from tests.conftest import write_images
 from tests.training.conftest import tiny_config
 
@@ -33,8 +35,8 @@ def of_photos(prepared, **fields):
 
 def test_a_restart_changes_no_byte(prepared):
     def read(first=0):
-        batches = RunData(of_photos(prepared, seed=5)).train_batches(first)
-        return [batch["image"].tobytes() + batch["label"].tobytes() for batch in batches]
+        images = Batches(resolve(of_photos(prepared, seed=5))).train(first)
+        return [batch["image"].tobytes() + batch["label"].tobytes() for batch in images]
 
     alone = read()
     assert len(set(alone)) == 20
@@ -42,27 +44,27 @@ def test_a_restart_changes_no_byte(prepared):
 
 
 def test_what_is_kept_with_the_dataset_is_what_a_run_subtracts(prepared, monkeypatch):
-    measured_here = RunData(of_photos(prepared)).pixel_statistics()
+    measured_here = Batches(resolve(of_photos(prepared))).pixel_statistics()
     crop = pipeline.Crop(32, 32, 32)
     file = statistics.measure("photos", "train", crop, str(prepared), pipeline.Tally())
-    monkeypatch.setattr(run_data.moments, "measure", None)  # it is not called
-    kept = RunData(of_photos(prepared)).pixel_statistics()
+    monkeypatch.setattr(batches.moments, "measure", None)  # it is not called
+    kept = Batches(resolve(of_photos(prepared))).pixel_statistics()
     jax.tree.map(np.testing.assert_array_equal, kept, measured_here)
     file.unlink()
 
 
 def test_a_large_set_without_its_statistics_is_told_the_command(prepared, monkeypatch, tmp_path):
-    monkeypatch.setattr(run_data, "_SMALL", 10)
+    monkeypatch.setattr(recipe, "_SMALL", 10)
     prepared = prepared.rename(prepared.with_name("with a space"))
     message = (
         "photos/train has 20 images, .*pixel_moments_train_32_of_40.npz is missing.*: `python -m "
         "prelu_jax.data.statistics --dataset=photos --size=32 --side=40 '--data_dir=.*a space'`"
     )
     with pytest.raises(ValueError, match=message):
-        loop.train(of_photos(prepared, min_side=40), tmp_path / "run", parallel=one)
+        trainer.train(of_photos(prepared, min_side=40), tmp_path / "run", parallel=one)
     assert not (tmp_path / "run").exists()
     few = of_photos(prepared, examples_per_class=2)  # a few are measured at the start
-    RunData(few).pixel_statistics()
+    Batches(resolve(few)).pixel_statistics()
     prepared.rename(prepared.with_name("tfds"))
 
 
@@ -85,25 +87,25 @@ def damaged(tmp_path_factory):
 
 def test_a_damaged_record_fails_the_run_by_its_name(damaged, tmp_path):
     with pytest.raises(ValueError, match=r"Record 'b/3.jpg' holds 20 bytes that do not decode"):
-        loop.train(of_photos(damaged, **SHORT), tmp_path, parallel=one)
+        trainer.train(of_photos(damaged, **SHORT), tmp_path, parallel=one)
 
 
 @pytest.mark.parametrize("on_bad_image", ["fail", "skip"])
 def test_an_image_of_too_many_pixels_is_not_decoded_in_training(prepared, on_bad_image):
     """The photos are 40 × 47 pixels and larger."""
     config = of_photos(prepared, on_bad_image=on_bad_image, max_pixels=2000)
-    data = RunData(config)
+    data = Batches(resolve(config))
     if on_bad_image == "fail":
         with pytest.raises(ValueError, match=r"is an image of 47×\d+ pixels: with more than 2,000"):
-            next(iter(data.train_batches()))
+            next(iter(data.train()))
         return
-    next(iter(data.train_batches()))
+    next(iter(data.train()))
     assert data.tally.left_out
 
 
 def test_damaged_records_are_left_out_and_counted_by_a_flag(damaged, tmp_path, monkeypatch):
     config = of_photos(damaged, on_bad_image="skip", **SHORT)
-    status = loop.train(config, tmp_path / "whole", parallel=one)
+    status = trainer.train(config, tmp_path / "whole", parallel=one)
     assert status["status"] == "done"
     assert (status["left_out"], status["enlarged"]) == (2, 1)
 
@@ -112,12 +114,12 @@ def test_damaged_records_are_left_out_and_counted_by_a_flag(damaged, tmp_path, m
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config, tmp_path / "stopped", stop, one)
+        trainer.train(config, tmp_path / "stopped", stop, one)
     met = tmp_path / "stopped/odd_images.json"
     before = json.loads(met.read_text())
     met.write_text(json.dumps({**before, "enlarged": ["met before the stop"]}))
-    monkeypatch.setattr(run_data.moments, "measure", None)  # the checkpoint has the mean image
-    assert loop.train(config, tmp_path / "stopped", parallel=one)["enlarged"] == 2
+    monkeypatch.setattr(batches.moments, "measure", None)  # the checkpoint has the mean image
+    assert trainer.train(config, tmp_path / "stopped", parallel=one)["enlarged"] == 2
     tmp_path = tmp_path / "whole"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {line["test_examples"] for line in lines if "test_examples" in line} == {5}

@@ -9,9 +9,10 @@ from pathlib import Path
 import jax
 
 from prelu_jax import arch
-from prelu_jax.training import loop, processes, step, steps
+from prelu_jax.runs import processes, recorder, trainer
+from prelu_jax.runs.folder import RunFolder
+from prelu_jax.training import step
 from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.run_folder import RunFolder
 from tests.training.conftest import TINY, make_batch, make_state, tiny_config
 
 
@@ -24,7 +25,7 @@ def train(folder, stop=0, **fields):
 
     try:
         config = tiny_config(**{"rectifier": "prelu", **fields})
-        return loop.train(config, Path(folder), progress)
+        return trainer.train(config, Path(folder), progress)
     except KeyboardInterrupt:
         return None
 
@@ -33,8 +34,8 @@ def preempted(folder, **fields):
     """Where a run was stopped that the scheduler wants to end."""
     with processes.preemption() as asked:
         try:
-            return loop.train(tiny_config(**fields), Path(folder), stop=asked)
-        except steps.StoppedError as stopped:
+            return trainer.train(tiny_config(**fields), Path(folder), stop=asked)
+        except recorder.StoppedError as stopped:
             return str(stopped)
 
 
@@ -45,9 +46,9 @@ def replicas(steps):
         whole = make_batch(16, seed=i)
         rows = slice(8 * parallel.share.index, 8 * (parallel.share.index + 1))
         part = {key: value[rows] for key, value in whole.items()}
-        state, _ = parallel.train_step(state, part)
+        state, _ = parallel.train_step(state, parallel.split(part))
     leaves = [leaf.tobytes().hex() for leaf in jax.tree.leaves(jax.device_get(state.params))]
-    return len(set(map(str, processes.gather(leaves))))
+    return len(set(map(str, processes.all_gather_json(leaves))))
 
 
 def without_mean(steps):
@@ -57,7 +58,7 @@ def without_mean(steps):
 
 
 def differing(folder):
-    """What is said of processes that were given other configurations."""
+    """Return the error of processes with different configurations."""
     try:
         train(folder, seed=jax.process_index(), learning_rate=0.01 + jax.process_index())
     except ValueError as error:
@@ -65,7 +66,7 @@ def differing(folder):
 
 
 def unreadable(folder):
-    """What every process is told of a run whose folder the first alone cannot read."""
+    """Return every process's error for a run whose folder process 0 cannot read."""
     if processes.is_first():
         RunFolder(Path(folder)).claim(tiny_config(rectifier="prelu"))
         Path(folder, "checkpoints").mkdir(parents=True)
@@ -77,13 +78,13 @@ def unreadable(folder):
 
 
 def losing():
-    """The first process prints what is raised when the second is gone, and what it takes it for."""
+    """Print the error that process 0 gets when process 1 is killed, and how it is classified."""
     if jax.process_index() == 1:
-        processes.gather("here")
+        processes.all_gather_json("here")
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         while True:
-            processes.gather("here")
+            processes.all_gather_json("here")
     except Exception as error:
         print(json.dumps([processes.is_of_lost_process(error), str(error)]))
         raise  # else it would wait for the second at its end
@@ -96,7 +97,7 @@ def failing(folder):
         if jax.process_index() == 1:
             raise RuntimeError("as if a disk had failed")
 
-    loop.train(tiny_config(num_steps=1000), Path(folder), progress)
+    trainer.train(tiny_config(num_steps=1000), Path(folder), progress)
 
 
 if __name__ == "__main__":
@@ -105,7 +106,7 @@ if __name__ == "__main__":
     if not jax.config.jax_enable_x64:  # as in tests/conftest.py
         jax.config.update("jax_numpy_dtype_promotion", "strict")
     arch.REGISTRY["tiny"] = TINY
-    with processes.all_or_none():
+    with processes.exit_all_on_failure():
         processes.join(address, int(count), int(index))
         found = globals()[scenario](**json.loads(arguments))
         print(json.dumps(found))

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from prelu_jax.training.checkpoint import Checkpoints
+from prelu_jax.runs.checkpoint import Checkpoints
 from tests.training.conftest import assert_trees_equal, make_state
 
 
@@ -35,7 +35,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         checkpoints.save(state, error)
     assert checkpoints.wait() is None
     checkpoints.close()
-    again = Checkpoints(tmp_path, keep_last=2, keep_best=1)  # as in a run that goes on
+    again = Checkpoints(tmp_path, keep_last=2, keep_best=1)  # as in a run that continues
     assert again.steps() == [2, 3, 4]
     for error in errors[4:]:
         state = state.replace(step=state.step + 1)
@@ -74,7 +74,7 @@ def test_what_a_killed_process_was_writing_is_no_checkpoint_and_is_removed(saved
 
 def test_a_checkpoint_of_a_newer_version_is_named_and_left_where_it_is(saved, monkeypatch):
     _, folder, _ = saved
-    monkeypatch.setattr("prelu_jax.training.checkpoint.FORMAT", 0)
+    monkeypatch.setattr("prelu_jax.runs.checkpoint.FORMAT", 0)
     for read in (lambda: Checkpoints(folder).restore(make_state()), Checkpoints(folder).arrays):
         with pytest.raises(ValueError, match=r"step 3 .* written by prelu_jax .* in format 1"):
             read()
@@ -160,7 +160,7 @@ def test_when_none_can_be_read_the_error_says_so(saved):
     _, folder, _ = saved
     cut_short(folder, 2)
     cut_short(folder, 3)
-    for _ in range(2):  # asked again, it says so again, and starts nothing over them
+    for _ in range(2):  # a second call raises the same error
         with pytest.raises(OSError, match="None of the checkpoints in .* can be read"):
             Checkpoints(folder).restore(make_state())
     assert Checkpoints(folder).steps() == [2, 3]

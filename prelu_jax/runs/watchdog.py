@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 import jax
 
 from prelu_jax import entry
-from prelu_jax.training import backstop
+from prelu_jax.runs import backstop
 
 T = TypeVar("T")
 

@@ -10,11 +10,12 @@ from tensorboardX.proto import event_pb2
 
 from prelu_jax import arch, signal
 from prelu_jax.data import augment
-from prelu_jax.training import loop, saving, steps
-from prelu_jax.training.checkpoint import Checkpoints
+from prelu_jax.runs import recorder, trainer
+from prelu_jax.runs.checkpoint import Checkpoints
+from prelu_jax.runs.folder import RunFolder
+from prelu_jax.training.batches import Batches
 from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.run_data import RunData
-from prelu_jax.training.run_folder import RunFolder
+from prelu_jax.training.recipe import resolve
 from prelu_jax.training.state import stream
 from tests.training.conftest import TINY, make_state, tiny_config
 from tests.waiting import wait_until
@@ -29,7 +30,7 @@ def records(folder):
 
 
 def events(folder):
-    """What TensorBoard is told."""
+    """Yield the events that TensorBoard reads."""
     for file in folder.glob("events.*"):
         data = file.read_bytes()
         while data:  # a TFRecord: its length in 8 bytes, 4 of a checksum, the event, 4 again
@@ -41,7 +42,7 @@ def events(folder):
 def undisturbed(folder, **fields):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)  # `tiny_arch` lasts for one test
-        loop.train(tiny_config(rectifier="prelu", **fields), folder, parallel=one)
+        trainer.train(tiny_config(rectifier="prelu", **fields), folder, parallel=one)
         return folder
 
 
@@ -81,8 +82,8 @@ def test_a_run_is_a_folder_that_says_what_it_was_and_what_it_measured(finished):
     assert Checkpoints(finished / "checkpoints").steps() == [8, 12]
 
 
-def test_tensorboard_is_told_the_same(measured):
-    told = {
+def test_tensorboard_gets_the_same(measured):
+    scalars = {
         (event.step, value.tag): value.simple_value
         for event in events(measured)
         for value in event.summary.value
@@ -91,8 +92,8 @@ def test_tensorboard_is_told_the_same(measured):
         for name, value in record.items():
             for layer, number in (value if isinstance(value, dict) else {"": value}).items():
                 tag = f"{name}/{layer}" if layer else name
-                assert told[record["step"], tag] == np.float32(number), tag
-    assert (2, "steps_per_second") in told
+                assert scalars[record["step"], tag] == np.float32(number), tag
+    assert (2, "steps_per_second") in scalars
 
 
 @pytest.mark.parametrize("stop", [2, 6, 8, 10, 12])
@@ -106,13 +107,13 @@ def test_an_interrupted_run_continues_to_the_same_bytes(stop, measured, tmp_path
 
     config = tiny_config(rectifier="prelu", signal_every=3)
     with pytest.raises(InterruptionError):
-        loop.train(config, tmp_path, interrupt, one)
+        trainer.train(config, tmp_path, interrupt, one)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "train_lo')  # a line that a crash cut short
-    if stop == 12:  # as if between the last checkpoint and the status that says so
+    if stop == 12:  # as if stopped between the last checkpoint and its status
         (tmp_path / "status.json").unlink()
     seen = []
-    loop.train(config, tmp_path, lambda step, error: seen.append(step), one)
+    trainer.train(config, tmp_path, lambda step, error: seen.append(step), one)
     assert seen == (list(range(stop // 4 * 4 + 2, 13, 2)) or [12])
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
         assert (tmp_path / name).read_text() == (measured / name).read_text(), name
@@ -122,17 +123,17 @@ def test_an_interrupted_run_continues_to_the_same_bytes(stop, measured, tmp_path
 def test_a_run_that_is_asked_to_stop_loses_no_step(stop, measured, tmp_path):
     config = tiny_config(rectifier="prelu", signal_every=3)
     answers = iter([False] * (stop - 1) + [True])
-    with pytest.raises(steps.StoppedError, match=f"at step {stop}$"):
-        loop.train(config, tmp_path, parallel=one, stop=lambda: next(answers))
+    with pytest.raises(recorder.StoppedError, match=f"at step {stop}$"):
+        trainer.train(config, tmp_path, parallel=one, stop=lambda: next(answers))
     assert max(map(int, os.listdir(tmp_path / "checkpoints"))) == stop
     asked = []
-    loop.train(config, tmp_path, parallel=one, stop=lambda: bool(asked.append(0)))
-    assert len(asked) == 12 - stop - 1  # not behind the last, where the run is done anyway
+    trainer.train(config, tmp_path, parallel=one, stop=lambda: bool(asked.append(0)))
+    assert len(asked) == 12 - stop - 1  # not after the last, where the run is done anyway
     if stop == 11:  # the last checkpoint is damaged: back to where the run was stopped
         (tmp_path / "status.json").unlink()
         shutil.rmtree(tmp_path / "checkpoints/12")
         (tmp_path / "checkpoints/12").mkdir()
-        loop.train(config, tmp_path, parallel=one)
+        trainer.train(config, tmp_path, parallel=one)
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
         assert (tmp_path / name).read_text() == (measured / name).read_text(), name
 
@@ -165,13 +166,15 @@ def test_a_disk_that_refuses_for_a_while_costs_nothing(until, measured, tmp_path
         if step == until != 12:
             heal()
 
-    monkeypatch.setattr(saving, "_pause", lambda seconds: heal())
-    monkeypatch.setattr(saving.logging, "warning", lambda text, *of: refused.append(text % of))
-    loop.train(config, tmp_path, progress, one)
-    told = "\n".join(refused)
-    assert "metrics from step 8 on are not yet written" in told
-    assert "Step 8 is not saved" in told
-    assert ("end of the run is tried again" in told) == (until == 12)
+    monkeypatch.setattr(recorder, "_pause", lambda seconds: heal())
+    monkeypatch.setattr(
+        recorder.logging, "warning", lambda text, *values: refused.append(text % values)
+    )
+    trainer.train(config, tmp_path, progress, one)
+    logged = "\n".join(refused)
+    assert "metrics from step 8 on are not yet written" in logged
+    assert "Step 8 is not saved" in logged
+    assert ("end of the run is saved again" in logged) == (until == 12)
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
         assert (tmp_path / name).read_text() == (measured / name).read_text(), name
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 12
@@ -180,7 +183,7 @@ def test_a_disk_that_refuses_for_a_while_costs_nothing(until, measured, tmp_path
 def test_metrics_that_were_cut_short_or_removed_are_written_again(tmp_path):
     run, file = RunFolder(tmp_path), tmp_path / "metrics.jsonl"
     for step in range(1, 7):
-        run.log({"step": step})
+        run.metrics.log({"step": step})
         if step == 2:
             file.write_text(file.read_text()[:-5])  # as a full disk does
         if step == 4:
@@ -190,7 +193,7 @@ def test_metrics_that_were_cut_short_or_removed_are_written_again(tmp_path):
 
 
 def test_a_run_whose_end_cannot_be_saved_says_so_and_is_not_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "_pause", lambda seconds: None)
+    monkeypatch.setattr(recorder, "_pause", lambda seconds: None)
 
     def progress(step, error):
         if step == 10:
@@ -198,8 +201,8 @@ def test_a_run_whose_end_cannot_be_saved_says_so_and_is_not_done(tmp_path, monke
             (tmp_path / "checkpoints").rename(tmp_path / "aside")
             (tmp_path / "checkpoints").write_text("no folder")
 
-    with pytest.raises(OSError, match="step, 12, is taken but cannot be saved .* Make room there"):
-        loop.train(tiny_config(), tmp_path, progress, one)
+    with pytest.raises(OSError, match="step, 12, cannot be saved .* Make room there"):
+        trainer.train(tiny_config(), tmp_path, progress, one)
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
 
 
@@ -208,14 +211,14 @@ def test_a_run_of_a_newer_version_is_refused_by_name(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "rotate": True}))
     with pytest.raises(ValueError, match="newer version of prelu_jax: rotate in its config"):
-        loop.train(tiny_config(), tmp_path, parallel=one)
+        trainer.train(tiny_config(), tmp_path, parallel=one)
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
     config, holder = tiny_config(), RunFolder(tmp_path)
     holder.claim(config)
     with pytest.raises(ValueError, match=rf"is being trained by process {os.getpid()} on "):
-        loop.train(config, tmp_path, parallel=one)
+        trainer.train(config, tmp_path, parallel=one)
     holder.close()
     RunFolder(tmp_path).claim(config)
 
@@ -232,7 +235,7 @@ def test_the_signal_is_that_of_the_step_taken_and_the_state_before_it(measured, 
     assert list(logged) == [3, 6, 9, 12]
     shutil.copytree(measured / "checkpoints" / "8", tmp_path / "8")  # the state before step 9
     state = Checkpoints(tmp_path).restore(make_state("prelu"))
-    batch = next(RunData(tiny_config()).train_batches(8))
+    batch = next(Batches(resolve(tiny_config())).train(8))
     images = augment.normalize(batch["image"], state.pixels)
     expected = signal.measure(
         state.model,
@@ -259,15 +262,15 @@ def test_the_rate_drops_on_a_plateau_across_an_interruption_too(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config, tmp_path, interrupt, one)
-    loop.train(config, tmp_path, parallel=one)
+        trainer.train(config, tmp_path, interrupt, one)
+    trainer.train(config, tmp_path, parallel=one)
     rates = [r["learning_rate"] for r in records(tmp_path) if "learning_rate" in r]
     assert rates == pytest.approx([1e-8, 1e-9, 1e-10, 1e-11])
 
 
 def test_the_rate_drops_at_given_epochs(tmp_path):
     config = tiny_config(drop_epochs="0.05,0.1")  # 1,500 images in batches of 16: steps 5 and 9
-    loop.train(config, tmp_path, parallel=one)
+    trainer.train(config, tmp_path, parallel=one)
     rates = [r["learning_rate"] for r in records(tmp_path) if "learning_rate" in r]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
 
@@ -275,24 +278,24 @@ def test_the_rate_drops_at_given_epochs(tmp_path):
 @pytest.mark.parametrize("epochs", ["0.001", "0.05,0.051"])
 def test_rates_that_would_drop_at_once_are_refused(epochs, tmp_path):
     with pytest.raises(ValueError, match=rf"drop_epochs is {epochs}, after steps .* 93.75 in an"):
-        loop.train(tiny_config(drop_epochs=epochs), tmp_path, parallel=one)
+        trainer.train(tiny_config(drop_epochs=epochs), tmp_path, parallel=one)
     assert not (tmp_path / "config.json").exists()
 
 
 def test_a_run_ends_at_the_first_test_error_below_stop_error(tmp_path):
     often = {"num_steps": 60, "learning_rate": 0.01, "log_every": 5, "eval_every": 5}
     config = tiny_config(checkpoint_every=10, stop_error=0.8, **often)
-    whole = loop.train(config, tmp_path / "whole", parallel=one)
+    whole = trainer.train(config, tmp_path / "whole", parallel=one)
     errors = {r["step"]: r["test_error"] for r in records(tmp_path / "whole") if "test_error" in r}
     *before, last = errors
     assert 0 < last < 60
     assert errors[last] < 0.8 <= min(errors[step] for step in before)
     assert (whole["status"], whole["step"], whole["test_error"]) == ("done", last, errors[last])
-    assert loop.train(config, tmp_path / "whole", parallel=one) == whole
+    assert trainer.train(config, tmp_path / "whole", parallel=one) == whole
     # Killed after its last checkpoint, before its status: no further step is taken.
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     RunFolder(tmp_path / "killed").write_status("running", last - 5)
-    assert loop.train(config, tmp_path / "killed", parallel=one) == whole
+    assert trainer.train(config, tmp_path / "killed", parallel=one) == whole
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
 
 
@@ -300,14 +303,14 @@ def test_a_finished_run_is_not_trained_again(finished):
     def fail(step, error):
         raise AssertionError(step)
 
-    status = loop.train(tiny_config(rectifier="prelu"), finished, fail, one)
+    status = trainer.train(tiny_config(rectifier="prelu"), finished, fail, one)
     assert status == json.loads((finished / "status.json").read_text())
 
 
 def test_a_folder_of_another_configuration_is_refused_with_the_fields_that_differ(finished):
     before = (finished / "config.json").read_bytes()
     with pytest.raises(ValueError, match=r"learning_rate: 0.01 there, 0.5 asked; seed: 0.*3 asked"):
-        loop.train(tiny_config(rectifier="prelu", learning_rate=0.5, seed=3), finished)
+        trainer.train(tiny_config(rectifier="prelu", learning_rate=0.5, seed=3), finished)
     assert (finished / "config.json").read_bytes() == before
 
 
@@ -327,9 +330,9 @@ def test_a_run_that_diverges_says_where_and_keeps_the_last_good_checkpoint(tmp_p
     # Six steps in, the rate is multiplied with a factor that no network survives.
     config = tiny_config(checkpoint_every=2, eval_every=6, learning_rate=0.01)
     parallel = Bomb(jax.local_devices()[:1], at=6)
-    status = loop.train(config, tmp_path, parallel=parallel)
+    status = trainer.train(config, tmp_path, parallel=parallel)
     assert status == {"status": "diverged", "step": 7, "last_good_checkpoint": 6}
-    assert loop.train(config, tmp_path, parallel=one) == status  # a result, not to be repeated
+    assert trainer.train(config, tmp_path, parallel=one) == status  # a result, not to be repeated
     kept = Checkpoints(tmp_path / "checkpoints").restore(make_state("relu"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -342,19 +345,21 @@ class Bomb(Parallel):
 
     def __init__(self, devices, at):
         super().__init__(devices)
-        self.at = at
+        step = self.train_step
 
-    def train_step(self, state, batch):
-        if int(state.step) >= self.at:
-            broken = state.pixels._replace(scale=state.pixels.scale * np.float32(np.nan))
-            state = self.replicate(state.replace(pixels=broken))
-        return super().train_step(state, batch)
+        def train_step(state, batch):
+            if int(state.step) >= at:
+                broken = state.pixels._replace(scale=state.pixels.scale * np.float32(np.nan))
+                state = self.replicate(state.replace(pixels=broken))
+            return step(state, batch)
+
+        self.train_step = train_step
 
 
 def test_a_state_whose_test_loss_is_not_finite_is_not_saved(tmp_path):
     # One step at this rate leaves finite parameters with which nothing finite can be computed.
     config = tiny_config(learning_rate=1e36, num_steps=1, log_every=1, eval_every=1)
-    status = loop.train(config, tmp_path, parallel=one)
+    status = trainer.train(config, tmp_path, parallel=one)
     assert status == {"status": "diverged", "step": 1, "last_good_checkpoint": None}
 
 
@@ -381,13 +386,13 @@ def test_what_cannot_be_is_refused_before_the_folder_is_made(tmp_path):
         ({"signal_every": -1}, "config.signal_every is -1, expected at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            loop.train(tiny_config(**fields), tmp_path / "run", parallel=four)
+            trainer.train(tiny_config(**fields), tmp_path / "run", parallel=four)
     assert not (tmp_path / "run").exists()
 
 
 def test_four_devices_log_what_one_does(measured, tmp_path):
     four = Parallel(jax.local_devices()[:4])
-    loop.train(tiny_config(rectifier="prelu", signal_every=3), tmp_path, parallel=four)
+    trainer.train(tiny_config(rectifier="prelu", signal_every=3), tmp_path, parallel=four)
     for a, b in zip(records(measured), records(tmp_path), strict=True):
         for name in a:
             if name in ("train_loss", "test_loss"):
@@ -398,7 +403,7 @@ def test_four_devices_log_what_one_does(measured, tmp_path):
 
 def test_what_is_logged_waits_for_no_thread_that_an_interrupt_could_stop(tmp_path):
     run, before = RunFolder(tmp_path), {*threading.enumerate()}
-    run.log({"step": 3, "train_loss": 2.0})
+    run.metrics.log({"step": 3, "train_loss": 2.0})
     assert {*threading.enumerate()} <= before
     version, begun, logged = events(tmp_path)  # though the run is not closed
     assert version.file_version == "brain.Event:2"

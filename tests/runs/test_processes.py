@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from prelu_jax.training import loop, processes
+from prelu_jax.runs import processes, trainer
 from prelu_jax.training.parallel import Parallel
 from tests.experiments.conftest import ROOT, environment
-from tests.training import worker
+from tests.runs import worker
+from tests.runs.test_trainer import records
 from tests.training.conftest import tiny_config
-from tests.training.test_loop import records
 from tests.waiting import PATIENCE, free_address, text_so_far, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_arch")]
@@ -24,7 +24,7 @@ def start(count, scenario, devices=1, **arguments):
     return [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "tests.training.worker", address, str(count), str(index)),
+                *(sys.executable, "-m", "tests.runs.worker", address, str(count), str(index)),
                 *(str(devices), scenario, arguments),
             ],
             cwd=ROOT,
@@ -38,7 +38,7 @@ def start(count, scenario, devices=1, **arguments):
 
 
 def run(count, scenario, devices=1, **arguments):
-    """What each of several processes has found."""
+    """Return the JSON line that each process prints."""
     started = start(count, scenario, devices, **arguments)
     ended = [process.communicate(timeout=PATIENCE) for process in started]
     assert [process.returncode for process in started] == [0] * count, ended
@@ -61,7 +61,7 @@ def alone(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(worker.arch.REGISTRY, "tiny", worker.TINY)
         config = tiny_config(rectifier="prelu")
-        loop.train(config, folder, parallel=Parallel(jax.local_devices()[:2]))
+        trainer.train(config, folder, parallel=Parallel(jax.local_devices()[:2]))
     return folder
 
 
@@ -80,11 +80,11 @@ def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
     often = {"checkpoint_every": 2}
     config = tiny_config(rectifier="prelu", **often)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config, tmp_path, interrupt_at(4), one)
+        trainer.train(config, tmp_path, interrupt_at(4), one)
     assert run(2, "train", folder=tmp_path, stop=6, **often) == [None, None]
     assert run(4, "train", folder=tmp_path, stop=10, **often) == [None] * 4
     rest = []
-    assert loop.train(config, tmp_path, lambda step, error: rest.append(step), one)
+    assert trainer.train(config, tmp_path, lambda step, error: rest.append(step), one)
     assert rest == [12]
     assert_same_curve(tmp_path, alone)
 

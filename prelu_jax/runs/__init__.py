@@ -1,0 +1,1 @@
+"""Runs: their folders, checkpoints, processes and the command that trains one."""
