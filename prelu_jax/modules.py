@@ -15,7 +15,7 @@ class PReLU(nn.Module):
 
     Put it where ``nn.relu`` stood: ``x = pj.PReLU()(x)``. Its parameter is called
     'negative_slope'; it must not decay, which would pull the network towards ReLU
-    (`training.optimizer.decays` lets kernels alone decay).
+    (`pj.decay_mask` selects the kernels).
 
     Attributes:
         channel_shared: one slope for the layer instead of one per channel.

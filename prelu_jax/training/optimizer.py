@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
-from flax.core import meta
+
+from prelu_jax.decay import decay_mask as decays
 
 
 class Optimizer(NamedTuple):
@@ -83,29 +84,6 @@ def sgd(
     return Optimizer(descent, plateau, weight_decay, drop_factor, drop_steps)
 
 
-def decays(params: Any) -> Any:
-    """Return which parameters decay: those called 'kernel'.
-
-    Biases and PReLU slopes never decay (He et al. 2015, §2.1).
-
-    Args:
-        params: of a Linen model, or the state of an NNX one (``nnx.state(model, nnx.Param)``).
-
-    Returns:
-        A mask for optax: the same tree with a bool for every parameter. A parameter in a box of
-        `flax.linen.with_partitioning` has a plain bool too, so that the mask fits the tree before
-        and after it is unboxed.
-
-    Raises:
-        TypeError: a parameter has no name.
-    """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: _name(path) == "kernel",
-        params,
-        is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata),
-    )
-
-
 def matching(params: Any, pattern: str) -> Any:
     """Which parameters have a path, as 'conv2_1/kernel', that a regex is found in.
 
@@ -121,17 +99,6 @@ def matching(params: Any, pattern: str) -> Any:
         for path in traverse_util.flatten_dict(params)
     }
     return traverse_util.unflatten_dict(found)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    """Return the name of a parameter, the last of the path's keys that is a name."""
-    keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-    if not keys:
-        raise TypeError(
-            "decays: a parameter has no name; expected the nested dict variables['params'] of a "
-            "Linen model, or nnx.state(model, nnx.Param) of an NNX one."
-        )
-    return str(keys[-1])
 
 
 def _scale_by_rate(learning_rate: float) -> optax.GradientTransformationExtraArgs:
