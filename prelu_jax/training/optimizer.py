@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from prelu_jax.decay import decay_mask as decays
+from prelu_jax.decay import decay_mask
+
+decays = decay_mask
 
 
 class Optimizer(NamedTuple):

@@ -56,7 +56,7 @@ def test_scales_are_drawn_between_the_two_sides():
     split = split_of(1)
     widths = set()
     for seed in range(30):
-        image = crop.random(split[0], np.random.default_rng(seed), pipeline.Tally())
+        image = crop.random(split[0], np.random.default_rng(seed), pipeline.ImageIssues())
         widths.add(int(image[-1, 0, 1]) - int(image[0, 0, 1]))
     assert min(widths) < 25 < 35 < max(widths)
 
@@ -148,7 +148,7 @@ def test_a_label_that_is_no_class_is_named_in_the_error(read, label):
 
 
 def test_in_training_the_next_image_takes_the_place_of_one_that_does_not_decode():
-    tally = pipeline.Tally(skip_bad_images=True)
+    tally = pipeline.ImageIssues(skip_bad_images=True)
     arguments = (CROP, 5, 3, 0, 6)  # three epochs
     whole = list(pipeline.train_batches(decodable(), *arguments))
     mended = list(pipeline.train_batches(with_broken(3, 4, 9), *arguments, tally))
@@ -171,7 +171,7 @@ def test_the_crops_after_a_bad_image_are_the_same_whenever_that_is_noticed():
     read = []
     for bad in (b"broken", stored[:-30]):  # the latter tells its shape
         split = sources.Split([*png, {"image": bad, "label": 8, "key": "8"}], tuple("012345678"))
-        tally = pipeline.Tally(skip_bad_images=True)
+        tally = pipeline.ImageIssues(skip_bad_images=True)
         batches = pipeline.train_batches(split, pipeline.Crop(24, 24, 60), 3, 7, 0, 9, tally)
         read.append([b["image"].tobytes() + b["label"].tobytes() for b in batches])
         assert tally.left_out == {"8"}
@@ -180,15 +180,12 @@ def test_the_crops_after_a_bad_image_are_the_same_whenever_that_is_noticed():
 
 def test_when_nothing_decodes_training_ends():
     with pytest.raises(ValueError, match="None of the 10 images decodes"):
-        next(
-            pipeline.train_batches(
-                with_broken(*range(10)), CROP, 5, 0, 0, 1, pipeline.Tally(skip_bad_images=True)
-            )
-        )
+        issues = pipeline.ImageIssues(skip_bad_images=True)
+        next(pipeline.train_batches(with_broken(*range(10)), CROP, 5, 0, 0, 1, issues))
 
 
 def test_in_a_test_an_image_that_does_not_decode_is_masked_and_counted(caplog):
-    tally = pipeline.Tally(skip_bad_images=True)
+    tally = pipeline.ImageIssues(skip_bad_images=True)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             split = with_broken(3, 8)
@@ -210,7 +207,7 @@ def test_neither_threads_nor_a_restart_change_a_byte(threads):
     )
 
     def read(first, threads):
-        tally = pipeline.Tally(skip_bad_images=True)
+        tally = pipeline.ImageIssues(skip_bad_images=True)
         batches = pipeline.train_batches(photos, crop, 3, 7, first, 20, tally, threads)
         return [b["image"].tobytes() + b["label"].tobytes() for b in batches]
 
@@ -222,14 +219,14 @@ def test_neither_threads_nor_a_restart_change_a_byte(threads):
 
 
 def test_whole_images_that_do_not_decode_are_passed_over_and_counted():
-    tally = pipeline.Tally(skip_bad_images=True)
+    tally = pipeline.ImageIssues(skip_bad_images=True)
     found = [int(x["label"]) for x in pipeline.whole_images(with_broken(0, 5), 32, tally=tally)]
     assert found == [1, 2, 3, 4, 6, 7, 8, 9]
     assert tally.counts() == {"left_out": 2}
 
 
 def test_images_smaller_than_the_crop_are_enlarged_and_counted(caplog):
-    tally = pipeline.Tally()
+    tally = pipeline.ImageIssues()
     crop = pipeline.Crop(size=50, min_side=50, max_side=60)
     with caplog.at_level(logging.WARNING):
         for batches in (
@@ -240,7 +237,7 @@ def test_images_smaller_than_the_crop_are_enlarged_and_counted(caplog):
     assert tally.counts() == {"enlarged": 10}
     assert len(caplog.records) == 1
     assert "is 48×64 pixels, smaller than the crop of 50" in caplog.records[0].message
-    untold = pipeline.Tally()
+    untold = pipeline.ImageIssues()
     list(pipeline.eval_batches(decodable(), CROP, 5, tally=untold))
     assert untold.counts() == {}
 
