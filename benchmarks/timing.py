@@ -150,6 +150,6 @@ def seconds(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
 
 def memory(compiled: jax.stages.Compiled) -> int:
     """Bytes that a compiled program needs at once: arguments, outputs and what is between."""
-    found: Any = compiled.memory_analysis()
-    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return held + found.temp_size_in_bytes
+    sizes: Any = compiled.memory_analysis()
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return int(held + sizes.temp_size_in_bytes)

@@ -59,7 +59,8 @@ class Case:
         mean = jnp.full((self.side, self.side, 3), MEAN, jnp.float32)
         pixels = PixelStatistics(mean, jnp.float32(self.scale))
         sgd = optimizer.sgd(RATE, MOMENTUM, WEIGHT_DECAY)
-        return state.create(self.model(initializer), sgd, pixels, seed)
+        initial: TrainState = state.create(self.model(initializer), sgd, pixels, seed)
+        return initial
 
     def batch(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Random images and labels, on the host."""

@@ -111,7 +111,8 @@ def train(recipe: Recipe, begun: Start, data: Batches, parallel: Parallel, arm: 
 
 def _test_error(state: TrainState, data: Batches, parallel: Parallel) -> float:
     def step(batch: dict[str, np.ndarray]) -> evaluation.Sums:
-        return parallel.eval_step(state, parallel.split(batch))
+        sums: evaluation.Sums = parallel.eval_step(state, parallel.split(batch))
+        return sums
 
     return evaluation.evaluate(step, data.test())["test_error"]
 

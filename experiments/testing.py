@@ -174,11 +174,11 @@ def _test(
     identity.check_data(folder, run.data, identity.data_facts(train, split))
     model = recipe.network(run.config, len(split.class_names))
     net = parallel.replicate(finished.inference_state(run, model))
-    tally = pipeline.Tally(run.config.on_bad_image == "skip", run.config.max_pixels)
+    issues = pipeline.ImageIssues(run.config.on_bad_image == "skip", run.config.max_pixels)
     for file, (test, side) in tests.items():
         step = parallel.over_batch(_STEPS[test, run.config.flip])
         # A seventh of the crop is two places of the last map of models A to C: few shapes.
-        images = pipeline.whole_images(split, side, model.arch.image_size // 7, tally)
+        images = pipeline.whole_images(split, side, model.arch.image_size // 7, issues)
         score = functools.partial(_score, step, net, parallel)
         found, labels = evaluation.predict(score, images, batch_size)
         file.parent.mkdir(exist_ok=True)

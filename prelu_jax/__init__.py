@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prelu_jax import arch, datadep, initializers, models, nnx, signal, theory
     from prelu_jax.datadep import calibrate
+    from prelu_jax.decay import decay_mask
     from prelu_jax.diagnosis import diagnose
     from prelu_jax.modules import PReLU, SpatialPyramidPooling
     from prelu_jax.pooling import spatial_pyramid
@@ -26,6 +27,7 @@ __all__ = [
     "arch",
     "calibrate",
     "datadep",
+    "decay_mask",
     "diagnose",
     "initializers",
     "leaky_relu",
@@ -43,6 +45,7 @@ _HOMES = {
     "PReLU": "modules",
     "SpatialPyramidPooling": "modules",
     "calibrate": "datadep",
+    "decay_mask": "decay",
     "diagnose": "diagnosis",
     "leaky_relu": "rectifiers",
     "prelu": "rectifiers",

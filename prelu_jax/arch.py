@@ -1,13 +1,13 @@
-"""Networks as data: a tuple of layer records, read by `models` (and by nothing framework-bound).
+"""Networks as data: tuples of layer records, from which `models` builds Linen modules.
 
-The networks of He et al. 2015 (arXiv:1502.01852) stand here exactly as their Tables 1 and 3 print
-them; reductions to 32-pixel images follow. Two things the paper leaves open:
+The networks of He et al. 2015 (arXiv:1502.01852) are given exactly as in their Tables 1 and 3;
+reductions to 32-pixel images follow. The paper leaves two details open:
 
 * Padding. The 2×2 convolutions of Table 1 keep the size of their maps, so one row and one column
-  is added on one side. It is added before and after **in turn**: padded on one side only, a stack
-  of even kernels shifts its signal off the map (docs/findings.md).
-* Where the sixteen extra layers of the 30-layer network stand (§2.2). They have 256 filters of
-  2×2, which only stage conv3 has.
+  must be added on one side. They are added before and after **in turn**: with padding on one side
+  only, a stack of even kernels shifts its signal off the map (docs/findings.md).
+* The place of the sixteen extra layers of the 30-layer network (§2.2). They have 256 filters of
+  2×2, as only stage conv3 has, so they are in conv3.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Conv:
         kernel_size: side of the square kernel, ``k``.
         stride: step of the kernel in both directions.
         padding: rows and columns added before and after, the same for both axes.
-        circular: the padding continues the map around instead of adding zeros.
+        circular: pad with the opposite side of the map instead of with zeros.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class MaxPool:
-    """Maximum over ``window × window`` tiles; the stride is the window in all these networks."""
+    """Maximum over ``window × window`` tiles, which do not overlap in these networks."""
 
     name: str
     window: int
@@ -77,7 +77,7 @@ Layer = Conv | MaxPool | SpatialPyramid | Dense | Logits
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-    """A network: its layers in order, and the side in pixels of the square images it is for."""
+    """A network: its layers in order, and the side in pixels of its square input images."""
 
     name: str
     image_size: int
@@ -85,7 +85,7 @@ class Arch:
 
 
 def multiply_adds(arch: Arch, num_classes: int = 1000, channels: int = 3) -> int:
-    """Products in one image's forward pass, as the paper's "complexity" counts them (Table 3)."""
+    """Return the number of products in one image's forward pass, "complexity" in Table 3."""
     side, features, total = arch.image_size, channels, 0
     for layer in arch.layers:
         match layer:
@@ -110,12 +110,13 @@ PADDINGS = ("alternating", "same", "circular")
 
 
 def with_padding(arch: Arch, scheme: str) -> Arch:
-    """The same network with its size-keeping convolutions padded by another scheme.
+    """Return the network with its size-keeping convolutions padded by another scheme.
 
     Args:
         arch: any network of this module.
-        scheme: 'alternating', kernels of even size are padded before and after in turn;
-            'same', always after, as XLA's ``SAME`` does; 'circular', with the map itself.
+        scheme: where an even kernel gets its odd row: 'alternating', before and after in turn;
+            'same', always after, as in XLA's ``SAME``; 'circular', as alternating, but padded
+            with the opposite side of the map.
 
     Raises:
         ValueError: the scheme is unknown.
@@ -134,13 +135,14 @@ def with_padding(arch: Arch, scheme: str) -> Arch:
 
 
 def with_width(arch: Arch, factor: float) -> Arch:
-    """The same network with a multiple of every layer's features, but for its outputs.
+    """Return the network with every layer's features multiplied, except its outputs.
 
-    The weights of fully connected layers keep the variance of their sums: fan_in · stddev² stays.
+    The std of fully connected layers changes so that fan_in · stddev², the variance of their
+    outputs, stays the same.
 
     Args:
         arch: any network of this module.
-        factor: above 0; a layer has at least one feature.
+        factor: above 0; a layer keeps at least one feature.
 
     Raises:
         ValueError: the factor is not above 0.
@@ -160,7 +162,7 @@ def with_width(arch: Arch, factor: float) -> Arch:
 
 
 def _padding(kernel_size: int, turn: int) -> tuple[int, int]:
-    """Padding that keeps the size; an even kernel's odd row goes after, then before, in turn."""
+    """Return size-keeping padding; an even kernel's odd row goes after, then before, in turn."""
     less, more = (kernel_size - 1) // 2, kernel_size // 2
     return (less, more) if turn % 2 == 0 else (more, less)
 
@@ -180,7 +182,7 @@ def _fully_connected(
 
 
 def _small(name: str, convs_in_stage_3: int) -> Arch:
-    """Table 1 of He et al. 2015 (model E of He & Sun 2015), with more or fewer layers in conv3."""
+    """Return the net of Table 1 of He et al. 2015 (model E of He & Sun 2015)."""
     return Arch(
         name,
         224,
@@ -201,7 +203,7 @@ SMALL_30 = _small("small_30", 6 + 16)
 
 
 def _stages_2_to_4(convs: int, features: tuple[int, int, int]) -> tuple[Layer, ...]:
-    """The three stages of a large model, ``convs`` layers each."""
+    """Return the three stages of a large model, ``convs`` layers each."""
     return (
         *_stage("conv2", convs, features[0], 3),
         MaxPool("pool2", 2),
@@ -212,7 +214,7 @@ def _stages_2_to_4(convs: int, features: tuple[int, int, int]) -> tuple[Layer, .
 
 
 def _large(name: str, convs: int, features: tuple[int, int, int]) -> Arch:
-    """Table 3 of He et al. 2015: three stages of ``convs`` layers each."""
+    """Return a model of Table 3 of He et al. 2015: three stages of ``convs`` layers each."""
     return Arch(
         name,
         224,
@@ -230,8 +232,8 @@ MODEL_A = _large("model_a", 5, (256, 512, 512))
 MODEL_B = _large("model_b", 6, (256, 512, 512))
 MODEL_C = _large("model_c", 6, (384, 768, 896))
 
-# What Table 3 sets beside A, B and C: small kernels from the first layer on, and a max pool where
-# they have the pyramid, so that it takes images of this one size.
+# Table 3 compares this net with A, B and C. It has small kernels from the first layer on, and a max
+# pool instead of the pyramid, so that it takes images of only this size.
 VGG_19 = Arch(
     "vgg_19",
     224,
@@ -251,15 +253,15 @@ VGG_19 = Arch(
 )
 
 
-# Reductions to 32-pixel images. Kept: the depth, the order of the layers, the size of every kernel
-# but that of the small nets' first, the padding of all after it. Reduced: the widths, the pyramid
-# ({4, 2, 1}), and the down-sampling before stage 2, so that no map is smaller than the pyramid.
-# What followed:
+# Reductions to 32-pixel images. They keep the depth, the order of the layers, the kernel sizes
+# (except in the small nets' first layer) and the padding of all later layers. They reduce the
+# widths, the pyramid ({4, 2, 1}), and the down-sampling before stage 2, so that no map is smaller
+# than the pyramid. Two changes follow from this:
 #
-# * The hidden fully connected layers take Eq. 14: the paper's std of 0.01 answers inputs in
-#   [-128, 128] (§2.2), and these nets are fed smaller ones. The last has 0.01.
-# * Dropout disturbs a sum over n units by √(rate / ((1 - rate) n)) of itself. At 256 units a rate
-#   of 1/17 disturbs it as much as the paper's 1/2 does at 4096.
+# * The hidden fully connected layers take Eq. 14: the paper's std of 0.01 suits inputs in
+#   [-128, 128] (§2.2), and the inputs here are smaller. The last layer keeps 0.01.
+# * Dropout adds noise of relative size √(rate / ((1 - rate) n)) to a sum over n units. At 256 units
+#   a rate of 1/17 adds as much as the paper's 1/2 does at 4096.
 _REDUCED_WIDTH = 256
 _HIDDEN_STDDEV = math.sqrt(2 / _REDUCED_WIDTH)
 _REDUCED_FULLY_CONNECTED = _fully_connected(
@@ -270,7 +272,7 @@ _REDUCED_FULLY_CONNECTED = _fully_connected(
 def _small_reduced(
     depth: int, name: str = "", fully_connected: tuple[Layer, ...] = _REDUCED_FULLY_CONNECTED
 ) -> Arch:
-    """A small net of ``depth`` weight layers, all but eight of them in conv3."""
+    """Return a small net of ``depth`` weight layers, all but eight of them in conv3."""
     return Arch(
         name or f"small_{depth}_reduced",
         32,
@@ -286,11 +288,11 @@ def _small_reduced(
     )
 
 
-# Those of the paper's depths, and others between and beyond (`experiments.takeoff`).
+# The paper's depths, and others between and above them (`experiments.takeoff`).
 SMALL_REDUCED = {depth: _small_reduced(depth) for depth in (14, 18, 22, 26, 30, 36, 44)}
 SMALL_14_REDUCED, SMALL_30_REDUCED = SMALL_REDUCED[14], SMALL_REDUCED[30]
 
-# One thing changed each (`experiments.late_start`).
+# Each differs from SMALL_30_REDUCED in one thing (`experiments.late_start`).
 SMALL_30_VARIANTS = (
     _small_reduced(
         30,
@@ -326,12 +328,12 @@ MODEL_C_REDUCED = _large_reduced("model_c_reduced", 6, (24, 48, 56))
 
 
 def _large_narrow(name: str, convs: int, features: tuple[int, int, int]) -> Arch:
-    """A large model with a sixteenth of its widths or less, and the maps of the paper.
+    """Return a large model with at most a sixteenth of its widths, and the paper's map sizes.
 
-    Its images are a quarter as large, for it lacks the down-sampling before stage 2. From there on
-    every map, and the pyramid, has the paper's size: as much of the last map is out of reach of
-    the zero padding of its stage as in the paper. In the other reductions nothing is, and a test on
-    larger images measures that (docs/findings.md).
+    Its images have a quarter of the side, because it lacks the down-sampling before stage 2. From
+    there on every map, and the pyramid, has the paper's size, so the zero padding of the last stage
+    reaches the same part of its last map as in the paper. In the other reductions it reaches all of
+    the map, which biases a test on larger images (docs/findings.md).
     """
     return Arch(
         name,
@@ -361,6 +363,6 @@ REGISTRY: dict[str, Arch] = {
 
 
 def get(name: str) -> Arch:
-    """The network of a registered name, e.g. 'small_30'; an unknown name lists the known ones."""
+    """Return the network of a registered name, e.g. 'small_30'; an error lists the valid names."""
     names.check("arch", name, REGISTRY)
     return REGISTRY[name]

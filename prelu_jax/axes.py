@@ -1,4 +1,4 @@
-"""Named axes of devices that a model asks for, bound at size 1 where it runs on one device."""
+"""Named device axes that a model uses, bound at size 1 where it runs on one device."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ def bind(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., An
 
     Args:
         function: takes and returns pytrees of arrays.
-        names: the axis names; without any the function is returned as it is.
+        names: the axis names; if empty, the function is returned unchanged.
     """
     for name in names:
         function = _bind_one(function, name)
@@ -35,15 +35,15 @@ def _bind_one(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def trace(function: Callable[[tuple[str, ...]], T], names: tuple[str, ...] = ()) -> T:
-    """Return ``function(names)`` with the names of all axes that it asks for.
+    """Return ``function(names)`` with the names of all axes that the function uses.
 
     Args:
         function: traces a model with the axes of these names bound. It is called again with one
-            name more for each axis that JAX does not find.
-        names: those that are known.
+            more name for each axis that JAX does not find.
+        names: the axis names that are already known.
 
     Raises:
-        NameError: a name is not defined, or an axis name is none that can be bound.
+        NameError: a Python name is not defined, or an axis name cannot be bound.
     """
     while True:
         try:

@@ -1,6 +1,6 @@
-"""Small files: written whole or not at all, read with errors that name them; and their paths.
+"""Small files, written completely or not at all, and read with errors that name the file.
 
-It needs no JAX, so that reports and figures are made without.
+This module does not import JAX, so that reports and figures can be made without it.
 """
 
 import contextlib
@@ -13,33 +13,33 @@ from pathlib import Path
 from typing import IO, Any
 
 _KINDS: dict[type, str] = {dict: "an object", list: "a list"}  # in the words of JSON
-# The home of buckets: 'gs://…', also after `Path` has taken one of the slashes.
+# The scheme of a bucket's address: 'gs://…', also after `Path` has removed one of the slashes.
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:/")
 
 
 class DamagedFileError(ValueError):
-    """A file with a content that no version has written."""
+    """A file whose content no version of this package has written."""
 
 
 def local_path(text: str | os.PathLike[str], name: str) -> Path:
     """Return a path of an ordinary file system, with ``~`` expanded.
 
     Args:
-        text: as the user wrote it.
-        name: of the flag or field, for the error.
+        text: the path as the user wrote it.
+        name: name of the flag or field, for the error.
 
     Raises:
-        ValueError: it is the address of a bucket, it begins with the home directory of nobody, or
-            no path can be so.
+        ValueError: it is the address of a bucket, it begins with the home directory of an unknown
+            user, or it holds a NUL.
     """
     written = os.fspath(text)
     if _SCHEME.match(written):
         raise ValueError(
-            f"{name} is {written}: expected a folder of an ordinary file system, one that locks "
-            "and renames. A bucket does not; mount NFS or a disk (docs/clusters.md, Storage)."
+            f"{name} is {written}: expected a folder of an ordinary file system, which can lock "
+            "and rename files. A bucket cannot; mount NFS or a disk (docs/clusters.md, Storage)."
         )
     if "\0" in written:
-        raise ValueError(f"{name} is {written!r}: no path holds a NUL.")
+        raise ValueError(f"{name} is {written!r}: a path cannot hold a NUL. Remove it.")
     expanded = os.path.expanduser(written)
     if expanded.startswith("~"):
         raise ValueError(
@@ -53,12 +53,12 @@ def read_bytes(file: Path) -> bytes:
     """Return the content of a file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is a directory, or something else that is no file.
-        OSError: it cannot be read.
+        FileNotFoundError: the file does not exist.
+        ValueError: the path is a directory, or another thing that is not a regular file.
+        OSError: the file cannot be read.
     """
     if file.exists() and not file.is_file():
-        kind = "a directory" if file.is_dir() else "no regular file"
+        kind = "a directory" if file.is_dir() else "not a regular file"
         raise ValueError(f"{file} is {kind}, expected a file. Move it away.")
     try:
         return file.read_bytes()
@@ -73,11 +73,11 @@ def read_text(file: Path, advice: str) -> str:
     """Return the text of a UTF-8 file.
 
     Args:
-        file: to read.
-        advice: what to do if it is damaged.
+        file: the file to read.
+        advice: advice to the user, the end of the error about a damaged file.
 
     Raises:
-        DamagedFileError: it is not UTF-8, or it holds NUL bytes.
+        DamagedFileError: the file is not UTF-8, or it holds NUL bytes.
         FileNotFoundError, ValueError, OSError: as `read_bytes`.
     """
     content = read_bytes(file)
@@ -93,19 +93,19 @@ def read_json(file: Path, kind: type, advice: str) -> Any:
     """Return the content of a JSON file.
 
     Args:
-        file: to read.
-        kind: of its content, `dict` or `list`.
-        advice: what to do if it is damaged.
+        file: the file to read.
+        kind: expected type of the content, `dict` or `list`.
+        advice: advice to the user, the end of the error about a damaged file.
 
     Raises:
-        DamagedFileError: it is empty, no JSON, or of another kind.
+        DamagedFileError: the file is empty, not JSON, or holds another type.
         FileNotFoundError, ValueError, OSError: as `read_bytes`.
     """
     text = read_text(file, advice)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = f"no JSON: {error}" if text.strip() else "it is empty"
+        reason = f"it is not JSON: {error}" if text.strip() else "it is empty"
         raise DamagedFileError(f"{file} is damaged ({reason}). {advice}") from error
     if not isinstance(content, kind):
         held = _KINDS.get(type(content), repr(content)[:40])
@@ -116,9 +116,9 @@ def read_json(file: Path, kind: type, advice: str) -> Any:
 
 
 def read_records(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the whole records of a metrics file, and the numbers of its damaged lines.
+    """Return the complete records of a metrics file and the numbers of its damaged lines.
 
-    A line without its end, the last of a process that was killed, is neither.
+    A last line without a line end, as a killed process leaves it, counts as neither.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as `read_bytes`.
@@ -132,20 +132,20 @@ def read_records(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
             damaged.append(number)
         else:
             records.append(record)
-    if b"\0" in rest:  # as after a loss of power: no process wrote that
+    if b"\0" in rest:  # left by a loss of power: no process writes NULs
         damaged.append(len(lines) + 1)
     return records, damaged
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return a line's record; None if it is none."""
+    """Return the record of a line; None if it holds none."""
     try:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     try:
         return record if _is_record(record) else None
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer of hundreds of digits
         return None
 
 
@@ -162,20 +162,20 @@ def _is_record(record: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a JSON value is a number, which true and false are not."""
+    """Return whether a JSON value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[IO[bytes]]:
-    """Open a stream whose content takes the place of the file once it is whole and on the disk."""
+    """Open a stream whose content replaces the file once it is completely on the disk."""
     temporary = file.with_name(f"{file.name}.tmp")
     with temporary.open("wb") as stream:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)
-    with contextlib.suppress(OSError):  # some file systems refuse it for a directory
+    with contextlib.suppress(OSError):  # some file systems cannot sync a directory
         directory = os.open(file.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -184,11 +184,11 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write UTF-8, whole or not at all; a surrogate, as in an odd path, becomes '?'."""
+    """Write UTF-8, completely or not at all; a surrogate, as in an odd path, becomes '?'."""
     with replacing(file) as stream:
         stream.write(text.encode("utf-8", "replace"))
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON, completely or not at all."""
     write_text(file, json.dumps(content, indent=2) + "\n")

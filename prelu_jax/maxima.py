@@ -1,9 +1,9 @@
-"""Second moments of maxima: max pooling of rectified Gaussians, forward and backward.
+"""Second moments after max pooling of rectified Gaussians, forward and backward.
 
-The values under a window count as zero-mean Gaussians of their own variances, which they are in
-the wide limit, and of **one correlation**, a mean over the pairs of positions. That alone is
-approximate. It is exact where all pairs are correlated alike, as a net makes of pixels that are,
-such as white noise, away from borders.
+The values in a window are modelled as zero-mean Gaussians, each with its own variance, and with
+**one correlation** for all pairs of positions. They are Gaussian in the wide limit. The single
+correlation, a mean over the pairs, is the only approximation. It is exact where all pairs have the
+same correlation, e.g. away from borders in a net whose input is white noise.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Region = tuple[slice, slice]
 
 
 def pooled_shape(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a pooled map: ``[h', w']``, or ``[Σn²]`` behind a pyramid.
+    """Return the shape of a pooled map: ``[h', w']``, or ``[Σn²]`` after a pyramid.
 
     Raises:
         ValueError: the map is smaller than one window.
@@ -38,7 +38,7 @@ def pooled_shape(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> tup
 
 
 def regions(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> list[Region]:
-    """The windows of `pooling.max_pool` or the bins of `pooling.spatial_pyramid`, in order."""
+    """Return the windows of `pooling.max_pool`, or the bins of a spatial pyramid, in order."""
     if isinstance(layer, SpatialPyramid):
         grids = [[pooling.pyramid_bins(side, n) for side in shape] for n in layer.levels]
     else:
@@ -48,11 +48,15 @@ def regions(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> list[Reg
 
 
 def within(correlation: Map, y_hw: Map, region: Region) -> float:
-    """The one correlation that stands for those of all pairs of positions of a region.
+    """Return one correlation that represents all pairs of positions of a region.
 
-    ``√(1 - ρ)`` is the mean of the pairs', weighted by the positions' standard deviations: what a
-    maximum gains over one value is proportional to it. Correlations are ``[h, w, h, w]``, or
-    ``[]`` for the same everywhere; y_hw is E[y²].
+    It is the ρ whose ``√(1 - ρ)`` is the mean over the pairs, weighted by the positions' standard
+    deviations: the excess of a maximum over a single value is proportional to ``√(1 - ρ)``.
+
+    Args:
+        correlation: ``[h, w, h, w]``, or ``[]`` if all pairs have the same.
+        y_hw: E[y²], ``[h, w]``.
+        region: the rows and columns of the region.
     """
     if correlation.ndim == 0:
         return float(correlation)
@@ -84,17 +88,19 @@ class Maximum:
 
 
 def gaussian_maximum(variances: Map, correlation: float) -> Maximum:
-    """`Maximum` of Gaussians ``σ_i (√ρ z + √(1-ρ) ε_i)``, by quadrature over z and M.
+    """Return the `Maximum` of Gaussians ``σ_i (√ρ z + √(1-ρ) ε_i)``, by quadrature over z and M.
 
-    Given z they are independent, so that M's distribution is a product. Good to about 1 %.
+    Given z the Gaussians are independent, so the distribution of M is a product. The error is about
+    1 %.
 
     Args:
-        variances: σ_i², ``[n]``.
-        correlation: ρ, from 0 to 1.
+        variances: σ_i² of every Gaussian, ``[n]``.
+        correlation: ρ of every pair, from 0 to 1.
     """
     sigma = np.sqrt(np.maximum(variances, 1e-8 * np.max(variances)))
     own = math.sqrt(max(1 - correlation, 1e-6))
-    # Both grids are even in arcsinh: signs and the share of small σ_i are decided close to 0.
+    # Both grids are equally spaced in arcsinh: points are dense near 0, where the sign of M and the
+    # share of small σ_i are decided.
     u = np.linspace(-math.asinh(5 / own), math.asinh(5 / own), 41)
     z = own * np.sinh(u)
     weight = np.exp(-(z**2) / 2) * np.cosh(u)
@@ -108,7 +114,7 @@ def gaussian_maximum(variances: Map, correlation: float) -> Maximum:
     below = np.maximum(special.ndtr(t), 1e-300)
     hazard = np.exp(-(t**2) / 2) / (below * sigma) + 1e-300
     share = hazard / hazard.sum(axis=2, keepdims=True)
-    mass = weight[:, None] * np.diff(below.prod(axis=2), axis=1)  # of every cell of M
+    mass = weight[:, None] * np.diff(below.prod(axis=2), axis=1)  # probability of each cell of M
     middle = (edges[:, 1:] + edges[:, :-1]) / 2
     sign = np.stack([middle > 0, middle <= 0]).astype(np.float64)  # [2, z, m]
     means = np.einsum("szm,zm,zm->sz", sign, mass, middle) / weight
@@ -121,12 +127,12 @@ def gaussian_maximum(variances: Map, correlation: float) -> Maximum:
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-    """What `max_pool` returns; R regions.
+    """Moments of pooled values, as `max_pool` returns them; R regions.
 
     Attributes:
         forward: E[x²] of the pooled values, ``[R]``.
-        shares: for every region, E[Δy²] at its positions per E[Δx²] of its pooled value.
-        correlation: between two pooled values, ``E[x x'] / E[x²]``.
+        shares: for every region, E[Δy²] at its positions divided by E[Δx²] of its pooled value.
+        correlation: correlation of two pooled values, ``E[x x'] / E[x²]``.
     """
 
     forward: Map
@@ -137,21 +143,22 @@ class Pooled:
 def max_pool(
     y_hw: Map, regions: Sequence[Region], negative_slope: ArrayLike, correlation: ArrayLike
 ) -> Pooled:
-    """Rectifies, then takes the maximum of every region: the approximation of the module.
+    """Return the moments of every region's maximum after a rectifier, by the approximation above.
 
-    The maximum commutes with a rectifier of slope ≥ 0. It is positive more often than half of
-    the time, so it keeps more than (1 + a²)/2 of a second moment in both directions; the gradient
-    goes to the one position where it was found. Slopes below 0 count as if they commuted, too.
+    The maximum commutes with a rectifier of slope ≥ 0. It is positive more than half of the time,
+    so it keeps more than (1 + a²)/2 of a second moment in both directions. The gradient goes to the
+    position of the maximum alone. Slopes below 0 are treated as if they commuted, too.
 
     Args:
         y_hw: E[y²] before the rectifier, ``[h, w]``.
         regions: the rows and columns of every region.
-        negative_slope: the rectifier's, a scalar or one per channel; 1 for none.
-        correlation: of values of y, from 0 to 1: ``[h, w, h, w]``, or ``[]`` for the same of all.
+        negative_slope: slope of the rectifier, a scalar or one per channel; 1 for no rectifier.
+        correlation: correlations of y, from 0 to 1: ``[h, w, h, w]``, or ``[]`` if all pairs have
+            the same.
     """
     slope = np.asarray(negative_slope, np.float64)
     weight = np.array([1.0, np.mean(slope**2)])  # where M > 0 and where M ≤ 0
-    cross = np.array([[1.0, np.mean(slope)], [np.mean(slope), np.mean(slope**2)]])
+    slope_products = np.array([[1.0, np.mean(slope)], [np.mean(slope), np.mean(slope**2)]])
     known: dict[tuple[float, bytes], Maximum] = {}
     forward, shares, product = [], [], 0.0
     for region in regions:
@@ -159,13 +166,13 @@ def max_pool(
         scale = float(tile.max()) or 1.0
         pattern = np.round(tile / scale, 4)
         common = round(within(np.asarray(correlation), y_hw, region), 4)
-        key = (common, pattern.tobytes())  # away from borders all tiles are alike
+        key = (common, pattern.tobytes())  # away from borders all tiles are the same
         if key not in known:
             known[key] = gaussian_maximum(np.maximum(pattern.ravel(), 1e-9), common)
         maximum = known[key]
         forward.append(tile.max() * (weight @ maximum.moments))
         shares.append((weight @ maximum.shares).reshape(tile.shape))
-        product += tile.max() * np.sum(cross * maximum.products)
+        product += tile.max() * np.sum(slope_products * maximum.products)
     total = sum(forward)
     return Pooled(np.array(forward), shares, float(product / total) if total else 1.0)
 
@@ -173,10 +180,10 @@ def max_pool(
 def max_pool_backward(
     dx: Map, pooled: Pooled, regions: Sequence[Region], input_shape: tuple[int, int]
 ) -> Map:
-    """E[Δy²] before the rectifier, ``[h, w]``, from E[Δx²] of the pooled values, ``[R]``.
+    """Return E[Δy²] before the rectifier, ``[h, w]``, from E[Δx²] of the pooled values, ``[R]``.
 
-    Where regions overlap their gradients add, and so do second moments if the gradients are
-    uncorrelated, as behind fresh weights.
+    Where regions overlap, their gradients add. Their second moments also add if the gradients are
+    uncorrelated, as they are when random weights follow.
     """
     dy_hw = np.zeros(input_shape)
     for moment, share, region in zip(dx, pooled.shares, regions, strict=True):

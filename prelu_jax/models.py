@@ -1,4 +1,4 @@
-"""From an `arch.Arch` to a Flax Linen module."""
+"""Flax Linen modules built from an `arch.Arch`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ from prelu_jax import initializers, names, pooling, rectifiers
 from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
 from prelu_jax.modules import Dropout, PReLU, SpatialPyramidPooling
 
-LEAKY_SLOPE = 0.25  # LReLU "a = 0.25": PReLU's initial slope, kept fixed
+LEAKY_SLOPE = 0.25  # the paper's LReLU "a = 0.25" is PReLU's initial slope, kept fixed
 
-# name -> (its initial slope, Linen layer of a given name -> activation)
+# name -> (initial slope, function from a Linen layer's name to the activation)
 RECTIFIERS: dict[str, tuple[float, Callable[[str], Callable[[jax.Array], jax.Array]]]] = {
     "relu": (0.0, lambda name: rectifiers.relu),
     "leaky_relu": (LEAKY_SLOPE, lambda name: lambda x: rectifiers.leaky_relu(x, LEAKY_SLOPE)),
@@ -39,12 +39,12 @@ class RectifierNet(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, first_example: jax.typing.ArrayLike = 0
     ) -> jax.Array:
-        """Images to scores.
+        """Compute the scores of images.
 
         Args:
             x: images ``[b, h, w, channels]``; any h and w that the pyramid can bin.
-            train: dropout is active; it needs a key, ``rngs={'dropout': key}``.
-            first_example: where in the global batch ``x[0]`` stands, when devices share one.
+            train: apply dropout, which needs a key, ``rngs={'dropout': key}``.
+            first_example: index of ``x[0]`` in the global batch, when devices share one.
 
         Returns:
             Scores before the softmax, float32 ``[b, num_classes]``.
@@ -69,14 +69,14 @@ class RectifierNet(nn.Module):
         return x.astype(jnp.float32)
 
     def uninitialized(self) -> "RectifierNet":
-        """The same network with its initialiser forgotten, to be applied to given parameters.
+        """Return the network without its initialiser, for applying it to existing parameters.
 
-        Networks that differ in nothing but their initialiser then compile once.
+        Networks that differ only in their initialiser then share one compiled program.
         """
         return self.clone(initializer=initializers.gaussian(0.0))
 
     def slopes(self, params: Any) -> dict[str, jax.Array | float]:
-        """The negative slope behind every rectified layer, a scalar or ``[channels]``, by name."""
+        """Return, by layer name, the negative slopes after it: a scalar or ``[channels]``."""
         fixed, _ = RECTIFIERS[self.rectifier]
         rectified = [layer.name for layer in self.arch.layers if isinstance(layer, Conv | Dense)]
         return {
@@ -99,7 +99,7 @@ class RectifierNet(nn.Module):
         )(x)
 
     def _dense(self, layer: Dense | Logits, features: int, x: jax.Array) -> jax.Array:
-        x = x.reshape(x.shape[0], -1)  # every position of a map has weights of its own
+        x = x.reshape(x.shape[0], -1)  # every position of a map has its own weights
         kernel_init = self._kernel_init(layer)
         return nn.Dense(features, kernel_init=kernel_init, dtype=self.dtype, name=layer.name)(x)
 
@@ -119,21 +119,21 @@ def build(
     mode: str = "fan_out",
     dtype: Any = jnp.float32,
 ) -> RectifierNet:
-    """The Linen module of a network.
+    """Build the Linen module of a network.
 
     Args:
         arch: the layers, e.g. ``pj.arch.MODEL_B``.
         num_classes: outputs of the last layer.
         rectifier: 'relu', 'leaky_relu' (fixed slope 0.25), 'prelu' or 'prelu_shared'.
-        initializer: of the convolutions; fully connected layers have their own std, as in the
-            paper (§2.2). A name is completed with ``mode`` and with the rectifier's initial slope
-            (Eq. 15); an initialiser is taken as it is.
-        mode: the fan of a named initialiser, one of `initializers.MODES`; 'fan_out', Eq. 14, is
-            what the paper trains with.
+        initializer: initialiser of the convolutions; fully connected layers have their own std, as
+            in the paper (§2.2). A name is looked up with ``mode`` and the rectifier's initial slope
+            (Eq. 15); an initialiser is used unchanged.
+        mode: the fan of a named initialiser, one of `initializers.MODES`; the paper trains with
+            'fan_out', Eq. 14.
         dtype: type of the computation; parameters are float32.
 
     Raises:
-        ValueError: an unknown rectifier, initialiser or mode, or no class at all.
+        ValueError: the rectifier, initialiser or mode is unknown, or ``num_classes`` is below 1.
     """
     names.check("rectifier", rectifier, RECTIFIERS)
     names.check("mode", mode, initializers.MODES)

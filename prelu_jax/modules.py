@@ -1,4 +1,4 @@
-"""Flax Linen modules: the parametric rectifier, the spatial pyramid, dropout by example."""
+"""Flax Linen modules: parametric rectifier, spatial pyramid, dropout with one mask per example."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,16 +13,15 @@ from prelu_jax import pooling, rectifiers, streams
 class PReLU(nn.Module):
     """Parametric rectifier with a learned slope (He et al. 2015, §2.1).
 
-    Put it where ``nn.relu`` stood: ``x = pj.PReLU()(x)``. Its parameter is called
-    'negative_slope'; it must not decay, which would pull the network towards ReLU
-    (`training.optimizer.decays` lets kernels alone decay).
+    Use it in the place of ``nn.relu``: ``x = pj.PReLU()(x)``. Its parameter is called
+    'negative_slope'. The slope must not decay, because decay would pull the network towards ReLU;
+    `pj.decay_mask` selects the kernels alone.
 
     Attributes:
         channel_shared: one slope for the layer instead of one per channel.
         negative_slope_init: the slopes' initial value, 0.25 throughout the paper; or an array of
             one value per channel.
-        param_dtype: type of the slopes; the sum that is their gradient is never narrower than
-            float32.
+        param_dtype: type of the slopes; their gradient is always summed in float32 or wider.
         channel_axis: the axis of the input that holds the channels.
         constraint: applied to the slopes before they are used, e.g.
             ``lambda a: jnp.clip(a, 0, 1)``; none in the paper.
@@ -58,7 +57,7 @@ class PReLU(nn.Module):
 
 
 class SpatialPyramidPooling(nn.Module):
-    """Max-pools maps of any size into ``Σn²`` bins: ``[b, h, w, c] -> [b, Σn² · c]``.
+    """Max pooling of maps of any size into ``Σn²`` bins: ``[b, h, w, c] -> [b, Σn² · c]``.
 
     Attributes:
         levels: bins per side at each level, e.g. (7, 3, 2, 1) for 63 bins (He et al. 2015).
@@ -77,10 +76,10 @@ class SpatialPyramidPooling(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask for an example depends on its place in the global batch alone.
+    """Dropout whose mask for an example depends only on its place in the global batch.
 
-    However many devices share a batch, each example meets the same mask, so that one device and
-    many compute the same step. `flax.linen.Dropout` draws one mask for the array it is given.
+    Each example has the same mask for any number of devices, so that one device and many compute
+    the same step. `flax.linen.Dropout` draws one mask for the whole array.
 
     Attributes:
         rate: the probability that a unit is dropped; the others are divided by ``1 - rate``.
@@ -92,7 +91,7 @@ class Dropout(nn.Module):
     def __call__(
         self, x: jax.Array, *, train: bool, first_example: jax.typing.ArrayLike = 0
     ) -> jax.Array:
-        """Drop units of ``[b, features]``; ``first_example`` is row 0's place in the batch.
+        """Drop units of ``[b, features]``; ``first_example`` is row 0's index in the batch.
 
         Raises:
             ValueError: the rate is not in [0, 1).

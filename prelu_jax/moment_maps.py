@@ -4,12 +4,12 @@ A map ``[h, w]`` holds E[x²] at every position, over examples, channels and ran
 correlations ``[h, w, h, w]`` hold E[x(p) x(q)] / √(E[x(p)²] E[x(q)²]). Weights are independent,
 of mean zero and a symmetric distribution; biases are 0.
 
-`theory` folds the convolutions of a chain. Average pooling, grouped convolutions, residual sums
-and concatenations are for networks composed by hand: a function per layer forward, in reverse
-order backward, and the gain (1 + a²)/2 (`rectifiers.second_moment_gain`) for a rectifier. That
-gain is exact for values of a symmetric distribution: behind fresh weights at any width, behind a
-residual sum in the wide limit (`residual_forward`). Where layers say "wide", they mean many
-channels, of every group if there are groups.
+`theory` uses the functions for convolutions. Those for average pooling, grouped convolutions,
+residual sums and concatenations are for networks composed by hand: call one function per layer
+forward, then the backward ones in reverse order, and multiply by (1 + a²)/2
+(`rectifiers.second_moment_gain`) for a rectifier. That gain is exact for values of a symmetric
+distribution: after random weights at any width, after a residual sum in the wide limit
+(`residual_forward`). "Wide" means many channels, in every group if there are groups.
 """
 
 import math
@@ -26,7 +26,7 @@ Map = NDArray[np.float64]
 
 
 def taps(size: int, conv: Conv) -> Map:
-    """How often output i of a convolution reads input j, along one axis: ``[outputs, size]``.
+    """Count how often output i of a convolution reads input j, on one axis: ``[outputs, size]``.
 
     Raises:
         ValueError: the padded input is smaller than the kernel.
@@ -44,15 +44,15 @@ def taps(size: int, conv: Conv) -> Map:
         j = i * conv.stride - before + tap
         if conv.circular:
             j %= size
-        there = (j >= 0) & (j < size)  # the padding's zeros add nothing
-        np.add.at(reads, (i[there], j[there]), 1.0)
+        inside = (j >= 0) & (j < size)  # zeros of the padding add nothing
+        np.add.at(reads, (i[inside], j[inside]), 1.0)
     return reads
 
 
 def conv_forward(
     x_hw: Map, conv: Conv, weight_variance: float, in_features: int, *, groups: int = 1
 ) -> Map:
-    """E[y²] of a convolution from E[x²] of its input, position by position (Eq. 7 with borders).
+    """Return E[y²] of a convolution from E[x²] of its input, by position (Eq. 7 with borders).
 
     ``E[y²](p) = Var[w] c Σ_taps E[x²](p + tap)``, ``[h, w] -> [h', w']``, where an output reads
     ``c = in_features / groups`` channels. Exact at any width.
@@ -73,9 +73,10 @@ def conv_backward(
     *,
     groups: int = 1,
 ) -> Map:
-    """E[Δx²] from E[Δy²]: the transpose of `conv_forward` (Eq. 12), ``[h', w'] -> [h, w]``.
+    """Return E[Δx²] from E[Δy²], the transpose of `conv_forward` (Eq. 12).
 
-    An input is read by ``conv.features / groups`` channels. Exact in the wide limit.
+    ``[h', w'] -> [h, w]``; ``conv.features / groups`` channels read an input. Exact in the wide
+    limit.
 
     Raises:
         ValueError: the groups do not divide the channels, or the input is too small (`taps`).
@@ -92,22 +93,23 @@ def _per_group(name: str, channels: int, groups: int) -> int:
 
 
 def _products(correlation: Map, x_hw: Map) -> Map:
-    """E[x(p) x(q)], ``[h, w, h, w]``."""
+    """Return E[x(p) x(q)], ``[h, w, h, w]``."""
     deviation = np.sqrt(np.asarray(x_hw, np.float64))
     return correlation * np.multiply.outer(deviation, deviation)
 
 
 def _correlation(products: Map) -> Map:
-    """Back from `_products`."""
+    """Return the correlations that belong to ``E[x(p) x(q)]``, the inverse of `_products`."""
     deviation = np.sqrt(np.einsum("ijij->ij", products))
-    return products / np.maximum(np.multiply.outer(deviation, deviation), 1e-300)
+    denominator: Map = np.maximum(np.multiply.outer(deviation, deviation), 1e-300)
+    return products / denominator
 
 
 def conv_correlation(correlation: Map, x_hw: Map, conv: Conv) -> Map:
-    """Correlations ``E[y(p) y(q)] / √(E[y(p)²] E[y(q)²])`` of a convolution's outputs.
+    """Return correlations ``E[y(p) y(q)] / √(E[y(p)²] E[y(q)²])`` of a convolution's outputs.
 
-    ``[h, w, h, w] -> [h', w', h', w']``, from those of its inputs and E[x²]. Outputs at p and q
-    share their weights tap by tap, so that their products add up over taps, exactly at any width
+    ``[h, w, h, w] -> [h', w', h', w']``, from the correlations of its inputs and E[x²]. Outputs at
+    p and q use the same weights at each tap, so their products add up over taps. Exact at any width
     and for any number of groups.
     """
     products = _products(correlation, x_hw)
@@ -127,16 +129,16 @@ def conv_correlation(correlation: Map, x_hw: Map, conv: Conv) -> Map:
 
 
 def avg_pool_forward(x_hw: Map, correlation: ArrayLike, window: int) -> Map:
-    """E[y²] of means over ``window × window`` tiles: ``[h, w] -> [h // window, w // window]``.
+    """Return E[y²] of means over tiles: ``[h, w] -> [h // window, w // window]``.
 
-    ``E[y²] = Σ_p,q E[x(p) x(q)] / window⁴`` over the pairs of a tile: exact, of any distribution.
-    Rows and columns that fill no whole tile are left out, as in `arch.MaxPool`; a window of the
-    map's side is global average pooling.
+    ``E[y²] = Σ_p,q E[x(p) x(q)] / window⁴`` over the pairs of a tile: exact for any distribution.
+    Rows and columns that do not fill a tile are left out, as in `arch.MaxPool`; a window as large
+    as the map is global average pooling.
 
     Args:
         x_hw: E[x²] of the input.
-        correlation: of the input, behind a rectifier `rectified_correlation`; ``[h, w, h, w]``, or
-            ``[]`` for the same of all pairs.
+        correlation: correlations of the input, ``[h, w, h, w]``, or ``[]`` if all pairs have the
+            same; after a rectifier see `rectified_correlation`.
         window: side of a tile, and the stride.
 
     Raises:
@@ -144,6 +146,7 @@ def avg_pool_forward(x_hw: Map, correlation: ArrayLike, window: int) -> Map:
     """
     deviation = _tiles(np.sqrt(x_hw), window)
     pairs = np.asarray(correlation, np.float64)
+    total: Map
     if pairs.ndim:
         pairs = _tiles(pairs, window)
         total = np.einsum("aibjakbl,aibj,akbl->ab", pairs, deviation, deviation)
@@ -154,9 +157,9 @@ def avg_pool_forward(x_hw: Map, correlation: ArrayLike, window: int) -> Map:
 
 
 def avg_pool_backward(dy_hw: Map, window: int, input_shape: tuple[int, int]) -> Map:
-    """E[Δx²] from E[Δy²]: every position of a tile has Δx = Δy / window². Exact.
+    """Return E[Δx²] from E[Δy²]: every position of a tile has Δx = Δy / window². Exact.
 
-    ``[h // window, w // window] -> [h, w]``; 0 at rows and columns that fill no whole tile.
+    ``[h // window, w // window] -> [h, w]``; 0 at rows and columns that do not fill a tile.
     """
     dx_hw = np.zeros(input_shape)
     h, w = (window * side for side in dy_hw.shape)
@@ -165,7 +168,7 @@ def avg_pool_backward(dy_hw: Map, window: int, input_shape: tuple[int, int]) -> 
 
 
 def avg_pool_correlation(correlation: Map, x_hw: Map, window: int) -> Map:
-    """Correlations of average-pooled values, from those of the input and E[x²]. Exact.
+    """Return correlations of average-pooled values from those of the input and E[x²]. Exact.
 
     ``[h, w, h, w] -> [h', w', h', w']``; for errors see `avg_pool_forward`.
     """
@@ -173,7 +176,7 @@ def avg_pool_correlation(correlation: Map, x_hw: Map, window: int) -> Map:
 
 
 def _tiles(x: Map, window: int) -> Map:
-    """Every axis of whole tiles split in two: ``[a, b, ...] -> [a', window, b', window, ...]``."""
+    """Split every axis into whole tiles: ``[a, b, ...] -> [a', window, b', window, ...]``."""
     if min(x.shape) < window:
         raise ValueError(
             f"avg_pool: a map of shape {x.shape[:2]} is smaller than one window of {window}; "
@@ -185,41 +188,43 @@ def _tiles(x: Map, window: int) -> Map:
 
 
 def residual_forward(x_hw: Map, branch_hw: Map) -> Map:
-    """E[(x + F(x))²] = E[x²] + E[F(x)²], ``[h, w]`` each.
+    """Return E[(x + F(x))²] = E[x²] + E[F(x)²], ``[h, w]`` each.
 
-    Exact at any width if F ends in weights of its own with no rectifier behind: given x these
-    have mean zero, so that E[x F(x)] = 0. The same holds of a shortcut with weights.
+    Exact at any width if the last operation of F is a multiplication by its own weights: given x
+    these have mean zero, so that E[x F(x)] = 0. The same holds for a shortcut with weights.
 
-    A rectifier that reads the sum keeps (1 + a²)/2 of it if its distribution is symmetric: in the
-    wide limit if x's is (F(x) is larger where x is positive: a ReLU keeps 54 % behind a block of
-    two dense layers of 4 channels, 51 % of 16), not if x comes out of a rectifier itself (77 %).
+    A rectifier of the sum keeps (1 + a²)/2 of it if the sum's distribution is symmetric. If x is
+    symmetric, the sum is so in the wide limit; in narrow blocks F(x) is larger where x is positive
+    (a ReLU keeps 54 % after a block of two dense layers of 4 channels, 51 % of 16). If x is itself
+    the output of a rectifier, the sum is not symmetric (77 %).
     """
     return x_hw + branch_hw
 
 
 def residual_backward(dy_hw: Map, branch_dx_hw: Map) -> Map:
-    """E[Δx²] = E[Δy²] + E[(F'ᵀ Δy)²] where ``y = x + F(x)``, ``[h, w]`` each.
+    """Return E[Δx²] = E[Δy²] + E[(F'ᵀ Δy)²] where ``y = x + F(x)``, ``[h, w]`` each.
 
-    Exact in the wide limit, where F's weights may be taken as independent of Δy. (What is left
-    out, 2 E[Δy F'ᵀΔy], was measured as 11 % of E[Δy²] at 8 channels and 3 % at 32.) The same
-    holds of any value with several readers, each behind weights of its own: their gradients add.
+    Exact in the wide limit, where F's weights may be taken as independent of Δy. (The neglected
+    term, 2 E[Δy F'ᵀΔy], was measured as 11 % of E[Δy²] at 8 channels and 3 % at 32.) The same
+    holds for any value that several layers read, each with its own weights: their gradients add.
     """
     return dy_hw + branch_dx_hw
 
 
 def concat_forward(parts_hw: Sequence[Map], channels: Sequence[int]) -> Map:
-    """E[x²] of parts concatenated along channels: their mean weighted by channels, ``[h, w]``.
+    """Return E[x²] of a concatenation: the mean over its parts weighted by channels, ``[h, w]``.
 
-    Exact, as a mean over channels. Parts of other scales are other distributions: of Gaussian
-    parts the whole is not Gaussian, and `rectified_correlation` holds of each part alone.
+    Exact, because it is a mean over channels. A concatenation of Gaussian parts of different scales
+    is not Gaussian, so `rectified_correlation` applies to each part alone.
     """
     return np.average(parts_hw, axis=0, weights=channels)
 
 
 def concat_backward(dy_hw: Map, parts: int) -> tuple[Map, ...]:
-    """E[Δx²] of every part of a concatenation: that of the whole, ``[h, w]`` each.
+    """Return E[Δx²] of every part of a concatenation: that of the whole, ``[h, w]`` each.
 
-    Exact in the wide limit behind a layer whose fresh weights read all channels alike.
+    Exact in the wide limit if the next layer reads all channels with random weights of one
+    variance.
     """
     return (dy_hw,) * parts
 
@@ -227,23 +232,29 @@ def concat_backward(dy_hw: Map, parts: int) -> tuple[Map, ...]:
 def mixed_correlation(
     correlations: Sequence[Map], maps_hw: Sequence[Map], weights: Sequence[float]
 ) -> Map:
-    """Correlations of a residual sum or a concatenation, from those of its parts and their E[x²].
+    """Return correlations of a residual sum or a concatenation from those of its parts.
 
-    ``[h, w, h, w]`` each. E[x(p) x(q)] of parts adds up as E[x²] does: with weights 1 in a sum
-    (see `residual_forward`), with the numbers of channels in a concatenation. As exact as these.
+    ``[h, w, h, w]`` each. E[x(p) x(q)] of the parts adds up like E[x²]: pass weights of 1 for a sum
+    and the numbers of channels for a concatenation. As exact as `residual_forward` and
+    `concat_forward`.
+
+    Args:
+        correlations: of every part.
+        maps_hw: E[x²] of every part.
+        weights: of every part.
     """
     parts = zip(correlations, maps_hw, weights, strict=True)
     return _correlation(np.sum([w * _products(c, x_hw) for c, x_hw, w in parts], axis=0))
 
 
 def rectified_correlation(correlation: ArrayLike, negative_slope: ArrayLike = 0.0) -> Map:
-    """``E[f(u)f(v)] / √(E[f(u)²] E[f(v)²])`` of Gaussians u and v of this correlation.
+    """Return ``E[f(u)f(v)] / √(E[f(u)²] E[f(v)²])`` of Gaussians u and v of this correlation.
 
     The arc-cosine kernel of degree 1 (Cho & Saul 2009) for ``f(u) = a u + (1 - a) max(0, u)``;
     for one slope per channel, the mean over channels. Any shape.
     """
     slope = np.asarray(negative_slope, np.float64)
     cosine = np.clip(np.asarray(correlation, np.float64), -1.0, 1.0)
-    of_relu = (np.sqrt(1 - cosine**2) + (math.pi - np.arccos(cosine)) * cosine) / (2 * math.pi)
-    product = np.mean(slope) * cosine + np.mean((1 - slope) ** 2) * of_relu
+    relu_product = (np.sqrt(1 - cosine**2) + (math.pi - np.arccos(cosine)) * cosine) / (2 * math.pi)
+    product = np.mean(slope) * cosine + np.mean((1 - slope) ** 2) * relu_product
     return product / rectifiers.second_moment_gain(slope)

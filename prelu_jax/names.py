@@ -1,20 +1,20 @@
-"""Looking a name up among the valid ones, with an error that helps."""
+"""Look-up of names, with an error that lists the valid ones and suggests the nearest."""
 
 import difflib
 import itertools
 import re
 from collections.abc import Iterable
 
-_SAME_NAME, _SAME_WORD = 0.9, 0.6  # least similarity, as `difflib` has it
+_SAME_NAME, _SAME_WORD = 0.9, 0.6  # lowest similarity, as computed by `difflib`
 
 
 def check(kind: str, given: str, valid: Iterable[str]) -> None:
-    """Raises a ValueError that names a valid name nearby, if one is, and lists all of them.
+    """Raise a ValueError that lists the valid names and suggests a near one, unless given is valid.
 
     Args:
-        kind: what the name stands for, e.g. 'initializer'.
+        kind: the kind of object that is named, e.g. 'initializer'.
         given: the name to check.
-        valid: the names that exist.
+        valid: the valid names.
     """
     choices = list(valid)
     if given in choices:
@@ -27,8 +27,8 @@ def check(kind: str, given: str, valid: Iterable[str]) -> None:
 def _nearest(given: str, choices: list[str]) -> str | None:
     """Return the name that ``given`` misspells or abbreviates; None if there is none.
 
-    Names are compared word by word: 'kaiming_normal' is no misspelt 'xavier_normal', although most
-    of its letters are the same, nor is 'normal' a misspelt 'he_normal'.
+    Names are compared word by word, so that 'kaiming_normal' does not count as a misspelt
+    'xavier_normal', with which it shares most letters, nor 'normal' as a misspelt 'he_normal'.
     """
     words = _words(given)
     starts = [name for name in choices if words and _words(name)[: len(words)] == words]
@@ -39,7 +39,7 @@ def _nearest(given: str, choices: list[str]) -> str | None:
 
 
 def _closeness(a: str, b: str) -> tuple[float, int]:
-    """Return the similarity and the length of the common start, which decides between equals."""
+    """Return the similarity and the length of the common start, which breaks ties."""
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
     return _similarity(a, b), len(list(same))
 

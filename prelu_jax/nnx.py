@@ -14,7 +14,7 @@ from prelu_jax import pooling, rectifiers
 class PReLU(nnx.Module):
     """Parametric rectifier with a learned slope (He et al. 2015, §2.1); see `modules.PReLU`.
 
-    Put it where ``nnx.relu`` stood: ``self.act = pj.nnx.PReLU(64)``, then ``x = self.act(x)``.
+    Use it in the place of ``nnx.relu``: ``self.act = pj.nnx.PReLU(64)``, then ``x = self.act(x)``.
 
     Attributes:
         negative_slope: an `nnx.Param`, ``[num_features]`` or a scalar.
@@ -30,7 +30,7 @@ class PReLU(nnx.Module):
         constraint: Callable[[jax.Array], jax.Array] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> None:
-        """Make the slopes.
+        """Create the slopes.
 
         Args:
             num_features: channels of the input; None for one slope shared by all.
@@ -39,7 +39,7 @@ class PReLU(nnx.Module):
             param_dtype: type of the slopes.
             channel_axis: the axis of the input that holds the channels.
             constraint: applied to the slopes before they are used; none in the paper.
-            rngs: taken for the look of other layers; nothing here is random.
+            rngs: not used, as nothing here is random; accepted like other layers do.
 
         Raises:
             TypeError: an argument is of a wrong type.
@@ -68,7 +68,7 @@ class PReLU(nnx.Module):
 
 
 class SpatialPyramidPooling(nnx.Module):
-    """Max-pools maps of any size into ``Σn²`` bins: ``[b, h, w, c] -> [b, Σn² · c]``.
+    """Max pooling of maps of any size into ``Σn²`` bins: ``[b, h, w, c] -> [b, Σn² · c]``.
 
     Attributes:
         levels: bins per side at each level, e.g. (7, 3, 2, 1) for 63 bins (He et al. 2015).

@@ -1,9 +1,9 @@
-"""Maximum pooling over windows that do not overlap, the spatial pyramid, and many pyramids.
+"""Max pooling over windows that do not overlap, and the spatial pyramid, also in sliding windows.
 
-All take the maximum over what is there (over -∞, never over 0: after a PReLU activations are
-negative too). What training uses does without ``reduce_window``: its gradient, a
-select-and-scatter, costs a fifth of a step on a CPU, where the gradient of a plain maximum is an
-elementwise product. `sliding_pyramid` is for tests alone, which take no gradient.
+Padding is never part of a maximum: activations after a PReLU may be negative, so padding with 0
+would be wrong. `max_pool` and `spatial_pyramid`, which training uses, avoid ``reduce_window``: its
+gradient, a select-and-scatter, takes a fifth of a step on a CPU, while the gradient of a plain
+maximum is an elementwise product. `sliding_pyramid` is only for evaluation, without gradients.
 """
 
 import functools
@@ -16,10 +16,10 @@ import numpy as np
 
 
 def max_pool(x_bhwc: jax.Array, window: int) -> jax.Array:
-    """Maxima of ``window × window`` tiles: ``[b, h, w, c] -> [b, h // window, w // window, c]``.
+    """Return maxima of tiles: ``[b, h, w, c] -> [b, h // window, w // window, c]``.
 
-    Rows and columns that fill no whole tile are left out, as in the papers' networks. Of equal
-    maxima each gets a part of the gradient: those in one column share what the column gets.
+    Tiles are ``window × window``. Rows and columns that do not fill a tile are left out, as in the
+    papers' networks. Positions with equal maxima share the gradient.
 
     Raises:
         ValueError: the map is smaller than one window.
@@ -30,7 +30,7 @@ def max_pool(x_bhwc: jax.Array, window: int) -> jax.Array:
     _, h, w, _ = x_bhwc.shape
     if min(h, w) < window:
         raise ValueError(f"max_pool: a {h}×{w} map is smaller than one {window}×{window} window.")
-    # A maximum of slices: XLA's reductions, and their gradients, cost a CPU four times as much.
+    # A maximum of slices: XLA's reductions and their gradients take a CPU four times as long.
     for axis, size in ((1, h), (2, w)):
         whole = size - size % window
         places = [jax.lax.slice_in_dim(x_bhwc, i, whole, window, axis) for i in range(window)]
@@ -39,18 +39,18 @@ def max_pool(x_bhwc: jax.Array, window: int) -> jax.Array:
 
 
 def pyramid_bins(size: int, level: int) -> list[tuple[int, int]]:
-    """The ``level`` half-open intervals that cover ``0..size`` (SPP-net, Appendix A).
+    """Return the ``level`` half-open intervals that cover ``0..size`` (SPP-net, Appendix A).
 
-    Bin i is ``[⌊i·size/level⌋, ⌈(i+1)·size/level⌉)``: neighbours may share a row, none is empty
-    and none is missing, whatever the size.
+    Bin i is ``[⌊i·size/level⌋, ⌈(i+1)·size/level⌉)``: neighbours may share a row, and no bin is
+    empty, whatever the size.
     """
     return [(i * size // level, -(-(i + 1) * size // level)) for i in range(level)]
 
 
 def spatial_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...]) -> jax.Array:
-    """Max-pools into ``n × n`` bins for each n: ``[b, h, w, c] -> [b, Σn², c]`` (He et al. 2014).
+    """Max-pool into ``n × n`` bins for each n: ``[b, h, w, c] -> [b, Σn², c]`` (He et al. 2014).
 
-    The order is level by level, then row by row.
+    Bins are ordered by level, then by row, then by column.
 
     Raises:
         ValueError: a level is not positive, or there is none.
@@ -76,10 +76,10 @@ def flat_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...]) -> jax.Array:
 
 
 def sliding_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...], window: int) -> jax.Array:
-    """The `spatial_pyramid` of every ``window × window`` part of a map, all at once.
+    """Return the `spatial_pyramid` of every ``window × window`` part of a map, all at once.
 
-    A bin stands at the same place in every window: over all windows its maximum is one sliding
-    maximum of the map, and windows share what they overlap in.
+    A bin has the same place in every window, so its maxima over all windows are one sliding maximum
+    of the map. Overlapping windows share that computation.
 
     Returns:
         ``[b, h - window + 1, w - window + 1, Σn², c]``.
@@ -104,12 +104,16 @@ def sliding_pyramid(x_bhwc: jax.Array, levels: tuple[int, ...], window: int) -> 
 
 
 def _slide(x: jax.Array, axis: int, window: int, start: int, stop: int) -> jax.Array:
-    """Along an axis, the maximum of ``start..stop`` of every window."""
+    """Return, along an axis, the maximum of ``start..stop`` of every window."""
     positions = x.shape[axis] - window + 1
     x = jax.lax.slice_in_dim(x, start, stop + positions - 1, axis=axis)
     length = [1] * x.ndim
     length[axis] = stop - start
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, length, [1] * x.ndim, "VALID")
+    strides = [1] * x.ndim
+    maxima: jax.Array = jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, length, strides, padding="VALID"
+    )
+    return maxima
 
 
 def check_levels(function: str, levels: Sequence[int]) -> None:

@@ -10,27 +10,27 @@ from rich.console import Console, RenderableType
 
 
 def to_text(report: RenderableType, width: int) -> str:
-    """Return a report as plain text of so many columns."""
+    """Return a report as plain text, ``width`` columns wide."""
     return _record(report, width).export_text()
 
 
 def to_html(report: RenderableType, width: int) -> str:
-    """Return a report for a notebook."""
+    """Return a report as HTML for a notebook."""
     form = '<pre style="font-family:monospace;line-height:1.3">{code}</pre>'
     return _record(report, width).export_html(inline_styles=True, code_format=form)
 
 
 def _record(report: RenderableType, width: int) -> Console:
-    # Rich would otherwise show what it records, in a notebook.
+    # Without force_jupyter=False, Rich would also display the report in a notebook.
     console = Console(width=width, file=io.StringIO(), record=True, force_jupyter=False)
     console.print(report)
     return console
 
 
 def to_csv(rows: Iterable[Mapping[str, Any]], file: str | os.PathLike[str] | None = None) -> str:
-    """Return rows as comma-separated values with a header; write them to the file, if there is one.
+    """Return rows as comma-separated values with a header; also write them to ``file`` if given.
 
-    Columns are in the order in which the rows first name them.
+    Columns are in the order in which they first occur in the rows.
     """
     rows = list(rows)
     out = io.StringIO()

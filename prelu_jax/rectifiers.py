@@ -1,4 +1,4 @@
-"""Rectified activations as pure functions, and the second moments they keep.
+"""Rectified activations as pure functions, and their effect on second moments.
 
 Symbols follow He et al. 2015 (arXiv:1502.01852): the negative slope is ``a``, ``E[.]`` an
 expectation over examples, positions and random weights.
@@ -24,34 +24,35 @@ def relu(x: jax.Array) -> jax.Array:
 def _relu_bfloat16(x: jax.Array) -> jax.Array:
     """Return `relu` of bfloat16; on a CPU the maximum is taken in float32.
 
-    XLA of jaxlib 0.11 reads uninitialised memory where one program compares two bfloat16 products
-    with the same number (docs/findings.md). Other platforms compile the plain maximum.
+    In jaxlib 0.11, XLA on a CPU reads uninitialised memory where one program compares two bfloat16
+    products with the same number (docs/findings.md). Other platforms compile the plain maximum.
     """
-    return jax.lax.platform_dependent(x, cpu=_relu_through_float32, default=jax.nn.relu)
+    y: jax.Array = jax.lax.platform_dependent(x, cpu=_relu_through_float32, default=jax.nn.relu)
+    return y
 
 
 def _relu_through_float32(x: jax.Array) -> jax.Array:
     return jax.nn.relu(x.astype(jnp.float32)).astype(x.dtype)
 
 
-# One rule for all platforms: without it, `jax.grad` would keep arrays for every branch.
+# One derivative for all platforms: without it, `jax.grad` would store arrays for every branch.
 _relu_bfloat16.defjvps(lambda g, _, x: jax.lax.select(x > 0, g, jnp.zeros_like(g)))
 
 
 def leaky_relu(x: jax.Array, negative_slope: float = 0.01) -> jax.Array:
-    """`prelu` with a fixed slope, 0.01 as in Maas et al. 2013."""
+    """Return `prelu` with a fixed slope, 0.01 as in Maas et al. 2013."""
     return prelu(x, negative_slope)
 
 
 def prelu(
     x: jax.Array, negative_slope: jax.typing.ArrayLike, *, channel_axis: int = -1
 ) -> jax.Array:
-    """Parametric rectifier: ``x`` where ``x > 0``, ``negative_slope * x`` elsewhere.
+    """Return ``x`` where ``x > 0``, ``negative_slope * x`` elsewhere.
 
-    Eq. 1 puts ``x = 0`` on the negative branch, so the derivative there is the slope (Eq. 3).
-    The product, and with it the sum that is the slope's gradient (Eq. 2), is computed in float32
-    or wider, whatever the types of ``x`` and the slope. Infinite activations on the positive branch
-    add nothing to that sum.
+    This is the parametric rectifier of He et al. 2015. Eq. 1 puts ``x = 0`` on the negative branch,
+    so the derivative there is the slope (Eq. 3). The product, and the sum in the slope's gradient
+    (Eq. 2), are computed in float32 or wider, whatever the types of ``x`` and the slope. Infinite
+    activations on the positive branch add nothing to that sum.
 
     Args:
         x: floating-point activations, ``[..., channels]`` by default.
@@ -68,14 +69,14 @@ def prelu(
     x, slope = floating("x", x), floating("negative_slope", negative_slope)
     if slope.ndim:
         _check_channels(x, slope, channel_axis)
-    with jax.numpy_dtype_promotion("standard"):  # the one place that promotes, on purpose
+    with jax.numpy_dtype_promotion("standard"):  # promotion is intended here, also in strict mode
         wide = jnp.promote_types(jnp.promote_types(x.dtype, slope.dtype), jnp.float32)
     wide_x, wide_slope = x.astype(wide), slope.astype(wide)
     if slope.ndim:
-        # Rank by rank: left to NumPy's rules, slopes would meet the last axis whatever it means.
+        # Explicit, because NumPy's rules would always align the slopes with the last axis.
         wide_slope = jax.lax.broadcast_in_dim(wide_slope, x.shape, (channel_axis % x.ndim,))
-    # The factor is selected, not the product: the select is then last in the slope's gradient too,
-    # and drops 0 · ∞ = nan of the branch not taken. A factor of 1 is exact.
+    # Select the factor, not the product. The select is then the last operation of the slope's
+    # gradient too, and discards 0 · ∞ = nan of the branch not taken. A factor of 1 is exact.
     return (jnp.where(x > 0, jnp.ones_like(wide_slope), wide_slope) * wide_x).astype(x.dtype)
 
 
@@ -83,7 +84,7 @@ def floating(name: str, value: Any) -> jax.Array:
     """Return an argument of a rectifier as an array.
 
     Raises:
-        TypeError: it is no array, or not of a real floating-point type.
+        TypeError: the value is not an array of a real floating-point type.
     """
     array = None
     if value is not None:
@@ -97,7 +98,7 @@ def floating(name: str, value: Any) -> jax.Array:
         advice = (
             f"convert it first, e.g. jnp.asarray({name}, jnp.float32)"
             if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool
-            else "there is no order of such numbers, so no negative side"
+            else "such numbers have no order, so no negative side"
         )
         raise TypeError(
             f"prelu: {name} has type {array.dtype}, expected a floating-point type; {advice}."
@@ -129,11 +130,11 @@ def check_slope_init(value: Any, shape: tuple[int, ...], dtype: Any) -> None:
 
     Args:
         value: the initial slopes, a number or an array of ``shape``.
-        shape: of the slopes.
-        dtype: of the slopes.
+        shape: shape of the slopes.
+        dtype: type of the slopes.
 
     Raises:
-        TypeError: ``value`` is not real numbers, or ``dtype`` is not a floating-point type.
+        TypeError: ``value`` is not made of real numbers, or ``dtype`` is not floating-point.
         ValueError: ``value`` is not finite, or of another shape.
     """
     with contextlib.suppress(TypeError):
@@ -152,7 +153,7 @@ def check_slope_init(value: Any, shape: tuple[int, ...], dtype: Any) -> None:
     if slopes.shape not in ((), shape):
         raise ValueError(
             f"PReLU: negative_slope_init has shape {slopes.shape}, expected a number or an array "
-            f"of shape {shape}, as the slopes."
+            f"of the slopes' shape {shape}."
         )
     if not np.isfinite(slopes.astype(np.float64)).all():
         raise ValueError(f"PReLU: negative_slope_init is {value}, expected finite numbers.")
@@ -169,18 +170,18 @@ def _check_channels(x: jax.Array, slope: jax.Array, channel_axis: int) -> None:
 
 
 def second_moment_gain(negative_slope: jax.typing.ArrayLike = 0.0) -> float:
-    """What a rectifier keeps of a second moment, forward and backward: ``(1 + a²) / 2``.
+    """Return the factor of a rectifier on a second moment, both ways: ``(1 + a²) / 2``.
 
     Forward, ``E[f(y)²] / E[y²]`` for symmetric ``y`` (He et al. 2015, Eq. 8 and 15). Backward,
     ``E[Δy²] / E[Δx²]`` where ``Δy = f'(y) Δx`` and ``f'(y)`` is 1 or ``a``, each half of the time
-    (Eq. 12 and 15). For one slope per channel the mean of ``a²`` counts, not the square of the
-    mean.
+    (Eq. 12 and 15). With one slope per channel, ``a²`` is the mean of the squares, not the square
+    of the mean.
 
     Args:
         negative_slope: ``a``, a scalar or one value per channel.
 
     Raises:
-        ValueError: a slope is not finite, or there is none.
+        ValueError: a slope is not finite, or there are no slopes.
     """
     slope = np.asarray(negative_slope, np.float64)
     if slope.size == 0 or not np.isfinite(slope).all():

@@ -1,18 +1,19 @@
-"""Random numbers that belong to an example, wherever it is computed."""
+"""Random keys for single examples, independent of how devices share a batch."""
 
 import jax
 import jax.numpy as jnp
 
 
 def by_example(key: jax.Array, count: int, first_example: jax.typing.ArrayLike) -> jax.Array:
-    """A key ``[count]`` for each example of a part of a batch, by its place in the global batch.
+    """Return a key ``[count]`` for each example of a part of a batch.
 
-    However many devices share a batch, an example meets the same random numbers.
+    The key depends on the example's index in the global batch. An example therefore gets the same
+    random numbers for any number of devices.
 
     Args:
-        key: of the whole batch.
-        count: examples in the part.
-        first_example: the place of the part's first one in the batch.
+        key: key of the whole batch.
+        count: number of examples in the part.
+        first_example: index of the part's first example in the global batch.
     """
     places = jnp.arange(count) + first_example
     return jax.vmap(jax.random.fold_in, (None, 0))(key, places)

@@ -2,23 +2,24 @@
 
 `predict` folds the records of an `arch.Arch`, the same that `models.build` reads, into E[y²] of
 every weighted layer's output before its rectifier, and E[Δy²] of the gradient with respect to it.
-Nothing is sampled. `plain` gives the paper's own formulas (He et al. 2015, Eq. 9 and 13), which
-know no borders and no pooling.
+Nothing is sampled. `paper_formulas` gives the paper's own predictions (He et al. 2015, Eq. 9 and
+13), which leave out borders and pooling.
 
-What is exact, for independent zero-mean weights of a symmetric distribution and zero biases:
+Exactness, for independent zero-mean weights of a symmetric distribution and zero biases:
 
 * **Convolutions and dense layers, forward**: exact at any width and map size, in expectation
-  over weights. Given its input an output has mean zero and variance Var[w] Σ x², a symmetric
-  distribution, of which a rectifier keeps exactly (1 + a²)/2.
+  over weights. Given its input, an output has a symmetric distribution of mean zero and variance
+  Var[w] Σ x², of which a rectifier keeps exactly (1 + a²)/2.
 * **Backward**: exact in the wide limit, where the weights that carry a gradient back may be
   taken as independent of those that set the rectifiers' gates (the paper's assumption too).
-* **Max pooling and the pyramid**: approximate (`maxima`), from correlations between positions
-  that are carried along, exactly in the wide limit on maps of at most `CORRELATED_POSITIONS`, and
-  as one for all pairs on larger maps and behind a pool. Measured on the reduced 30-layer net at
-  four and eight times its width: a pool and the layer behind it come out within 5 %, but for the
-  pyramid's forward moment, predicted up to 15 % too high. At its own width, 16 and 32 channels,
-  correlations differ from draw to draw, and the measured moment lies up to 40 % above the
-  predicted one behind the pyramid and 20 % behind a pool; backward up to 15 % and 6 %.
+* **Max pooling and the pyramid**: approximate (`maxima`), from correlations between positions.
+  On maps of at most `CORRELATED_POSITIONS` they are carried along for every pair, exactly in the
+  wide limit; on larger maps and after a pool, one correlation represents all pairs. Measured on
+  the reduced 30-layer net at four and eight times its width: the moment after a pool and the next
+  layer is predicted within 5 %, except the pyramid's forward moment, predicted up to 15 % too high.
+  At its own width, 16 and 32 channels, correlations differ from draw to draw, and the measured
+  moment lies up to 40 % above the predicted one after the pyramid and 20 % after a pool; backward
+  up to 15 % and 6 %.
 
 Expectations over weights are not typical values: the moments of a deep and narrow net are skewed,
 and most draws lie below their mean.
@@ -26,8 +27,9 @@ and most draws lie below their mean.
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, SupportsFloat
+from typing import Any, Protocol, SupportsFloat
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -39,14 +41,14 @@ from prelu_jax.moment_maps import Map
 Slopes = ArrayLike | Mapping[str, ArrayLike]
 
 
-CORRELATED_POSITIONS = 400  # on larger maps one correlation stands for that of all pairs
+CORRELATED_POSITIONS = 400  # on larger maps one correlation represents all pairs
 
 
 class Rule(Protocol):
-    """What `predict` asks of an initialiser, e.g. ``initializers.he_normal('fan_out')``."""
+    """Interface of an initialiser for `predict`, e.g. ``initializers.he_normal('fan_out')``."""
 
     def variance(self, shape: Sequence[int]) -> float:
-        """The variance of the weights of a kernel of this shape."""
+        """Return the variance of the weights of a kernel of this shape."""
 
 
 Variances = Rule | Mapping[str, SupportsFloat]
@@ -59,9 +61,9 @@ class LayerMoments:
     Attributes:
         name: the layer's name in the arch and in the parameters.
         forward: E[y²] of the output, before the rectifier.
-        backward: E[Δy²] of the gradient with respect to it.
-        forward_exact: no pooling lies before the layer: exact at any width.
-        backward_exact: no pooling lies behind it: exact in the wide limit.
+        backward: E[Δy²] of the gradient with respect to that output.
+        forward_exact: the forward moment is exact at any width: no pooling precedes the layer.
+        backward_exact: the backward moment is exact in the wide limit: no pooling follows.
     """
 
     name: str
@@ -73,16 +75,17 @@ class LayerMoments:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A layer in its place; pooling has neither weights nor a rectifier behind it.
+    """One layer with its shapes, fans and the slopes around it; pooling has no weights.
 
-    ``slope_before`` is that of the rectifier between this layer and the last, 1 for none.
+    ``slope_before`` is the slope of the rectifier between the previous layer and this one, 1 if
+    there is none.
     """
 
     layer: Conv | Dense | Logits | MaxPool | SpatialPyramid
     output_shape: tuple[int, ...]
     in_features: int
     slope_before: ArrayLike
-    slope_behind: ArrayLike = 1.0
+    slope_after: ArrayLike = 1.0
     fan_in: int = 0
     fan_out: int = 0
     variance: float = 0.0
@@ -120,9 +123,9 @@ def _steps(
             outputs = num_classes if isinstance(layer, Logits) else layer.features
             fans, shape = (math.prod(shape) * features, outputs), ()
         variance = _variance(initializer, layer, features)
-        behind = slope_of[layer.name]
-        yield _Step(layer, shape, features, slope, behind, *fans, variance)
-        features, slope = outputs, behind
+        slope_after = slope_of[layer.name]
+        yield _Step(layer, shape, features, slope, slope_after, *fans, variance)
+        features, slope = outputs, slope_after
 
 
 def _variance(initializer: Variances, layer: Conv | Dense | Logits, in_features: int) -> float:
@@ -135,7 +138,7 @@ def _variance(initializer: Variances, layer: Conv | Dense | Logits, in_features:
 
 
 def _slopes(arch: Arch, slopes: Slopes) -> dict[str, ArrayLike]:
-    """The slope of the rectifier behind every weighted layer; 1, no rectifier, for the last."""
+    """Return the rectifier's slope after every weighted layer; 1, no rectifier, after the last."""
     rectified = [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense)]
     if not isinstance(slopes, Mapping):
         slopes = dict.fromkeys(rectified, slopes)
@@ -151,12 +154,12 @@ def _check_layers(
     missing = [name for name in layers if name not in set(given)]
     if missing:
         raise ValueError(
-            f"{argument} has none for {', '.join(missing)}; expected one for every {kind} of the "
-            f"network, or {instead}."
+            f"{argument} has no value for {', '.join(missing)}; expected one for every {kind} of "
+            f"the network, or {instead}."
         )
 
 
-def plain(
+def paper_formulas(
     arch: Arch,
     *,
     initializer: Variances,
@@ -166,16 +169,16 @@ def plain(
     input_second_moment: float = 1.0,
     output_gradient_second_moment: float = 1.0,
 ) -> tuple[LayerMoments, ...]:
-    """Eq. 9 and 13 as printed: every layer is a factor, and pooling and borders are none.
+    """Return the moments by Eq. 9 and 13 as printed, without the effect of pooling and borders.
 
-    Forward ``½ (1 + a²) n Var[w]``, without the rectifier's half for the first layer; backward
-    ``½ (1 + a²) n̂ Var[w]`` with the slope of the rectifier that the gradient passes next (the
-    paper's Eq. 15 for the PReLU). For arguments and errors see `predict`.
+    Every layer is a factor. Forward it is ``½ (1 + a²) n Var[w]``, without ``½ (1 + a²)`` for the
+    first layer; backward it is ``½ (1 + a²) n̂ Var[w]``, with the slope of the rectifier that the
+    gradient passes next (Eq. 15 for the PReLU). For arguments and errors see `predict`.
     """
     size = (arch.image_size, arch.image_size)
     steps = list(_steps(arch, size, initializer, in_channels, num_classes, negative_slope))
     steps = [step for step in steps if not isinstance(step.layer, MaxPool | SpatialPyramid)]
-    gains = [1.0, *(rectifiers.second_moment_gain(step.slope_behind) for step in steps[:-1])]
+    gains = [1.0, *(rectifiers.second_moment_gain(step.slope_after) for step in steps[:-1])]
     forward, moment = [], input_second_moment
     for step, gain in zip(steps, gains, strict=True):
         moment *= gain * step.fan_in * step.variance
@@ -185,6 +188,17 @@ def plain(
         backward.append(moment)
         moment *= gain * step.fan_out * step.variance
     return _records(steps, forward, backward[::-1])
+
+
+def plain(arch: Arch, **options: Any) -> tuple[LayerMoments, ...]:
+    """Return `paper_formulas`; deprecated, this name will be removed in the next release."""
+    warnings.warn(
+        "theory.plain is now theory.paper_formulas; the old name will be removed in the next "
+        "release.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return paper_formulas(arch, **options)
 
 
 def predict(
@@ -198,23 +212,23 @@ def predict(
     input_correlation: float = 0.0,
     output_gradient_second_moment: float = 1.0,
 ) -> tuple[LayerMoments, ...]:
-    """Second moments of every weighted layer at initialisation, borders and pooling included.
+    """Predict second moments of every weighted layer at initialisation, with borders and pooling.
 
-    The module says what is exact. Dropout counts as off.
+    The module's docstring states which predictions are exact. Dropout counts as off.
 
     Args:
         arch: the network.
-        initializer: of the convolutions, as `models.build` takes it, while fully connected layers
-            have their std in their records; or of every weighted layer the variance of its
-            weights by the layer's name, e.g. of a net's current kernels, taken as drawn anew.
-        in_channels: of the images.
+        initializer: initialiser of the convolutions, as for `models.build`; fully connected layers
+            have their std in their records. Or a dict from the name of every weighted layer to the
+            variance of its weights, e.g. that of a net's current kernels.
+        in_channels: channels of the images.
         num_classes: outputs of the last layer.
-        negative_slope: of the rectifiers, 0 for ReLU: a scalar for all, or for every layer that
-            has one (all but the last) by the layer's name, a scalar or ``[channels]``.
+        negative_slope: slope of the rectifiers, 0 for ReLU: a scalar for all; or a dict from the
+            name of every layer except the last to a scalar or ``[channels]``.
         input_second_moment: E[x²] of the pixels over examples and channels, a scalar for images
             of ``arch.image_size``, or ``[h, w]``.
-        input_correlation: ``E[x(p)·x(q)] / E[x²]`` of two pixels, 0 for white noise; of images, of
-            two pixels of one pooling window. It matters for max pooling alone.
+        input_correlation: ``E[x(p)·x(q)] / E[x²]`` of two pixels, 0 for white noise; for photos,
+            of two pixels of one pooling window. Only max pooling depends on it.
         output_gradient_second_moment: E[Δy²] at the scores.
 
     Returns:
@@ -259,7 +273,7 @@ def _records(
 
 
 def _advance(step: _Step, signal: Map, correlation: Map) -> tuple[Map, Map, Callable[[Map], Map]]:
-    """Through the rectifier before a layer and the layer; and the way back, for gradients."""
+    """Carry moments through a rectifier and a layer; also return the map of gradients back."""
     layer, shape = step.layer, signal.shape
     if isinstance(layer, MaxPool | SpatialPyramid):
         regions = maxima.regions(layer, shape)
@@ -282,7 +296,7 @@ def _advance(step: _Step, signal: Map, correlation: Map) -> tuple[Map, Map, Call
             correlation,
             lambda dy: gain * moment_maps.conv_backward(dy, layer, variance, shape),
         )
-    return (  # fully connected: every position has weights of its own (Eq. 7 and 12)
+    return (  # fully connected: every position has its own weights (Eq. 7 and 12)
         variance * step.in_features * gain * signal.sum(keepdims=False),
         correlation,
         lambda dy: np.full(shape, gain * variance * step.fan_out * dy),

@@ -7,7 +7,7 @@ import pytest
 from flax import traverse_util
 
 from prelu_jax import arch, initializers, models
-from prelu_jax.training import optimizer
+from prelu_jax.decay import decay_mask
 
 
 def parameter_shapes(model, size, channels=3):
@@ -63,7 +63,7 @@ def test_every_parameter_and_its_rule_as_text(name, rectifier, check_golden):
     model = models.build(net, 1000, rectifier)
     image = jax.ShapeDtypeStruct((1, net.image_size, net.image_size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    decays = traverse_util.flatten_dict(optimizer.decays(variables["params"]), sep="/")
+    decays = traverse_util.flatten_dict(decay_mask(variables["params"]), sep="/")
     text = "".join(
         f"{row.parameter} {list(row.shape)}: {row.rule}, std {row.std:.4g}, "
         f"{'decays' if decays[row.parameter] else 'no decay'}\n"

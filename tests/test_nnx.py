@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 import prelu_jax as pj
-from prelu_jax.training import optimizer
+from prelu_jax.decay import decay_mask
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -59,7 +59,7 @@ def test_a_model_trains_its_slopes_and_the_decay_mask_leaves_them_out():
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
     grads = nnx.grad(lambda model: jnp.sum(model(x) ** 2))(model)
     assert (np.abs(grads["act"]["negative_slope"][...]) > 0).all()
-    decays = nnx.to_pure_dict(optimizer.decays(nnx.state(model, nnx.Param)))
+    decays = nnx.to_pure_dict(decay_mask(nnx.state(model, nnx.Param)))
     assert decays == {
         "conv": {"kernel": True, "bias": False},
         "act": {"negative_slope": False},

@@ -21,6 +21,7 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.rectifiers": set(),
     "prelu_jax.pooling": set(),
     "prelu_jax.axes": set(),
+    "prelu_jax.decay": set(),
     "prelu_jax.flax_layers": set(),
     "prelu_jax.printing": set(),
     "prelu_jax.initializers": {
@@ -41,12 +42,13 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.diagnosis": {"initializers", "models", "signal", "theory"},
     "prelu_jax.evaluation": {"arch", "data", "models", "pooling"},
     "prelu_jax.training": {
-        *("arch", "data", "datadep", "evaluation", "initializers", "models", "names", "signal")
+        *("arch", "data", "datadep", "decay", "evaluation", "initializers", "models", "names"),
+        "signal",
     },
     "prelu_jax.runs": {"data", "entry", "files", "models", "training"},
     "prelu_jax": {
-        *("arch", "datadep", "diagnosis", "initializers", "models", "modules", "nnx", "pooling"),
-        *("rectifiers", "signal", "theory"),
+        *("arch", "datadep", "decay", "diagnosis", "initializers", "models", "modules", "nnx"),
+        *("pooling", "rectifiers", "signal", "theory"),
     },
 }
 # The rules and the fans do not know Flax's layers.

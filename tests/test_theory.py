@@ -17,6 +17,7 @@ HE = initializers.he_normal("fan_in")
 RULES = {"he fan_in": HE, "he fan_out": initializers.he_normal("fan_out")}
 RULES["xavier"] = initializers.xavier_normal("fan_out")
 KEYS, BATCH, SEED = 32, 2, 11
+FORMULAS = (theory.predict, theory.paper_formulas)
 
 PADDINGS = [
     *({"padding": (0, 0)}, {"padding": (0, 1)}, {"padding": (1, 0)}, {"padding": (2, 1)}),
@@ -102,19 +103,20 @@ def test_fully_connected_layers_by_hand():
     net = Arch("net", 3, layers)
     options = {"initializer": initializers.gaussian(1.0), "in_channels": 1, "num_classes": 7}
     slopes = {"conv": np.array([0.0, 1.0]), "fc1": 0.5}  # gains 3/4 and 5/8
-    found = by_name(theory.predict(net, negative_slope=slopes, input_second_moment=2.0, **options))
+    options |= {"negative_slope": slopes, "input_second_moment": 2.0}
+    predicted = by_name(theory.predict(net, **options))
     forward = [2, 2 * 3 / 4 * 9 * 2 * 0.01, 2 * 3 / 4 * 9 * 2 * 0.01 * 5 / 8 * 5 * 0.04]
-    assert [r.forward for r in found.values()] == pytest.approx(forward)
+    assert [r.forward for r in predicted.values()] == pytest.approx(forward)
     backward = [7 * 0.04 * 5 / 8 * 5 * 0.01 * 3 / 4, 7 * 0.04 * 5 / 8, 1]
-    assert [r.backward for r in found.values()] == pytest.approx(backward)
-    # without padding there is nothing that the plain formula does not know
-    plain = by_name(theory.plain(net, negative_slope=slopes, input_second_moment=2.0, **options))
-    for name, record in found.items():
-        assert plain[name].forward == pytest.approx(record.forward)
-        assert plain[name].backward == pytest.approx(record.backward)
+    assert [r.backward for r in predicted.values()] == pytest.approx(backward)
+    # without padding and pooling the paper's formulas are exact, too
+    paper = by_name(theory.paper_formulas(net, **options))
+    for name, record in predicted.items():
+        assert paper[name].forward == pytest.approx(record.forward)
+        assert paper[name].backward == pytest.approx(record.backward)
 
 
-@pytest.mark.parametrize("formula", [theory.predict, theory.plain])
+@pytest.mark.parametrize("formula", FORMULAS)
 def test_variances_by_name_are_those_of_the_rule_until_one_changes(formula):
     net = arch.MODEL_B_REDUCED
     variances, features = {}, 3
@@ -130,18 +132,25 @@ def test_variances_by_name_are_those_of_the_rule_until_one_changes(formula):
     for name in ("conv3_2", "fc2", "fc3"):
         changed = formula(net, initializer=variances | {name: np.float32(4 * variances[name])})
         place = list(variances).index(name)
-        for i, (found, before) in enumerate(zip(changed, by_rule, strict=True)):
-            factors = found.forward / before.forward, found.backward / before.backward
+        for i, (after, before) in enumerate(zip(changed, by_rule, strict=True)):
+            factors = after.forward / before.forward, after.backward / before.backward
             assert factors == pytest.approx((4 if i >= place else 1, 4 if i < place else 1))
 
 
-def test_the_plain_formula_is_1_per_layer_where_the_paper_says_so():
+def test_theory_plain_is_a_deprecated_alias():
+    with pytest.warns(DeprecationWarning, match=r"theory\.plain is now theory\.paper_formulas"):
+        moments = theory.plain(arch.SMALL_14, initializer=HE)
+    assert moments == theory.paper_formulas(arch.SMALL_14, initializer=HE)
+
+
+def test_the_papers_formula_is_1_per_layer_where_the_paper_claims_it():
     for slope in (0.0, 0.25):
         rules = [initializers.he_normal(mode, slope) for mode in ("fan_in", "fan_out")]
         forward, backward = (
-            theory.plain(arch.SMALL_30, initializer=rule, negative_slope=slope) for rule in rules
+            theory.paper_formulas(arch.SMALL_30, initializer=rule, negative_slope=slope)
+            for rule in rules
         )
-        first = 1 / second_moment_gain(slope)  # no rectifier stands before it
+        first = 1 / second_moment_gain(slope)  # no rectifier precedes it
         convs = [record for record in forward if record.name.startswith("conv")]
         assert [record.forward for record in convs] == pytest.approx([first] * 27)  # Eq. 10
         ratio = by_name(backward)["conv2_1"].backward / by_name(backward)["conv3_22"].backward
@@ -150,12 +159,12 @@ def test_the_plain_formula_is_1_per_layer_where_the_paper_says_so():
         assert ratio == pytest.approx(128 / 256)  # c_2 / d_L, below Eq. 14
 
 
-def test_wrapped_around_maps_give_the_plain_formula_from_pool_to_pool():
+def test_wrapped_around_maps_give_the_papers_formula_from_pool_to_pool():
     net = arch.with_padding(arch.SMALL_30_REDUCED, "circular")
     rule = RULES["xavier"]
-    found, plain = (by_name(f(net, initializer=rule)) for f in (theory.predict, theory.plain))
+    records = [by_name(formula(net, initializer=rule)) for formula in FORMULAS]
     for side in ("forward", "backward"):
-        ratio = [getattr(r["conv3_22"], side) / getattr(r["conv3_1"], side) for r in (found, plain)]
+        ratio = [getattr(r["conv3_22"], side) / getattr(r["conv3_1"], side) for r in records]
         assert ratio[0] == pytest.approx(ratio[1])
 
 
@@ -173,11 +182,13 @@ def test_every_network_is_predicted(name):
 
 def test_bad_input_is_named():
     predict = functools.partial(theory.predict, arch.SMALL_14_REDUCED, initializer=HE)
-    with pytest.raises(ValueError, match="has none for conv2_1, .*fc2; expected one for every"):
+    with pytest.raises(ValueError, match="has no value for conv2_1, .*fc2; expected one for every"):
         predict(negative_slope={"conv1": 0.1})
     with pytest.raises(ValueError, match="Unknown rectified layer 'conv9'. Did you mean 'conv"):
         predict(negative_slope={"conv9": 0.1})
-    with pytest.raises(ValueError, match="initializer has none for conv2_1, .*fc3; expected one"):
+    with pytest.raises(
+        ValueError, match="initializer has no value for conv2_1, .*fc3; expected one"
+    ):
         predict(initializer={"conv1": 0.1})
     with pytest.raises(ValueError, match="Unknown weighted layer 'fc9'. Did you mean 'fc"):
         predict(initializer={"fc9": 0.1})
@@ -394,13 +405,13 @@ def test_every_layer_is_predicted_end_to_end(padding, slope, rule):
             assert spread < 0.6
 
 
-def test_the_plain_formula_fails_where_borders_lose_the_signal_and_the_maps_hold():
+def test_the_papers_formula_fails_where_borders_lose_the_signal_and_the_maps_hold():
     net, forward, _ = measured_with_he("same", 0.0)
-    of_maps, plain = (by_name(f(net, initializer=HE)) for f in (theory.predict, theory.plain))
+    predicted, paper = (by_name(formula(net, initializer=HE)) for formula in FORMULAS)
     first, last = "conv3_1", "conv3_22"  # 8×8 maps, no pooling between
-    fall = [r[last].forward / r[first].forward for r in (of_maps, plain)]
+    fall = [r[last].forward / r[first].forward for r in (predicted, paper)]
     steps = [
-        of_maps[f"conv3_{i}"].forward / of_maps[f"conv3_{i - 1}"].forward for i in range(2, 23)
+        predicted[f"conv3_{i}"].forward / predicted[f"conv3_{i - 1}"].forward for i in range(2, 23)
     ]
     ratios = [
         (forward[f"conv3_{i}"].mean((1, 2)) / forward[f"conv3_{i - 1}"].mean((1, 2))) / steps[i - 2]

@@ -1,4 +1,4 @@
-"""Image data: where it comes from, how it becomes batches, what the device does to it."""
+"""Image data: sources, decoding and cropping on the host, augmentation on the device."""
 
 # A file of a few kilobytes may decode to gigabytes. 100 megapixels are 300 MB.
 MAX_PIXELS = 100_000_000

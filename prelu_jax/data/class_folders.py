@@ -1,7 +1,4 @@
-"""The images in folders ``<split>/<class>/*.jpg``, and checks of names and files.
-
-Names are shown as they are if they can be printed, else with escapes.
-"""
+"""Images in folders ``<split>/<class>/*.jpg``, with checks of their names and files."""
 
 import os
 import re
@@ -14,7 +11,7 @@ from pathlib import Path
 from prelu_jax.data import decoding
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-_NAMED = 5  # of many that are bad
+_NAMED = 5  # items that a message names; it counts the others
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 Files = dict[str, dict[str, list[Path]]]  # split -> class -> files
@@ -27,9 +24,9 @@ def find_images(folder: Path) -> Files:
 
     Raises:
         ValueError: the folder is missing, has no train split or no images; a class of train has
-            no images; images lie in other places than classes' folders; another split has a class
-            that train lacks; a name of a split or class cannot be read back from a dataset; a
-            folder cannot be read, or a link leads nowhere.
+            no images; an image is not in a class folder; another split has a class that train
+            lacks; the name of a split or class could not be read back from a dataset; a folder
+            cannot be read, or a link is broken.
     """
     if not folder.is_dir():
         raise ValueError(f"{shown(folder)} is not a folder.")
@@ -45,7 +42,7 @@ def find_images(folder: Path) -> Files:
         }
         if not any(files[split.name].values()):
             raise ValueError(
-                f"{shown(split)} holds no image: expected <class>/*{{{','.join(SUFFIXES)}}}."
+                f"{shown(split)} holds no images: expected <class>/*{{{','.join(SUFFIXES)}}}."
                 f"{_level(folder)}"
             )
     for split in splits:
@@ -54,22 +51,22 @@ def find_images(folder: Path) -> Files:
     empty = [name for name, images in files["train"].items() if not images]
     if empty:
         raise ValueError(
-            f"Classes of 'train' hold no image of their own: {empty}. Images lie in the class's "
-            "folder itself, not in folders within; remove a folder that is no class."
+            f"Classes of 'train' without images: {empty}. Put images directly into the class's "
+            "folder, not into subfolders; remove a folder that is not a class."
         )
     _check_places(splits)
     for split_name, classes in files.items():
         unknown = sorted(set(classes) - set(files["train"]))
         if unknown:
             raise ValueError(
-                f"Split {split_name!r} has classes that 'train' lacks: {unknown}. Those of 'train' "
-                f"are {first_of([repr(name) for name in files['train']], ', ')}."
+                f"Split {split_name!r} has classes that 'train' lacks: {unknown}. The classes of "
+                f"'train' are {first_of([repr(name) for name in files['train']], ', ')}."
             )
     return files
 
 
 def ignored(folder: Path) -> dict[str, int]:
-    """Return how many files among the images are none by their suffix, by suffix."""
+    """Count by suffix the files in class folders that are not images by their suffix."""
     classes = (label for split in _folders(folder) for label in _folders(split))
     paths = (path for label in classes for path in _entries(label) if not path.is_dir())
     suffixes = (path.suffix.lower() for path in paths)
@@ -83,7 +80,7 @@ def problem(path: Path, max_pixels: int) -> str | None:
     try:
         mode = path.stat().st_mode  # a FIFO blocks whoever opens it
         if not stat.S_ISREG(mode):
-            return f"is no file but a {_KINDS.get(stat.S_IFMT(mode), 'device')}"
+            return f"is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file"
         decoding.decode({"image": path.read_bytes(), "key": ""}, max_pixels=max_pixels)
     except decoding.TooManyPixelsError as error:
         return error.reason
@@ -91,18 +88,18 @@ def problem(path: Path, max_pixels: int) -> str | None:
         return "does not decode"
     except OSError as error:
         if path.is_symlink():
-            return f"is a link that leads to no file ({error.strerror})"
+            return f"is a broken link ({error.strerror})"
         return f"cannot be read ({error.strerror})"
     return None
 
 
 def shown(path: Path | str) -> str:
-    """Return a path for a message: as it is, or quoted with escapes if it cannot be printed."""
+    """Return a path for a message: unchanged, or quoted with escapes if it is not printable."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def is_utf8(name: str) -> bool:
-    """Return whether a name can be encoded; one of other bytes holds surrogates."""
+    """Return whether a name is valid UTF-8; a name of other bytes holds surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -111,7 +108,7 @@ def is_utf8(name: str) -> bool:
 
 
 def first_of(items: list[str], separator: str) -> str:
-    """Return the first few of some items and the count of the others."""
+    """Return the first few items, joined, and the number of the others."""
     rest = [f"and {len(items) - _NAMED} more"] if len(items) > _NAMED else []
     return separator.join([*items[:_NAMED], *rest])
 
@@ -132,7 +129,7 @@ def _folders(folder: Path) -> list[Path]:
             path.stat()
         except OSError as error:
             raise ValueError(
-                f"{shown(path)} leads to no split or class ({error.strerror}). Repair or remove it."
+                f"{shown(path)} is a broken link ({error.strerror}). Repair or remove it."
             ) from error
     return [path for path in entries if path.is_dir()]
 
@@ -147,7 +144,7 @@ def _without_train(folder: Path) -> str:
 
 
 def _level(folder: Path) -> str:
-    """Return a hint where another folder, above or below, seems to be the one with the splits."""
+    """Return a hint if another folder, above or below, seems to hold the splits."""
     for path in _entries(folder):
         if path.name.lower() == "train":
             return f" Rename {shown(path)} to 'train'."
@@ -166,18 +163,17 @@ def _has_images(folder: Path) -> bool:
 
 
 def _check_split(split: Path) -> None:
-    """Refuse a name that TFDS refuses or takes for something else when the dataset is read."""
+    """Raise a ValueError for a name that TFDS rejects or would read as something else."""
     name = split.name
     if not re.fullmatch(r"[\w-]*[^\W_][\w-]*", name) or name.lower() == "all":
         raise ValueError(
             f"Split {name!r} of {shown(split.parent)} could not be read back: expected letters, "
-            "digits, '_' and '-' in its name, and not 'all', which stands for every split. Rename "
-            "it."
+            "digits, '_' and '-' in its name, and not 'all', which means every split. Rename it."
         )
 
 
 def _check_classes(folders: Iterable[Path]) -> None:
-    """Refuse names that a list of class names, one in a line, does not keep."""
+    """Raise a ValueError for names that cannot be stored as a list with one name per line."""
     for path in folders:
         name = path.name
         if not is_utf8(name):
@@ -195,7 +191,7 @@ def _check_classes(folders: Iterable[Path]) -> None:
 
 
 def _check_forms(names: Iterable[str]) -> None:
-    """Refuse classes that share a name: the same text in two forms of Unicode."""
+    """Raise a ValueError if two class names are the same text in two forms of Unicode."""
     by_form: dict[str, str] = {}
     for name in names:
         other = by_form.setdefault(unicodedata.normalize("NFC", name), name)
@@ -208,7 +204,7 @@ def _check_forms(names: Iterable[str]) -> None:
 
 
 def _check_places(splits: list[Path]) -> None:
-    """Refuse images that lie beside the folders of classes or in folders within them."""
+    """Raise a ValueError for images next to the class folders or in folders inside them."""
     labels = [label for split in splits for label in _folders(split)]
     beside = [path for split in splits for path in _entries(split) if not path.is_dir()]
     within = [
@@ -219,14 +215,14 @@ def _check_places(splits: list[Path]) -> None:
         for path in _files_below(entry)
     ]
     for paths, where in (
-        (beside, "beside the folders of classes"),
-        (within, "in folders within a class's"),
+        (beside, "next to the class folders"),
+        (within, "in subfolders of class folders"),
     ):
         images = [path for path in paths if path.suffix.lower() in SUFFIXES]
         if images:
             raise ValueError(
-                f"{len(images)} images lie {where}, the first is {shown(images[0])}. Move them "
-                "into a class's folder itself, or away."
+                f"{len(images)} images are {where}, the first is {shown(images[0])}. Move them "
+                "directly into a class folder, or away."
             )
 
 

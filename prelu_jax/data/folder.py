@@ -3,14 +3,14 @@
     python -m prelu_jax.data.folder --images=DIR --name=NAME
 
 The folder holds splits, the splits hold classes, the classes hold JPEG or PNG files:
-``train/<class>/*.jpg``, ``test/<class>/*.jpg``. Files are stored as they are.
+``train/<class>/*.jpg``, ``test/<class>/*.jpg``. Files are stored unchanged.
 """
 
 import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import app, flags
 from tqdm import tqdm
@@ -26,18 +26,21 @@ _IMAGES = flags.DEFINE_string(
 _NAME = flags.DEFINE_string("name", None, "Name of the dataset to write.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's folder; by default its own default.")
 _ON_BAD_IMAGE = flags.DEFINE_enum(
-    "on_bad_image", "fail", ["fail", "skip"], "What to do with a file that does not decode."
+    "on_bad_image",
+    "fail",
+    ["fail", "skip"],
+    "Fail on a file that does not decode, or leave it out.",
 )
 _MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels",
     MAX_PIXELS,
-    "An image with more of them is not decoded and counts as bad. Training has a limit of its own, "
+    "An image with more pixels is not decoded and counts as bad. Training has its own limit, "
     "--config.max_pixels.",
     lower_bound=1,
 )
 
 if __name__ == "__main__":
-    entry.answer_help()  # needs no TFDS, and does not wait for it
+    entry.answer_help()  # before the slow import of TFDS
 try:
     import tensorflow_datasets as tfds
 except ImportError as error:
@@ -50,12 +53,12 @@ class FolderOfImages(
     tfds.core.GeneratorBasedBuilder,
     skip_registration=True,  # type: ignore[call-arg]
 ):
-    """The TFDS builder of one folder.
+    """TFDS builder of a folder of images.
 
     Args:
-        files: all of them can be imported.
+        files: the image files, all of which can be imported.
         data_dir: TFDS's folder.
-        bad_images: files that are left out, and why.
+        bad_images: reasons why files were left out, by path.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -95,30 +98,30 @@ def prepare(
 ) -> FolderOfImages:
     """Write the folder as dataset ``name`` under TFDS's folder and return its builder.
 
-    The dataset appears when it is whole: until then it has a temporary name, which nothing reads.
+    The dataset has a temporary name, which nothing reads, until it is complete.
 
     Args:
         images: folder of splits.
-        name: of the dataset.
+        name: name of the dataset.
         data_dir: TFDS's folder; see `sources.load`.
-        skip_bad_images: leave out files that are no image; else they are an error.
-        max_pixels: an image with more of them is not decoded and counts as none.
+        skip_bad_images: leave out files that are not images; else they are an error.
+        max_pixels: an image with more pixels is not decoded and counts as bad.
 
     Raises:
-        ValueError: see `find_images`; files that are no image; a class of which none is left; a
-            name that TFDS refuses or that is taken; a folder that cannot be written.
+        ValueError: see `find_images`; a file is not an image; all images of a class are bad; the
+            name is not valid or already in use; the folder cannot be written.
     """
     if not (name.isidentifier() and name == name.lower()) or name == sources.DIGITS:
         raise ValueError(
             f"Dataset name {name!r}: expected lower-case letters, digits, underscores, and not "
-            f"{sources.DIGITS!r}, which is the embedded set."
+            f"{sources.DIGITS!r}, the name of the embedded dataset."
         )
     files = find_images(images)
     tfds_folder = _writable(data_dir)
     taken = _versions(tfds_folder / name)
-    if taken:  # TFDS would keep it, write nothing, and read the newest version
+    if taken:  # TFDS would write nothing and read the existing version
         raise ValueError(
-            f"{shown(taken[-1])} holds a dataset of that name already. Remove it, or choose "
+            f"{shown(taken[-1])} already holds a dataset of that name. Remove it, or choose "
             "another --name."
         )
     bad = _bad_images(files, max_pixels)
@@ -138,13 +141,13 @@ def prepare(
             bad_images={str(path): reason for path, reason in bad.items()},
         )
         builder.download_and_prepare()
-    except (OSError, RuntimeError) as error:  # array_record raises the latter over a full disk
+    except (OSError, RuntimeError) as error:  # array_record's error for a full disk is the latter
         raise ValueError(_not_written(tfds_folder / name, f"{error}")) from error
-    return builder
+    return cast(FolderOfImages, builder)
 
 
 def _versions(folder: Path) -> list[Path]:
-    """Return the versions of a dataset that are there."""
+    """Return the existing versions of a dataset."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:
@@ -157,10 +160,10 @@ def _not_written(folder: Path | str, reason: str) -> str:
 
 
 def _writable(data_dir: str) -> Path:
-    """Make TFDS's folder.
+    """Return TFDS's folder, created if it does not exist.
 
     Raises:
-        ValueError: it cannot be made, or there is no home folder for it to be in.
+        ValueError: it cannot be created, or the user has no home folder.
     """
     folder = sources.tfds_folder(data_dir)
     try:
@@ -177,7 +180,7 @@ def _paths(files: Files) -> list[Path]:
 
 
 def _bad_images(files: Files, max_pixels: int) -> dict[Path, str]:
-    """Return the files that cannot be imported, and why: each is decoded once."""
+    """Return the files that cannot be imported with the reasons; decodes each file once."""
     problems = {
         path: class_folders.problem(path, max_pixels)
         for path in tqdm(_paths(files), desc="Checking images", unit="image", mininterval=1)
@@ -192,10 +195,10 @@ def _listed(bad: dict[Path, str]) -> str:
 
 
 def _without(files: Files, bad: dict[Path, str]) -> Files:
-    """Return the files but for bad ones.
+    """Return the files without the bad ones.
 
     Raises:
-        ValueError: a class had images and all are bad.
+        ValueError: all images of a class are bad.
     """
     left = {
         split: {label: [p for p in paths if p not in bad] for label, paths in classes.items()}
@@ -205,7 +208,7 @@ def _without(files: Files, bad: dict[Path, str]) -> Files:
         for label, paths in classes.items():
             if paths and not left[split][label]:
                 raise ValueError(
-                    f"No image is left of class {label!r} in split {split!r}:\n"
+                    f"All images of class {label!r} in split {split!r} are bad:\n"
                     f"{_listed({path: bad[path] for path in paths})}\n"
                     "Repair one, or remove the class's folder."
                 )

@@ -1,9 +1,9 @@
-"""IDX files, the format of MNIST and Fashion-MNIST, as folders of PNGs.
+"""Command that converts IDX files, the format of MNIST and Fashion-MNIST, to folders of PNGs.
 
     python -m prelu_jax.data.idx --images=FILE --labels=FILE --folder=DIR/train
 
-writes one split, which `prelu_jax.data.folder` imports: ``DIR/train/<label>/<index>.png``. The
-files may be compressed with gzip. Labels stay the same: classes are their numbers, 000 to 255.
+This writes one split, ``DIR/train/<label>/<index>.png``, for `prelu_jax.data.folder` to import. The
+files may be compressed with gzip. A class is named after its label, 000 to 255.
 """
 
 import gzip
@@ -25,11 +25,11 @@ _GZIP = b"\x1f\x8b"
 def read(file: Path, axes: int) -> np.ndarray:
     """Return the array of an IDX file of unsigned bytes.
 
-    The format: two zero bytes, a code of the type, the number of axes, their sizes as big-endian
+    The format is: two zero bytes, a code of the type, the number of axes, their sizes as big-endian
     32-bit integers, the values.
 
     Args:
-        file: as it is, or compressed with gzip.
+        file: an IDX file, which may be compressed with gzip.
         axes: expected number of axes; 3 for images ``[n, height, width]``, 1 for labels ``[n]``.
 
     Raises:
@@ -65,7 +65,7 @@ def read(file: Path, axes: int) -> np.ndarray:
 def write_pngs(images: Path, labels: Path, folder: Path) -> dict[str, int]:
     """Write the images of one split as ``folder/<label>/<index>.png``; return counts by class.
 
-    The folder appears when all of them are written.
+    The folder gets its name when all images are written.
 
     Raises:
         ValueError: see `read`; the files do not match; the folder exists or cannot be written.
@@ -74,13 +74,13 @@ def write_pngs(images: Path, labels: Path, folder: Path) -> dict[str, int]:
     if len(pixels) != len(classes):
         raise ValueError(
             f"{images} holds {len(pixels)} images, {labels} holds {len(classes)} labels: expected "
-            "as many. Take both from the same split."
+            "equal numbers. Take both files from the same split."
         )
     if not pixels.size:
-        raise ValueError(f"{images} holds no pixel: its shape is {pixels.shape}.")
+        raise ValueError(f"{images} holds no pixels: its shape is {pixels.shape}.")
     if folder.exists():
-        raise ValueError(f"{folder} exists already. Remove it, or choose another --folder.")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")  # hidden: no split is read from it
+        raise ValueError(f"{folder} already exists. Remove it, or choose another --folder.")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")  # hidden, so not read as a split
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         for label in np.unique(classes):

@@ -1,4 +1,4 @@
-"""The mean image of a training set and the covariance of its colours, kept with the dataset."""
+"""The mean image of a training set and the covariance of its colours, stored with the dataset."""
 
 import shlex
 import zipfile
@@ -12,13 +12,13 @@ from prelu_jax import files
 
 
 class PixelMoments(NamedTuple):
-    """What is known of pixels in 0..255, in float64.
+    """Moments of pixels in 0..255, in float64.
 
     Attributes:
-        images: how many were seen; scalar.
+        images: number of images; scalar.
         mean: the mean image ``[h, w, 3]``.
-        variance: about the mean image, averaged over places and channels; scalar.
-        covariance: of red, green and blue ``[3, 3]``, over all pixels of all images.
+        variance: variance about the mean image, averaged over positions and channels; scalar.
+        covariance: covariance of red, green and blue ``[3, 3]``, over all pixels of all images.
     """
 
     images: np.ndarray
@@ -28,13 +28,13 @@ class PixelMoments(NamedTuple):
 
 
 def measure(batches: Iterable[dict[str, np.ndarray]]) -> PixelMoments:
-    """The moments of masked batches of images, ``image`` and ``mask`` as of `eval_batches`.
+    """Return the moments of masked batches of images, as `pipeline.eval_batches` yields them.
 
-    Sums of whole numbers are exact in float64 up to 2⁵³, which is 2.7 million images of 224 pixels:
-    until then no order of summation makes a difference.
+    Sums of integers are exact in float64 up to 2⁵³, so the order of summation makes no difference
+    up to 2.7 million images of 224 pixels.
 
     Raises:
-        ValueError: no image is left by the masks.
+        ValueError: the masks leave no image.
     """
     count, total, products = 0, np.zeros(()), np.zeros((3, 3))
     for batch in batches:
@@ -44,7 +44,7 @@ def measure(batches: Iterable[dict[str, np.ndarray]]) -> PixelMoments:
         total = total + images.sum(axis=0)
         products += pixels.T @ pixels
     if not count:
-        raise ValueError("There is no image to measure: none is given, or none decodes.")
+        raise ValueError("There is no image to measure: the split is empty, or no image decodes.")
     mean = total / count
     second = products / (count * mean[..., 0].size)  # E[xxᵀ]
     colour = mean.mean(axis=(0, 1))
@@ -53,19 +53,19 @@ def measure(batches: Iterable[dict[str, np.ndarray]]) -> PixelMoments:
 
 
 def path(folder: Path, split: str, size: int, side: int) -> Path:
-    """Where the moments of a split's centre crops lie, in the folder of a prepared dataset.
+    """Return the file for the moments of a split's centre crops, in the dataset's folder.
 
     Args:
-        folder: of the dataset's version.
-        split: in TFDS's syntax.
+        folder: folder of the dataset's version.
+        split: split in TFDS's syntax.
         size: side of the crops.
-        side: shorter side of the images that they were cut from.
+        side: shorter side of the images from which they were cut.
     """
     return folder / f"pixel_moments_{split}_{size}_of_{side}.npz"
 
 
 def command(dataset: str, split: str, size: int, side: int, data_dir: str) -> str:
-    """The command that measures a split and writes `path`, for a shell."""
+    """Return the shell command that measures a split and writes the file of `path`."""
     words = ["python", "-m", "prelu_jax.data.statistics", f"--dataset={dataset}"]
     words += [f"--size={size}", f"--side={side}"]
     words += [f"--split={split}"] if split != "train" else []
@@ -74,22 +74,24 @@ def command(dataset: str, split: str, size: int, side: int, data_dir: str) -> st
 
 
 def save(file: Path, moments: PixelMoments) -> None:
-    """Writes the moments, whole or not at all; the same moments give the same bytes."""
+    """Write the moments, completely or not at all; equal moments give equal bytes."""
     with files.replacing(file) as stream:
         np.savez(stream, **moments._asdict())
 
 
 def load(file: Path, size: int) -> PixelMoments:
-    """The moments that `save` wrote, of crops ``size`` pixels wide.
+    """Return the moments that `save` wrote, of crops ``size`` pixels wide.
 
     Raises:
-        ValueError: the file is damaged, or of other crops.
+        ValueError: the file is damaged, or for another crop size.
     """
     try:
         with np.load(file) as arrays:
-            found = PixelMoments(**arrays)
-        if found.mean.shape != (size, size, 3):
-            raise ValueError(f"a mean image of shape {found.mean.shape}, not {(size, size, 3)}")
+            moments = PixelMoments(**arrays)
+        if moments.mean.shape != (size, size, 3):
+            raise ValueError(f"a mean image of shape {moments.mean.shape}, not {(size, size, 3)}")
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} cannot be read ({error}): remove it and measure anew.") from error
-    return found
+        raise ValueError(
+            f"{file} cannot be read ({error}): remove it and measure again."
+        ) from error
+    return moments

@@ -1,7 +1,7 @@
-"""From records to batches of uint8 crops: decoding and cropping on the host, read by Grain.
+"""Batches of uint8 crops from records, decoded and cropped on the host by Grain.
 
-Batch s is a pure function of (seed, s, batch size): nothing of an iterator needs saving, and a run
-that resumes at step s asks for the batches from s on.
+Batch s is a pure function of (seed, s, batch size). A checkpoint therefore holds no iterator: a run
+that resumes at step s reads the batches from s on.
 """
 
 import dataclasses
@@ -17,24 +17,24 @@ from absl import logging
 from prelu_jax.data import MAX_PIXELS, decoding, sources
 from prelu_jax.data.share import ALL, Share
 
-cv2.setNumThreads(0)  # Grain's threads decode one image each; threads inside would compete
+cv2.setNumThreads(0)  # Grain's threads decode one image each; OpenCV's would compete with them
 
 Batch = dict[str, np.ndarray]
 Window = tuple[int, int, int, int]  # top, left, height, width
-Place = Callable[[int, int], Window]  # of the height and width of an image
+Place = Callable[[int, int], Window]  # from the height and width of an image
 
 THREADS = 8
 _PREFETCHED_BATCHES = 16
 
 
-class Tally:
-    """What is odd about the images that were read: the keys of records, each once.
+class ImageIssues:
+    """Keys of the images that were left out or enlarged, each recorded once; thread-safe.
 
     Attributes:
-        skip_bad_images: whether records that do not decode are left out; else they raise.
-        max_pixels: a file with more of them in its header counts as one that does not decode.
-        left_out: those that do not decode.
-        enlarged: those that are smaller than the crop.
+        skip_bad_images: leave out records that do not decode; else they raise an error.
+        max_pixels: an image with more pixels, by its header, counts as one that does not decode.
+        left_out: keys of records that do not decode.
+        enlarged: keys of images that are smaller than the crop.
     """
 
     def __init__(self, skip_bad_images: bool = False, max_pixels: int = MAX_PIXELS) -> None:
@@ -42,38 +42,38 @@ class Tally:
         self.max_pixels = max_pixels
         self.left_out: set[str] = set()
         self.enlarged: set[str] = set()
-        self._lock = threading.Lock()  # Grain's threads read side by side
+        self._lock = threading.Lock()  # Grain reads in several threads
 
-    def empty(self) -> "Tally":
-        """Return a tally with the same settings and no keys."""
-        return Tally(self.skip_bad_images, self.max_pixels)
+    def empty(self) -> "ImageIssues":
+        """Return a new record with the same settings and no keys."""
+        return ImageIssues(self.skip_bad_images, self.max_pixels)
 
     def keys(self) -> dict[str, list[str]]:
-        """The keys of each kind, sorted."""
+        """Return the sorted keys of each kind."""
         with self._lock:
             return {"left_out": sorted(self.left_out), "enlarged": sorted(self.enlarged)}
 
     def add(self, keys: Mapping[str, Iterable[str]]) -> None:
-        """Takes over what another tally's `keys` says."""
+        """Add the keys that another record's `keys` returned."""
         with self._lock:
-            for kind, of_kind in keys.items():
-                getattr(self, kind).update(of_kind)
+            for kind, keys_of_kind in keys.items():
+                getattr(self, kind).update(keys_of_kind)
 
     def counts(self) -> dict[str, int]:
-        """How many there are of each kind that there is."""
+        """Return the number of keys of each kind that occurred."""
         kinds = {"left_out": len(self.left_out), "enlarged": len(self.enlarged)}
         return {kind: count for kind, count in kinds.items() if count}
 
     def window(
         self, record: sources.Record, side: int, place: Place, crop_size: int = 0
     ) -> np.ndarray | None:
-        """What lies at a place of the image with its shorter side at ``side``.
+        """Return the window at ``place`` of the image with its shorter side at ``side``.
 
         Returns:
             uint8 ``[h, w, 3]``; None for a record that is left out.
 
         Raises:
-            BadImageError: the record does not decode, and such records are not left out.
+            BadImageError: the record does not decode and ``skip_bad_images`` is False.
         """
         try:
             image = decoding.scaled(record, side, self.max_pixels)
@@ -91,8 +91,8 @@ class Tally:
             with self._lock:
                 if not self.enlarged:
                     logging.warning(
-                        "Record %r is %d×%d pixels, smaller than the crop of %d: it is enlarged; "
-                        "others are counted.",
+                        "Record %r is %d×%d pixels, smaller than the crop of %d: it is enlarged. "
+                        "More such images are counted without a message.",
                         *(record["key"], height, width, crop_size),
                     )
                 self.enlarged.add(record["key"])
@@ -106,7 +106,7 @@ class Crop:
     Attributes:
         size: side of the crop.
         min_side: smallest shorter side that a training image is resized to.
-        max_side: largest; 512 with ``min_side=256`` is the paper's scale jittering.
+        max_side: largest one; 512 with ``min_side=256`` is the paper's scale jittering.
     """
 
     size: int
@@ -118,9 +118,9 @@ class Crop:
             raise ValueError(f"Crop: expected 1 <= size <= min_side <= max_side, got {self}.")
 
     def random(
-        self, record: sources.Record, rng: np.random.Generator, tally: Tally
+        self, record: sources.Record, rng: np.random.Generator, issues: ImageIssues
     ) -> np.ndarray | None:
-        """A crop at a random place of the image at a random scale; None if it is left out."""
+        """Return a crop at a random place and scale; None if the record is left out."""
         side = int(rng.integers(self.min_side, self.max_side + 1))
         before = rng.bit_generator.state
 
@@ -128,15 +128,15 @@ class Crop:
             top, left = (int(rng.integers(0, n - self.size + 1)) for n in (height, width))
             return top, left, self.size, self.size
 
-        image = tally.window(record, side, somewhere, self.size)
-        if image is None:  # whether that is seen before the place is drawn or after
+        image = issues.window(record, side, somewhere, self.size)
+        if image is None:  # undo the draw of the place, which may or may not have happened
             rng.bit_generator.state = before
         return image
 
-    def centre(self, record: sources.Record, tally: Tally) -> np.ndarray | None:
-        """The crop in the middle of the image at the smallest scale; None if it is left out."""
+    def centre(self, record: sources.Record, issues: ImageIssues) -> np.ndarray | None:
+        """Return the centre crop at the smallest scale; None if the record is left out."""
         centre = functools.partial(_middle, self.size, self.size)
-        return tally.window(record, self.min_side, centre, self.size)
+        return issues.window(record, self.min_side, centre, self.size)
 
 
 def train_batches(
@@ -146,40 +146,42 @@ def train_batches(
     seed: int,
     first: int,
     stop: int,
-    tally: Tally | None = None,
+    issues: ImageIssues | None = None,
     threads: int = THREADS,
     share: Share = ALL,
 ) -> Iterator[Batch]:
-    """Batches ``first, …, stop - 1`` of an endless run through the split, shuffled every epoch.
+    """Yield batches ``first, …, stop - 1`` of an endless run, reshuffled in every epoch.
 
     Args:
-        split: where the images come from.
+        split: the source of the images.
         crop: the size of the crops and of the images.
-        batch_size: examples a batch.
-        seed: chooses the order and the crops.
-        first: the number of the first batch.
-        stop: the number after the last one.
-        tally: told what is odd. In the place of a record that is left out comes the next of the
-            split that decodes.
-        threads: that read ahead; they make no difference to what is read.
-        share: of every batch, what is read here; its count divides the batch size.
+        batch_size: examples per batch.
+        seed: determines the order and the crops.
+        first: number of the first batch.
+        stop: number after the last batch.
+        issues: records bad images and decides whether they are left out. The next record of the
+            split that decodes takes the place of one that is left out.
+        threads: number of threads that read ahead; it does not change the batches.
+        share: the part of every batch to read; its count divides the batch size.
 
     Yields:
         ``image``, uint8 ``[b, size, size, 3]``, and ``label``, int32 ``[b]``, of the share.
 
     Raises:
-        ValueError: an image does not decode and is not left out, or a label is none of the split's
-            classes; the error names the record.
+        ValueError: an image does not decode and is not left out, or a label is not a class of the
+            split; the error names the record.
     """
-    of_run = tally or Tally()
+    issues = issues or ImageIssues()
 
     def example(index: int, rng: np.random.Generator) -> sources.Record:
         for i in range(index, index + len(split)):
             record = _labelled(split, i % len(split))
-            image = crop.random(record, rng, of_run)
+            image = crop.random(record, rng, issues)
             if image is not None:
                 return {"image": image, "label": np.int32(record["label"])}
-        raise ValueError(f"None of the {len(split)} images decodes.")
+        raise ValueError(
+            f"None of the {len(split)} images decodes. Prepare the dataset again or use another."
+        )
 
     run = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat().random_map(example)
     part = batch_size // share.count
@@ -194,33 +196,31 @@ def eval_batches(
     batch_size: int,
     examples: int = 0,
     seed: int = 0,
-    tally: Tally | None = None,
+    issues: ImageIssues | None = None,
     threads: int = THREADS,
     share: Share = ALL,
 ) -> Iterator[Batch]:
-    """Every example of the split once, in centre crops; the last batch is padded.
+    """Yield every example of the split once, in centre crops; the last batch is padded.
 
     Args:
-        split: where the images come from.
+        split: the source of the images.
         crop: the size of the crops and of the images.
-        batch_size: examples a batch.
-        examples: 0 for all, else how many to draw without replacement.
-        seed: chooses the examples when not all are asked for.
-        tally: told what is odd; a record that is left out is masked.
-        threads: that read ahead; they make no difference to what is read.
-        share: of every batch, what is read here; its count divides the batch size.
+        batch_size: examples per batch.
+        examples: number of examples to draw without replacement; 0 for all.
+        seed: determines the examples if not all are read.
+        issues: records bad images and decides whether they are left out; those left out are masked.
+        threads: number of threads that read ahead; it does not change the batches.
+        share: the part of every batch to read; its count divides the batch size.
 
     Yields:
-        ``image``, ``label``, and ``mask``, float32 ``[b]``: 1 for an example, 0 for padding and for
-        what is left out; of the share.
+        ``image``, ``label``, and ``mask``, float32 ``[b]``, of the share; the mask is 1 for an
+        example, 0 for padding and for records that are left out.
 
     Raises:
         ValueError: as `train_batches`.
     """
-
-    of_run = tally or Tally()
-
-    none = {
+    issues = issues or ImageIssues()
+    padding = {
         "image": np.zeros((crop.size, crop.size, 3), np.uint8),
         "label": np.int32(0),
         "mask": np.float32(0),
@@ -232,11 +232,11 @@ def eval_batches(
     def example(i: int) -> sources.Record:
         place = share.place(i, batch_size)
         if place >= len(chosen):
-            return none
+            return padding
         record = _labelled(split, chosen[place])
-        image = crop.centre(record, of_run)
+        image = crop.centre(record, issues)
         if image is None:
-            return none
+            return padding
         return {"image": image, "label": np.int32(record["label"]), "mask": np.float32(1)}
 
     part = batch_size // share.count
@@ -245,17 +245,17 @@ def eval_batches(
 
 
 def whole_images(
-    split: sources.Split, side: int, multiple: int = 1, tally: Tally | None = None
+    split: sources.Split, side: int, multiple: int = 1, issues: ImageIssues | None = None
 ) -> Iterator[Batch]:
-    """Every example of the split once, in order, as a whole image; but for what is left out.
+    """Yield every example of the split once, in order, as a whole image.
 
     Args:
-        split: where the images come from.
+        split: the source of the images.
         side: the shorter side that images are resized to.
-        multiple: the longer side is trimmed, evenly at both ends, to ``side`` and a multiple of
-            this, so that there are fewer shapes to compile for: of images up to a times as long
-            as wide, at most ``2 · (a - 1) · side / multiple + 1``.
-        tally: told what is odd.
+        multiple: the longer side is trimmed, evenly at both ends, to ``side`` plus a multiple of
+            this number, so that there are fewer shapes to compile for: at most
+            ``2 · (a - 1) · side / multiple + 1`` if the longer side is at most a times the shorter.
+        issues: records bad images and decides whether they are left out.
 
     Yields:
         ``image``, uint8 ``[h, w, 3]``, and ``label``, int32.
@@ -263,15 +263,14 @@ def whole_images(
     Raises:
         ValueError: as `train_batches`.
     """
-
-    of_run = tally or Tally()
+    issues = issues or ImageIssues()
 
     def trimmed(*shape: int) -> Window:
         return _middle(*(side + (n - side) // multiple * multiple for n in shape), *shape)
 
     def whole(index: int) -> sources.Record | None:
         record = _labelled(split, index)
-        image = of_run.window(record, side, trimmed)
+        image = issues.window(record, side, trimmed)
         if image is None:
             return None  # Grain leaves it out
         return {"image": image, "label": np.int32(record["label"])}
@@ -280,17 +279,17 @@ def whole_images(
     yield from dataset.to_iter_dataset(_read_options(THREADS))
 
 
-def _middle(height: int, width: int, of_height: int, of_width: int) -> Window:
-    return (of_height - height) // 2, (of_width - width) // 2, height, width
+def _middle(height: int, width: int, image_height: int, image_width: int) -> Window:
+    return (image_height - height) // 2, (image_width - width) // 2, height, width
 
 
 def _labelled(split: sources.Split, index: int) -> sources.Record:
-    """The record at an index, whose label is a class: a loss of another would be no error."""
+    """Return a record after checking its label: a loss would accept any integer silently."""
     record = split[index]
     if not 0 <= record["label"] < len(split.class_names):
         raise ValueError(
             f"Record {record['key']!r} has label {record['label']}, expected one of the dataset's "
-            f"{len(split.class_names)} classes, numbered from 0. Is it a split without labels?"
+            f"{len(split.class_names)} classes, numbered from 0. Choose a split with labels."
         )
     return record
 

@@ -1,7 +1,7 @@
-"""A part of a resized image, computed from the pixels that it depends on and no others.
+"""Parts of resized images, computed only from the pixels that they depend on.
 
-The whole image resized and then cropped gives the same pixels, but for the last digit: where
-images shrink, the means of two programs, in float32, may be rounded apart at a half.
+Resizing the whole image and then cropping gives the same pixels, except for rounding: where images
+shrink, a mean in float32 close to a half may be rounded to the other side.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from scipy import sparse
 
-_NOTHING = 1e-6  # of a pixel: what rounding leaves of an overlap
+_NOTHING = 1e-6  # pixels: a smaller overlap is a rounding error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Part:
     """A part of one side of a resized image.
 
     Attributes:
-        source: pixels of the side before it is resized.
-        target: pixels after.
-        start: where the part begins, in pixels after.
-        size: how many it has.
+        source: pixels of the side before resizing.
+        target: pixels of the side after resizing.
+        start: first pixel of the part, after resizing.
+        size: pixels of the part, after resizing.
     """
 
     source: int
@@ -32,19 +32,21 @@ class Part:
 
     @property
     def end(self) -> int:
-        """How many pixels of the source, from its beginning, the part depends on, or more."""
+        """Number of source pixels, counted from the first, that suffice to compute the part."""
         scale = self.target / self.source
         end = min(self.source, math.ceil((self.start + self.size) / scale) + 1)
-        copied = scale > 1 and round(end * scale) == end  # by OpenCV, for being as long as before
+        # OpenCV copies instead of resizing if the length would stay the same.
+        copied = scale > 1 and round(end * scale) == end
         return self.source if copied else end
 
     def means(self) -> tuple[slice, sparse.csr_array]:
-        """The part, for a side that shrinks, as weighted means of pixels of the source.
+        """Return the part as weighted means of source pixels, for a side that shrinks.
 
         Each pixel is the mean of the source over the interval that it covers.
 
         Returns:
-            A slice of the source, and the weights of its pixels, float32 ``[size, slice]``.
+            A slice of the source, and the weights of its pixels, float32 ``[size, slice]``. The
+            product of the weights and the slice is the part.
         """
         step = self.source / self.target
         edges = np.arange(self.start, self.start + self.size + 1) * step
@@ -65,19 +67,19 @@ class Part:
 
 
 def window(image: np.ndarray, rows: Part, columns: Part) -> np.ndarray:
-    """A window of the resized image: means over areas where it shrinks, else linear.
+    """Return a window of the resized image: area means where it shrinks, else linear.
 
     Args:
-        image: uint8 ``[h, w, 3]``, the source, or as much of it from the top left as the parts'
-            ``end`` says.
+        image: uint8 ``[h, w, 3]``, the source, or at least its first ``rows.end`` rows and
+            ``columns.end`` columns.
         rows: the window's part of the height.
-        columns: and of the width.
+        columns: the window's part of the width.
 
     Returns:
         uint8 ``[rows.size, columns.size, 3]``.
     """
     if rows.target > rows.source or columns.target > columns.source:
-        # From the first pixel on, not the window's: there the phase is that of the whole image.
+        # Start at the image's first pixel, not the window's, to sample at the same positions.
         resized = cv2.resize(
             image[: rows.end, : columns.end],
             None,
@@ -87,14 +89,15 @@ def window(image: np.ndarray, rows: Part, columns: Part) -> np.ndarray:
         return resized[_span(rows), _span(columns)]
     if (rows.target, columns.target) == (rows.source, columns.source):
         return image[_span(rows), _span(columns)]
-    # OpenCV's INTER_AREA costs three times as much for each pixel, and has no windows.
-    of_height, down = rows.means()
-    of_width, across = columns.means()
-    x = image[of_height, of_width].astype(np.float32)
+    # OpenCV's INTER_AREA takes three times as long per pixel and cannot compute a window alone.
+    source_rows, down = rows.means()
+    source_columns, across = columns.means()
+    x = image[source_rows, source_columns].astype(np.float32)
     width = x.shape[1]
     x = (down @ x.reshape(len(x), -1)).reshape(rows.size, width, 3)
     x = across @ cv2.transpose(x).reshape(width, -1)
-    return cv2.transpose(cv2.convertScaleAbs(x.reshape(columns.size, rows.size, 3)))
+    pixels: np.ndarray = cv2.convertScaleAbs(x.reshape(columns.size, rows.size, 3))
+    return cv2.transpose(pixels)
 
 
 def _span(part: Part) -> slice:

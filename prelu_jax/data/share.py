@@ -1,11 +1,11 @@
-"""Which part of every batch a process reads."""
+"""The share of one process in every batch."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one process of several reads of every batch: the ``index``-th of ``count`` equal parts.
+    """The part of every batch that one process reads: the ``index``-th of ``count`` equal parts.
 
     The examples of a batch, their order and their crops are the same for any number of processes.
     """
@@ -14,7 +14,7 @@ class Share:
     count: int = 1
 
     def place(self, i: int, batch_size: int) -> int:
-        """Where the i-th example that the process reads lies among all, batch after batch."""
+        """Return the global position of the i-th example that this process reads."""
         part = batch_size // self.count
         batch, row = divmod(i, part)
         return batch * batch_size + self.index * part + row

@@ -1,8 +1,8 @@
-"""Where labelled images come from: the embedded digits, or any prepared TFDS dataset.
+"""Sources of labelled images: the embedded digits, or any prepared TFDS dataset.
 
-A split is a random-access sequence of records ``{'image', 'label', 'key'}``. The image is either
-encoded (JPEG, PNG, …) or already an array; `decoding.decode` turns both into RGB. TensorFlow is not
-needed: TFDS reads the array_record format without it.
+A split is a random-access sequence of records ``{'image', 'label', 'key'}``. The image is encoded
+(JPEG, PNG, …) or an array; `decoding.decode` turns both into RGB. TensorFlow is not needed, because
+TFDS reads the array_record format without it.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Split:
 
 @functools.lru_cache(maxsize=8)
 def load(dataset: str, split: str, data_dir: str = "") -> Split:
-    """The split of a dataset.
+    """Return a split of a dataset.
 
     Args:
         dataset: 'digits', or the name of a TFDS dataset prepared under ``data_dir``.
@@ -64,8 +64,8 @@ def load(dataset: str, split: str, data_dir: str = "") -> Split:
         data_dir: TFDS's folder; empty for ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
 
     Raises:
-        ValueError: no such dataset is prepared (the error says what is, and how to prepare one),
-            or it has no such split, no labelled images, or none in the split.
+        ValueError: no such dataset is prepared (the error lists those that are, and how to prepare
+            one), it has no such split or no labelled images, or the split is empty.
         ImportError: TensorFlow Datasets is not installed.
     """
     if dataset == DIGITS:
@@ -75,42 +75,43 @@ def load(dataset: str, split: str, data_dir: str = "") -> Split:
 
 
 def subset(split: Split, classes: str = "", examples_per_class: int = 0, seed: int = 0) -> Split:
-    """A view on some classes of a split, or on a few examples of each.
+    """Return a view of some classes of a split, or of a few examples of each.
 
     Args:
-        split: of any dataset; its records are read once for their labels.
-        classes: labels, '0-4' or '0,2,7' or both mixed, renumbered from 0 on as they are listed;
+        split: a split of any dataset; its records are read once for their labels.
+        classes: labels, '0-4' or '0,2,7' or both mixed, renumbered from 0 in the listed order;
             empty for all.
-        examples_per_class: how many of each class; 0 for all. More of them, of the same seed,
-            include fewer, and a class's do not depend on the other classes.
-        seed: chooses the examples.
+        examples_per_class: number of examples of each class; 0 for all. With the same seed, a
+            larger number adds examples to those of a smaller one, and the examples of one class do
+            not depend on the other classes.
+        seed: determines the examples.
 
     Raises:
-        ValueError: ``classes`` does not parse, names a class twice or one that is not there; or a
-            class has no example, or fewer than asked for.
+        ValueError: ``classes`` does not parse, or names a class twice or a missing one; or a class
+            has no examples, or fewer than ``examples_per_class``.
     """
     if not classes and not examples_per_class:
         return split
     chosen = _parse_classes(classes, len(split.class_names))
     indices = []
     for label in chosen:
-        found = np.flatnonzero(split.labels == label)
-        if len(found) < max(1, examples_per_class):
+        of_class = np.flatnonzero(split.labels == label)
+        if len(of_class) < max(1, examples_per_class):
             raise ValueError(
-                f"Class {label} ({split.class_names[label]}) has {len(found)} examples, "
-                f"{examples_per_class or 'at least 1'} asked for."
+                f"Class {label} ({split.class_names[label]}) has {len(of_class)} examples, "
+                f"expected {examples_per_class or 'at least 1'}."
             )
         if examples_per_class:
-            order = np.random.default_rng([seed, label]).permutation(found)
-            found = np.sort(order[:examples_per_class])
-        indices.append(found)
+            order = np.random.default_rng([seed, label]).permutation(of_class)
+            of_class = np.sort(order[:examples_per_class])
+        indices.append(of_class)
     renumbered = {label: new for new, label in enumerate(chosen)}
     records = _Chosen(split.records, np.sort(np.concatenate(indices)), renumbered)
     return Split(records, tuple(split.class_names[label] for label in chosen))
 
 
 def _parse_classes(classes: str, count: int) -> tuple[int, ...]:
-    """The labels that '0-4,7' lists; all of ``count`` if it is empty."""
+    """Return the labels in a list like '0-4,7'; all of ``count`` if it is empty."""
     if not classes:
         return tuple(range(count))
     labels: list[int] = []
@@ -128,7 +129,7 @@ def _parse_classes(classes: str, count: int) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Chosen(Sequence[Record]):
-    """Some records of a sequence, their labels renumbered."""
+    """Selected records of a sequence, with renumbered labels."""
 
     records: Sequence[Record]
     indices: np.ndarray
@@ -158,9 +159,9 @@ def _digits(split: str) -> Split:
 
 
 def digits_table() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's `load_digits()`: images ``[n, 8, 8]`` with values 0..16, labels ``[n]``.
+    """Return scikit-learn's `load_digits()`: images ``[n, 8, 8]`` in 0..16, labels ``[n]``.
 
-    Read without scikit-learn, which takes as long to import as JAX: a fifth of a run's start.
+    The file is read without importing scikit-learn: the import takes a fifth of a run's start.
     """
     package: Any = importlib.util.find_spec("sklearn")
     table = Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
@@ -169,7 +170,7 @@ def digits_table() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enlarge(digit: np.ndarray) -> np.ndarray:
-    """An 8×8 digit with values 0..16 as RGB uint8 ``[32, 32, 3]``."""
+    """Return an 8×8 digit with values 0..16 as RGB uint8 ``[32, 32, 3]``."""
     side = (_DIGITS_SIDE, _DIGITS_SIDE)
     grey = cv2.resize((digit * (255 / 16)).astype(np.float32), side, interpolation=cv2.INTER_CUBIC)
     grey = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
@@ -178,7 +179,7 @@ def _enlarge(digit: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _TfdsRecords(Sequence[Record]):
-    """A TFDS data source with every record's image left encoded and its key added."""
+    """A TFDS data source whose images stay encoded, with a key added to every record."""
 
     name: str
     folder: Path
@@ -199,12 +200,12 @@ class _TfdsRecords(Sequence[Record]):
     def _read(self, index: int) -> Record:
         try:
             record = dict(self.source[index])
-        except (RuntimeError, OSError) as error:  # of array_record
+        except (RuntimeError, OSError) as error:  # raised by array_record
             reason = f"{error}"
         else:
-            if record.get("label") is not None:  # past the end of a file that is cut short
+            if record.get("label") is not None:  # else after the end of a truncated file
                 return record
-            reason = "it is cut short"
+            reason = "the file is truncated"
         raise ValueError(
             f"{self.name}[{index}] cannot be read ({reason}). The dataset's files in {self.folder} "
             "are damaged: remove the folder and prepare it again."
@@ -215,7 +216,7 @@ def tfds_folder(data_dir: str) -> Path:
     """Return the folder that holds prepared datasets; see `load`.
 
     Raises:
-        ValueError: it is the address of a bucket, or would be in a home folder that is not there.
+        ValueError: it is the address of a bucket, or the user has no home folder.
     """
     if given := data_dir or os.environ.get("TFDS_DATA_DIR"):
         return files.local_path(given, "data_dir" if data_dir else "$TFDS_DATA_DIR")
@@ -224,46 +225,46 @@ def tfds_folder(data_dir: str) -> Path:
     except RuntimeError as error:  # neither $HOME nor an entry in passwd
         raise ValueError(
             "TFDS's datasets are looked for in ~/tensorflow_datasets, but this user has no home "
-            "folder. Give their folder: --config.data_dir=DIR of an experiment, --data_dir=DIR of "
-            "prelu_jax.data.*, or TFDS_DATA_DIR=DIR in the environment."
+            "folder. Give their folder: --config.data_dir=DIR for an experiment, --data_dir=DIR "
+            "for prelu_jax.data.*, or TFDS_DATA_DIR=DIR in the environment."
         ) from error
 
 
 def _prepared(folder: Path) -> dict[str, Path]:
-    """Every prepared dataset under TFDS's folder: 'name' or 'name/config' -> newest version."""
-    found: dict[str, tuple[tuple[int, ...], Path]] = {}
+    """Map every prepared dataset, 'name' or 'name/config', to its newest version's folder."""
+    newest: dict[str, tuple[tuple[int, ...], Path]] = {}
     for depth in ("*/*", "*/*/*"):
         for file in folder.glob(f"{depth}/dataset_info.json"):
             path = file.parent
             if re.fullmatch(r"\d+\.\d+\.\d+", path.name):  # else TFDS is still writing it
                 name = path.parent.relative_to(folder).as_posix()
                 version = tuple(map(int, path.name.split(".")))
-                found[name] = max(found.get(name, ((), path)), (version, path))
-    return {name: path for name, (_, path) in sorted(found.items())}
+                newest[name] = max(newest.get(name, ((), path)), (version, path))
+    return {name: path for name, (_, path) in sorted(newest.items())}
 
 
 def version_folder(dataset: str, data_dir: str = "") -> Path:
-    """The folder of a prepared TFDS dataset's newest version.
+    """Return the folder of the newest version of a prepared TFDS dataset.
 
     Raises:
-        ValueError: no such dataset is prepared (see `load`), or it is the embedded one.
+        ValueError: no such dataset is prepared (see `load`), or it is the embedded dataset.
     """
     if dataset == DIGITS:
         raise ValueError(
-            f"{DIGITS!r} is embedded, not prepared: it has no folder to keep things in."
+            f"{DIGITS!r} is the embedded dataset and has no folder; choose a prepared one."
         )
     folder = tfds_folder(data_dir)
     prepared = _prepared(folder)
-    there = f" --data_dir={data_dir}" if data_dir else ""
+    flag = f" --data_dir={data_dir}" if data_dir else ""
     try:
         names.check("dataset", dataset, (DIGITS, *prepared))
     except ValueError as error:
         raise ValueError(
             f"{error} TFDS datasets are looked for in {folder}. To prepare one: `python -m "
-            f"prelu_jax.data.folder --images=DIR --name={dataset}{there}` for a folder of images, "
+            f"prelu_jax.data.folder --images=DIR --name={dataset}{flag}` for a folder of images, "
             f"or, with TensorFlow installed, `tfds build {dataset} --file_format=array_record"
-            f"{there}`; then, if it is large, `python -m prelu_jax.data.statistics --dataset="
-            f"{dataset}{there}` for its mean image."
+            f"{flag}`; then, if it is large, `python -m prelu_jax.data.statistics --dataset="
+            f"{dataset}{flag}` for its mean image."
         ) from None
     return prepared[dataset]
 
@@ -273,7 +274,7 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(f"{NEEDS_TFDS} ({error})") from error
-    # From its files, not by its name: TFDS may know another dataset of that name.
+    # Built from its files, not by name, because TFDS may know another dataset of that name.
     builder = tfds.builder_from_directory(folder)
     features = dict(builder.info.features.items())
     if "image" not in features or not hasattr(features.get("label"), "names"):
@@ -283,10 +284,10 @@ def _tfds(dataset: str, split: str, folder: Path) -> Split:
     for part in split.split("+"):
         names.check(f"split of {dataset}", part.partition("[")[0], (*builder.info.splits, "all"))
     try:
-        # Of an empty slice TFDS makes no source; of one that ends before it begins, a broken one.
+        # TFDS makes no source of an empty slice, and a broken one if its end precedes its start.
         if builder.info.splits[split].num_examples < 1:
             raise ValueError(
-                "it holds no image. Ask for another part of it, or prepare the dataset again."
+                "it holds no image. Choose another part of it, or prepare the dataset again."
             )
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:  # another file format

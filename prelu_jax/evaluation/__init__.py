@@ -1,8 +1,8 @@
-"""Tests of a network: centre crops, ten views, and dense windows at several scales.
+"""Evaluation of networks: centre crops, ten views, and dense windows at several scales.
 
-`eval_step` and `evaluate` count a run's errors on centre crops. The tests of the papers' tables
-keep each example's softmax scores instead, which average over scales and models (He et al. 2015,
-§3, Tables 4 to 7)::
+`eval_step` and `evaluate` count a run's errors on centre crops. For the papers' tables, the scores
+of every example are computed instead and averaged over scales and models (He et al. 2015, §3,
+Tables 4 to 7)::
 
     dense = parallel.over_batch(functools.partial(evaluation.dense_step, axis_name=AXIS))
     step = lambda batch: dense(state, parallel.split(batch))

@@ -14,12 +14,12 @@ Sums = dict[str, jax.Array]
 
 
 def eval_step(state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None) -> Sums:
-    """Sums over the batch's real examples, the same on every device.
+    """Return sums over the batch's real examples, the same on every device.
 
     Args:
         state: a `training.state.TrainState`, or a `training.finished.Network`.
         batch: ``image``, ``label`` and ``mask`` (1 for an example, 0 for padding).
-        axis_name: the mapped axis that other devices' parts lie along; None for one device.
+        axis_name: the mapped axis over which devices share the batch; None for one device.
 
     Returns:
         'loss' (float32), 'errors' and 'count' (int32).
@@ -40,10 +40,10 @@ def eval_step(state: Any, batch: dict[str, jax.Array], *, axis_name: str | None 
 def evaluate(
     step: Callable[[dict[str, np.ndarray]], Sums], batches: Iterable[dict[str, np.ndarray]]
 ) -> dict[str, float]:
-    """Mean loss and error over all real examples of the batches.
+    """Return the mean loss and error over all real examples of the batches.
 
     Args:
-        step: sums of one batch, as `eval_step` returns them.
+        step: function from a batch to its sums, as `eval_step` returns them.
         batches: padded, masked batches (`data.pipeline.eval_batches`).
 
     Returns:
@@ -56,10 +56,12 @@ def evaluate(
 
 
 def mean(sums: Sequence[Sums]) -> dict[str, float]:
-    """As `evaluate`, of the sums of all batches."""
+    """Average per-batch sums into the metrics that `evaluate` returns."""
     count = sum(int(s["count"]) for s in sums)
     if not count:
-        raise ValueError("There is no example to evaluate: none is given, or none decodes.")
+        raise ValueError(
+            "There is no example to evaluate: the split is empty, or no image decodes."
+        )
     return {
         "test_loss": sum(float(s["loss"]) for s in sums) / count,
         "test_error": sum(int(s["errors"]) for s in sums) / count,

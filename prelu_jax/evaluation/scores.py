@@ -1,4 +1,4 @@
-"""Scores of every example of a split: made, averaged over scales and models, counted as errors."""
+"""Scores of every example of a split: computation, averages over models, top-k errors."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -13,23 +13,24 @@ Batch = dict[str, np.ndarray]
 def predict(
     step: Callable[[Batch], jax.Array], images: Iterable[Batch], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of every example, in the order of the examples.
+    """Return the scores of every example, in the order of the examples.
 
-    Images of one shape share a batch, and each shape compiles once. Padding them to one shape
-    would put borders into windows of the dense test. What a shape lacks to its last batch is
-    filled with an example that does not count.
+    Images of one shape share a batch, and each shape compiles once. (Padding all images to one
+    shape would put borders into the windows of the dense test.) The last batch of a shape is filled
+    with copies whose scores are discarded.
 
     Args:
-        step: scores of a batch of equal shapes, ``[batch_size, classes]``: `dense_step` or
-            `ten_view_step` with their state.
+        step: function from a batch of images of one shape to scores ``[batch_size, classes]``:
+            `dense_step` or `ten_view_step` with their state.
         images: single examples, ``image`` and ``label`` (`data.pipeline.whole_images`).
-        batch_size: examples a batch. Up to ``batch_size - 1`` images of every shape wait for more.
+        batch_size: examples per batch. Up to ``batch_size - 1`` images of every shape are held
+            until their batch is full.
 
     Returns:
         Scores ``[n, classes]`` and labels ``[n]``.
 
     Raises:
-        ValueError: there is no example.
+        ValueError: ``images`` is empty.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
     scores: dict[int, np.ndarray] = {}
@@ -37,8 +38,8 @@ def predict(
 
     def finish(group: list[tuple[int, np.ndarray]]) -> None:
         filled = group + group[:1] * (batch_size - len(group))
-        found = np.asarray(step({"image": np.stack([image for _, image in filled])}))
-        scores.update({place: found[row] for row, (place, _) in enumerate(group)})
+        rows = np.asarray(step({"image": np.stack([image for _, image in filled])}))
+        scores.update({place: rows[i] for i, (place, _) in enumerate(group)})
 
     for place, example in enumerate(images):
         labels.append(example["label"])
@@ -54,31 +55,32 @@ def predict(
 
 
 def average(scores: Mapping[Any, np.ndarray]) -> np.ndarray:
-    """The mean of several models' or scales' softmax scores of the same examples (Table 7).
+    """Return the mean softmax scores of several models or scales on the same examples (Table 7).
 
     Args:
         scores: ``[n, classes]`` by name of the model or by scale.
 
     Raises:
-        ValueError: there is none, or two differ in their examples or classes.
+        ValueError: there are no scores, or two differ in their examples or classes.
     """
     if not scores:
         raise ValueError("average: no scores are given, expected those of at least one model.")
     (first, expected), *others = ((name, np.shape(s)) for name, s in scores.items())
     for name, shape in others:
-        for axis, what in enumerate(("examples", "classes")):
+        for axis, counted in enumerate(("examples", "classes")):
             if shape[axis] != expected[axis]:
                 raise ValueError(
-                    f"average: '{name}' scores {shape[axis]} {what}, '{first}' {expected[axis]}; "
-                    "expected the same of all."
+                    f"average: '{name}' scores {shape[axis]} {counted}, '{first}' "
+                    f"{expected[axis]}; expected equal numbers."
                 )
-    return np.mean(list(scores.values()), axis=0)
+    mean: np.ndarray = np.mean(list(scores.values()), axis=0)
+    return mean
 
 
 def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """The fraction of examples whose label is not among the k highest scores.
+    """Return the fraction of examples whose label is not among the k highest scores.
 
-    Of equal scores the first class counts as the highest, as in ``argmax``.
+    Among equal scores the first class ranks highest, as in ``argmax``.
 
     Args:
         scores: ``[n, classes]``.
@@ -94,10 +96,10 @@ def top_error(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if broken.size:
         raise ValueError(
-            f"top_error: scores of {broken.size} examples are not finite, first of example "
+            f"top_error: the scores of {broken.size} examples are not finite, the first is example "
             f"{broken[0]}; the model diverged or computes in too narrow a type."
         )
     label = labels[:, None]
     own = np.take_along_axis(scores, label, axis=1)
     ahead = (scores > own) | ((scores == own) & (np.arange(classes) < label))
-    return int((ahead.sum(axis=1) >= k).sum()) / n
+    return float(np.count_nonzero(ahead.sum(axis=1) >= k) / n)

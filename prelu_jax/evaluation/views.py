@@ -1,4 +1,4 @@
-"""Tests that look at an image in many places: ten crops, or every window of the last map."""
+"""Scores averaged over many views of an image: ten crops, or all windows of the last map."""
 
 import dataclasses
 import itertools
@@ -14,17 +14,17 @@ from prelu_jax.arch import MaxPool, SpatialPyramid
 from prelu_jax.data import augment
 from prelu_jax.models import RectifierNet
 
-# Shorter sides of Table 4. The paper does not say which scales its "multi-scale" combines.
+# Shorter sides of Table 4. The paper does not list the scales that its "multi-scale" combines.
 SCALES = (256, 384, 480)
 
 
 def dense_scores(model: RectifierNet, params: Any, images_bhwc: jax.Array) -> jax.Array:
-    """Softmax scores, averaged over every window of the last feature map (He et al. 2015, §3).
+    """Return softmax scores, averaged over every window of the last map (He et al. 2015, §3).
 
-    The convolutions run once over whole images. A window is what a crop of ``arch.image_size``
-    leaves on the last map, 14×14 for models A to C; each is pooled by the pyramid and classified.
-    A window sees the image go on where a crop of its own would see padding, so that the scores of
-    the two differ wherever the convolutions pad.
+    The convolutions run once over whole images. A window of the last map has the size of the last
+    map of a crop of ``arch.image_size``, 14×14 for models A to C. Each window is pooled by the
+    pyramid and classified. Beyond a window's border is more image, where a separate crop would have
+    padding, so the scores of the two differ if the convolutions pad.
 
     Args:
         model: a network with a spatial pyramid between its convolutions and its classifier.
@@ -50,9 +50,9 @@ def dense_scores(model: RectifierNet, params: Any, images_bhwc: jax.Array) -> ja
 
 
 def _parts(model: RectifierNet) -> tuple[RectifierNet, SpatialPyramid, RectifierNet]:
-    """The network before the pyramid, the pyramid, and the network behind it.
+    """Return the network before the pyramid, the pyramid, and the network after it.
 
-    Parameters are named after layers, so that both parts read those of the whole.
+    Parameters are named after layers, so both parts can read the parameters of the whole.
     """
     layers = model.arch.layers
     pyramids = [layer for layer in layers if isinstance(layer, SpatialPyramid)]
@@ -62,17 +62,17 @@ def _parts(model: RectifierNet) -> tuple[RectifierNet, SpatialPyramid, Rectifier
             "test it with ten_view_step."
         )
     at = layers.index(pyramids[0])
-    before, behind = (
+    before, after = (
         model.clone(arch=dataclasses.replace(model.arch, layers=part))
         for part in (layers[:at], layers[at + 1 :])
     )
-    return before, pyramids[0], behind
+    return before, pyramids[0], after
 
 
 def crop_scores(model: RectifierNet, params: Any, images_bhwc: jax.Array) -> jax.Array:
-    """Softmax scores, averaged over the windows of `dense_scores`, each a crop of its own.
+    """Return softmax scores averaged over the windows of `dense_scores`, each as its own crop.
 
-    What sets the two apart is padding: a crop has it where a window sees the image go on.
+    The difference is padding: a crop is padded where a window is followed by more image.
 
     Args:
         model, params, images_bhwc: as `dense_scores`.
@@ -96,17 +96,18 @@ def crop_scores(model: RectifierNet, params: Any, images_bhwc: jax.Array) -> jax
     def score(place: jax.Array) -> jax.Array:
         starts = (0, place[0], place[1], 0)
         crops = jax.lax.dynamic_slice(images_bhwc, starts, (len(images_bhwc), size, size, 3))
-        scores: Any = model.apply({"params": params}, crops)
-        return jax.nn.softmax(scores)
+        logits: Any = model.apply({"params": params}, crops)
+        return jax.nn.softmax(logits)
 
-    return jax.lax.map(score, jnp.array([*places])).mean(axis=0)
+    scores: jax.Array = jax.lax.map(score, jnp.array([*places]))
+    return scores.mean(axis=0)
 
 
 def _checked_size(model: RectifierNet, images_bhwc: jax.Array) -> int:
-    """Return the size of the network's images.
+    """Return the side of the network's images, after a check that the given ones are as large.
 
     Raises:
-        ValueError: these are smaller.
+        ValueError: the images are smaller.
     """
     size = model.arch.image_size
     h, w = images_bhwc.shape[1:3]
@@ -121,16 +122,16 @@ def _checked_size(model: RectifierNet, images_bhwc: jax.Array) -> int:
 def dense_step(
     state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
 ) -> jax.Array:
-    """`dense_scores` of every image and of its mirror image, averaged.
+    """Return `dense_scores` averaged over every image and its mirror image.
 
     Args:
         state: a `training.state.TrainState`, or a `training.finished.Network`.
         batch: ``image``: whole images of one shape, uint8 ``[b, h, w, 3]``.
-        axis_name: the mapped axis that other devices' parts lie along; None for one device.
-        mirror: False for networks that were trained without: a mirrored digit is another sign.
+        axis_name: the mapped axis over which devices share the batch; None for one device.
+        mirror: False for networks that were trained without mirror images, e.g. on digits.
 
     Returns:
-        float32 ``[b, classes]``, of all devices' images in order.
+        float32 ``[b, classes]``, for the images of all devices in order.
 
     Raises:
         ValueError: as `dense_scores`.
@@ -141,7 +142,7 @@ def dense_step(
 def crops_step(
     state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
 ) -> jax.Array:
-    """`crop_scores` of every image and of its mirror image, averaged; all else as `dense_step`."""
+    """Return `crop_scores` averaged over images and mirror images; otherwise as `dense_step`."""
     return _of_whole_images(crop_scores, state, batch, axis_name, mirror)
 
 
@@ -159,10 +160,11 @@ def _of_whole_images(
 
 
 def _resized(pixels: augment.PixelStatistics, shape: tuple[int, ...]) -> augment.PixelStatistics:
-    """The mean image of crops, stretched over a whole image.
+    """Return the statistics with the mean image of crops stretched over a whole image.
 
-    The paper does not say what it subtracts from images that are larger than crops. SPP-net warps
-    the mean image (He et al. 2014); an image of the crop's size then meets the mean of training.
+    The paper does not define the mean that it subtracts from images larger than crops. SPP-net
+    warps the mean image (He et al. 2014), as here. For an image of the crop's size this is the mean
+    image of training.
     """
     return pixels._replace(mean=jax.image.resize(pixels.mean, shape, "linear"))
 
@@ -170,13 +172,13 @@ def _resized(pixels: augment.PixelStatistics, shape: tuple[int, ...]) -> augment
 def ten_view_step(
     state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
 ) -> jax.Array:
-    """Softmax scores of the four corners, the centre and their mirror images, averaged.
+    """Return softmax scores averaged over four corners, the centre and their mirror images.
 
     Args:
-        state, batch, axis_name, mirror: as `dense_step`; without mirror images, views are five.
+        state, batch, axis_name, mirror: as `dense_step`; without mirror images, five views.
 
     Returns:
-        float32 ``[b, classes]``, of all devices' images in order.
+        float32 ``[b, classes]``, for the images of all devices in order.
 
     Raises:
         ValueError: the images are smaller than a crop.
@@ -189,7 +191,7 @@ def ten_view_step(
 
 
 def _five_crops(images_bhwc: jax.Array, size: int) -> jax.Array:
-    """Corners and centre, crop by crop: ``[b, h, w, c] -> [5 · b, size, size, c]``."""
+    """Cut corners and centre, crop by crop: ``[b, h, w, c] -> [5 · b, size, size, c]``."""
     h, w = images_bhwc.shape[1:3]
     if min(h, w) < size:
         raise ValueError(f"ten_view_step: images are {h}×{w}, smaller than a {size}×{size} crop.")
@@ -205,7 +207,7 @@ def _mirrored_too(x_bhwc: jax.Array) -> jax.Array:
 
 
 def _mean_of_views(scores: jax.Array, images: int) -> jax.Array:
-    """``[views · images, classes] -> [images, classes]``."""
+    """Average over views: ``[views · images, classes] -> [images, classes]``."""
     return scores.reshape(-1, images, scores.shape[-1]).mean(axis=0)
 
 

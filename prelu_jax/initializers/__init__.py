@@ -1,8 +1,8 @@
 """Weight initialisers with the papers' own definitions.
 
 Every factory returns a callable ``(key, shape, dtype) -> array`` that Flax, Haiku and plain JAX
-accept. Names say exactly what is drawn: ``normal`` is a true Gaussian (JAX's own ``he_normal`` and
-``glorot_normal`` are truncated at two standard deviations), in half precision too (JAX draws
+accept. Names are exact: ``normal`` is a true Gaussian (JAX's own ``he_normal`` and
+``glorot_normal`` are truncated at two standard deviations), also in half precision (JAX draws
 bfloat16 weights from 7 bits of uniform noise; here they are drawn in float32 and rounded).
 
 Three initialisers are called Xavier in the literature, and a fourth in JAX:
@@ -16,10 +16,10 @@ He et al. 2015, Fig. 2 and 3  ``he2015_xavier()``, Gaussian              1 / fan
 `jax.nn.initializers`         ``xavier('fan_avg', 'truncated_normal')``  2 / (fan_in + fan_out)
 ============================  =========================================  ======================
 
-Kaiming, He and Caffe's ``msra`` are the same rule: ``he_normal()`` is ``caffe_msra()`` but for
+Kaiming, He and Caffe's ``msra`` are the same rule: ``he_normal()`` is ``caffe_msra()`` except for
 groups. ``kaiming_*`` are other names of ``he_*``, ``glorot_*`` of ``xavier_*`` and ``msra`` of
 ``caffe_msra``. `torch.nn.init` agrees in variance with ``he_*`` and ``xavier_*`` for dense and
-plain convolutional kernels; it departs for groups (fan_out counts all of them) and for transposed
+plain convolutional kernels. It differs for groups (fan_out counts all of them) and for transposed
 convolutions (its fans are swapped).
 """
 

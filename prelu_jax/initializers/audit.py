@@ -1,4 +1,4 @@
-"""An audit of a model's parameters: their roles, their rules, and mistakes in them."""
+"""Audit of a model's parameters: their roles, their rules, and mistakes in them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -38,41 +38,40 @@ def table(
         print(pj.initializers.table(model, variables, batch))
         pj.initializers.table(model, variables, batch).assert_as_declared()
 
-    The variables are meant to be freshly drawn: training moves weights away from their rule, which
-    is a finding too.
+    The variables should be freshly drawn: training moves weights away from their rule, which would
+    be reported, too.
 
     Args:
         model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox
             module, or a function ``f(variables, *inputs)``.
-        *variables_and_inputs: the model's variables, arrays or `jax.ShapeDtypeStruct`, then the
-            positional arguments that it is called with, arrays or shapes. For models that hold
-            their variables the arguments alone, or None before them. Without arguments roles and
-            fans are guessed from names and shapes, ``[*window, in_features, out_features]``, and
-            no rules are known.
-        declared: the rules that parameters are meant to be drawn by, for models that keep none:
-            from a regular expression for whole paths to an initialiser, taken as called with the
-            parameter's whole shape: for kernels stacked by `jax.vmap` give it ``batch_axis=0``.
-            Only Linen layers keep theirs.
-        decays: which parameters weight decay is for: a mask as `optax.masked` takes it, a pytree of
-            bools like the parameters, or a function from these to one.
-        values: the parameters' numbers where the variables are abstract: a function from a path to
-            an array, or pairs of both. One array at a time is asked for and held.
-        **call_kwargs: keywords of the model's call.
+        *variables_and_inputs: the model's variables, then the positional arguments of its call;
+            arrays or `jax.ShapeDtypeStruct`. For models that hold their variables, the arguments
+            alone, or None before them. Without arguments, roles and fans are guessed from names and
+            shapes, ``[*window, in_features, out_features]``, and no rules are known.
+        declared: the intended rules, for models other than Linen's, which do not store theirs: a
+            dict from a regular expression for whole paths to an initialiser. The initialiser counts
+            as called with the parameter's whole shape, so give it ``batch_axis=0`` for kernels
+            stacked by `jax.vmap`.
+        decays: the mask of the weight decay, as for `optax.masked`: a pytree of bools like the
+            parameters, or a function from the parameters to one.
+        values: the parameters' numbers if the variables are abstract: a function from a path to an
+            array, or pairs of both. Only one array at a time is requested and held.
+        **call_kwargs: keyword arguments of the model's call.
 
     Returns:
         A row for every parameter, and the findings.
 
     Raises:
-        TypeError: the model is none of these.
-        ValueError: the variables hold no parameters or are another model's; a name in ``declared``
-            or ``values`` is no parameter's, or an array there has another shape; the mask has
-            another structure.
+        TypeError: the model is of no supported kind.
+        ValueError: the variables hold no parameters or belong to another model; a name in
+            ``declared`` or ``values`` is not a parameter's path, or an array there has another
+            shape; the mask has another structure.
     """
     own = models.holds_variables(model)
     first, *inputs = variables_and_inputs or (None,)
     if own and first is not None:
         first, inputs = None, list(variables_and_inputs)
-    variables = parameters.of_linen(first) if isinstance(model, nn.Module) else first
+    variables = parameters.unboxed(first) if isinstance(model, nn.Module) else first
     if isinstance(model, nn.Module) and not _holds_params(variables):
         raise ValueError(
             "table: the variables hold no parameters; expected what model.init returns, before the "
@@ -88,14 +87,14 @@ def table(
     else:
         described = parameters.guess(leaves, _layouts(model))
     rules |= by_user(declared or {}, described)
-    audited, found = _audited(described, rules, _numbers(leaves, values))
-    found += comparisons.of_depth(list(audited.values()))
+    audited, mistakes = _audited(described, rules, _numbers(leaves, values))
+    mistakes += comparisons.depth_scaling(list(audited.values()))
     if decays is not None:
-        found += findings.of_decay(described, _mask(model, function, state, decays))
+        mistakes += findings.wrong_decay(described, _mask(model, function, state, decays))
     result = Table(
-        _row(each, rules.get(name), audited.get(name)) for name, each in described.items()
+        _row(parameter, rules.get(name), audited.get(name)) for name, parameter in described.items()
     )
-    result.findings = tuple(found)
+    result.findings = tuple(mistakes)
     return result
 
 
@@ -119,7 +118,7 @@ def _layouts(model: Any) -> dict[str, Layout]:
 
 
 def _numbers(leaves: Mapping[str, Any], values: Values | None) -> Iterator[tuple[str, Any]]:
-    """Yield the parameters with their numbers, one at a time."""
+    """Yield the parameters' paths and numbers, one at a time."""
     if values is None:
         held = [name for name, leaf in leaves.items() if not isinstance(leaf, _ABSTRACT)]
         yield from ((name, leaves[name]) for name in held)
@@ -136,7 +135,7 @@ def _numbers(leaves: Mapping[str, Any], values: Values | None) -> Iterator[tuple
     for name, array in pairs:
         if name not in leaves:
             raise ValueError(
-                f"table: values hold {name!r}, which is no parameter's path; expected some of "
+                f"table: values hold {name!r}, which is not a parameter's path; expected some of "
                 f"{', '.join(leaves)}."
             )
         if tuple(np.shape(array)) != tuple(leaves[name].shape):
@@ -150,7 +149,7 @@ def _numbers(leaves: Mapping[str, Any], values: Values | None) -> Iterator[tuple
         raise ValueError(f"table: values lack {', '.join(missing)}; expected every parameter.")
 
 
-_ABSTRACT = jax.ShapeDtypeStruct | jax.core.Tracer
+_ABSTRACT = (jax.ShapeDtypeStruct, jax.core.Tracer)
 
 
 def _audited(
@@ -158,25 +157,25 @@ def _audited(
     rules: Mapping[str, Declared],
     numbers: Iterable[tuple[str, Any]],
 ) -> tuple[dict[str, Audited], list[Finding]]:
-    """Return every parameter with its statistics, and the findings of each by itself."""
-    depth = sum(each.stacked for each in described.values() if each.branch == "last")
-    has_slopes = any(each.role == "slope" for each in described.values())
+    """Return every parameter with its statistics, and the findings about single parameters."""
+    depth = sum(p.stacked for p in described.values() if p.branch == "last")
+    has_slopes = any(p.role == "slope" for p in described.values())
     draws = comparisons.Draws()
     audited: dict[str, Audited] = {}
-    found: list[Finding] = []
+    mistakes: list[Finding] = []
     for name, leaf in numbers:
         parameter = described[name]
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or not leaf.size:
-            found += findings.of_type(parameter, str(leaf.dtype)) if leaf.size else ()
+            mistakes += findings.wrong_type(parameter, str(leaf.dtype)) if leaf.size else ()
             continue
         array = np.asarray(leaf)
-        measured = statistics.of(array)
+        measured = statistics.measure(array)
         fitted = _fit(array, measured, parameter, depth, has_slopes)
         audited[name] = Audited(parameter, rules.get(name), measured, fitted)
-        found += findings.of_one(audited[name], array)
+        mistakes += findings.about_one(audited[name], array)
         if not measured.nonfinite:
-            found += draws.add(parameter, array)
-    return audited, found
+            mistakes += draws.add(parameter, array)
+    return audited, mistakes
 
 
 def _fit(
@@ -190,19 +189,19 @@ def _fit(
         gain = fit.orthogonal(array, parameter.out_axes, parameter.stack_axes)
         if gain is not None:
             return Fit(f"orthogonal, gain {gain:.4g}", 1.0)
-    return fit.of(measured, candidates.of(parameter, depth, has_slopes))
+    return fit.best(measured, candidates.possible(parameter, depth, has_slopes))
 
 
 def _mask(model: Any, function: models.Model, state: Any, decays: Any) -> dict[str, bool]:
     """Return which parameters decay, by path.
 
-    A mask may be a prefix of the parameters, as `optax.masked` takes it.
+    A mask may be a prefix of the parameters' tree, as for `optax.masked`.
     """
     flags = jax.tree.leaves(decays)
     if not flags or not all(isinstance(flag, bool | np.bool_) for flag in flags):
         if not callable(decays):
             kinds = ", ".join(sorted({type(flag).__name__ for flag in flags})) or "nothing"
-            raise ValueError(f"table: the mask of decays holds {kinds}, expected bools.")
+            raise ValueError(f"table: the mask in decays holds {kinds}, expected bools.")
         return _mask(model, function, state, decays(_tree(model, function, state)))
     paths = jax.tree_util.tree_leaves_with_path(decays)
     given = {
@@ -210,16 +209,16 @@ def _mask(model: Any, function: models.Model, state: Any, decays: Any) -> dict[s
         for path, flag in paths
     }
     names = list(function.parameters(state))
-    found = {name: flag for name in names for prefix, flag in given.items() if _under(name, prefix)}
+    mask = {name: flag for name in names for prefix, flag in given.items() if _under(name, prefix)}
     strange = [prefix for prefix in given if not any(_under(name, prefix) for name in names)]
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in mask]
     if strange or missing:
-        what = f"names {', '.join(strange)}" if strange else f"lacks {', '.join(missing)}"
+        difference = f"names {', '.join(strange)}" if strange else f"lacks {', '.join(missing)}"
         raise ValueError(
-            f"table: the mask of decays has another structure than the parameters: it {what}; "
-            f"expected a bool for each of {', '.join(names)}."
+            "table: the mask in decays has another structure than the parameters: it "
+            f"{difference}; expected a bool for each of {', '.join(names)}."
         )
-    return found
+    return mask
 
 
 def _under(name: str, prefix: str) -> bool:
@@ -227,7 +226,7 @@ def _under(name: str, prefix: str) -> bool:
 
 
 def _tree(model: Any, function: models.Model, state: Any) -> Any:
-    """Return the parameters in the form that an optimiser gets them in."""
+    """Return the parameters in the form that an optimiser receives."""
     if isinstance(model, nnx.Module):
         return nnx.state(model, nnx.Param)
     if isinstance(function, models.Linen):
@@ -238,7 +237,7 @@ def _tree(model: Any, function: models.Model, state: Any) -> Any:
 
 
 def _row(parameter: Parameter, rule: Declared | None, audited: Audited | None) -> Row:
-    found, fitted = (audited.found, audited.fit) if audited else (None, None)
+    measured, fitted = (audited.measured, audited.fit) if audited else (None, None)
     return Row(
         parameter=parameter.name,
         shape=parameter.shape,
@@ -247,9 +246,9 @@ def _row(parameter: Parameter, rule: Declared | None, audited: Audited | None) -
         fan_in=parameter.fan_in,
         fan_out=parameter.fan_out,
         std=rule.std if rule else None,
-        measured_std=found.std if found else None,
-        mean=found.mean if found else None,
-        largest=found.largest / found.std if found and found.std else None,
+        measured_std=measured.std if measured else None,
+        mean=measured.mean if measured else None,
+        largest=measured.largest / measured.std if measured and measured.std else None,
         fits=str(fitted) if fitted else None,
         confidence=fitted.confidence if fitted and fitted.decided else None,
     )

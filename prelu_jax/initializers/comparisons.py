@@ -1,4 +1,4 @@
-"""Mistakes that show between parameters: the same draw twice, kernels scaled against the others."""
+"""Mistakes that show in a comparison of parameters: repeated draws, unequal depth scaling."""
 
 import dataclasses
 import math
@@ -12,27 +12,27 @@ from prelu_jax.initializers import candidates, statistics
 from prelu_jax.initializers.findings import KERNELS, SIGMAS, Audited, Finding
 from prelu_jax.initializers.parameters import Parameter
 
-_LIKE = 0.1  # of the logarithm of a variance: kernels of one rule
-_DEEP = 3  # kernels that write to a residual stream, for a scale with depth
-_SIZED = 256  # weights of a kernel whose scale is compared with others'
+_LIKE = 0.1  # difference of log variances up to which kernels follow one rule
+_DEEP = 3  # fewest kernels that write to a residual stream, for a scale with depth
+_SIZED = 256  # fewest weights of a kernel whose scale is compared
 
 
 @dataclasses.dataclass
 class Draws:
-    """The orders of the draws before, by which the same draw is found again."""
+    """The draws seen so far, by the order of their numbers, to find a draw that repeats."""
 
     seen: dict[statistics.Order, tuple[str, NDArray[Any]]] = dataclasses.field(default_factory=dict)
 
     def add(self, parameter: Parameter, array: NDArray[Any]) -> Iterator[Finding]:
-        """Yield the parts of a parameter that are the same draw as one before."""
+        """Yield findings about parts of a parameter that repeat an earlier draw."""
         if parameter.role not in KERNELS:
             return
         repeated = False
         for axis in range(array.ndim if array.ndim > 1 else 0):
-            found = list(_repeated(parameter.name, array, axis))
-            repeated = repeated or bool(found)
-            yield from found
-            if found:
+            repeats = list(_repeated(parameter.name, array, axis))
+            repeated = repeated or bool(repeats)
+            yield from repeats
+            if repeats:
                 break
         order = statistics.order(array)
         if order is None:
@@ -46,14 +46,15 @@ class Draws:
         self.seen.setdefault(order, (parameter.name, head))
 
 
-def _same_draw(name: str, what: str, array: NDArray[Any], other: NDArray[Any]) -> Finding:
+def _same_draw(name: str, related: str, array: NDArray[Any], other: NDArray[Any]) -> Finding:
     count = min(array.size, other.size)
-    figures = f"its first {count} numbers are {what}" if array.size > count else f"it is {what}"
-    return Finding(name, "same draw", figures, "Split the key, or ignore a copy that is meant")
+    subject = f"its first {count} numbers are" if array.size > count else "it is"
+    advice = "Split the key, or ignore a copy that is intended"
+    return Finding(name, "same draw", f"{subject} {related}", advice)
 
 
 def _repeated(name: str, array: NDArray[Any], axis: int) -> Iterator[Finding]:
-    """Yield the slices along an axis that are the same draw as one before."""
+    """Yield a finding if slices along an axis repeat the draw of an earlier slice."""
     front = np.moveaxis(array, axis, 0)
     size = math.prod(front.shape[1:])
     if size < statistics.RANKED or len(front) < 2:
@@ -75,82 +76,81 @@ def _repeated(name: str, array: NDArray[Any], axis: int) -> Iterator[Finding]:
         i, j, related = same[0]
         more = f", and {len(same) - 1} more such slices" if len(same) > 1 else ""
         what = f"along axis {axis} slice {i} is {related} to slice {j}{more}"
-        yield Finding(name, "same draw", what, "Split the key, or ignore copies that are meant")
+        yield Finding(name, "same draw", what, "Split the key, or ignore copies that are intended")
 
 
-def of_depth(every: Sequence[Audited]) -> Iterator[Finding]:
-    """Yield kernels scaled with depth against the rule of the others.
+def depth_scaling(parameters: Sequence[Audited]) -> Iterator[Finding]:
+    """Yield kernels that break the rule for scaling with depth that the others keep.
 
-    Those that write to a residual stream are scaled by the square root of their number, all or none
-    (Radford et al. 2019); others are not.
+    Either all or none of the kernels that write to a residual stream are divided by the square root
+    of their number (Radford et al. 2019); other kernels are not.
     """
-    kernels = [
-        each
-        for each in every
-        if each.parameter.role == "kernel"
-        and each.parameter.fan_in
-        and not each.found.is_constant
-        and not each.found.nonfinite
-        and each.found.size >= _SIZED
-    ]
-    writers = [each for each in kernels if each.parameter.branch == "last"]
-    others = [each for each in kernels if each.parameter.branch == "inside"]
-    depth = sum(each.parameter.stacked for each in writers)
+    kernels = [audited for audited in parameters if _is_compared(audited)]
+    writers = [kernel for kernel in kernels if kernel.parameter.branch == "last"]
+    others = [kernel.parameter.name for kernel in kernels if kernel.parameter.branch == "inside"]
+    depth = sum(kernel.parameter.stacked for kernel in writers)
     if depth < _DEEP or not others:
         return
     expected = _rule_of_most(kernels)
-    divisors = {each.parameter.name: _divisor(each, expected(each), depth) for each in kernels}
+    divisors = {k.parameter.name: _divisor(k, expected(k), depth) for k in kernels}
     scaled = {name: n for name, n in divisors.items() if n and n > 1}
-    if len({scaled[w.parameter.name] for w in writers if w.parameter.name in scaled}) > 1:
+    scaled_writers = [k.parameter.name for k in writers if k.parameter.name in scaled]
+    if len({scaled[name] for name in scaled_writers}) > 1:
         return  # each by its own depth
-    left = [each.parameter.name for each in writers if divisors[each.parameter.name] == 1]
-    found = [each.parameter.name for each in writers if each.parameter.name in scaled]
+    unscaled_writers = [k.parameter.name for k in writers if divisors[k.parameter.name] == 1]
     advice = "Scale all kernels that write to the stream, or none, and no others"
-    for each in others:
-        name = each.parameter.name
+    for name in others:
         if name in scaled:
             what = (
                 f"its std is 1/√{scaled[name]} of that by the rule of the other kernels, as if "
-                "scaled with depth, and no residual sum adds its output"
+                "scaled with depth, but no residual sum adds its output"
             )
-            what += f"; {', '.join(left[:3])} write to the stream, not scaled" if left else ""
+            if unscaled_writers:
+                what += f"; {', '.join(unscaled_writers[:3])} write to the stream, not scaled"
             yield Finding(name, "depth scaling", what, advice)
-    for name in left if found else ():
+    for name in unscaled_writers if scaled_writers else ():
         what = (
-            f"it writes to the residual stream, not scaled by 1/√{scaled[found[0]]} as "
-            f"{', '.join(found[:3])}"
+            "it writes to the residual stream and is not scaled by "
+            f"1/√{scaled[scaled_writers[0]]}, unlike {', '.join(scaled_writers[:3])}"
         )
         yield Finding(name, "depth scaling", what, advice)
 
 
+def _is_compared(audited: Audited) -> bool:
+    """Return whether a parameter is a kernel of random numbers, large enough to compare."""
+    parameter, measured = audited.parameter, audited.measured
+    drawn = not measured.is_constant and not measured.nonfinite and measured.size >= _SIZED
+    return parameter.role == "kernel" and bool(parameter.fan_in) and drawn
+
+
 def _rule_of_most(kernels: Sequence[Audited]) -> Callable[[Audited], float]:
-    """Return the variance of a kernel by the rule that most kernels keep: by a fan, or fixed."""
+    """Return the rule, from kernel to variance, that most kernels keep: by a fan, or fixed."""
 
     def by(fan: str) -> Callable[[Audited], float]:
-        return lambda each: 1 / candidates.fans(each.parameter)[fan]
+        return lambda kernel: 1 / candidates.fans(kernel.parameter)[fan]
 
-    scalings: list[Callable[[Audited], float]] = [lambda each: 1.0]
+    scalings: list[Callable[[Audited], float]] = [lambda kernel: 1.0]
     scalings += [by(fan) for fan in ("fan_in", "fan_out", "fan_avg")]
 
     ranked = []
     for scaling in scalings:
-        logs = np.array([math.log(each.found.second_moment / scaling(each)) for each in kernels])
+        logs = np.array([math.log(k.measured.second_moment / scaling(k)) for k in kernels])
         agreeing = (np.abs(logs[:, None] - logs) < _LIKE).sum(axis=1)
         most = agreeing.max()
-        # Of two scales for as many kernels the larger: depth makes kernels smaller.
+        # If two scales fit equally many kernels, take the larger: depth makes kernels smaller.
         ranked.append((most, logs[agreeing == most].max(), scaling))
-    _, scale, best = max(ranked, key=lambda each: each[0])
-    return lambda each: math.exp(scale) * best(each)
+    _, scale, best = max(ranked, key=lambda entry: entry[0])
+    return lambda kernel: math.exp(scale) * best(kernel)
 
 
-def _divisor(each: Audited, expected: float, depth: int) -> int | None:
-    """Return the divisor of the variance: 1, or a number of kernels; None for another."""
-    slack = SIGMAS * math.sqrt(max(each.found.kurtosis - 1, 0.1) / each.found.size)
+def _divisor(kernel: Audited, expected: float, depth: int) -> int | None:
+    """Return the divisor of a kernel's variance: 1, or a number of kernels; None for another."""
+    slack = SIGMAS * math.sqrt(max(kernel.measured.kurtosis - 1, 0.1) / kernel.measured.size)
     slack = min(max(slack, 0.05), math.log(_DEEP) / 4)
-    divided = math.log(expected / each.found.second_moment)
+    divided = math.log(expected / kernel.measured.second_moment)
     if abs(divided) < slack:
         return 1
-    if each.fit.decided and each.fit.known:
+    if kernel.fit.decided and kernel.fit.known:
         return None
     counts = (depth, 2 * depth, depth // 2)
     return next((n for n in counts if abs(divided - math.log(n)) < slack), None)

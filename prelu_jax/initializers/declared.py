@@ -1,4 +1,4 @@
-"""The rules that a model declares: initialisers that its modules hold or its user names."""
+"""Rules that a model declares: initialisers in its modules, or named by the user."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from flax import linen as nn
 from prelu_jax import axes, flax_layers
 from prelu_jax.initializers import foreign
 from prelu_jax.initializers.layers import for_layer
-from prelu_jax.initializers.parameters import Parameter, of_linen
+from prelu_jax.initializers.parameters import Parameter, unboxed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Declared:
     """The rule that a parameter is declared to be drawn by.
 
     Attributes:
-        initializer: the callable.
-        shape: its argument: of one kernel of a stack; Flax flattens that of `DenseGeneral`.
+        initializer: the initialiser, a callable.
+        shape: the shape that it is called with: that of one kernel if kernels are stacked, and
+            flattened by Flax in `DenseGeneral`.
     """
 
     initializer: Any
@@ -33,12 +34,12 @@ class Declared:
 
     @property
     def rule(self) -> foreign.Rule | None:
-        """The rule; None if it is not known."""
+        """Rule of the initialiser; None if it is not known."""
         return foreign.known(self.initializer)
 
     @property
     def std(self) -> float | None:
-        """The standard deviation by the rule; None if it is not known."""
+        """Standard deviation by the rule; None if it is not known."""
         if self.rule is None:
             return None
         try:
@@ -48,16 +49,16 @@ class Declared:
 
 
 def by_user(rules: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Declared]:
-    """Return the rules that a user names.
+    """Return the rules that the user declares.
 
     Args:
-        rules: from a regular expression for whole paths to an initialiser.
-        parameters: of the model.
+        rules: dict from a regular expression for whole paths to an initialiser.
+        parameters: the model's parameters by path.
 
     Raises:
-        ValueError: no parameter has such a path, or the rule is of no known kind.
+        ValueError: an expression matches no parameter, or an initialiser is not known.
     """
-    found: dict[str, Declared] = {}
+    rules_by_path: dict[str, Declared] = {}
     if not isinstance(rules, Mapping):
         raise TypeError(
             f"table: declared is a {type(rules).__name__}, expected a dict from regular "
@@ -67,23 +68,23 @@ def by_user(rules: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> di
         names = [name for name in parameters if matches("declared", pattern, name)]
         if not names:
             raise ValueError(
-                f"table: declared names {pattern!r}, which is no parameter's path; expected a "
-                f"regular expression for some of {', '.join(parameters)}."
+                f"table: {pattern!r} in declared matches no parameter; expected a regular "
+                f"expression for some of {', '.join(parameters)}."
             )
         if foreign.known(initializer) is None:
             raise ValueError(
                 f"table: the rule declared for {pattern!r} is {foreign.describe(initializer)}; "
                 "expected an initialiser of this package, of JAX or of Flax, or a number."
             )
-        found |= {name: Declared(initializer, parameters[name].shape) for name in names}
-    return found
+        rules_by_path |= {name: Declared(initializer, parameters[name].shape) for name in names}
+    return rules_by_path
 
 
 def matches(argument: str, pattern: str, name: str) -> bool:
-    """Return whether a regular expression is for a whole path.
+    """Return whether a regular expression matches a whole path.
 
     Raises:
-        ValueError: it is none; the argument that it was given as is named.
+        ValueError: the pattern is not a regular expression; the error names ``argument``.
     """
     try:
         return re.fullmatch(pattern, name) is not None
@@ -96,14 +97,14 @@ def matches(argument: str, pattern: str, name: str) -> bool:
 def by_modules(
     model: nn.Module, variables: Any, inputs: tuple[Any, ...], call_kwargs: Mapping[str, Any]
 ) -> dict[str, Declared]:
-    """Return the rules in the modules that a call of a Linen model meets.
+    """Return the rules in the modules that a call of a Linen model runs.
 
     NNX layers do not keep their initialisers.
     """
-    found: dict[str, Declared] = {}
-    normed: set[tuple[str, ...]] = set()  # layers whose kernels are not kept as they were drawn
+    rules_by_path: dict[str, Declared] = {}
+    normed: set[tuple[str, ...]] = set()  # layers whose kernels are normalised before use
 
-    def meet(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    def record(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         result = call(*args, **kwargs)
         module = context.module
         if isinstance(module, flax_layers.NORMED):
@@ -112,24 +113,28 @@ def by_modules(
             initializer = getattr(module, f"{name}_init", None)
             if initializer is not None and hasattr(value, "shape"):
                 shape = _as_drawn(module, name, tuple(value.shape))
-                found["/".join((*module.path, name))] = Declared(initializer, shape)
+                rules_by_path["/".join((*module.path, name))] = Declared(initializer, shape)
         return result
 
     def apply(variables: Any, *inputs: Any) -> Any:
         keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-        with nn.intercept_methods(meet):
+        with nn.intercept_methods(record):
             return model.apply(variables, *inputs, rngs=keys, mutable=True, **call_kwargs)
 
     def trace(names: tuple[str, ...]) -> None:
-        jax.eval_shape(axes.bind(apply, names), of_linen(variables), *inputs)
+        jax.eval_shape(axes.bind(apply, names), unboxed(variables), *inputs)
 
     axes.trace(trace)
     inside = tuple("/".join((*path, "")) for path in normed)
-    return {name: rule for name, rule in found.items() if not inside or not name.startswith(inside)}
+    return {
+        name: rule
+        for name, rule in rules_by_path.items()
+        if not inside or not name.startswith(inside)
+    }
 
 
 def _as_drawn(layer: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that ``kernel_init`` is called with: `DenseGeneral` flattens its kernel."""
+    """Return the shape that ``kernel_init`` is called with: `DenseGeneral` flattens its kernel."""
     if isinstance(layer, flax_layers.DENSE_GENERAL) and name == "kernel":
         batch, inputs, outputs, _ = for_layer(layer).axes(shape)
         return math.prod(shape[i] for i in batch + inputs), math.prod(shape[i] for i in outputs)

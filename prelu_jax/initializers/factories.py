@@ -1,4 +1,4 @@
-"""Initialisers by the names of the literature, each with its own definition."""
+"""Initialisers under their names in the literature, each with its own definition."""
 
 import dataclasses
 import inspect
@@ -28,19 +28,19 @@ def he(
     num_layers: int = 1,
     layout: Layout = PLAIN,
 ) -> VarianceScaling:
-    """Weights of variance ``2 / ((1 + a²) n)`` (He et al. 2015, Eq. 10, 14 and 15).
+    """Return weights of variance ``2 / ((1 + a²) n)`` (He et al. 2015, Eq. 10, 14 and 15).
 
     Args:
         mode: 'fan_in' keeps the forward signal (Eq. 10), 'fan_out' the gradient (Eq. 14);
             'fan_avg' and 'fan_geo_avg' are the arithmetic and the geometric mean of both.
-        negative_slope: the rectifier's initial slope ``a``: 0 for ReLU, 0.25 for PReLU; an
-            array of channel slopes counts by the mean of its squares.
+        negative_slope: the rectifier's initial slope ``a``: 0 for ReLU, 0.25 for PReLU. For an
+            array of channel slopes, ``a²`` is the mean of their squares.
         distribution: 'normal' (the paper's), 'truncated_normal' or 'uniform'.
-        input_scale: of inputs that are not normalised, e.g. 128 for pixels in [-128, 128]. The
-            weights of all layers shrink so that it is undone after the last (§2.2): each layer's
-            standard deviation by ``(1 / input_scale)^(1 / num_layers)``.
-        num_layers: how many layers share that.
-        layout: what the axes of the kernel are; `for_layer` reads it from a Flax layer.
+        input_scale: scale of inputs that are not normalised, e.g. 128 for pixels in [-128, 128].
+            Each of ``num_layers`` layers' standard deviation is multiplied by
+            ``(1 / input_scale)^(1 / num_layers)``, so that together they undo the scale (§2.2).
+        num_layers: number of layers that share the correction for ``input_scale``.
+        layout: roles of the kernel's axes; `for_layer` reads them from a Flax layer.
     """
     if input_scale <= 0 or num_layers < 1:
         raise ValueError(
@@ -60,7 +60,7 @@ def he_normal(
     num_layers: int = 1,
     layout: Layout = PLAIN,
 ) -> VarianceScaling:
-    """`he` with Gaussian weights, the paper's own."""
+    """Return `he` with Gaussian weights, as in the paper."""
     return he(
         mode,
         negative_slope,
@@ -79,7 +79,7 @@ def he_uniform(
     num_layers: int = 1,
     layout: Layout = PLAIN,
 ) -> VarianceScaling:
-    """`he` with uniform weights of the same variance."""
+    """Return `he` with uniform weights of the same variance."""
     return he(
         mode,
         negative_slope,
@@ -93,76 +93,76 @@ def he_uniform(
 def xavier(
     mode: Mode = "fan_avg", distribution: Distribution = "uniform", *, layout: Layout = PLAIN
 ) -> VarianceScaling:
-    """Weights of variance ``1 / n`` (Glorot & Bengio 2010, Eq. 10 to 12): `he` with slope 1.
+    """Return weights of variance ``1 / n`` (Glorot & Bengio 2010, Eq. 10 to 12), `he` of slope 1.
 
     Args:
         mode: 'fan_avg' is Glorot & Bengio's ``2 / (fan_in + fan_out)``; 'fan_in', 'fan_out' and
             'fan_geo_avg', the geometric mean, as in `he`.
         distribution: 'uniform' (the paper's, Eq. 16), 'normal' or 'truncated_normal'.
-        layout: what the axes of the kernel are.
+        layout: roles of the kernel's axes.
     """
     return VarianceScaling(1.0, mode, distribution, layout)
 
 
 def xavier_normal(mode: Mode = "fan_avg", *, layout: Layout = PLAIN) -> VarianceScaling:
-    """`xavier` with Gaussian weights."""
+    """Return `xavier` with Gaussian weights."""
     return xavier(mode, "normal", layout=layout)
 
 
 def xavier_uniform(mode: Mode = "fan_avg", *, layout: Layout = PLAIN) -> VarianceScaling:
-    """`xavier` with uniform weights (Glorot & Bengio 2010, Eq. 16)."""
+    """Return `xavier` with uniform weights (Glorot & Bengio 2010, Eq. 16)."""
     return xavier(mode, "uniform", layout=layout)
 
 
 def he2015_xavier(layout: Layout = PLAIN) -> VarianceScaling:
-    """The "Xavier" of He et al. 2015, Figures 2 and 3: Gaussian of variance ``1 / fan_out``."""
+    """Return "Xavier" as in He et al. 2015, Fig. 2 and 3: Gaussian, variance ``1 / fan_out``."""
     return xavier("fan_out", "normal", layout=layout)
 
 
 def caffe_xavier(mode: Mode = "fan_in", *, layout: Layout = PLAIN) -> VarianceScaling:
-    """Caffe's ``xavier`` filler: uniform of variance ``1 / fan_in`` by default."""
+    """Return Caffe's ``xavier`` filler: uniform, of variance ``1 / fan_in`` by default."""
     return xavier(mode, "uniform", layout=_as_caffe(layout))
 
 
 def caffe_msra(mode: Mode = "fan_in", *, layout: Layout = PLAIN) -> VarianceScaling:
-    """Caffe's ``msra`` filler: Gaussian of variance ``2 / fan_in`` by default, for ReLU alone."""
+    """Return Caffe's ``msra`` filler: Gaussian, of variance ``2 / fan_in`` by default, for ReLU."""
     return he(mode, 0.0, "normal", layout=_as_caffe(layout))
 
 
 def _as_caffe(layout: Layout) -> Layout:
-    """Caffe counts the outputs of all groups as those of one input."""
+    """Return the layout by which Caffe counts: the outputs of all groups, and no strides."""
     return dataclasses.replace(layout, feature_group_count=1, strides=1)
 
 
 def lecun(
     mode: Mode = "fan_in", distribution: Distribution = "normal", *, layout: Layout = PLAIN
 ) -> VarianceScaling:
-    """Weights of variance ``1 / fan_in`` (LeCun et al. 1998, *Efficient BackProp*, §4.6)."""
+    """Return weights of variance ``1 / fan_in`` (LeCun et al. 1998, *Efficient BackProp*, §4.6)."""
     return VarianceScaling(1.0, mode, distribution, layout)
 
 
 def lecun_normal(layout: Layout = PLAIN) -> VarianceScaling:
-    """`lecun` with Gaussian weights."""
+    """Return `lecun` with Gaussian weights."""
     return lecun("fan_in", "normal", layout=layout)
 
 
 def lecun_uniform(layout: Layout = PLAIN) -> VarianceScaling:
-    """`lecun` with uniform weights."""
+    """Return `lecun` with uniform weights."""
     return lecun("fan_in", "uniform", layout=layout)
 
 
 def gaussian(stddev: float = 0.01) -> Gaussian:
-    """Gaussian of a fixed standard deviation, the practice that He et al. 2015 compare with."""
+    """Return Gaussian weights of a fixed std, with which He et al. 2015 compare their rule."""
     return Gaussian(stddev)
 
 
 def orthogonal(negative_slope: jax.typing.ArrayLike = 1.0, *, layout: Layout = PLAIN) -> Orthogonal:
-    """Orthogonal filters (Saxe et al. 2014), orthonormal by default.
+    """Return orthogonal filters (Saxe et al. 2014), orthonormal by default.
 
     Args:
-        negative_slope: of the rectifier before the layer, whose loss the gain
-            ``2 / (1 + a²)`` makes up for: 1, the default, for none, 0 for ReLU.
-        layout: what the axes of the kernel are.
+        negative_slope: slope of the rectifier before the layer, for the gain ``2 / (1 + a²)``
+            that compensates it: 1, the default, for no rectifier, 0 for ReLU.
+        layout: roles of the kernel's axes.
     """
     return Orthogonal(1 / rectifiers.second_moment_gain(negative_slope), layout)
 
@@ -170,18 +170,18 @@ def orthogonal(negative_slope: jax.typing.ArrayLike = 1.0, *, layout: Layout = P
 def delta_orthogonal(
     negative_slope: jax.typing.ArrayLike = 1.0, *, layout: Layout = PLAIN
 ) -> Orthogonal:
-    """`orthogonal` in the middle of a convolution's window, zeros elsewhere (Xiao et al. 2018)."""
+    """Return `orthogonal` in the centre of the window, zeros elsewhere (Xiao et al. 2018)."""
     gain = 1 / rectifiers.second_moment_gain(negative_slope)
     return Orthogonal(gain, layout, only_centre=True)
 
 
 def zeros() -> Constant:
-    """Zeros, for biases (He et al. 2015: ``b = 0``)."""
+    """Return zeros, for biases (He et al. 2015: ``b = 0``)."""
     return Constant(0.0)
 
 
 def constant(value: float) -> Constant:
-    """The same number everywhere."""
+    """Return the same number for all weights."""
     return Constant(value)
 
 
@@ -207,22 +207,23 @@ REGISTRY: dict[str, Callable[..., Initializer]] = {
 
 
 def options(name: str) -> tuple[str, ...]:
-    """The options of the factory of a registered name."""
+    """Return the names of the options that a registered initialiser takes."""
     names.check("initializer", name, REGISTRY)
     return tuple(inspect.signature(REGISTRY[name]).parameters)
 
 
 def get(name: str, **given: Any) -> Initializer:
-    """The initialiser of a registered name: ``get('he_normal', mode='fan_out')``.
+    """Return the initialiser of a registered name: ``get('he_normal', mode='fan_out')``.
 
     Raises:
-        ValueError: the name is not registered; the error lists those that are.
-        TypeError: the factory has no such option; the error lists those it has.
+        ValueError: the name is not registered; the error lists the registered ones.
+        TypeError: the factory has no such option; the error lists its options.
     """
     valid = options(name)
     for option in given:
         if option not in valid:
             raise TypeError(
-                f"initializer {name!r} has no option {option!r}; it has {', '.join(valid)}."
+                f"Initializer {name!r} has no option {option!r}; expected some of "
+                f"{', '.join(valid)}."
             )
     return REGISTRY[name](**given)

@@ -1,8 +1,8 @@
-"""How many weights meet in one output, and how many start from one input.
+"""Fans of kernels: the weights that enter one output, and those that leave one input.
 
 For a convolution kernel ``[k, k, c, d]``, ``fan_in`` is ``n = k²c`` and ``fan_out`` is
-``n̂ = k²d`` (He et al. 2015, Eq. 7 and 12). A `Layout` says which axis is which, so that both are
-right for grouped, transposed, multi-axis and stacked kernels too.
+``n̂ = k²d`` (He et al. 2015, Eq. 7 and 12). A `Layout` gives the role of every axis, so that both
+fans are also right for grouped, transposed, multi-axis and stacked kernels.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the axes of a kernel are; the default is ``[*window, in_features, out_features]``.
+    """Roles of a kernel's axes; the default is ``[*window, in_features, out_features]``.
 
-    Axes that are neither of the three are the window of a convolution.
+    All other axes are the window of a convolution.
 
     Attributes:
         in_axis: axis, or axes, of the input features.
@@ -26,10 +26,10 @@ class Layout:
         batch_axis: axes that stack kernels of separate layers (`flax.linen.scan`, ``vmap``).
         feature_group_count: groups of a convolution; ``in_axis`` holds the inputs of one group,
             as in JAX and Flax, ``out_axis`` the outputs of all.
-        strides: product of a convolution's strides. The papers' fans, and the default, are those
-            of stride 1; with the real one, an input meets only 1/strides of the window.
-        transposed: the convolution is a transposed one: it is the output that then meets only
-            1/strides of the window.
+        strides: product of a convolution's strides. The papers count fans as if it were 1, the
+            default. With the real one, an input is read by only 1/strides of the window.
+        transposed: the convolution is transposed, so that an output reads only 1/strides of the
+            window.
     """
 
     in_axis: int | tuple[int, ...] = -2
@@ -45,11 +45,11 @@ class Layout:
                 raise ValueError(f"Layout: {field} is {getattr(self, field)}, expected at least 1.")
 
     def fans(self, shape: Sequence[int]) -> tuple[float, float]:
-        """``(fan_in, fan_out)`` of a kernel of this shape.
+        """Return ``(fan_in, fan_out)`` of a kernel of this shape.
 
         Raises:
-            ValueError: the shape lacks one of the axes, an axis has two meanings or no entries,
-                or the groups do not divide the output features.
+            ValueError: the shape lacks one of the axes, an axis has two roles or no entries, or
+                the groups do not divide the output features.
         """
         batch, inputs, outputs, window = self.axes(shape)
         del batch
@@ -63,7 +63,7 @@ class Layout:
         return fan_in, fan_out
 
     def fan(self, mode: Mode, shape: Sequence[int]) -> float:
-        """Return the fan of a mode: either, or their arithmetic or geometric mean."""
+        """Return the fan of a mode: one of the two fans, or their arithmetic or geometric mean."""
         fan_in, fan_out = self.fans(shape)
         by_mode = {
             "fan_in": fan_in,
@@ -74,7 +74,7 @@ class Layout:
         return by_mode[mode]
 
     def axes(self, shape: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-        """The axes, counted from 0, of the batch, the inputs, the outputs and the window."""
+        """Return the axes, counted from 0, of the batch, the inputs, the outputs and the window."""
         rank = len(shape)
         roles = [_as_tuple(axis) for axis in (self.batch_axis, self.in_axis, self.out_axis)]
         named = [axis for role in roles for axis in role]
@@ -87,8 +87,8 @@ class Layout:
         taken = batch + inputs + outputs
         if len(set(taken)) < len(taken) or not inputs or not outputs:
             raise ValueError(
-                f"{self} gives an axis of a kernel of shape {tuple(shape)} two meanings, or leaves "
-                "it without inputs or outputs."
+                f"{self} gives an axis of a kernel of shape {tuple(shape)} two roles, or gives the "
+                "kernel no inputs or no outputs; expected one role per axis."
             )
         if 0 in shape:
             raise ValueError(f"A kernel of shape {tuple(shape)} has no weights to draw.")
@@ -103,7 +103,7 @@ PLAIN = Layout()  # [*window, in_features, out_features], no groups, stride 1
 
 
 def fans(shape: Sequence[int], layout: Layout = PLAIN) -> tuple[float, float]:
-    """``(fan_in, fan_out)`` of a kernel, ``[*window, in_features, out_features]`` by default."""
+    """Return ``(fan_in, fan_out)`` of a kernel, by default ``[*window, in, out]``."""
     return layout.fans(shape)
 
 

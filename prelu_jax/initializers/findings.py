@@ -1,6 +1,7 @@
-"""Mistakes in a model's parameters, and the remedies.
+"""Mistakes in single parameters of a model, and their remedies.
 
-A finding by chance is as rare as a Gaussian beyond `SIGMAS` standard deviations, 2e-9.
+A finding has a probability of at most 2e-9 by chance, that of a Gaussian beyond `SIGMAS` standard
+deviations.
 """
 
 import dataclasses
@@ -18,29 +19,29 @@ from prelu_jax.initializers.parameters import Parameter
 from prelu_jax.initializers.statistics import Statistics
 
 SIGMAS = 6.0
-_NEAR = 3.0  # standard deviations within which a variance may be another
-_SAME = 0.01  # fans that differ by less are not told apart
-_NARROW = 0.5  # standard deviations at which a cut leaves next to nothing
-_FAR = 6.0  # standard deviations at which a Gaussian is cut to no effect
-_HEAVY = 10.0  # kurtosis: no rule draws such numbers
-_NO_MEAN = 1e-3  # of the standard deviation: a smaller mean has no visible effect
-_FEW = 300  # values among 16,384 of half precision; rounded from float32 there are over 1,000
-_TOLD_APART = 4  # weights: fewer may be alike by chance
-_SUBNORMAL = {"bfloat16": 1e-37, "float16": 1e-3}  # a type has fewer values below
-_COUNTED = 4096  # numbers, of which the values are counted
+_NEAR = 3.0  # standard deviations within which a variance agrees with another
+_SAME = 0.01  # fans that differ by less count as equal
+_NARROW = 0.5  # standard deviations: a cut below leaves almost nothing
+_FAR = 6.0  # standard deviations: a cut beyond has no effect
+_HEAVY = 10.0  # kurtosis above which no rule draws
+_NO_MEAN = 1e-3  # share of the standard deviation below which a mean has no visible effect
+_FEW = 300  # distinct values in 16,384 of half precision; rounded from float32 there are over 1,000
+_TOLD_APART = 4  # fewer weights may be equal by chance
+_SUBNORMAL = {"bfloat16": 1e-37, "float16": 1e-3}  # below, a type has fewer values
+_COUNTED = 4096  # fewest numbers whose distinct values are counted
 KERNELS = ("kernel", "look-up")
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something wrong with a parameter.
+    """A mistake in a parameter, with its remedy.
 
     Attributes:
-        parameter: its path.
+        parameter: path of the parameter.
         kind: a name for programs: 'std', 'wrong fan', 'wrong limit', 'truncation', 'mean',
             'same draw', 'alike units', 'depth scaling', 'decay', 'few values', 'not finite' or
             'type'.
-        what: the mistake, with the figure.
+        what: description of the mistake, with figures.
         advice: the remedy.
     """
 
@@ -55,50 +56,50 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Audited:
-    """A parameter with all that is known of it.
+    """A parameter with its declared rule, its statistics and the rule that its numbers fit.
 
     Attributes:
-        parameter: its description.
-        declared: the rule that it is declared to be drawn by; None without one.
-        found: the statistics of its numbers.
-        fit: the rule that these fit.
+        parameter: the description of the parameter.
+        declared: the declared rule; None without one.
+        measured: the statistics of its numbers.
+        fit: the rule that the numbers fit.
     """
 
     parameter: Parameter
     declared: Declared | None
-    found: Statistics
+    measured: Statistics
     fit: Fit
 
 
-def of_type(parameter: Parameter, dtype: str) -> Iterator[Finding]:
-    """Yield a kernel that holds no floats, and is not made floats of before it is used."""
+def wrong_type(parameter: Parameter, dtype: str) -> Iterator[Finding]:
+    """Yield a finding about a kernel of integers that are not converted to floats before use."""
     if parameter.role == "kernel" and parameter.in_axes:
         what = f"its numbers are of type {dtype}, which no initialiser draws"
-        yield Finding(parameter.name, "type", what, "Draw it anew, in floats")
+        yield Finding(parameter.name, "type", what, "Draw it again, in floats")
 
 
-def of_one(audited: Audited, array: NDArray[Any]) -> Iterator[Finding]:
+def about_one(audited: Audited, array: NDArray[Any]) -> Iterator[Finding]:
     """Yield the findings about one parameter by itself."""
-    name, found = audited.parameter.name, audited.found
-    if found.nonfinite:
+    name, measured = audited.parameter.name, audited.measured
+    if measured.nonfinite:
         yield Finding(
             name,
             "not finite",
-            f"{found.nonfinite} of {found.size} numbers are not finite",
-            "Draw it anew",
+            f"{measured.nonfinite} of {measured.size} numbers are not finite",
+            "Draw it again",
         )
         return
     fans = list(_fan_of_rule(audited))
     cut, spread = list(_truncation(audited)), list(_spread(audited))
-    # One finding for one mistake: a rule with another fan, or without its cut, has another std.
+    # One finding per mistake: a rule with another fan, or without its cut, also has another std.
     yield from fans or (cut if _is_uncut(audited) or not spread else spread)
     yield from _mean(audited)
     yield from _few_values(audited)
-    yield from _alike(audited.parameter, found, array)
+    yield from _alike(audited.parameter, measured, array)
 
 
 def _fan_of_rule(audited: Audited) -> Iterator[Finding]:
-    """A declared rule whose fan is not that of the product."""
+    """Yield a finding if the declared rule's fan is not that of the matrix product."""
     parameter, declared = audited.parameter, audited.declared
     rule = declared and declared.rule
     if not isinstance(rule, rules.VarianceScaling) or not parameter.fan_in or not declared:
@@ -120,31 +121,31 @@ def _wrong_fan(name: str, figures: str, fault: str) -> Finding:
         name,
         "wrong fan",
         figures + (f": {fault}" if fault else ""),
-        "Give the initialiser the layout of the kernel, as initializers.Layout does",
+        "Pass the layout of the kernel to the initialiser (initializers.Layout)",
     )
 
 
 def _spread(audited: Audited) -> Iterator[Finding]:
-    """A standard deviation other than the rule's."""
+    """Yield a finding if the standard deviation is not that of the rule."""
     parameter, declared = audited.parameter, audited.declared
-    found, fitted = audited.found, audited.fit
+    measured, fitted = audited.measured, audited.fit
     if declared is None or declared.std is None:
         yield from _fault_of_fit(parameter, fitted)
         return
     expected, rule = declared.std, declared.rule
     if not expected:
-        yield from _constant(parameter.name, getattr(rule, "value", None), found)
+        yield from _constant(parameter.name, getattr(rule, "value", None), measured)
         return
     if isinstance(rule, rules.Orthogonal):
-        same = math.isclose(found.second_moment, expected**2, rel_tol=_SAME)
+        same = math.isclose(measured.second_moment, expected**2, rel_tol=_SAME)
         sigmas = 0.0 if same else math.inf
     else:
-        kurtosis = _kurtosis(rule) or found.kurtosis
-        sigmas = fit.deviation(found, expected**2, kurtosis)
+        kurtosis = _kurtosis(rule) or measured.kurtosis
+        sigmas = fit.deviation(measured, expected**2, kurtosis)
     if abs(sigmas) < SIGMAS:
         return
-    ratio = found.std / expected
-    figures = f"std {found.std:.3g}, by its rule {expected:.3g}"
+    ratio = measured.std / expected
+    figures = f"std {measured.std:.3g}, by its rule {expected:.3g}"
     if math.isfinite(sigmas):
         figures += f", {abs(sigmas):.0f} σ off"
     if math.isclose(ratio**2, 1 / 3, rel_tol=0.05) and fitted.distribution is fit.UNIFORM:
@@ -155,19 +156,19 @@ def _spread(audited: Audited) -> Iterator[Finding]:
         yield _wrong_fan(parameter.name, figures, fault)
     else:
         fits = f"; its numbers fit {fitted}" if fitted.decided else ""
-        advice = "Draw it by its rule, or declare the rule that is meant"
+        advice = "Draw it by its rule, or declare the intended rule"
         yield Finding(parameter.name, "std", figures + fits, advice)
 
 
-def _constant(name: str, value: float | None, found: Statistics) -> Iterator[Finding]:
-    """Numbers that are not the declared constant."""
-    if not found.is_constant:
-        what = f"its numbers differ, std {found.std:.3g}, where the rule is a constant"
-    elif value is not None and not math.isclose(found.least, value, rel_tol=_SAME, abs_tol=1e-6):
-        what = f"all its numbers are {found.least:.4g}, by its rule {value:.4g}"
+def _constant(name: str, value: float | None, measured: Statistics) -> Iterator[Finding]:
+    """Yield a finding if the numbers are not the declared constant."""
+    if not measured.is_constant:
+        what = f"its numbers differ, std {measured.std:.3g}, but the rule is a constant"
+    elif value is not None and not math.isclose(measured.least, value, rel_tol=_SAME, abs_tol=1e-6):
+        what = f"all its numbers are {measured.least:.4g}, by its rule {value:.4g}"
     else:
         return
-    yield Finding(name, "std", what, "See whether it was trained or overwritten")
+    yield Finding(name, "std", what, "Check whether it was trained or overwritten")
 
 
 def _wrong_fan_of(audited: Audited, rule: rules.VarianceScaling) -> str:
@@ -175,14 +176,14 @@ def _wrong_fan_of(audited: Audited, rule: rules.VarianceScaling) -> str:
     if not audited.parameter.fan_in:
         return ""
     for name, value, fault in candidates.wrong_fans(audited.parameter):
-        variance, kurtosis = rule.gain / value, audited.found.kurtosis
-        if name == rule.mode and abs(fit.deviation(audited.found, variance, kurtosis)) < _NEAR:
+        variance, kurtosis = rule.gain / value, audited.measured.kurtosis
+        if name == rule.mode and abs(fit.deviation(audited.measured, variance, kurtosis)) < _NEAR:
             return fault
     return ""
 
 
 def _fault_of_fit(parameter: Parameter, fitted: Fit) -> Iterator[Finding]:
-    """A mistake in the rule that numbers fit, where none is declared."""
+    """Yield the mistake in the rule that the numbers fit, if no rule is declared."""
     if not fitted.fault or not fitted.decided or not parameter.in_axes:
         return
     report = _wrong_limit if fitted.kind == "wrong limit" else _wrong_fan
@@ -202,81 +203,83 @@ def _kurtosis(rule: Any) -> float | None:
 
 
 def _truncation(audited: Audited) -> Iterator[Finding]:
-    """A declared cut beyond which there is nothing, or which the numbers do not keep."""
-    declared, found = audited.declared, audited.found
+    """Yield a finding if the declared cut has no effect, leaves nothing or is not kept."""
+    declared, measured = audited.declared, audited.measured
     cut = declared and _cut(declared.rule)
-    if not cut or declared is None or not declared.std or found.is_constant:
+    if not cut or declared is None or not declared.std or measured.is_constant:
         return
     if cut > _FAR:
-        what = f"its rule cuts a Gaussian at {cut:.3g} σ, which cuts nothing"
+        what = f"its rule cuts a Gaussian at {cut:.3g} σ, which has no effect"
     elif cut < _NARROW:
-        what = f"its rule cuts a Gaussian at {cut:.3g} σ: a std of {declared.std:.2g} is left"
+        what = f"its rule cuts a Gaussian at {cut:.3g} σ, which leaves a std of {declared.std:.2g}"
     elif not _is_uncut(audited):
         return
     else:
-        reached = found.largest / (declared.std / fit.std_after_cut(cut))
-        what = f"its rule cuts a Gaussian at {cut:.3g} σ, its numbers reach {reached:.3g} σ"
+        reached = measured.largest / (declared.std / fit.std_after_cut(cut))
+        what = f"its rule cuts a Gaussian at {cut:.3g} σ, but its numbers reach {reached:.3g} σ"
     advice = "JAX's truncated_normal takes its limits in standard deviations, PyTorch's in weights"
     yield Finding(audited.parameter.name, "truncation", what, advice)
 
 
 def _is_uncut(audited: Audited) -> bool:
-    """Whether numbers are those of the declared rule without its cut."""
-    declared, found = audited.declared, audited.found
+    """Return whether the numbers fit the declared rule without its cut."""
+    declared, measured = audited.declared, audited.measured
     cut = declared and _cut(declared.rule)
-    if not cut or not declared or not declared.std or found.is_constant:
+    if not cut or not declared or not declared.std or measured.is_constant:
         return False
     before = declared.std / fit.std_after_cut(cut)
-    near = abs(fit.deviation(found, before**2, fit.NORMAL.kurtosis)) < SIGMAS
-    return near and found.largest > cut * before * (1 + _SAME)
+    near = abs(fit.deviation(measured, before**2, fit.NORMAL.kurtosis)) < SIGMAS
+    return near and measured.largest > cut * before * (1 + _SAME)
 
 
 def _cut(rule: Any) -> float | None:
-    """Return where a rule cuts a Gaussian, in standard deviations before; None if it does not."""
+    """Return the cut of a rule's Gaussian, in standard deviations before the cut, or None."""
     if isinstance(rule, rules.VarianceScaling) and rule.distribution == "truncated_normal":
         return fit.CUT
     return getattr(rule, "cut", None)
 
 
 def _mean(audited: Audited) -> Iterator[Finding]:
-    parameter, found = audited.parameter, audited.found
-    if parameter.role != "kernel" or found.is_constant or found.zeros > 0.5:
+    parameter, measured = audited.parameter, audited.measured
+    if parameter.role != "kernel" or measured.is_constant or measured.zeros > 0.5:
         return
-    if found.kurtosis > _HEAVY:  # a matrix such as the identity with noise
+    if measured.kurtosis > _HEAVY:  # not drawn, e.g. the identity with noise
         return
-    share = found.mean / found.std
-    sigmas = share * math.sqrt(found.size)
+    share = measured.mean / measured.std
+    sigmas = share * math.sqrt(measured.size)
     if abs(sigmas) < SIGMAS or abs(share) < _NO_MEAN:
         return
-    what = f"its mean is {found.mean:.3g}, {abs(share):.2g} of its std, {abs(sigmas):.0f} σ off 0"
+    what = (
+        f"its mean is {measured.mean:.3g}, {abs(share):.2g} of its std, {abs(sigmas):.0f} σ off 0"
+    )
     advice = "Draw it around 0: a mean adds up over the fan-in"
     yield Finding(parameter.name, "mean", what, advice)
 
 
 def _few_values(audited: Audited) -> Iterator[Finding]:
-    parameter, found = audited.parameter, audited.found
-    half = found.dtype in ("bfloat16", "float16")
-    if not half or parameter.role not in KERNELS or found.zeros > 0.5 or found.is_constant:
+    parameter, measured = audited.parameter, audited.measured
+    half = measured.dtype in ("bfloat16", "float16")
+    if not half or parameter.role not in KERNELS or measured.zeros > 0.5 or measured.is_constant:
         return
-    if found.std < _SUBNORMAL[found.dtype]:
+    if measured.std < _SUBNORMAL[measured.dtype]:
         return
-    if found.size < _COUNTED or found.distinct > _FEW:
+    if measured.size < _COUNTED or measured.distinct > _FEW:
         return
-    what = f"{found.distinct} values among {len(found.sample)} numbers of {found.dtype}"
+    what = f"{measured.distinct} values among {len(measured.sample)} numbers of {measured.dtype}"
     advice = (
-        "Draw in float32 and round: JAX draws half precision from few random bits, "
-        "prelu_jax.initializers do not"
+        "Draw in float32 and round, as prelu_jax.initializers do: JAX draws half precision from "
+        "few random bits"
     )
     yield Finding(parameter.name, "few values", what, advice)
 
 
-def _alike(parameter: Parameter, found: Statistics, array: NDArray[Any]) -> Iterator[Finding]:
-    """Units, or inputs, whose weights are all one number: nothing tells them apart."""
+def _alike(parameter: Parameter, measured: Statistics, array: NDArray[Any]) -> Iterator[Finding]:
+    """Yield units or inputs whose weights are all one number, so that they stay equal."""
     if parameter.role != "kernel" or array.ndim < 2:
         return
-    if found.is_constant:
-        if found.least and found.size > _TOLD_APART:
-            what = f"all its weights are {found.least:.4g}"
+    if measured.is_constant:
+        if measured.least and measured.size > _TOLD_APART:
+            what = f"all its weights are {measured.least:.4g}"
             yield Finding(parameter.name, "alike units", what, _BREAK)
         return
     last = array.ndim - 1
@@ -290,27 +293,29 @@ def _alike(parameter: Parameter, found: Statistics, array: NDArray[Any]) -> Iter
         if math.prod(array.shape[axis] for axis in others) < _TOLD_APART:
             continue
         least, greatest = array.min(axis=others), array.max(axis=others)
-        alike = (least == greatest) & ~_padding(least, greatest)
-        if count := int(alike.sum()):
-            zeros = int((alike & (least == 0)).sum())
+        equal = (least == greatest) & ~_padding(least, greatest)
+        if count := int(equal.sum()):
+            zeros = int((equal & (least == 0)).sum())
             kind = "0" if zeros == count else "one number" if not zeros else "0 or one number"
-            first = [int(i) for i in np.argwhere(alike)[0]]
-            what = f"all weights of {count} of its {alike.size} {side} are {kind}, first at {first}"
+            first = [int(i) for i in np.argwhere(equal)[0]]
+            what = f"all weights of {count} of its {equal.size} {side} are {kind}, first at {first}"
             yield Finding(parameter.name, "alike units", what, _BREAK)
 
 
-_BREAK = "Draw it at random: what begins alike stays alike, and zeros pass nothing on"
+_BREAK = "Draw it at random: equal units stay equal in training, and zeros pass no signal"
 
 
 def _padding(least: NDArray[Any], greatest: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which units are zeros up to the last: of a width that was rounded up."""
+    """Return which units are trailing zeros, as in a layer whose width was rounded up."""
     zeros = ((least == 0) & (greatest == 0)).reshape(-1)
     trailing = np.cumprod(zeros[::-1])[::-1].astype(bool)
     return (trailing & ~trailing.all()).reshape(least.shape)
 
 
-def of_decay(parameters: Mapping[str, Parameter], decays: Mapping[str, bool]) -> Iterator[Finding]:
-    """Yield parameters that weight decay is for, and should not be."""
+def wrong_decay(
+    parameters: Mapping[str, Parameter], decays: Mapping[str, bool]
+) -> Iterator[Finding]:
+    """Yield parameters that weight decay includes and should not."""
     advice = {
         "slope": "He et al. 2015 do not decay slopes: it pulls them to ReLU",
         "scale": "Leave the scales of norms out of the mask",

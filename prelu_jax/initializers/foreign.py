@@ -1,7 +1,7 @@
-"""Rules of the initialisers that JAX and Flax make, seen through the wrappers around them.
+"""Rules of the initialisers of JAX and Flax, also inside the wrappers around them.
 
-`jax.nn.initializers` returns closures. Their function names the kind, their free variables hold
-the options.
+`jax.nn.initializers` returns closures. The name of the closure's function gives the kind of rule,
+its free variables give the options.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from prelu_jax.initializers.rules import (
     VarianceScaling,
 )
 
-# The modules of JAX's initialisers and of the wrappers that return a box around the same values.
+# Modules of JAX's initialisers, and of the wrappers that return a box around the same values.
 _JAX = jax.nn.initializers.normal.__globals__
 _WRAPPERS = tuple(
     wrapper.__globals__
     for wrapper in (nn.with_partitioning, nn.with_logical_partitioning, nnx.with_metadata)
 )
-_FAR = 6.0  # standard deviations, beyond which a cut cuts nothing
-_VALUES_KEPT = {"dtype", "out_sharding"}  # arguments that change no value
+_FAR = 6.0  # standard deviations: a cut beyond has no effect
+_VALUES_KEPT = {"dtype", "out_sharding"}  # arguments that do not change values
 
 
 class Rule(Protocol):
@@ -48,13 +48,13 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Foreign:
-    """A rule that no factory of this package makes.
+    """A rule that no factory of this package returns.
 
     Attributes:
         text: the rule in words.
-        of_shape: its variance.
-        cut: where it cuts a Gaussian on both sides, in standard deviations before it is cut; None
-            if it does not, or at two places.
+        of_shape: function from a kernel's shape to the variance.
+        cut: the point at which a Gaussian is cut on both sides, in standard deviations before the
+            cut; None without a cut or if the two sides differ.
     """
 
     text: str
@@ -72,9 +72,10 @@ def describe(initializer: Any) -> str:
     """Return an initialiser's rule in words, with its variance as a function of the fans.
 
     Args:
-        initializer: one of this package, one of `jax.nn.initializers` or `flax.linen.initializers`,
-            or a number. Partitioning wrappers of Flax, `jax.jit` and a `functools.partial` that
-            sets the type are seen through. Any other callable is unknown and named.
+        initializer: an initialiser of this package, of `jax.nn.initializers` or of
+            `flax.linen.initializers`, or a number. It may be wrapped in Flax's partitioning,
+            `jax.jit` or a `functools.partial` that sets the type. The text for any other callable
+            is 'unknown' with its name.
     """
     rule = known(initializer)
     if rule is not None:
@@ -192,7 +193,7 @@ def _truncated(stddev: float, lower: float | None, upper: float | None) -> Rule 
     if lower is None or upper is None or not lower < upper:
         return None
     mass = (math.erf(upper / math.sqrt(2)) - math.erf(lower / math.sqrt(2))) / 2
-    if mass < 1e-6:  # far in a tail: the differences below have no digits left
+    if mass < 1e-6:  # far in a tail, where the differences below are rounding errors
         return None
     mean = (_density(lower) - _density(upper)) / mass
     ends = (_times_density(lower) - _times_density(upper)) / mass
@@ -214,7 +215,10 @@ def _times_density(x: float) -> float:
 
 def _orthogonal_variance(scale: float, axis: int, shape: Sequence[int]) -> float:
     if len(shape) < 2 or not -len(shape) <= axis < len(shape) or 0 in shape:
-        raise ValueError(f"orthogonal: no columns on axis {axis} of a kernel of shape {shape}.")
+        raise ValueError(
+            f"orthogonal: a kernel of shape {shape} has no columns on axis {axis}; expected a "
+            "shape of at least two axes, one of them the axis of the columns."
+        )
     rows = math.prod(shape) // shape[axis]
     return scale**2 / max(rows, shape[axis])
 

@@ -1,4 +1,4 @@
-"""The rows of an audit and its findings, for people, programs and test suites."""
+"""The result of an audit: rows and findings, as text, tables and data."""
 
 import dataclasses
 import os
@@ -25,16 +25,16 @@ class Row:
         parameter: its path, e.g. 'conv2_1/kernel'.
         shape: its shape.
         role: 'kernel', 'look-up', 'bias', 'scale', 'slope', 'other' or 'unused'.
-        rule: how it is drawn, in words; '?' where the model does not say.
-        fan_in: the number of weights that meet in one output; None if it is no kernel.
-        fan_out: the number of weights that start from one input; None if it is no kernel.
-        std: its standard deviation by the rule; None if the rule is not known.
-        measured_std: its standard deviation as it is; None if the variables are abstract.
-        mean: its mean; None if the variables are abstract.
-        largest: its largest absolute value over its standard deviation: 2 to 2.3 for JAX's
-            truncated normals, 1.7 for a uniform distribution; None where there is none.
+        rule: the declared rule in words; '?' if the model does not declare one.
+        fan_in: number of weights that enter one output; None if it is not a kernel.
+        fan_out: number of weights that leave one input; None if it is not a kernel.
+        std: standard deviation by the rule; None if the rule is not known.
+        measured_std: standard deviation of its numbers; None if the variables are abstract.
+        mean: mean of its numbers; None if the variables are abstract.
+        largest: largest absolute value over the standard deviation: 2 to 2.3 for JAX's truncated
+            normals, 1.7 for a uniform distribution; None if it is not defined.
         fits: the rule that its numbers fit; None if the variables are abstract.
-        confidence: the probability of that rule; None where nothing is decided.
+        confidence: the probability of that rule; None if no rule is certain.
     """
 
     parameter: str
@@ -52,57 +52,61 @@ class Row:
 
 
 class Table(tuple[Row, ...]):
-    """The rows of `table`, and the findings. Printed, or left last in a notebook, it is a table.
+    """The rows of an audit with its findings; it prints, and shows in a notebook, as a table.
 
     Attributes:
-        findings: the mistakes.
+        findings: the mistakes that were found.
     """
 
     findings: tuple[Finding, ...] = ()
 
     def assert_as_declared(self, ignore: str | None = None) -> None:
-        """Raise an AssertionError with the findings, if there are any. For a test suite.
+        """Raise an AssertionError that lists the findings, if there are any.
+
+        This is for test suites.
 
         Args:
-            ignore: a regular expression for whole paths of parameters whose findings do not count.
+            ignore: a regular expression; findings about parameters whose whole path it matches do
+                not count.
 
         Raises:
-            AssertionError: there are findings, or the variables are abstract: nothing is measured.
+            AssertionError: there are findings, or the variables are abstract, so that nothing could
+                be measured.
         """
         if self and all(row.measured_std is None for row in self):
             raise AssertionError(
                 "the variables are abstract, so nothing is measured; expected arrays, or values=."
             )
-        left = [
-            each
-            for each in self.findings
-            if ignore is None or not matches("ignore", ignore, each.parameter)
+        counted = [
+            finding
+            for finding in self.findings
+            if ignore is None or not matches("ignore", ignore, finding.parameter)
         ]
-        if left:
-            listed = "\n".join(f"  {finding}" for finding in left)
-            plural = "s" if len(left) > 1 else ""
+        if counted:
+            listed = "\n".join(f"  {finding}" for finding in counted)
+            plural = "s" if len(counted) > 1 else ""
             raise AssertionError(
-                f"{len(left)} finding{plural} about the model's parameters:\n{listed}\n"
-                "assert_as_declared(ignore='REGEX') leaves out those of the parameters it matches."
+                f"{len(counted)} finding{plural} about the model's parameters:\n{listed}\n"
+                "assert_as_declared(ignore='REGEX') ignores findings about matching parameters."
             )
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows as dicts."""
+        """Return the rows as dicts."""
         return (dataclasses.asdict(row) for row in self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in plain Python."""
+        """Return rows and findings in plain Python types."""
         return {
             "parameters": list(self.rows()),
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
         }
 
     def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
-        """`rows` as comma-separated values with a header; written to the file, if there is one."""
+        """Return `rows` as comma-separated values; also write them to ``file`` if given."""
         return printing.to_csv(self.rows(), file)
 
     def to_markdown(self) -> str:
-        """The table and the findings in Markdown."""
+        """Return the table and the findings in Markdown."""
         header, *lines = _cells(self)
         rows = [header, ["---"] * len(header), *lines]
         table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -134,7 +138,7 @@ class Table(tuple[Row, ...]):
 
 
 def _cells(table: Table) -> list[list[str]]:
-    """Return the header and the rows; without columns in which nothing is known."""
+    """Return the header and the rows as text, without columns that hold no value."""
     names = [field.name for field in dataclasses.fields(Row)]
     known = [
         name

@@ -1,4 +1,4 @@
-"""The role and the fans of every parameter of a model, read off one abstract call."""
+"""Role and fans of every parameter of a model, read from one abstract call."""
 
 import dataclasses
 import math
@@ -37,17 +37,17 @@ class Parameter:
     Attributes:
         name: its path.
         shape: its shape.
-        role: 'kernel', 'look-up', 'bias', 'scale' (of a norm, as a rule), 'slope' (of a rectifier),
+        role: 'kernel', 'look-up', 'bias', 'scale' (usually of a norm), 'slope' (of a rectifier),
             'other', or 'unused'.
-        fan_in, fan_out: the number of weights that meet in one output, and that start from one
-            input; None if it is no kernel.
-        stacked: how many kernels it holds, each drawn for itself: of steps of scans, of experts.
-        groups: of a convolution.
-        in_axes, out_axes: of its axes, those of the input and of the output features; () where the
-            kernel is more than an arrangement of it.
-        stack_axes: those that count the kernels.
-        branch: where it is in the branch of a residual sum, 'inside' or 'last', which writes to the
-            stream; '' outside.
+        fan_in, fan_out: numbers of weights that enter one output and that leave one input; None if
+            it is not a kernel.
+        stacked: number of separate kernels that it holds, e.g. of scan steps or of experts.
+        groups: groups of a convolution.
+        in_axes, out_axes: its axes of input and of output features; () if the kernel is more than a
+            rearrangement of the parameter.
+        stack_axes: its axes that count separate kernels.
+        branch: its place in the branch of a residual sum: 'last' if its output is added to the
+            residual stream, 'inside' if it comes before, '' outside of branches.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Parameter:
 def read(
     model: models.Model, state: Any, inputs: tuple[Any, ...], call_kwargs: Mapping[str, Any]
 ) -> dict[str, Parameter]:
-    """Return every parameter, from a call of the model that computes nothing.
+    """Return every parameter, described by a call of the model that computes nothing.
 
     Args:
         model, state: as `models.of` returns them; arrays or `jax.ShapeDtypeStruct`.
-        inputs: positional arguments of the call, likewise.
-        call_kwargs: its keywords.
+        inputs: positional arguments of the call, arrays or `jax.ShapeDtypeStruct`.
+        call_kwargs: keyword arguments of the call.
 
     Raises:
         ValueError: the model cannot be called with these variables and inputs.
@@ -79,33 +79,34 @@ def read(
     parameters = model.parameters(state)
     program = _program(model, state, inputs, call_kwargs)
     branches = residual.branches(program.reading.body)
-    found: dict[str, Parameter] = {}
+    described: dict[str, Parameter] = {}
     for body, watched in _watched(program.reading.body):
         operation = watched.operation
         for name in operation.parameters:
-            if name not in parameters:  # of another collection
+            if name not in parameters:  # a variable of another collection
                 continue
             branch = _WHERE[branches.get(operation.number)]
-            if name in found and branch == "last":
-                found[name] = dataclasses.replace(found[name], branch=branch)
-            if name not in found or found[name].role == "look-up":
-                found[name] = _kernel(name, parameters[name].shape, body, watched, branch)
+            if name in described and branch == "last":
+                described[name] = dataclasses.replace(described[name], branch=branch)
+            if name not in described or described[name].role == "look-up":
+                described[name] = _kernel(name, parameters[name].shape, body, watched, branch)
     biases = {operation.bias for operation in program.operations}
     for name, leaf in parameters.items():
-        if name not in found:
+        if name not in described:
             role = _role(name, program.reading, name in biases)
-            found[name] = Parameter(name, tuple(leaf.shape), role)
-    return {name: found[name] for name in parameters}
+            described[name] = Parameter(name, tuple(leaf.shape), role)
+    return {name: described[name] for name in parameters}
 
 
 def guess(parameters: Mapping[str, Any], layouts: Mapping[str, Layout]) -> dict[str, Parameter]:
-    """Return every parameter by its name and shape alone, where no call is known.
+    """Return every parameter, described only by its name and shape.
 
     Args:
-        parameters: by path.
-        layouts: of kernels. Others count as ``[*window, in_features, out_features]``.
+        parameters: arrays or abstract arrays by path.
+        layouts: layouts of kernels by path; others count as ``[*window, in_features,
+            out_features]``.
     """
-    found = {}
+    described = {}
     for name, leaf in parameters.items():
         shape = tuple(leaf.shape)
         role = _BY_NAME.get(name.rpartition("/")[2], "other")
@@ -113,8 +114,8 @@ def guess(parameters: Mapping[str, Any], layouts: Mapping[str, Layout]) -> dict[
         fans = (
             layouts.get(name, PLAIN).fans(shape) if is_kernel and 0 not in shape else (None, None)
         )
-        found[name] = Parameter(name, shape, role, *fans)
-    return found
+        described[name] = Parameter(name, shape, role, *fans)
+    return described
 
 
 def _program(
@@ -136,19 +137,19 @@ def _program(
         return axes.trace(trace)
     except jax.errors.ConcretizationTypeError as error:
         raise ValueError(
-            "table: the model decides by the value of an argument. Give flags, such as train=True, "
-            "as keywords."
+            "table: the model branches on the value of an argument. Pass flags, such as "
+            "train=True, as keywords."
         ) from error
     except (flax.errors.FlaxError, KeyError, TypeError, ValueError, AttributeError) as error:
         first = str(error).strip().split("\n")[0].partition(" (https://")[0]
         raise ValueError(
-            "table: the model cannot be called with these variables and inputs. Are they another "
-            f"model's? {type(error).__name__}: {first}"
+            "table: the model cannot be called with these variables and inputs; expected the "
+            f"variables and inputs of this model. {type(error).__name__}: {first}"
         ) from error
 
 
 def _watched(body: Body) -> Iterator[tuple[Body, Watched]]:
-    """Yield every operation with the body that it is in."""
+    """Yield every operation with the body that contains it."""
     for place in sorted({*body.watched, *body.inner}):
         for inner in body.inner.get(place, ()):
             yield from _watched(inner)
@@ -161,14 +162,14 @@ def _kernel(
 ) -> Parameter:
     operation = watched.operation
     layout = operation.layout
-    if len(operation.parameters) > 1 and len(shape) < 2:  # of weight normalisation, as a rule
+    if len(operation.parameters) > 1 and len(shape) < 2:  # usually of weight normalisation
         return Parameter(name, tuple(shape), "scale")
     look_up = operation.kind == "look-up"
     alone = len(operation.parameters) == 1
     fan_in, fan_out = operation.fans if alone and not look_up else (None, None)
     is_view = alone and operation.is_view
     stored = _stored(body, watched, len(shape)) if is_view else ((), (), ())
-    # Of the steps of scans, of slices; then of experts.
+    # Kernels of the steps of scans and of slices; then of experts.
     stacked = math.prod(shape) // math.prod(operation.weight_shape) if is_view else 1
     stacked *= math.prod(operation.weight_shape[axis] for axis in layout.stacked_axes)
     return Parameter(
@@ -187,7 +188,7 @@ def _kernel(
 def _stored(
     body: Body, watched: Watched, rank: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Return a parameter's axes of inputs, of outputs and of kernels; () for each if not known."""
+    """Return a parameter's axes of inputs, outputs and stacked kernels; () if not known."""
     layout = watched.operation.layout
     graph, atom = Graph(body.jaxpr), watched.weight
     order = list(range(len(watched.operation.weight_shape)))  # axis of W -> axis of the parameter
@@ -228,14 +229,15 @@ def _role(name: str, reading: tracing.Reading, is_bias: bool) -> Role:
     return "other" if name in reading.used else "unused"
 
 
-def of_linen(variables: Any) -> Any:
-    """Return a Linen model's variables without boxes of partitioning metadata.
+def unboxed(variables: Any) -> Any:
+    """Return a Linen model's variables without the boxes of partitioning metadata.
 
-    `flax.core.meta.unbox` applies the sharding too, which needs the mesh, and arrays.
+    Unlike this function, `flax.core.meta.unbox` also applies the sharding, for which it needs the
+    mesh and real arrays.
     """
 
     def unbox(leaf: Any) -> Any:
-        return of_linen(leaf.value) if _is_box(leaf) else leaf
+        return unboxed(leaf.value) if _is_box(leaf) else leaf
 
     return jax.tree.map(unbox, variables, is_leaf=_is_box)
 

@@ -1,4 +1,4 @@
-"""The rules: what a weight's distribution is, as values that can be compared, read and called."""
+"""Rules: distributions of weights, as values that can be compared, printed and called."""
 
 import dataclasses
 import math
@@ -16,17 +16,17 @@ DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
 
 
 class Initializer(Protocol):
-    """What every factory returns: hashable, equal by value, and able to say its rule."""
+    """Interface of an initialiser: hashable, equal by value, and able to describe its rule."""
 
     def __call__(
         self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
     ) -> jax.Array: ...
 
     def variance(self, shape: Sequence[int]) -> float:
-        """The variance of the weights of a kernel of this shape."""
+        """Return the variance of the weights of a kernel of this shape."""
 
     def describe(self) -> str:
-        """The rule in words, with its variance as a function of the fans."""
+        """Return the rule in words, with its variance as a function of the fans."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class VarianceScaling:
     """Zero-mean weights of variance ``gain / fan``; drawn by `jax.nn.initializers`.
 
     Attributes:
-        gain: the variance, not the standard deviation, times the fan.
-        mode: the fan that divides: 'fan_in', 'fan_out', their arithmetic mean 'fan_avg' or their
-            geometric mean 'fan_geo_avg'.
+        gain: the variance (not the standard deviation) times the fan.
+        mode: the fan in the denominator: 'fan_in', 'fan_out', their arithmetic mean 'fan_avg' or
+            their geometric mean 'fan_geo_avg'.
         distribution: 'normal' (a true Gaussian), 'truncated_normal' (at two standard deviations
             of the Gaussian before truncation; the variance is still that of the rule), 'uniform'.
-        layout: what the axes of the kernel are.
+        layout: roles of the kernel's axes.
     """
 
     gain: float
@@ -54,7 +54,7 @@ class VarianceScaling:
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         layout, shape = self.layout, tuple(shape)
-        # JAX's fans know no groups and no strides; the ratio is exactly 1 without them.
+        # JAX's fans ignore groups and strides; without them the ratio is exactly 1.
         jax_layout = dataclasses.replace(layout, feature_group_count=1, strides=1)
         gain = self.gain * (jax_layout.fan(self.mode, shape) / layout.fan(self.mode, shape))
         draw = jax.nn.initializers.variance_scaling(
@@ -93,7 +93,7 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The same number everywhere: zeros for biases, 0.25 for slopes."""
+    """The same number for all weights: zeros for biases, 0.25 for slopes."""
 
     value: float
 
@@ -111,17 +111,17 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Orthogonal:
-    """Uniformly distributed kernels whose filters, or inputs, are orthonormal times ``√gain``.
+    """Uniformly distributed kernels with orthonormal filters (or inputs) times ``√gain``.
 
-    As a matrix of ``fan_in`` rows and one column a filter, a kernel has orthogonal columns if
-    there are no more filters than inputs, else orthogonal rows (Saxe et al. 2014). Groups and
-    stacked layers are orthogonal each for itself.
+    A kernel is seen as a matrix of ``fan_in`` rows and one column per filter. Its columns are
+    orthogonal if there are no more filters than inputs, else its rows are (Saxe et al. 2014). Every
+    group and every stacked layer is a matrix of its own.
 
     Attributes:
         gain: the square of the columns' (or rows') norm.
-        layout: what the axes of the kernel are.
-        only_centre: delta-orthogonal (Xiao et al. 2018): the matrix of a convolution's features
-            stands in the middle of the window, zeros elsewhere.
+        layout: roles of the kernel's axes.
+        only_centre: delta-orthogonal (Xiao et al. 2018): the matrix is in the centre of the
+            convolution's window, with zeros elsewhere.
     """
 
     gain: float = 1.0
@@ -158,7 +158,7 @@ class Orthogonal:
         return f"orthogonal, variance {self.gain:.6g} / max(fan_in, filters)"
 
     def _sizes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:
-        """The stack of matrices, and the rows and columns of each."""
+        """Return the shape of the stack of matrices, and the rows and columns of each."""
         batch, inputs, outputs, window = self.layout.axes(shape)
         groups = self.layout.feature_group_count
         columns = math.prod(shape[i] for i in outputs) // groups
@@ -174,16 +174,16 @@ class Orthogonal:
 
 
 def from_matrices(matrices: jax.Array, shape: Sequence[int], layout: Layout = PLAIN) -> jax.Array:
-    """A kernel from the matrices that it applies to the flattened inputs of a window.
+    """Build a kernel from the matrices that it applies to the flattened inputs of a window.
 
     Args:
-        matrices: ``[*batch, groups, rows, filters of a group]``; a row is a place in the window,
-            and an input feature there, in the order of the kernel's axes.
-        shape: of the kernel.
-        layout: what its axes are.
+        matrices: ``[*batch, groups, rows, filters of a group]``; a row is a position in the window
+            with an input feature, in the order of the kernel's axes.
+        shape: shape of the kernel.
+        layout: roles of its axes.
     """
     batch, inputs, outputs, window = layout.axes(shape)
-    # The filters of a convolution with groups lie group by group.
+    # The filters of a grouped convolution are stored group by group.
     matrices = jnp.moveaxis(matrices, len(batch), -2)
     order = [*batch, *sorted(inputs + window), *outputs]
     kernel = matrices.reshape([shape[i] for i in order])
@@ -191,9 +191,11 @@ def from_matrices(matrices: jax.Array, shape: Sequence[int], layout: Layout = PL
 
 
 def _draw_dtype(dtype: Any) -> Any:
-    """The type to draw in: half-precision uniforms are too coarse for a Gaussian's tails."""
+    """Return the type to draw in: half-precision uniforms are too coarse for Gaussian tails."""
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"Weights of type {jnp.dtype(dtype).name}: expected a floating-point type.")
+        raise TypeError(
+            f"The type of the weights is {jnp.dtype(dtype).name}, expected a floating-point type."
+        )
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 

@@ -1,4 +1,4 @@
-"""The numbers of a parameter in one pass: moments, extremes, and the order of its draws."""
+"""Statistics of a parameter's numbers: moments, extremes, and the order of its draws."""
 
 import dataclasses
 import functools
@@ -9,28 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 1 << 20  # numbers that are held in double precision at once
-COMPARED = 1 << 14  # numbers that are compared with a distribution, and whose values are counted
+_CHUNK = 1 << 20  # numbers held in double precision at once
+COMPARED = 1 << 14  # numbers compared with a distribution, and counted for distinct values
 _SAME_ORDER = 0.999  # correlation of the ranks of two draws from the same bits
-RANKED = 24  # numbers by whose order a draw is known again: one order of 24! = 6e23
+RANKED = 24  # numbers whose order identifies a draw: one order of 24! = 6e23
 
 Order = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-    """The statistics of an array.
+    """Statistics of an array.
 
     Attributes:
-        size: how many numbers there are.
-        mean: of all.
-        second_moment: the mean of the squares.
-        fourth_moment: the mean of the fourth powers.
+        size: number of numbers.
+        mean: mean of the finite numbers, as are all other statistics.
+        second_moment: mean of the squares.
+        fourth_moment: mean of the fourth powers.
         least, greatest: the extremes.
-        nonfinite: how many are not finite. The other statistics are of those that are.
-        zeros: the share of zeros.
-        sample: up to 16,384 of them, sorted.
-        dtype: the name of their type.
+        nonfinite: number of infinities and nans.
+        zeros: fraction of zeros.
+        sample: up to 16,384 of the numbers, sorted.
+        dtype: name of their type.
     """
 
     size: int
@@ -46,37 +46,37 @@ class Statistics:
 
     @property
     def variance(self) -> float:
-        """The variance."""
+        """Variance of the numbers."""
         return max(self.second_moment - self.mean**2, 0.0)
 
     @property
     def std(self) -> float:
-        """The standard deviation."""
+        """Standard deviation of the numbers."""
         return math.sqrt(self.variance)
 
     @property
     def largest(self) -> float:
-        """The largest absolute value."""
+        """Largest absolute value."""
         return max(abs(self.least), abs(self.greatest))
 
     @property
     def is_constant(self) -> bool:
-        """Whether all are one number."""
+        """True if all numbers are equal."""
         return self.least == self.greatest
 
     @functools.cached_property
     def kurtosis(self) -> float:
-        """The mean fourth power over the squared mean square: 3 for a Gaussian, 1.8 if uniform."""
+        """Mean fourth power over the squared mean square: 3 for a Gaussian, 1.8 if uniform."""
         return self.fourth_moment / self.second_moment**2 if self.second_moment else math.nan
 
     @property
     def distinct(self) -> int:
-        """How many values there are in the sample."""
+        """Number of distinct values in the sample."""
         return len(np.unique(self.sample))
 
 
-def of(array: Any) -> Statistics:
-    """Return the statistics of an array of floats; parts of it at a time are held as doubles."""
+def measure(array: Any) -> Statistics:
+    """Return the statistics of an array of floats, converting a part at a time to doubles."""
     flat = np.asarray(array).reshape(-1)
     dtype = flat.dtype.name
     stride = max(1, flat.size // COMPARED)
@@ -92,7 +92,7 @@ def of(array: Any) -> Statistics:
         zeros += int(np.count_nonzero(kept == 0))
         if kept.size:
             least, greatest = min(least, float(kept.min())), max(greatest, float(kept.max()))
-            kept = kept / scale  # squares neither overflow nor vanish
+            kept = kept / scale  # so that squares neither overflow nor underflow
             squares = kept * kept
             sums += [kept.sum(), squares.sum(), np.dot(squares, squares)]
     mean, second, fourth = (sums / finite if finite else np.full(3, math.nan)).tolist()
@@ -115,11 +115,12 @@ def _doubles(part: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def order(array: Any) -> Order | None:
-    """Return the order of an array's first numbers, by which a draw is known again.
+    """Return the order of an array's first numbers, which identifies a draw.
 
-    The same random bits give the same order whatever the distribution, the scale and, as JAX draws
-    them, the shape; a change of sign reverses it. Both orders are one here. None for fewer than 24
-    numbers, or if more than four of the first repeat; with repeats a change of sign is not known.
+    The same random bits give the same order for any distribution, scale and, in JAX, shape. A
+    change of sign reverses the order; an order and its reverse are returned as the same, unless
+    numbers repeat. Returns None for fewer than 24 numbers, or if more than four of the first 24
+    repeat.
     """
     first = np.asarray(array).reshape(-1)[:RANKED].astype(np.float64)
     if first.size < RANKED or len(np.unique(first)) < RANKED - 4:
@@ -129,10 +130,10 @@ def order(array: Any) -> Order | None:
 
 
 def relation(one: Any, other: Any) -> str | None:
-    """Return the relation of two arrays of one order, in words; None if there is none.
+    """Describe the relation of two arrays of the same order; None if there is none.
 
     Args:
-        one, other: arrays, of which the first numbers are compared, as many as both have.
+        one, other: arrays; their first numbers are compared, up to the length of the shorter.
     """
     count = min(np.size(one), np.size(other), COMPARED)
     a, b = (np.asarray(x).reshape(-1)[:count].astype(np.float64) for x in (one, other))

@@ -190,7 +190,8 @@ class Checkpoints:
                     "one of step %d; the other is moved to %s.",
                     *(other, self._folder, reason, step, self._set_aside(other)),
                 )
-            return serialization.from_state_dict(template, restored)
+            state: TrainState = serialization.from_state_dict(template, restored)
+            return state
         if passed_over:
             raise OSError(
                 f"None of the checkpoints in {self._folder} can be read: {passed_over}. If they "

@@ -189,4 +189,5 @@ def _misfits(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 
 def _by_path(tree: Any) -> dict[str, Any]:
     """Return the leaves of nested dicts by path, as 'conv2_1/kernel'."""
-    return traverse_util.flatten_dict(tree, sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+    return leaves

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from prelu_jax.data.pipeline import Tally
+from prelu_jax.data.pipeline import ImageIssues
 from prelu_jax.runs import identity, processes
 from prelu_jax.runs.checkpoint import Checkpoints
 from prelu_jax.runs.folder import DIVERGED, DONE, RUNNING, RunFolder
@@ -46,7 +46,7 @@ class Recorder:
         recipe: of the run.
         folder: its folder, claimed.
         checkpoints: its checkpoints; None in all processes but the first.
-        tally: bad images that this process has read.
+        issues: bad images that this process has read.
         progress: called with the step and the latest test error after every logging interval.
 
     Attributes:
@@ -60,14 +60,14 @@ class Recorder:
         recipe: Recipe,
         folder: RunFolder,
         checkpoints: Checkpoints | None,
-        tally: Tally,
+        issues: ImageIssues,
         progress: Progress,
     ) -> None:
         self._recipe = recipe
         self._config = recipe.config
         self._folder = folder
         self._checkpoints = checkpoints
-        self._tally = tally
+        self._issues = issues
         self._progress = progress
         self._steps: list[Metrics] = []  # since the last logging interval
         self._interval_start = 0.0
@@ -108,7 +108,9 @@ class Recorder:
         self._folder.metrics.log(record, steps_per_second=len(interval) / seconds)
 
     def _scalars(self) -> Interval:
-        return jax.device_get([{name: m[name] for name in _SCALARS} for m in self._steps])
+        scalars = [{name: m[name] for name in _SCALARS} for m in self._steps]
+        interval: Interval = jax.device_get(scalars)
+        return interval
 
     def log_signal(self, step: int, record: dict[str, Any]) -> None:
         """Write a measurement of the signal."""
@@ -149,7 +151,7 @@ class Recorder:
         self.status = processes.broadcast_from_process_0(lambda: self._end(state))
 
     def _end(self, state: TrainState) -> dict[str, Any]:
-        last, counts = int(state.step), self._tally.counts()
+        last, counts = int(state.step), self._issues.counts()
         for pause in (*_PAUSES, None):
             refused = self._begin_save(state, []) or self._wait()
             try:
@@ -177,7 +179,7 @@ class Recorder:
         """Begin to save a state; return the error if the files beside the checkpoint fail."""
         if not self._checkpoints:
             return None
-        step, bad_images = int(state.step), self._tally.keys()
+        step, bad_images = int(state.step), self._issues.keys()
         try:
             # A checkpoint without them would belong to another run.
             self._folder.write_odd_images(bad_images)
@@ -206,8 +208,8 @@ class Recorder:
 
     def _share_bad_images(self) -> None:
         """Add the bad images that any process has read."""
-        for keys in processes.all_gather_json(self._tally.keys()):
-            self._tally.add(keys)
+        for keys in processes.all_gather_json(self._issues.keys()):
+            self._issues.add(keys)
 
 
 def _flat_floats(tree: dict[str, Any]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from prelu_jax.data.pipeline import Tally
+from prelu_jax.data.pipeline import ImageIssues
 from prelu_jax.runs import metrics, processes
 from prelu_jax.runs.checkpoint import Checkpoints
 from prelu_jax.runs.folder import RunFolder
@@ -33,7 +33,7 @@ def resume(
     config: TrainConfig,
     folder: RunFolder,
     checkpoints: Checkpoints | None,
-    tally: Tally,
+    issues: ImageIssues,
     initial: TrainState,
 ) -> Resumed | None:
     """Return the point from which to continue, the same in every process; None for a new run.
@@ -46,7 +46,7 @@ def resume(
         config: of the run.
         folder: its folder, claimed.
         checkpoints: its checkpoints; None in all processes but the first.
-        tally: gets the bad images that were read before the checkpoint.
+        issues: gets the bad images that were read before the checkpoint.
         initial: the state at step 0, for all that is not an array.
 
     Raises:
@@ -64,7 +64,7 @@ def resume(
             folder.metrics.rewind(records, -1)
             return None
         state = restored
-        return _latest(config, folder, checkpoints, tally, int(state.step), records)
+        return _latest(config, folder, checkpoints, issues, int(state.step), records)
 
     latest = processes.broadcast_from_process_0(restore)
     if latest is None:
@@ -84,7 +84,7 @@ def _latest(
     config: TrainConfig,
     folder: RunFolder,
     checkpoints: Checkpoints,
-    tally: Tally,
+    issues: ImageIssues,
     step: int,
     records: list[Record],
 ) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _latest(
         records = sorted([*records, last], key=lambda record: int(record["step"]))
     latest = folder.metrics.rewind(records, step)
     for bad_images in (notes.get("odd_images", {}), folder.odd_images()):
-        tally.add(bad_images)
+        issues.add(bad_images)
     interval = notes["interval"] if "interval" in notes else folder.interval(step)
     lost = metrics.missing(config, records, step)
     if len(interval) != step % config.log_every and step != config.num_steps:

@@ -114,9 +114,9 @@ def _start(
     if processes.is_first():
         checkpoints = Checkpoints(folder.path / "checkpoints", config.keep_last, config.keep_best)
         stack.callback(checkpoints.close)
-    recorder = Recorder(recipe, folder, checkpoints, batches.tally, progress)
+    recorder = Recorder(recipe, folder, checkpoints, batches.issues, progress)
     initial = _initial_state(recipe, source)
-    resumed = resume(config, folder, checkpoints, batches.tally, initial)
+    resumed = resume(config, folder, checkpoints, batches.issues, initial)
     # Reports that were lost are written again from the same initial state.
     if resumed is None or processes.broadcast_from_process_0(
         lambda: bool(folder.damaged_reports(config))

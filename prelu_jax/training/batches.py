@@ -25,7 +25,7 @@ class Batches:
         watch: wraps an iterator of batches and takes their kind, as `Watchdog.over` does.
 
     Attributes:
-        tally: records of images that did not decode or were enlarged.
+        issues: records of images that did not decode or were enlarged.
     """
 
     def __init__(self, recipe: Recipe, share: Share = ALL, watch: Watch = _unwatched) -> None:
@@ -33,24 +33,24 @@ class Batches:
         self._share = share
         self._watch = watch
         config = recipe.config
-        self.tally = pipeline.Tally(config.on_bad_image == "skip", config.max_pixels)
+        self.issues = pipeline.ImageIssues(config.on_bad_image == "skip", config.max_pixels)
         self._measured = functools.cache(self._measure)
 
     def train(self, first: int = 0) -> Iterator[pipeline.Batch]:
         """Yield the training batches from step ``first`` on."""
         r, c = self._recipe, self._recipe.config
         batches = pipeline.train_batches(
-            *(r.train, r.crop, c.batch_size, c.seed, first, c.num_steps, self.tally),
+            *(r.train, r.crop, c.batch_size, c.seed, first, c.num_steps, self.issues),
             share=self._share,
         )
         return self._watch(batches, "a training batch")
 
-    def test(self, tally: pipeline.Tally | None = None) -> Iterator[pipeline.Batch]:
-        """Yield every test example once. Bad images go to ``tally``, by default the run's."""
+    def test(self, issues: pipeline.ImageIssues | None = None) -> Iterator[pipeline.Batch]:
+        """Yield every test example once. Bad images go to ``issues``, by default the run's."""
         r, c = self._recipe, self._recipe.config
         batches = pipeline.eval_batches(
             *(r.test, r.crop, c.batch_size, c.test_examples),
-            tally=tally or self.tally,
+            issues=issues or self.issues,
             share=self._share,
         )
         return self._watch(batches, "a test batch")
@@ -58,14 +58,14 @@ class Batches:
     def pixel_statistics(self) -> augment.PixelStatistics:
         """Return the training split's mean image and colours, from its file or measured here."""
         pixels, bad_images = self._measured()
-        self.tally.add(bad_images)
+        self.issues.add(bad_images)
         return augment.pixel_statistics(pixels, self._recipe.config.pixel_rms)
 
     def _measure(self) -> tuple[PixelMoments, dict[str, list[str]]]:
         """Return the moments, and the bad images that were read for them."""
-        r, tally = self._recipe, self.tally.empty()
+        r, issues = self._recipe, self.issues.empty()
         if r.moments:
-            return moments.load(r.moments, r.crop.size), tally.keys()
-        images = pipeline.eval_batches(r.train, r.crop, 100, tally=tally)
+            return moments.load(r.moments, r.crop.size), issues.keys()
+        images = pipeline.eval_batches(r.train, r.crop, 100, issues=issues)
         pixels = moments.measure(self._watch(images, "images for their mean"))
-        return pixels, tally.keys()
+        return pixels, issues.keys()

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
-from flax.core import meta
+
+from prelu_jax.decay import decay_mask
 
 
 class Optimizer(NamedTuple):
@@ -18,7 +19,7 @@ class Optimizer(NamedTuple):
     Attributes:
         descent: from gradients to updates; its ``update`` takes ``rate_scale``.
         plateau: counts evaluations without a lower error and holds the rate's factor.
-        weight_decay: of kernels (`decays`), part of ``descent``.
+        weight_decay: of kernels (`decay_mask`), part of ``descent``.
         drop_factor: factor on the rate when it drops.
         drop_steps: steps after which it drops; empty: it drops when the error plateaus.
     """
@@ -31,10 +32,11 @@ class Optimizer(NamedTuple):
 
     def rate_scale(self, step: jax.Array, plateau: Any) -> jax.Array:
         """Return the ratio of the learning rate after ``step`` steps to the first one."""
-        if not self.drop_steps:
-            return plateau.scale
-        dropped = jnp.sum(step >= jnp.array(self.drop_steps))
-        return jnp.float32(self.drop_factor) ** dropped.astype(jnp.float32)
+        scale: jax.Array = plateau.scale
+        if self.drop_steps:
+            dropped = jnp.sum(step >= jnp.array(self.drop_steps))
+            scale = jnp.float32(self.drop_factor) ** dropped.astype(jnp.float32)
+        return scale
 
 
 @functools.cache  # equal recipes are one object: states that differ in values compile once
@@ -56,7 +58,7 @@ def sgd(
     Args:
         learning_rate: the first rate.
         momentum: of the velocity.
-        weight_decay: of kernels (`decays`).
+        weight_decay: of kernels (`decay_mask`).
         drop_factor: factor on the rate when it drops.
         plateau_patience: evaluations without a lower error that make a plateau.
         min_learning_rate: on plateaus, the rate drops no further.
@@ -64,7 +66,7 @@ def sgd(
         drop_steps: numbers of steps after which the rate drops, instead of on plateaus.
     """
     descent = optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=decays),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask),
         _scale_by_rate(learning_rate),
         optax.trace(decay=momentum),
         optax.scale(-1.0),
@@ -82,29 +84,6 @@ def sgd(
     return Optimizer(descent, plateau, weight_decay, drop_factor, drop_steps)
 
 
-def decays(params: Any) -> Any:
-    """Return which parameters decay: those called 'kernel'.
-
-    Biases and PReLU slopes never decay (He et al. 2015, §2.1).
-
-    Args:
-        params: of a Linen model, or the state of an NNX one (``nnx.state(model, nnx.Param)``).
-
-    Returns:
-        A mask for optax: the same tree with a bool for every parameter. A parameter in a box of
-        `flax.linen.with_partitioning` has a plain bool too, so that the mask fits the tree before
-        and after it is unboxed.
-
-    Raises:
-        TypeError: a parameter has no name.
-    """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: _name(path) == "kernel",
-        params,
-        is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata),
-    )
-
-
 def matching(params: Any, pattern: str) -> Any:
     """Return which parameters have a path, as 'conv2_1/kernel', that matches a regex.
 
@@ -120,17 +99,6 @@ def matching(params: Any, pattern: str) -> Any:
         for path in traverse_util.flatten_dict(params)
     }
     return traverse_util.unflatten_dict(found)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    """Return the name of a parameter, the last of the path's keys that is a name."""
-    keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-    if not keys:
-        raise TypeError(
-            "decays: a parameter has no name; expected the nested dict variables['params'] of a "
-            "Linen model, or nnx.state(model, nnx.Param) of an NNX one."
-        )
-    return str(keys[-1])
 
 
 def _scale_by_rate(learning_rate: float) -> optax.GradientTransformationExtraArgs:

@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from prelu_jax import initializers
 from prelu_jax.data.augment import PixelStatistics
+from prelu_jax.decay import decay_mask
 from prelu_jax.training import optimizer as optimizer_lib
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.recipe import Recipe
@@ -49,7 +50,7 @@ def init_report(recipe: Recipe, params: Any) -> list[dict[str, Any]]:
     decays, redrawn, frozen = (
         traverse_util.flatten_dict(mask, sep="/")
         for mask in (
-            optimizer_lib.decays(params),
+            decay_mask(params),
             optimizer_lib.matching(params, c.fresh),
             optimizer_lib.matching(params, c.frozen),
         )

@@ -1,5 +1,6 @@
 """One step of training: a pure function of the state and a batch."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from prelu_jax.data import augment
 from prelu_jax.training.state import TrainState, stream
 
 Metrics = dict[str, Any]
+_LossAndGradient = tuple[tuple[jax.Array, jax.Array], Any]  # ((loss, error), gradient)
 
 
 class Inputs(NamedTuple):
@@ -55,7 +57,8 @@ def inputs(state: TrainState, images: jax.Array, first_example: jax.typing.Array
 
 def mean_loss(scores: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the mean cross-entropy of scores ``[b, classes]``."""
-    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+    return losses.mean()
 
 
 def train_step(
@@ -102,7 +105,7 @@ def _mean_over_devices(tree: Any, axis_name: str) -> Any:
 
 def _gradients(
     state: TrainState, batch: dict[str, jax.Array], first: jax.typing.ArrayLike
-) -> tuple[tuple[jax.Array, jax.Array], Any]:
+) -> _LossAndGradient:
     """Return mean loss and error of a device's examples, and the gradient of the loss.
 
     With ``state.accumulate`` equal parts, one after another, the memory is that of one part. The
@@ -112,9 +115,7 @@ def _gradients(
     images, labels, n = batch["image"], batch["label"], state.accumulate
     if n == 1:
         return _gradient(state, images, labels, first)
-
-    def of_part(*part: Any) -> Any:
-        return _gradient(state, *part)
+    gradient = functools.partial(_gradient, state)
 
     size = len(labels) // n
     parts = (
@@ -122,11 +123,12 @@ def _gradients(
         labels.reshape(n, size),
         first + size * jnp.arange(n),
     )
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, *(p[0] for p in parts)))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, *(p[0] for p in parts)))
     total, _ = jax.lax.scan(
-        lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(*part)), None), zeros, parts
+        lambda sums, part: (jax.tree.map(jnp.add, sums, gradient(*part)), None), zeros, parts
     )
-    return jax.tree.map(lambda x: x / n, total)
+    mean: _LossAndGradient = jax.tree.map(lambda x: x / n, total)
+    return mean
 
 
 def _loss(
@@ -142,7 +144,7 @@ def _loss(
     return mean_loss(scores, labels), jnp.mean(scores.argmax(axis=-1) != labels)
 
 
-def _gradient(state: TrainState, *part: Any) -> Any:
+def _gradient(state: TrainState, *part: Any) -> _LossAndGradient:
     """Return `_loss` and its gradient."""
     return jax.value_and_grad(_loss, has_aux=True)(state.params, state, *part)
 

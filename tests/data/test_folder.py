@@ -78,7 +78,7 @@ def test_a_file_that_does_not_decode_is_named_or_counted(images, tmp_path):
     [
         ({}, "holds no folder and 0 files, expected a folder train"),
         ({"train": {"cat": 0}}, "train holds no image"),
-        ({"train": {"cat": 1, "dog": 0}}, r"Classes of 'train' hold no image of their own.*dog"),
+        ({"train": {"cat": 1, "dog": 0}}, r"Classes of 'train' without images.*dog"),
         ({"test": {"cat": 1}}, "holds test, expected a folder train"),
         ({"photos/train": {"cat": 1}}, "holds photos, expected .* seems to be .*/photos"),
         ({"train": {"cat": 1}, "test": {"cow": 1}}, r"'test' has classes that 'train' lacks.*cow"),
@@ -101,7 +101,7 @@ def test_a_missing_folder_and_a_bad_name_are_refused(tmp_path):
 def test_a_name_that_is_taken_is_refused_and_what_was_there_stays(images, tmp_path):
     folder.prepare(images, "pets", str(tmp_path / "tfds"))
     other = write_images(tmp_path / "other", {"train": {"cow": 1}})
-    with pytest.raises(ValueError, match="holds a dataset of that name already"):
+    with pytest.raises(ValueError, match="already holds a dataset of that name"):
         folder.prepare(other, "pets", str(tmp_path / "tfds"))
     assert sources.load("pets", "train", str(tmp_path / "tfds")).class_names == ("cat", "dog")
 
@@ -110,7 +110,7 @@ def test_images_in_folders_within_a_class_are_not_left_out_in_silence(images):
     within = images / "train/dog/more"
     within.mkdir()
     (images / "train/dog/0.jpg").rename(within / "0.jpg")
-    with pytest.raises(ValueError, match="1 images lie in folders within a class's.*dog/more/0"):
+    with pytest.raises(ValueError, match="1 images are in subfolders of class folders.*dog/more/0"):
         folder.find_images(images)
 
 
@@ -204,11 +204,11 @@ def spoil(parent):
     (parent / "line\nbreak.jpg").write_bytes(b"")
     (parent / "latin\udce9.jpg").write_bytes((parent / "0.jpg").read_bytes())
     return (
-        "/fifo.jpg is no file but a FIFO",
-        "/dangling.jpg is a link that leads to no file (No such file or directory)",
-        "/loop.jpg is a link that leads to no file (Too many levels of symbolic links)",
-        "/folder.jpg is no file but a folder",
-        "/link.jpg is no file but a device",
+        "/fifo.jpg is a FIFO, not a file",
+        "/dangling.jpg is a broken link (No such file or directory)",
+        "/loop.jpg is a broken link (Too many levels of symbolic links)",
+        "/folder.jpg is a folder, not a file",
+        "/link.jpg is a device, not a file",
         r"/line\nbreak.jpg' does not decode",
         r"/latin\udce9.jpg' has a name that is not UTF-8",
     )
@@ -242,7 +242,7 @@ def test_a_socket_and_a_file_that_may_not_be_read_are_bad_images(images, tmp_pat
     with pytest.raises(ValueError, match="7 of 7 images cannot be imported") as error:
         folder.prepare(images, "pets", str(tmp_path / "tfds"))
     assert "0.jpg cannot be read (Permission denied)" in str(error.value)
-    assert "socket.png is no file but a socket" in str(error.value)
+    assert "socket.png is a socket, not a file" in str(error.value)
 
 
 def test_a_folder_that_may_not_be_read_is_named(images, monkeypatch):
@@ -263,7 +263,7 @@ def test_a_folder_that_may_not_be_read_is_named(images, monkeypatch):
 def test_a_link_in_the_place_of_a_split_or_class_that_leads_nowhere_is_named(place, target, images):
     link = images / place
     link.symlink_to(link if target == "itself" else images / target)
-    with pytest.raises(ValueError, match=f"{place} leads to no split or class"):
+    with pytest.raises(ValueError, match=f"{place} is a broken link"):
         folder.find_images(images)
 
 
@@ -280,7 +280,7 @@ def test_a_class_of_which_skipping_leaves_nothing_is_named(left_empty, images, t
     for path in (images / left_empty).iterdir():
         path.write_bytes(b"no image")
     split, label = left_empty.split("/")
-    message = rf"No image is left of class '{label}' in split '{split}':\n.*0.jpg does not decode"
+    message = rf"All images of class '{label}' in split '{split}' are bad:\n.*0.jpg does not decode"
     with pytest.raises(ValueError, match=message):
         folder.prepare(images, "pets", str(tmp_path / "tfds"), skip_bad_images=True)
     assert not (tmp_path / "tfds/pets").exists()
@@ -290,7 +290,10 @@ def test_an_image_of_too_many_pixels_is_named_with_its_size_or_left_out(images, 
     cv2.imwrite(str(images / "train/cat/large.png"), np.zeros((100, 300), np.uint8))
     failed = command(images, tmp_path, "--max_pixels=29999")
     assert failed.returncode == 78
-    assert "cat/large.png is an image of 300×100 pixels: with more than 29,999" in failed.stderr
+    assert (
+        "cat/large.png is an image of 300×100 pixels, more than the limit of 29,999"
+        in failed.stderr
+    )
     skipped = command(images, tmp_path, "--max_pixels=29999", "--on_bad_image=skip")
     assert "left out, not decodable: 1" in skipped.stdout
     assert "pets/train: 5 images" in skipped.stdout
@@ -361,7 +364,7 @@ def test_an_interrupted_import_leaves_no_dataset_and_can_be_repeated(
 def test_a_name_is_taken_by_any_version_of_a_dataset(images, tmp_path):
     """The newest version is read: one that is written as 1.0.0 would not be."""
     (tmp_path / "tfds/pets/3.0.2").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"pets/3\.0\.2 holds a dataset of that name already"):
+    with pytest.raises(ValueError, match=r"pets/3\.0\.2 already holds a dataset of that name"):
         folder.prepare(images, "pets", str(tmp_path / "tfds"))
 
 
@@ -382,7 +385,7 @@ def test_classes_without_a_split_and_a_split_in_capitals_are_pointed_out(tmp_pat
 
 def test_images_beside_the_classes_are_not_left_out_in_silence(images):
     (images / "train/dog/0.jpg").rename(images / "train/loose.jpg")
-    with pytest.raises(ValueError, match=r"1 images lie beside .* first is .*train/loose\.jpg"):
+    with pytest.raises(ValueError, match=r"1 images are next to .* first is .*train/loose\.jpg"):
         folder.find_images(images)
 
 

@@ -71,9 +71,9 @@ WHOLE = gzip.compress(idx_bytes(PIXELS))
             (
                 "fewer",
                 idx_bytes(PIXELS[:3]),
-                " 3 images, .*labels holds 4 labels: expected as many",
+                " 3 images, .*labels holds 4 labels: expected equal numbers",
             ),
-            ("no pixel", idx_bytes(PIXELS[:, :0]), r"holds no pixel: its shape is \(4, 0, 3\)"),
+            ("no pixel", idx_bytes(PIXELS[:, :0]), r"holds no pixels: its shape is \(4, 0, 3\)"),
             ("huge", b"\0\0\x08\3" + b"\xff" * 12, "0 values, expected 79228162458"),
         )
     ],
@@ -102,7 +102,7 @@ def test_an_interrupted_write_leaves_no_split(files, tmp_path, monkeypatch):
     (tmp_path / ".train.unfinished/999").mkdir(parents=True)
     monkeypatch.undo()
     assert "999" not in idx.write_pngs(*files, tmp_path / "train")
-    with pytest.raises(ValueError, match="train exists already"):
+    with pytest.raises(ValueError, match="train already exists"):
         idx.write_pngs(*files, tmp_path / "train")
 
 

@@ -56,7 +56,7 @@ def test_scales_are_drawn_between_the_two_sides():
     split = split_of(1)
     widths = set()
     for seed in range(30):
-        image = crop.random(split[0], np.random.default_rng(seed), pipeline.Tally())
+        image = crop.random(split[0], np.random.default_rng(seed), pipeline.ImageIssues())
         widths.add(int(image[-1, 0, 1]) - int(image[0, 0, 1]))
     assert min(widths) < 25 < 35 < max(widths)
 
@@ -148,20 +148,20 @@ def test_a_label_that_is_no_class_is_named_in_the_error(read, label):
 
 
 def test_in_training_the_next_image_takes_the_place_of_one_that_does_not_decode():
-    tally = pipeline.Tally(skip_bad_images=True)
+    issues = pipeline.ImageIssues(skip_bad_images=True)
     arguments = (CROP, 5, 3, 0, 6)  # three epochs
     whole = list(pipeline.train_batches(decodable(), *arguments))
-    mended = list(pipeline.train_batches(with_broken(3, 4, 9), *arguments, tally))
-    assert tally.left_out == {"cat/3.jpg", "cat/4.jpg", "cat/9.jpg"}
+    mended = list(pipeline.train_batches(with_broken(3, 4, 9), *arguments, issues))
+    assert issues.left_out == {"cat/3.jpg", "cat/4.jpg", "cat/9.jpg"}
     replaced = {3: 5, 4: 5, 9: 0}
     for a, b in zip(whole, mended, strict=True):
         expected = [replaced.get(int(label), int(label)) for label in a["label"]]
         assert b["label"].tolist() == expected
         assert (b["image"] // 10).max(axis=(1, 2, 3)).tolist() == expected
-    later = pipeline.train_batches(with_broken(3, 4, 9), CROP, 5, 3, 4, 6, tally)
+    later = pipeline.train_batches(with_broken(3, 4, 9), CROP, 5, 3, 4, 6, issues)
     for a, b in zip(mended[4:], later, strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])
-    assert len(tally.left_out) == 3
+    assert len(issues.left_out) == 3
 
 
 def test_the_crops_after_a_bad_image_are_the_same_whenever_that_is_noticed():
@@ -171,32 +171,29 @@ def test_the_crops_after_a_bad_image_are_the_same_whenever_that_is_noticed():
     read = []
     for bad in (b"broken", stored[:-30]):  # the latter tells its shape
         split = sources.Split([*png, {"image": bad, "label": 8, "key": "8"}], tuple("012345678"))
-        tally = pipeline.Tally(skip_bad_images=True)
-        batches = pipeline.train_batches(split, pipeline.Crop(24, 24, 60), 3, 7, 0, 9, tally)
+        issues = pipeline.ImageIssues(skip_bad_images=True)
+        batches = pipeline.train_batches(split, pipeline.Crop(24, 24, 60), 3, 7, 0, 9, issues)
         read.append([b["image"].tobytes() + b["label"].tobytes() for b in batches])
-        assert tally.left_out == {"8"}
+        assert issues.left_out == {"8"}
     assert read[0] == read[1]
 
 
 def test_when_nothing_decodes_training_ends():
+    issues = pipeline.ImageIssues(skip_bad_images=True)
     with pytest.raises(ValueError, match="None of the 10 images decodes"):
-        next(
-            pipeline.train_batches(
-                with_broken(*range(10)), CROP, 5, 0, 0, 1, pipeline.Tally(skip_bad_images=True)
-            )
-        )
+        next(pipeline.train_batches(with_broken(*range(10)), CROP, 5, 0, 0, 1, issues))
 
 
 def test_in_a_test_an_image_that_does_not_decode_is_masked_and_counted(caplog):
-    tally = pipeline.Tally(skip_bad_images=True)
+    issues = pipeline.ImageIssues(skip_bad_images=True)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             split = with_broken(3, 8)
-            batches = list(pipeline.eval_batches(split, CROP, 4, tally=tally))
+            batches = list(pipeline.eval_batches(split, CROP, 4, issues=issues))
     seen = np.concatenate([batch["label"][batch["mask"] > 0] for batch in batches])
     assert seen.tolist() == [0, 1, 2, 4, 5, 6, 7, 9]
     assert {batch["image"].shape for batch in batches} == {(4, 32, 32, 3)}
-    assert tally.left_out == {"cat/3.jpg", "cat/8.jpg"}
+    assert issues.left_out == {"cat/3.jpg", "cat/8.jpg"}
     assert [record.message.split("; ")[1] for record in caplog.records] == [
         *("so far: 1.", "so far: 2.")
     ]
@@ -210,8 +207,8 @@ def test_neither_threads_nor_a_restart_change_a_byte(threads):
     )
 
     def read(first, threads):
-        tally = pipeline.Tally(skip_bad_images=True)
-        batches = pipeline.train_batches(photos, crop, 3, 7, first, 20, tally, threads)
+        issues = pipeline.ImageIssues(skip_bad_images=True)
+        batches = pipeline.train_batches(photos, crop, 3, 7, first, 20, issues, threads)
         return [b["image"].tobytes() + b["label"].tobytes() for b in batches]
 
     alone = read(0, 1)
@@ -222,26 +219,26 @@ def test_neither_threads_nor_a_restart_change_a_byte(threads):
 
 
 def test_whole_images_that_do_not_decode_are_passed_over_and_counted():
-    tally = pipeline.Tally(skip_bad_images=True)
-    found = [int(x["label"]) for x in pipeline.whole_images(with_broken(0, 5), 32, tally=tally)]
+    issues = pipeline.ImageIssues(skip_bad_images=True)
+    found = [int(x["label"]) for x in pipeline.whole_images(with_broken(0, 5), 32, issues=issues)]
     assert found == [1, 2, 3, 4, 6, 7, 8, 9]
-    assert tally.counts() == {"left_out": 2}
+    assert issues.counts() == {"left_out": 2}
 
 
 def test_images_smaller_than_the_crop_are_enlarged_and_counted(caplog):
-    tally = pipeline.Tally()
+    issues = pipeline.ImageIssues()
     crop = pipeline.Crop(size=50, min_side=50, max_side=60)
     with caplog.at_level(logging.WARNING):
         for batches in (
-            pipeline.train_batches(decodable(), crop, 5, 0, 0, 4, tally),  # 48 × 64 pixels
-            pipeline.eval_batches(decodable(), crop, 5, tally=tally),
+            pipeline.train_batches(decodable(), crop, 5, 0, 0, 4, issues),  # 48 × 64 pixels
+            pipeline.eval_batches(decodable(), crop, 5, issues=issues),
         ):
             assert {batch["image"].shape for batch in batches} == {(5, 50, 50, 3)}
-    assert tally.counts() == {"enlarged": 10}
+    assert issues.counts() == {"enlarged": 10}
     assert len(caplog.records) == 1
     assert "is 48×64 pixels, smaller than the crop of 50" in caplog.records[0].message
-    untold = pipeline.Tally()
-    list(pipeline.eval_batches(decodable(), CROP, 5, tally=untold))
+    untold = pipeline.ImageIssues()
+    list(pipeline.eval_batches(decodable(), CROP, 5, issues=untold))
     assert untold.counts() == {}
 
 

@@ -77,16 +77,16 @@ def test_classes_that_cannot_be_are_refused(classes):
 
 def test_a_class_with_too_few_examples_is_named():
     split = sources.Split([{"image": None, "label": 1, "key": "k"}], ("cat", "dog"))
-    with pytest.raises(ValueError, match=r"Class 0 \(cat\) has 0 examples, at least 1 asked for"):
+    with pytest.raises(ValueError, match=r"Class 0 \(cat\) has 0 examples, expected at least 1"):
         sources.subset(split, "0-1")
-    with pytest.raises(ValueError, match=r"Class 1 \(dog\) has 1 examples, 2 asked for"):
+    with pytest.raises(ValueError, match=r"Class 1 \(dog\) has 1 examples, expected 2"):
         sources.subset(split, "1", 2)
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda content: content[: len(content) // 2], "it is cut short"),
+        (lambda content: content[: len(content) // 2], "the file is truncated"),
         (lambda content: b"", "should be at least 64KB"),
         (lambda content: content[:200] + bytes(500) + content[700:], "hash mismatch"),
     ],

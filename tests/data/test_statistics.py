@@ -30,7 +30,7 @@ def prepared(tmp_path_factory):
 
 
 def test_the_moments_are_those_of_all_centre_crops(prepared):
-    file = statistics.measure("photos", "train", CROP, str(prepared), pipeline.Tally())
+    file = statistics.measure("photos", "train", CROP, str(prepared), pipeline.ImageIssues())
     assert file == prepared / "photos/1.0.0/pixel_moments_train_24_of_32.npz"
     found = moments.load(file, 24)
     crops = []
@@ -45,7 +45,7 @@ def test_the_moments_are_those_of_all_centre_crops(prepared):
     covariance = np.cov(np.reshape(crops, (-1, 3)).T, bias=True)
     np.testing.assert_allclose(found.covariance, covariance, rtol=1e-9)
     before = file.read_bytes()
-    statistics.measure("photos", "train", CROP, str(prepared), pipeline.Tally())
+    statistics.measure("photos", "train", CROP, str(prepared), pipeline.ImageIssues())
     assert file.read_bytes() == before
 
 
@@ -56,14 +56,14 @@ def test_the_command_that_an_error_gives_measures_what_was_missing(prepared):
     assert done.stdout.startswith("1 images; mean red, green, blue: [")
     file = prepared / "photos/1.0.0/pixel_moments_test_24_of_32.npz"
     assert int(moments.load(file, 24).images) == 1
-    with pytest.raises(ValueError, match=r"shape \(24, 24, 3\), not \(32, 32, 3\).*measure anew"):
+    with pytest.raises(ValueError, match=r"shape \(24, 24, 3\), not \(32, 32, 3\).*measure again"):
         moments.load(file, 32)
 
 
 def test_what_cannot_be_measured_is_said(prepared):
     for arguments, message in (
         (["--dataset=photso"], "Did you mean 'photos'"),
-        (["--dataset=digits"], "'digits' is embedded, not prepared"),
+        (["--dataset=digits"], "'digits' is the embedded dataset"),
         (["--dataset=photos", "--size=64", "--side=32"], "--size=64 --side=32: expected crops"),
         (["--dataset=photos", "--split=dev"], "split of photos 'dev'"),
     ):
@@ -78,19 +78,21 @@ def test_a_damaged_file_is_named(tmp_path):
     file = tmp_path / "pixel_moments_train_24_of_32.npz"
     for content in (b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="24_of_32.npz cannot be read .*measure anew"):
+        with pytest.raises(ValueError, match="24_of_32.npz cannot be read .*measure again"):
             moments.load(file, 24)
 
 
 def test_records_that_do_not_decode_are_left_out_of_the_moments():
     grey = cv2.imencode(".png", np.full((24, 24), 50, np.uint8))[1].tobytes()
     records = [{"image": image, "label": 0, "key": "k"} for image in (grey, b"broken", grey)]
-    tally = pipeline.Tally(skip_bad_images=True)
+    issues = pipeline.ImageIssues(skip_bad_images=True)
     crop = pipeline.Crop(24, 24, 24)
-    batches = pipeline.eval_batches(sources.Split(records, ("a",)), crop, 2, tally=tally)
+    batches = pipeline.eval_batches(sources.Split(records, ("a",)), crop, 2, issues=issues)
     found = moments.measure(batches)
     assert int(found.images) == 2
     np.testing.assert_array_equal(found.mean, 50.0)
     bad = sources.Split(records[1:2], ("a",))
-    with pytest.raises(ValueError, match="no image to measure: none is given, or none decodes"):
-        moments.measure(pipeline.eval_batches(bad, crop, 2, tally=tally))
+    with pytest.raises(
+        ValueError, match="no image to measure: the split is empty, or no image decodes"
+    ):
+        moments.measure(pipeline.eval_batches(bad, crop, 2, issues=issues))

@@ -162,7 +162,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="k is 5, expected 1 to the 4 classes"):
         evaluation.top_error(scores, labels, 5)
     scores[1, 2] = np.nan
-    with pytest.raises(ValueError, match="1 examples are not finite, first of example 1"):
+    with pytest.raises(ValueError, match="1 examples are not finite, the first is example 1"):
         evaluation.top_error(scores, labels, 1)
     with pytest.raises(ValueError, match="there is no image"):
         evaluation.predict(lambda batch: jnp.zeros((1, 1)), [], 1)

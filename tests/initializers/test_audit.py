@@ -144,7 +144,7 @@ CASES = {
     ),
     "heads flattened": (
         of("heads", JAX.lecun_normal()),
-        ("wrong fan", "all axes of .* but the last two for a window", ["heads"]),
+        ("wrong fan", "all axes of .* except the last two for a window", ["heads"]),
     ),
     "LeCun's uniform off by √3": (
         uniform("mix", 1 / math.sqrt(160)),
@@ -156,7 +156,7 @@ CASES = {
     ),
     "a normal with the limit for its std": (
         of("head", initializers.gaussian(math.sqrt(6 / HIDDEN))),
-        ("wrong limit", "√3 more", ["head"]),
+        ("wrong limit", "√3 times too large", ["head"]),
     ),
     "identical": ({"back": P["transposed"]}, ("same draw", "equal to", ["transposed"])),
     "equal up to the sign": (
@@ -254,7 +254,7 @@ def test_a_writer_that_is_not_scaled_like_its_siblings():
     one = {n: v / math.sqrt(12) if n.startswith("narrow") else v for n, v in params.items()}
     found = initializers.table(transformer, one, x).findings
     assert {each.parameter for each in found} == {f"down_{i}" for i in range(DEPTH)}
-    assert all("not scaled by 1/√12 as narrow_0, narrow_1" in each.what for each in found)
+    assert all("not scaled by 1/√12, unlike narrow_0, narrow_1" in each.what for each in found)
     fixed = {
         n: v / v.std() * (0.02 / math.sqrt(12) if n[0] in "wu" else 0.02) for n, v in params.items()
     }
@@ -304,7 +304,7 @@ def test_the_rules_of_linen_layers_are_held_against_their_products():
     assert list(found) == ["cut/kernel", "grouped/kernel", "head/kernel", "heads/kernel"]
     assert found["cut/kernel"] == (
         "truncation",
-        "its rule cuts a Gaussian at 100 σ, which cuts nothing",
+        "its rule cuts a Gaussian at 100 σ, which has no effect",
     )
     assert found["grouped/kernel"][0] == "wrong fan"
     assert "ignores the 4 groups" in found["grouped/kernel"][1]
@@ -318,7 +318,7 @@ def test_a_declared_cut_that_the_numbers_pass():
     rules = {"mix": JAX.truncated_normal(0.05, lower=-2, upper=2)}
     (found,) = initializers.table(net, params, X, declared=rules).findings
     assert found.kind == "truncation"
-    assert "cuts a Gaussian at 2 σ, its numbers reach 3." in found.what
+    assert "cuts a Gaussian at 2 σ, but its numbers reach 3." in found.what
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -372,20 +372,20 @@ V = Dense().init(jax.random.key(0), jnp.ones((2, 4)))
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((Dense(9), V, jnp.ones((2, 4))), {}, "another model's. ScopeParamShapeError"),
-        ((Dense(), V, jnp.ones((2, 5))), {}, "another model's. ScopeParamShapeError"),
+        ((Dense(9), V, jnp.ones((2, 4))), {}, "inputs of this model. ScopeParamShapeError"),
+        ((Dense(), V, jnp.ones((2, 5))), {}, "inputs of this model. ScopeParamShapeError"),
         ((Dense(), {"params": {}}, X), {}, "expected what model.init returns"),
-        ((net, {"conv": P["conv"]}, X), {}, "another model's. KeyError: 'bias'"),
-        ((net, P, X), {"declared": {"nothing": HE}}, "no parameter's path"),
+        ((net, {"conv": P["conv"]}, X), {}, "inputs of this model. KeyError: 'bias'"),
+        ((net, P, X), {"declared": {"nothing": HE}}, "matches no parameter"),
         ((net, P, X), {"declared": {"(": HE}}, "expected a regular expression"),
         ((net, P, X), {"declared": {"mix": net}}, "expected an initialiser"),
         (
             (net, P, X),
             {"decays": {"mix": True}},
-            "the mask of decays has another structure.*it lacks back",
+            "the mask in decays has another structure.*it lacks back",
         ),
         ((net, P, X), {"decays": jax.tree.map(lambda _: 1, P)}, "holds int, expected bools"),
-        ((net, P, X), {"values": [("nothing", 0)]}, "no parameter's path"),
+        ((net, P, X), {"values": [("nothing", 0)]}, "not a parameter's path"),
         (
             (net, P, X),
             {"values": lambda name: np.ones(3)},
@@ -620,7 +620,7 @@ def test_a_cut_in_weights_instead_of_standard_deviations():
     variables = model.init(key(0), W)
     (found,) = initializers.table(model, variables, W).findings
     assert found.kind == "truncation"
-    assert "a std of 0.00046 is left" in found.what
+    assert "which leaves a std of 0.00046" in found.what
 
 
 def test_normed_layers_keep_other_kernels_than_their_rule_draws():

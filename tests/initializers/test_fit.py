@@ -16,7 +16,7 @@ def fitted(array, depth=1):
     shape = array.shape
     fan_in, fan_out = initializers.fans(shape)
     parameter = Parameter("kernel", shape, "kernel", fan_in, fan_out)
-    return fit.of(statistics.of(array), candidates.of(parameter, depth))
+    return fit.best(statistics.measure(array), candidates.possible(parameter, depth))
 
 
 def is_right(found, gain, fan, distribution, shape):
@@ -25,7 +25,9 @@ def is_right(found, gain, fan, distribution, shape):
     named = found.rule.split(", ", 1)[1]
     same = [
         each.name
-        for each in candidates.of(Parameter("kernel", shape, "kernel", *initializers.fans(shape)))
+        for each in candidates.possible(
+            Parameter("kernel", shape, "kernel", *initializers.fans(shape))
+        )
         if abs(each.variance / variance - 1) < 1e-6
     ]
     words = distribution.replace("_", " ")
@@ -87,7 +89,7 @@ def test_a_deviation_is_a_standard_normal():
     rng = np.random.default_rng(0)
     for size in (8, 100):
         squares = rng.standard_normal((200_000, size))
-        deviations = [fit.deviation(statistics.of(row), 1.0, 3.0) for row in squares[:4000]]
+        deviations = [fit.deviation(statistics.measure(row), 1.0, 3.0) for row in squares[:4000]]
         assert abs(np.mean(deviations)) < 4 / np.sqrt(4000)
         assert abs(np.std(deviations) - 1) < 4 / np.sqrt(2 * 4000)
         assert np.max(np.abs(deviations)) < 5
@@ -95,11 +97,11 @@ def test_a_deviation_is_a_standard_normal():
 
 def test_statistics_are_those_of_numpy():
     array = np.random.default_rng(1).normal(2.0, 3.0, (1500, 1000)).astype(np.float32)
-    found = statistics.of(array)
+    found = statistics.measure(array)
     precise = array.astype(np.float64)
     assert found.mean == pytest.approx(precise.mean(), rel=1e-12)
     assert found.variance == pytest.approx(precise.var(), rel=1e-10)
     assert found.fourth_moment == pytest.approx((precise**4).mean(), rel=1e-12)
     assert (found.least, found.greatest) == (precise.min(), precise.max())
-    tiny = statistics.of((array * 1e-25).astype(np.float64))
+    tiny = statistics.measure((array * 1e-25).astype(np.float64))
     assert tiny.fourth_moment == pytest.approx(found.fourth_moment * 1e-100, rel=1e-5)

@@ -46,7 +46,7 @@ def test_a_restart_changes_no_byte(prepared):
 def test_what_is_kept_with_the_dataset_is_what_a_run_subtracts(prepared, monkeypatch):
     measured_here = Batches(resolve(of_photos(prepared))).pixel_statistics()
     crop = pipeline.Crop(32, 32, 32)
-    file = statistics.measure("photos", "train", crop, str(prepared), pipeline.Tally())
+    file = statistics.measure("photos", "train", crop, str(prepared), pipeline.ImageIssues())
     monkeypatch.setattr(batches.moments, "measure", None)  # it is not called
     kept = Batches(resolve(of_photos(prepared))).pixel_statistics()
     jax.tree.map(np.testing.assert_array_equal, kept, measured_here)
@@ -100,7 +100,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded_in_training(prepared, on_bad
             next(iter(data.train()))
         return
     next(iter(data.train()))
-    assert data.tally.left_out
+    assert data.issues.left_out
 
 
 def test_damaged_records_are_left_out_and_counted_by_a_flag(damaged, tmp_path, monkeypatch):

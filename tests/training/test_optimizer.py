@@ -6,6 +6,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from prelu_jax.decay import decay_mask
 from prelu_jax.training import optimizer, state, step
 from tests.training.conftest import make_batch, make_state
 
@@ -30,7 +31,7 @@ def test_velocity_follows_eq_4_with_decay_on_kernels_alone():
 
 def test_slopes_and_biases_do_not_decay():
     params = make_state("prelu").params
-    decays = optimizer.decays(params)
+    decays = decay_mask(params)
     assert decays["conv1"] == {"kernel": True, "bias": False}
     assert decays["conv1_prelu"] == {"negative_slope": False}
 
@@ -80,7 +81,7 @@ def test_the_decay_mask_fits_partitioned_parameters_and_the_unboxed_ones(boxed):
         bias_init=boxed(init.ones, ("model",)),
     )
     params = layer.init(jax.random.key(0), jnp.ones((1, 3)))["params"]
-    mask = optimizer.decays(params)
+    mask = decay_mask(params)
     assert mask == {"kernel": True, "bias": False}
     for tree in (params, nn.meta.unbox(params)):
         decay = optax.add_decayed_weights(0.5, mask=mask)
@@ -93,4 +94,4 @@ def test_the_decay_mask_fits_partitioned_parameters_and_the_unboxed_ones(boxed):
 def test_parameters_without_names_are_refused():
     for params in ([jnp.ones(3)], nnx.Linear(2, 2, rngs=nnx.Rngs(0))):
         with pytest.raises(TypeError, match=r"a parameter has no name; expected.*nnx\.state"):
-            optimizer.decays(params)
+            decay_mask(params)
