@@ -270,7 +270,7 @@ def test_the_exit_status_says_whether_a_ratio_is_over_its_limit(monkeypatch, cap
     assert "OVER   2.100  (at most 2)  a / b  [here]" in capsys.readouterr().out
     taken = tmp_path / "taken"
     taken.write_text("")
-    with pytest.raises(ValueError, match="--out=.*taken cannot be made"):
+    with pytest.raises(ValueError, match="--out=.*taken cannot be created"):
         run.main(["fake", f"--out={taken}"])
     (tmp_path / "fake.json").mkdir()
     assert run.main(["fake", f"--out={tmp_path}"]) == 1

@@ -179,8 +179,8 @@ def test_the_crops_after_a_bad_image_are_the_same_whenever_that_is_noticed():
 
 
 def test_when_nothing_decodes_training_ends():
+    issues = pipeline.ImageIssues(skip_bad_images=True)
     with pytest.raises(ValueError, match="None of the 10 images decodes"):
-        issues = pipeline.ImageIssues(skip_bad_images=True)
         next(pipeline.train_batches(with_broken(*range(10)), CROP, 5, 0, 0, 1, issues))
 
 
