@@ -114,7 +114,7 @@ def delete_newest(victim: Command, rng: np.random.Generator) -> None:
 def damage(name: str) -> Inject:
     """Kill the command, then empty, cut, zero-fill, replace or remove a small file of its run.
 
-    Of the metrics, only the lines after the second newest checkpoint are damaged.
+    In the metrics, only the lines after the second newest checkpoint are damaged.
     """
 
     def inject(victim: Command, rng: np.random.Generator) -> None:

@@ -43,7 +43,7 @@ def submit(cluster, logs, *arguments):
 
 
 def submit_planned(cluster, folder, plan, *own):
-    """Submit the stand-in experiment with a plan of its ends; see tests.launch.experiment."""
+    """Submit the test experiment with a plan of its ends; see tests.launch.experiment."""
     (folder / "plan.json").write_text(json.dumps(plan))
     return submit(cluster, folder, *own, "--", "tests.launch.experiment", str(folder))
 

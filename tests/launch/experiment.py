@@ -3,8 +3,8 @@
     python -m tests.launch.experiment FOLDER [--process_id=I ...] [--part=I/N]
 
 FOLDER/plan.json lists, for each start, the end of every process or part: an exit status, 'wait'
-(for SIGTERM), 'late' (status 78 after a moment), or the negative number of a signal with which it kills
-itself. Each process writes its arguments and its end to a file.
+(for SIGTERM), 'late' (status 78 after a moment), or the negative number of a signal with which it
+kills itself. Each process writes its arguments and its end to a file.
 """
 
 import json
