@@ -29,9 +29,9 @@ DEVICES_OF_ONE_BATCH = (8, 32, 128)  # together with `BATCH` images
 # (name, whether the fully connected layers are shared, whether the all-reduce overlaps)
 PLANS = (
     ("all-reduce after the step", False, False),
-    ("all-reduce behind the backward pass", False, True),
+    ("all-reduce during the backward pass", False, True),
     ("fc shared, after", True, False),
-    ("fc shared, behind", True, True),
+    ("fc shared, during", True, True),
 )
 
 
