@@ -1,1 +1,1 @@
-"""Speed and memory as ratios within one run; absolutes depend on the machine."""
+"""Benchmarks of speed and memory, as ratios within one run: absolutes depend on the machine."""

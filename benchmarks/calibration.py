@@ -1,8 +1,8 @@
-"""What a calibration costs, beside a forward pass and other libraries' loops, as nets get deeper.
+"""Time of a calibration, compared with a forward pass and other libraries, by depth.
 
-The nets are `small_30_reduced` with more or fewer of its layers. All of it, the forward pass too,
-is computed in float32, as `calibrate` does by itself. What is installed of the other libraries is
-compared, also by how far from a std of 1 each leaves the layer that is farthest.
+The nets are `small_30_reduced` with more or fewer layers. All computation, the forward pass
+included, is in float32, as in `calibrate`. The installed libraries are compared by time and by the
+largest distance of a layer's std from 1 after their calibration.
 """
 
 import copy
@@ -25,9 +25,9 @@ from prelu_jax.datadep.method import OnePass
 from prelu_jax.datadep.places import Correction
 from prelu_jax.datadep.walk import Control, Walk
 
-_LSUV = Lsuv(orthonormal=False)  # all start from the same weights
-_RATIO_AT = 30  # layers at which others are compared by a ratio
-_LINEAR = 1.2  # at most, the exponent in depth of what is linear, but for noise
+_LSUV = Lsuv(orthonormal=False)  # so that all libraries start from the same weights
+_RATIO_AT = 30  # layers at which other libraries are compared by a ratio
+_LINEAR = 1.2  # limit of the exponent in depth of a linear time, with a margin for noise
 _FAR = "farthest std from 1"
 
 _FORWARD, _CALL, _FIRST = "forward pass", "calibrate", "calibrate, the first call"
@@ -36,7 +36,7 @@ _PASSES = {"within_layer's pass": WithinLayer(), "lsuv's pass": _LSUV}
 
 @dataclasses.dataclass(frozen=True)
 class _Net:
-    """What is calibrated: a network of so many layers, its variables, and images."""
+    """A network of a given depth with its variables and images."""
 
     net: arch.Arch
     where: str
@@ -60,7 +60,7 @@ class _Net:
 
 @dataclasses.dataclass(frozen=True)
 class _Peer:
-    """Another library: its call, the variables that it leaves, and what it says of itself."""
+    """Another library: its call, the variables that it returns, and its own figures."""
 
     call: Callable[[], Any]
     variables: Callable[[Any], Any]
@@ -74,15 +74,16 @@ def run(
     batch_size: int = 64,
     repeats: int = 20,
 ) -> Result:
-    """Times of a pass, of a call and of other libraries' calls, and their exponents in depth.
+    """Measure a pass, a call and other libraries' calls, and their exponents in depth.
 
-    Our first call compiles; the others find what it compiled.
+    Our first call compiles; the later ones reuse its programs.
 
     Args:
-        base: the network that is made deeper and less deep.
-        depths: its numbers of layers.
-        batch_size: images that it is calibrated on.
-        repeats: of our programs. Others, which take seconds, run less often in deeper nets.
+        base: the network whose depth is varied.
+        depths: numbers of layers.
+        batch_size: images per calibration.
+        repeats: repeats of our programs; other libraries, which take seconds, run less often in
+            deeper nets.
     """
     absences = {name: absent(name, *modules) for name, (_, modules) in _PEERS.items()}
     results, peers = [], {name: make for name, (make, _) in _PEERS.items() if not absences[name]}
@@ -91,23 +92,23 @@ def run(
         results.append(_own(net, repeats))
         few = max(1, 5 * repeats // depth)
         results += [_beside(net, name, make(net), few) for name, make in peers.items()]
-    found = Result.joined(results)
+    measured = Result.joined(results)
     once = [
         f"{row.what} with {row.where}: one call, none before it"
-        for row in found.rows
+        for row in measured.rows
         if row.what in peers and len(row.values) == 1
     ]
-    grown = _growth(found.rows, depths)
-    return Result.joined([found, grown, Result([], [], [*filter(None, absences.values()), *once])])
+    notes = Result([], [], [*filter(None, absences.values()), *once])
+    return Result.joined([measured, _growth(measured.rows, depths), notes])
 
 
 def _growth(rows: Sequence[Row], depths: Sequence[int]) -> Result:
-    """The exponent of each program's time, with a limit for ours."""
+    """Return the exponent of each program's time, with limits for this package's programs."""
     where = f"{depths[0]} to {depths[-1]} layers"
     medians: dict[str, list[float]] = {}
     for row in rows:
         medians.setdefault(row.what, []).append(row.median)
-    grown = {what: exponent_row(where, what, depths, of) for what, of in medians.items()}
+    grown = {what: exponent_row(where, what, depths, times) for what, times in medians.items()}
     ours = (*_PASSES, _CALL, _FIRST)
     return Result(
         list(grown.values()),
@@ -116,7 +117,7 @@ def _growth(rows: Sequence[Row], depths: Sequence[int]) -> Result:
 
 
 def _own(net: _Net, repeats: int) -> Result:
-    """Our first call, then our programs beside a forward pass."""
+    """Measure this package's first call, then its programs and a forward pass."""
     first = _seconds(net.calibrate)
     calibrated, _ = net.calibrate()
     forward = jax.jit(net.model.apply).lower(net.variables, net.images).compile()
@@ -162,20 +163,20 @@ def _compiled_pass(net: _Net, method: OnePass) -> Callable[[], Any]:
 
 
 def _beside(net: _Net, name: str, peer: _Peer, repeats: int) -> Result:
-    """Another library's call; its ratio where the net is as deep as that is promised for."""
-    left = None
+    """Measure another library's call; add a ratio at the depth for which one is promised."""
+    returned = None
 
     def theirs() -> None:
-        nonlocal left
-        left = peer.call()
+        nonlocal returned
+        returned = peer.call()
 
     programs = {_CALL: net.calibrate, name: theirs}
     if repeats > 1:
         taken = samples(programs, repeats)
-    else:  # of a minute: there is none before it to compile
+    else:  # it takes a minute, so no call precedes it to compile
         taken = {what: [_seconds(program)] for what, program in programs.items()}
     rows = {row.what: row for row in milliseconds(net.where, taken)}
-    figures = net.farthest(peer.variables(left)) | peer.figures(left)
+    figures = net.farthest(peer.variables(returned)) | peer.figures(returned)
     row = dataclasses.replace(rows[name], figures=figures)
     if net.where != f"{_RATIO_AT} layers":
         return Result([row], [])
@@ -200,7 +201,7 @@ def _torch(net: _Net) -> _Peer:
     np.testing.assert_allclose(scores, ours, rtol=0, atol=1e-4 * size)
 
     def call() -> Any:
-        fresh = copy.deepcopy(module)  # it changes what it is given
+        fresh = copy.deepcopy(module)  # because the call changes its argument
         return lsuv.lsuv_with_singlebatch(fresh, batch, do_orthonorm=False, verbose=False)
 
     return _Peer(call, lambda module: {"params": torch_net.params_of(module)})
@@ -213,14 +214,14 @@ def _anyinit(net: _Net) -> _Peer:
         return anyinit.initialize(net.model, "empirical", net.images, seed=0, params=net.variables)
 
     def figures(report: Any) -> dict[str, float]:
-        # Its own target is another one: E[f(y)²] = 1 behind every rectifier.
+        # AnyInit has another target: E[f(y)²] = 1 after every rectifier.
         off = [abs(layer.measured - 1) for layer in report.layers if layer.constrained]
         return {"farthest from its own target": max(off)}
 
     return _Peer(call, lambda report: report.params, figures)
 
 
-# name -> how it is called, and what has to be installed
+# name -> (function that returns the peer, modules that it needs)
 _PEERS: Mapping[str, tuple[Callable[[_Net], _Peer], tuple[str, ...]]] = {
     "lsuv (PyTorch)": (_torch, ("torch", "lsuv")),
     "AnyInit, empirical": (_anyinit, ("anyinit",)),
@@ -228,7 +229,7 @@ _PEERS: Mapping[str, tuple[Callable[[_Net], _Peer], tuple[str, ...]]] = {
 
 
 def farthest(model: nn.Module, variables: Any, images: jax.Array) -> float:
-    """The largest |std(y) − 1| over the outputs y of the affine layers, in float64."""
+    """Return the largest |std(y) − 1| over the outputs y of the affine layers, in float64."""
 
     def affine(module: nn.Module, _: str) -> bool:
         return isinstance(module, nn.Conv | nn.Dense)

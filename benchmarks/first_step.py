@@ -1,6 +1,9 @@
-"""python -m benchmarks.first_step: a first training step, of the laptop run's net.
+"""Command that runs a first training step of the laptop run's net.
 
-What `experiments` do before theirs, without what only they import. Used by `benchmarks.start_up`.
+    python -m benchmarks.first_step
+
+It does the same work as an experiment, without the imports that only experiments need.
+`benchmarks.start_up` uses it.
 """
 
 import jax
@@ -11,7 +14,7 @@ from prelu_jax import arch, entry
 
 
 def main(net: arch.Arch = arch.SMALL_30_REDUCED, batch_size: int = 64) -> None:
-    """Compiles the step, or finds it among the programs that are kept, and takes it."""
+    """Compile the step, or load it from the cache, and run it."""
     machine.cache_compilations()
     jax.block_until_ready(Case(net, batch_size, "relu").program()())
 

@@ -1,13 +1,14 @@
-"""How time and memory of a training step grow with depth, width, batch, image side and devices.
+"""Growth of a training step's time and memory with depth, width, batch, image and devices.
 
-One of them at a time, the others as in `Sizes`. What grows like size^e has the exponent e: the
-slope of a line through the logs, by least squares, told with its standard error. Beside it is that
-of the multiply-adds, which is what time should follow. Devices share one batch, and on a CPU its
-cores.
+One factor is varied at a time, the others are as in `Sizes`. A quantity that grows like size^e has
+the exponent e: the slope of a line through the logs, by least squares, with its standard error. The
+exponent of time should equal that of the multiply-adds, which is shown next to it. Devices share
+one batch and, on a CPU, its cores.
 
     python -m benchmarks.growth NET BATCH_SIZE REPEATS
 
-measures on all devices: on a CPU a process has to ask for several before JAX starts.
+measures on all devices. It is a separate process because several CPU devices must be requested
+before JAX starts.
 """
 
 import dataclasses
@@ -31,19 +32,20 @@ from prelu_jax.training import parallel, step
 
 _ROOT = Path(__file__).parent.parent
 _CLASSES = 10
-_MOST = 1.2  # the exponent of time over that of the multiply-adds
+_MOST = 1.2  # limit of the exponent of time over that of the multiply-adds
 _TIME, _MEMORY = "train step", "memory of the train step"
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured: a network and a batch, and what they are changed to, in four points each.
+    """A network and a batch, with four sizes of each factor to measure.
 
     Attributes:
-        net: its name.
-        batch_size: images of a step.
-        dtype: in which it is computed.
-        depths, widths, batch_sizes, sides, devices: one factor each; the width is over the net's.
+        net: name of the network.
+        batch_size: images per step.
+        dtype: type of the computation.
+        depths, widths, batch_sizes, sides, devices: sizes of each factor; widths are relative to
+            the network's.
     """
 
     net: str = "small_14_reduced"
@@ -56,7 +58,7 @@ class Sizes:
     devices: Sequence[int] = (1, 2, 4, 8)
 
 
-# A GPU has room, and computes in its own type. There is one of them.
+# A GPU has memory for larger cases and is used with bfloat16. There is only one.
 GPU = Sizes(
     net="small_14",
     batch_size=128,
@@ -69,7 +71,7 @@ GPU = Sizes(
 
 
 def run(sizes: Sizes | None = None, repeats: int = 10) -> Result:
-    """Milliseconds and MiB at every point, and their exponents."""
+    """Measure milliseconds and MiB at every size, and fit their exponents."""
     if sizes is None:
         sizes = Sizes() if device() == "cpu" else GPU
     net = arch.get(sizes.net)
@@ -91,7 +93,7 @@ def run(sizes: Sizes | None = None, repeats: int = 10) -> Result:
 
 
 def of_depth(net: arch.Arch, depth: int) -> arch.Arch:
-    """The network with so many layers with weights: more, or fewer, like its last convolution."""
+    """Return the network with ``depth`` weight layers, by repeating or removing its last ones."""
     weighted = arch.Conv | arch.Dense | arch.Logits
     more = depth - sum(isinstance(layer, weighted) for layer in net.layers)
     end = 1 + max(i for i, layer in enumerate(net.layers) if isinstance(layer, arch.Conv))
@@ -104,9 +106,9 @@ def of_depth(net: arch.Arch, depth: int) -> arch.Arch:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """e of values ∝ size^e, by least squares of the logs, and its standard error.
+    """Fit e in values ∝ size^e by least squares of the logs; return it and its standard error.
 
-    The error is 0 for two points, which a line meets.
+    The error is 0 for two points, which lie on one line.
     """
     x, y = np.log(sizes), np.log(values)
     x = x - x.mean()
@@ -118,7 +120,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, fl
 def exponent_row(
     where: str, what: str, sizes: Sequence[float], values: Sequence[float], **figures: float
 ) -> Row:
-    """A table's row of an exponent."""
+    """Return a table's row for an exponent."""
     slope, error = exponent(sizes, values)
     return Row(where, f"exponent of: {what}", "", [slope], {"standard error": error, **figures})
 
@@ -147,12 +149,12 @@ def _rows(
         Row(f"{name} {n:g}", _TIME, "ms", [1e3 * s for s in seconds])
         for n, seconds in taken.items()
     ]
-    memories = [Row(f"{name} {n:g}", _MEMORY, "MiB", [of / 2**20]) for n, of in bytes_of.items()]
+    memories = [Row(f"{name} {n:g}", _MEMORY, "MiB", [b / 2**20]) for n, b in bytes_of.items()]
     return times, memories
 
 
 def _train_step(case: Case) -> tuple[Callable[[], Any], int]:
-    """A step to be taken again and again, and the bytes that it needs."""
+    """Return a function that runs a step, and the bytes that the step needs."""
     now, batch = case.state(), jax.device_put(case.batch())
     compiled = jax.jit(step.train_step).lower(now, batch).compile()
     return lambda: compiled(now, batch), memory(compiled)
@@ -164,10 +166,10 @@ def _of_devices(sizes: Sizes, repeats: int) -> Result:
     for n in sizes.devices:
         command = [sys.executable, "-m", "benchmarks.growth"]
         command += [sizes.net, str(sizes.batch_size), str(repeats)]
-        # More threads than can wait for one another, as `experiments.machine` says.
+        # More threads than can wait for one another; see `experiments.machine`.
         threads = 4 * max(n, os.cpu_count() or 1)
         variables = {"JAX_NUM_CPU_DEVICES": str(n), "JAX_PLATFORMS": "cpu", "NPROC": str(threads)}
-        said = subprocess.run(
+        output = subprocess.run(
             command,
             cwd=_ROOT,
             env={**os.environ, **variables},
@@ -175,17 +177,17 @@ def _of_devices(sizes: Sizes, repeats: int) -> Result:
             check=True,
             text=True,
         ).stdout
-        taken[n], bytes_of[n] = json.loads(said.splitlines()[-1])
+        taken[n], bytes_of[n] = json.loads(output.splitlines()[-1])
     times, memories = _rows("devices", taken, bytes_of)
     of_time = exponent_row("devices", _TIME, list(taken), [row.median for row in times])
-    each = "memory of the train step on each device"
-    of_memory = exponent_row("devices", each, list(taken), [row.median for row in memories])
-    memories = [dataclasses.replace(row, what=each) for row in memories]
+    what = "memory of the train step on each device"
+    of_memory = exponent_row("devices", what, list(taken), [row.median for row in memories])
+    memories = [dataclasses.replace(row, what=what) for row in memories]
     return Result([*times, of_time, *memories, of_memory], [])
 
 
 def on_all_devices(case: Case, repeats: int) -> tuple[list[float], int]:
-    """Seconds of steps over every device, and the bytes that each of them needs."""
+    """Return seconds of steps over all devices, and the bytes that each device needs."""
     devices = parallel.Parallel()
     devices.check_batch_size(case.batch_size)
     of_part = functools.partial(step.train_step, axis_name=parallel.AXIS)

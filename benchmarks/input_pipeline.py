@@ -1,8 +1,8 @@
-"""The input pipeline against others, on one core; and what reading adds to a run.
+"""Comparison of the input pipeline with others on one core, and its cost in a training run.
 
 JPEGs of a photo's size and detail are decoded, resized to a shorter side of 256 to 512 and cropped
-to 224 pixels. TensorFlow does not fit into the environment of this package: $INPUT_TF_PYTHON names
-an interpreter of another that has it.
+to 224 pixels. TensorFlow cannot be installed in the environment of this package: $INPUT_TF_PYTHON
+names the Python interpreter of another environment that has it.
 """
 
 import contextlib
@@ -33,11 +33,10 @@ from prelu_jax.training.parallel import Parallel
 ROOT = Path(__file__).parents[1]
 TF_PYTHON = "INPUT_TF_PYTHON"
 GOAL = 1.3  # times as fast as the best peer
-SECONDS = 1.0  # of a core, for 1,000 images
-_ALIASED = "tf.data, aliased"  # which saves the filter that the others have
+SECONDS = 1.0  # core-seconds for 1,000 images
+_ALIASED = "tf.data, aliased"  # omits the antialiasing filter of the other readers
 
-# Batches: more than twice what Grain and its threads hold.
-_READ_AHEAD = 60
+_READ_AHEAD = 60  # batches: more than twice as many as Grain and its threads hold
 
 
 def run(
@@ -48,21 +47,21 @@ def run(
     batch_size: int = 64,
     steps: int = 20,
 ) -> Result:
-    """The rates of every reader that is installed, and what reading adds to a step.
+    """Measure the rates of every installed reader, and the time that reading adds to a step.
 
     Args:
-        images: how many JPEGs there are.
-        batches: that a reader reads in a turn.
-        repeats: turns of each.
-        net: that the run trains.
-        batch_size: of the run.
-        steps: of the run.
+        images: number of JPEGs.
+        batches: batches per turn of a reader.
+        repeats: turns of each reader.
+        net: name of the network of the training run.
+        batch_size: batch size of the run.
+        steps: steps of the run.
     """
     with tempfile.TemporaryDirectory() as name:
         input_scaling.write(Path(name), images)
         rates, notes = _rates(Path(name), batches, repeats)
         of_a_run = _of_a_run(Path(name), net, batch_size, steps)
-    rows = [_row(reader, [1e3 / r for r in of]) for reader, of in rates.items()]
+    rows = [_row(reader, [1e3 / r for r in values]) for reader, values in rates.items()]
     ours, *others = rows
     ratios = [Ratio("core-seconds per 1,000 images / 1", ours.where, ours.median, SECONDS)]
     antialiased = [row for row in others if row.what != _ALIASED]
@@ -83,7 +82,7 @@ def _row(reader: str, milliseconds: Sequence[float]) -> Row:
 def _rates(
     folder: Path, batches: int, repeats: int
 ) -> tuple[dict[str, list[float]], tuple[str, ...]]:
-    """Images a core-second of each reader, which take turns; and what is not compared."""
+    """Return images per core-second of each reader, in turns, and notes on missing readers."""
     interpreters = {"ours": sys.executable}
     notes = []
     if importlib.util.find_spec("torch") and importlib.util.find_spec("PIL"):
@@ -110,11 +109,11 @@ def _rates(
 
 @contextlib.contextmanager
 def _started(python: str, reader: str, folder: Path) -> Iterator[Any]:
-    """A process of `input_readers`."""
+    """Start a process of `input_readers`."""
     command = (python, "-m", "benchmarks.input_readers", reader, str(folder))
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
-        yield process  # whose pipes are closed then, which ends it
+        yield process  # Popen then closes its pipes, which ends the process
 
 
 def _ask(process: Any, reader: str, batches: int) -> float:
@@ -122,14 +121,15 @@ def _ask(process: Any, reader: str, batches: int) -> float:
     process.stdin.flush()
     answer = process.stdout.readline()
     if not answer:
-        raise RuntimeError(f"The process that reads by {reader!r} has ended; see above why.")
+        raise RuntimeError(f"The process of reader {reader!r} ended; its error is printed above.")
     return float(answer)
 
 
 def _of_a_run(folder: Path, net: str, batch_size: int, steps: int) -> list[Row]:
-    """A step of a run that reads, and one of a run that has its batch.
+    """Measure a step of a run that reads, and one of a run that reuses a batch.
 
-    On a CPU both have the same cores: what reading costs is in the steps' time, not in waiting.
+    On a CPU reading and training share the cores, so reading makes the steps slower instead of
+    making them wait.
     """
     arch = REGISTRY[net]
     size = arch.image_size
@@ -138,7 +138,7 @@ def _of_a_run(folder: Path, net: str, batch_size: int, steps: int) -> list[Row]:
     parallel = Parallel()
     model = models.build(arch, len(split.class_names), "prelu")
     now = parallel.replicate(state.create(model, optimizer.sgd(0.001), pixels, 0))
-    crop = pipeline.Crop(size, size * 8 // 7, size * 16 // 7)  # as 256 and 512 are to 224
+    crop = pipeline.Crop(size, size * 8 // 7, size * 16 // 7)  # in the proportions 224 : 256 : 512
     read = pipeline.train_batches(split, crop, batch_size, 0, 0, _READ_AHEAD + steps)
 
     def milliseconds(batches: Iterable[pipeline.Batch]) -> list[float]:
@@ -151,7 +151,7 @@ def _of_a_run(folder: Path, net: str, batch_size: int, steps: int) -> list[Row]:
         return [1e3 * (b - a) for a, b in itertools.pairwise(ends)]
 
     one = next(read)
-    # The first compiles, and meanwhile batches are read ahead: those are no measure.
+    # The first step compiles while batches are read ahead; the steps that use them do not count.
     milliseconds(itertools.islice(read, _READ_AHEAD - 1))
     reading = milliseconds(read)
     having = milliseconds(itertools.repeat(one, steps))

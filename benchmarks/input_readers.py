@@ -1,13 +1,13 @@
-"""Readers of JPEGs as `input_pipeline` compares them, each alone in a process on one core.
+"""Readers of JPEGs for `input_pipeline`, each in its own process on one core.
 
     python -m benchmarks.input_readers READER FOLDER
 
-FOLDER is what `input_scaling.write` has written. For every line on stdin, which says how many
-batches, the process reads them and answers with the images read in a second that its core worked.
+`input_scaling.write` has written FOLDER. For every line on stdin, a number of batches, the process
+reads as many and prints the images per core-second.
 
-Every reader resizes to a shorter side drawn from 256 to 512, crops 224×224 pixels at a drawn place
-and makes uint8 batches of 128. Libraries are imported where they are used: the interpreter of
-tf.data has no others.
+Every reader resizes to a random shorter side from 256 to 512, crops 224×224 pixels at a random
+place and makes uint8 batches of 128. Libraries are imported where they are used, because the
+interpreter with tf.data lacks the others.
 """
 
 import os
@@ -22,13 +22,13 @@ from prelu_jax import entry
 
 BATCH = 128
 SIZE, MIN_SIDE, MAX_SIDE = 224, 256, 512
-EPOCH = 1_281_167  # ImageNet's length: Grain shuffles short datasets by many tries an index
+EPOCH = 1_281_167  # ImageNet's length, because Grain shuffles short datasets more slowly
 
-Read = Callable[[int], Iterator[Any]]  # so many batches
+Read = Callable[[int], Iterator[Any]]  # reads a number of batches
 
 
 def ours(folder: Path) -> Read:
-    """`pipeline.train_batches`, of a prepared dataset; its photos again and again."""
+    """Return `pipeline.train_batches` of a prepared dataset whose photos repeat."""
     from prelu_jax.data import pipeline, sources
 
     split = sources.load("photos", "train", str(folder / "tfds"))
@@ -39,7 +39,7 @@ def ours(folder: Path) -> Read:
 
 
 class _Again:
-    """Records as many as an epoch has."""
+    """Records that repeat up to the length of an epoch."""
 
     def __init__(self, records: Any) -> None:
         self.records = records
@@ -52,11 +52,11 @@ class _Again:
 
 
 def pillow(folder: Path, crop_first: bool = False) -> Read:
-    """PyTorch's DataLoader of files that Pillow opens, converts, resizes and crops.
+    """Return PyTorch's DataLoader of files that Pillow opens, converts, resizes and crops.
 
     Args:
-        folder: of the photos.
-        crop_first: whether to resize no more than the crop, as torchvision's RandomResizedCrop.
+        folder: folder of the photos.
+        crop_first: resize only the crop, as torchvision's RandomResizedCrop does.
     """
     import numpy as np
     import torch
@@ -78,10 +78,10 @@ def pillow(folder: Path, crop_first: bool = False) -> Read:
             left, top = random.randint(0, width - SIZE), random.randint(0, height - SIZE)
             box = (left, top, left + SIZE, top + SIZE)
             if crop_first:
-                of_whole: Any = tuple(
+                box_before: Any = tuple(
                     min(n / scale, most) for n, most in zip(box, 2 * image.size, strict=True)
                 )
-                image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, of_whole)
+                image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box_before)
             else:
                 image = image.resize((width, height), Image.Resampling.BILINEAR).crop(box)
             return torch.from_numpy(np.array(image))
@@ -94,7 +94,7 @@ def pillow(folder: Path, crop_first: bool = False) -> Read:
 
 
 def tf_data(folder: Path, antialias: bool) -> Read:
-    """tf.data that decodes no more than the crop, and resizes that."""
+    """Return a tf.data pipeline that decodes only the crop and resizes it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -133,7 +133,7 @@ READERS: dict[str, Callable[[Path], Read]] = {
 
 
 def main(name: str, folder: str) -> None:
-    """The command; see the module."""
+    """Run the command; see the module."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     read = READERS[name](Path(folder))

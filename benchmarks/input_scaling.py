@@ -1,7 +1,7 @@
-"""Images a second of the input pipeline, against what devices take.
+"""Images per second of the input pipeline, compared with the need of accelerators.
 
 JPEGs of a photo's size and detail, written as a dataset in a temporary folder, are decoded, resized
-to a shorter side of 256 to 512 and cropped to 224 pixels, as models A to C are fed.
+to a shorter side of 256 to 512 and cropped to 224 pixels, as for models A to C.
 """
 
 import dataclasses
@@ -25,21 +25,21 @@ from prelu_jax.data.share import Share
 
 SHAPE = (375, 500)  # ImageNet's average
 _CROP = pipeline.Crop(224, 256, 512)
-_QUALITY = 95  # a file has about the 110 kB of ImageNet's average
+_QUALITY = 95  # gives files of about 110 kB, ImageNet's average
 _DATASET = "photos"
-_HEADROOM = 1.25  # cores over what decodes: for the process that feeds the device, for peaks
+_HEADROOM = 1.25  # all cores over those that decode: for the training process and for peaks
 
 WAYS = ((1, 1), (1, 2), (2, 1))  # processes, threads in each
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """What one or several processes read.
+    """Rate at which one or several processes read images.
 
     Attributes:
-        images: a second.
-        per_core_second: for a second that a core worked for them; others that share the cores take
-            nothing from it, but for caches.
+        images: images per second.
+        per_core_second: images per second of CPU time; other processes on the same cores affect it
+            only through caches.
     """
 
     images: float
@@ -47,7 +47,7 @@ class Rate:
 
 
 def photo(rng: np.random.Generator, shape: tuple[int, int] = SHAPE) -> np.ndarray:
-    """Noise, coarser the stronger, fine in brightness and coarse in colour: uint8 ``[h, w, 3]``."""
+    """Return noise with a photo's spectrum, coarse in colour: uint8 ``[h, w, 3]``."""
     height, width = shape
     image = np.full((height, width, 3), 127, np.float32)
     for side in (2, 4, 8, 16, 32, 64, 128, 256):
@@ -60,8 +60,8 @@ def photo(rng: np.random.Generator, shape: tuple[int, int] = SHAPE) -> np.ndarra
 
 
 def write(root: Path, count: int) -> float:
-    """Writes photos as a dataset under a folder; returns the kilobytes of one."""
-    # Here: it needs TFDS and defines flags.
+    """Write photos as a dataset under a folder; return the mean kilobytes of a photo."""
+    # Imported here, because it needs TFDS and defines flags.
     import tensorflow_datasets as tfds
 
     from prelu_jax.data import folder
@@ -78,9 +78,9 @@ def write(root: Path, count: int) -> float:
 
 
 def rate(root: str, threads: int, share: Share, batches: int) -> Rate:
-    """What this process reads, of its share of every batch; begins when the others do."""
+    """Measure the rate of this process for its share of batches; start with the others."""
     split = sources.load(_DATASET, "train", str(Path(root) / "tfds"))
-    # Each thread makes a batch of its own: the first of each fill the pipe and are not counted.
+    # Each thread makes its own batch. The first batches fill the pipeline and do not count.
     size, stop = BATCH * share.count, batches + threads
     read = pipeline.train_batches(split, _CROP, size, 0, 0, stop, threads=threads, share=share)
     _begin_together()
@@ -101,7 +101,7 @@ def _join(begin_together: Callable[[], object]) -> None:
 
 
 def measure(root: Path, processes: int, threads: int, batches: int) -> Rate:
-    """What some processes read at once, each its share of every batch."""
+    """Measure the rate of several processes at once, each with its share of every batch."""
     context = multiprocessing.get_context("spawn")  # not forked: JAX and Grain have threads
     begin = (context.Barrier(processes).wait,)
     with ProcessPoolExecutor(processes, context, initializer=_join, initargs=begin) as pool:
@@ -109,12 +109,12 @@ def measure(root: Path, processes: int, threads: int, batches: int) -> Rate:
             pool.submit(rate, str(root), threads, Share(i, processes), batches)
             for i in range(processes)
         ]
-        rates = [each.result() for each in reading]
+        rates = [future.result() for future in reading]
     return Rate(sum(r.images for r in rates), statistics.mean(r.per_core_second for r in rates))
 
 
 def needs() -> dict[str, float]:
-    """Images a second that hosts take for model A at full speed; by the host's name."""
+    """Return images per second that hosts need for model A at full speed, by host."""
     model_a, *_ = LOADS
     h100, v4 = (BATCH / step_seconds(model_a, machine, 1, BATCH) for machine in (H100, TPU_V4))
     return {"1 H100": h100, "8 H100 in a host": 8 * h100, "4 TPU v4 in a host": 4 * v4}
@@ -126,14 +126,14 @@ def run(
     repeats: int = 5,
     ways: Sequence[tuple[int, int]] = WAYS,
 ) -> Result:
-    """Prints the rates and how many cores feed a device; the ratio is that of two ways to one."""
+    """Print the rates and the cores that feed a device; return ratios of several ways to one."""
     cores, before = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    found: dict[tuple[int, int], list[Rate]] = {way: [] for way in ways}
+    measured: dict[tuple[int, int], list[Rate]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as name:
         kilobytes = write(Path(name), images)
-        for _ in range(repeats):  # taking turns
+        for _ in range(repeats):  # the ways take turns
             for way in ways:
-                found[way].append(measure(Path(name), *way, batches))
+                measured[way].append(measure(Path(name), *way, batches))
     print(
         f"\n{images} JPEGs of {SHAPE[1]}×{SHAPE[0]} pixels, {kilobytes:.0f} kB each; "
         f"{cores} cores, load {before:.1f} before; {batches} batches of {BATCH} a process, "
@@ -143,12 +143,12 @@ def run(
     of_h100 = wanted["1 H100"]
     print("| processes × threads | images/s | of one H100's need | images a core-second |")
     print("|---|---|---|---|")
-    for (processes, threads), rates in found.items():
+    for (processes, threads), rates in measured.items():
         of_all, of_core = [r.images for r in rates], [r.per_core_second for r in rates]
         part = statistics.median(of_all) / of_h100
         print(f"| {processes} × {threads} | {_spread(of_all)} | {part:.3f} | {_spread(of_core)} |")
     one = ways[0]
-    per_core = statistics.median(r.per_core_second for r in found[one])
+    per_core = statistics.median(r.per_core_second for r in measured[one])
     print(f"\nCores that decode, at {per_core:.0f} images a core-second, and × {_HEADROOM}:\n")
     print("| host, model A | images/s | cores | with headroom |")
     print("|---|---|---|---|")
@@ -157,10 +157,10 @@ def run(
             f"| {host} | {need:,.0f} | {need / per_core:.1f} "
             f"| {math.ceil(_HEADROOM * need / per_core)} |"
         )
-    rates_of = {way: statistics.median(r.images for r in rates) for way, rates in found.items()}
+    rates_of = {way: statistics.median(r.images for r in rates) for way, rates in measured.items()}
     rows = [
-        Row(_name(way), what, unit, [getattr(r, field) for r in of])
-        for way, of in found.items()
+        Row(_name(way), what, unit, [getattr(r, field) for r in rates])
+        for way, rates in measured.items()
         for what, unit, field in (
             ("all", "images/s", "images"),
             ("a core-second", "images", "per_core_second"),

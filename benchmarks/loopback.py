@@ -1,4 +1,4 @@
-"""The model of `benchmarks.scaling` against processes on this machine, joined by gloo.
+"""Check of the model in `benchmarks.scaling` with processes on this machine, joined by gloo.
 
 Two processes give the latency and the bandwidth; four are predicted and measured.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.scaling import Level, all_reduce_seconds
 from benchmarks.timing import Ratio
 
-# (arrays, MB): the trees that are summed. Gloo sums an array at a time, whatever XLA combines.
+# (arrays, MB) of the trees to sum. Gloo sums one array at a time, even if XLA combines arrays.
 TREES = ((1, 1), (1, 4), (1, 16), (1, 64), (16, 16), (128, 16))
 NET = "small_30_reduced"
 BATCH = 64  # images a process
@@ -44,20 +44,20 @@ class Spread:
 
 
 def name_of(arrays: int, megabytes: int) -> str:
-    """The name of a tree among what was measured."""
+    """Return the name of a tree in the measurements."""
     return f"{arrays} arrays, {megabytes} MB"
 
 
 def measure(
     processes: int, trees: Sequence[tuple[int, int]], repeats: int, net: str, batch: int
 ) -> Samples:
-    """Seconds of every sum and of the steps, in the first of some processes."""
+    """Return seconds of every sum and of the steps, measured in the first process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     asked = json.dumps([trees, repeats, net, batch])
     command = [sys.executable, "-m", "benchmarks.loopback_worker", address, str(processes)]
-    # A device a process, whatever the caller's environment says.
+    # One device per process, whatever the caller's environment sets.
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     pipe = subprocess.PIPE
     started = [
@@ -67,24 +67,24 @@ def measure(
         for i in range(processes)
     ]
     try:
-        told = [process.communicate(timeout=900) for process in started]
+        outputs = [process.communicate(timeout=900) for process in started]
     finally:
         for process in started:
             process.kill()
     if any(process.returncode for process in started):
-        errors = "\n".join(error for _, error in told)
-        raise RuntimeError(f"{processes} processes were to end in order, they said:\n{errors}")
-    found: Samples = json.loads(told[0][0].splitlines()[-1])
-    return found
+        errors = "\n".join(error for _, error in outputs)
+        raise RuntimeError(f"One of {processes} processes failed; their errors:\n{errors}")
+    measured: Samples = json.loads(outputs[0][0].splitlines()[-1])
+    return measured
 
 
 def fit(seconds: Mapping[tuple[int, float], float]) -> Level:
-    """Latency and bandwidth of two devices' rings, by least squares of the relative errors.
+    """Fit latency and bandwidth of two devices' rings, by least squares of relative errors.
 
     Two devices take 2 · arrays · latency + size / bandwidth.
 
     Args:
-        seconds: of an all-reduce, by its arrays and bytes.
+        seconds: seconds of an all-reduce, by its arrays and bytes.
     """
     taken = np.array(list(seconds.values()))
     terms = np.array(list(seconds)) * (2.0, 1.0) / taken[:, None]
@@ -95,10 +95,10 @@ def fit(seconds: Mapping[tuple[int, float], float]) -> Level:
 def predicted(
     level: Level, processes: int, arrays: int, size: float, cores: int
 ) -> tuple[float, float]:
-    """Seconds of an all-reduce: if every process has a core; if cores are all it waits for.
+    """Return the seconds of an all-reduce, with a core per process and with shared cores.
 
-    A byte that is sent costs a core some time at both ends. If there are fewer cores than
-    processes, those take turns.
+    Sending a byte takes CPU time at both ends. If there are fewer cores than processes, the
+    processes take turns.
     """
     ring = dataclasses.replace(level, size=processes, latency=arrays * level.latency)
     seconds = all_reduce_seconds(size, [ring])
@@ -108,10 +108,10 @@ def predicted(
 def run(
     trees: Sequence[tuple[int, int]] = TREES, repeats: int = 20, net: str = NET, batch: int = BATCH
 ) -> list[Ratio]:
-    """Prints what was predicted and what was measured; the ratios are those of both."""
+    """Print predicted and measured times; return their ratios."""
     cores, before = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    found = {n: measure(n, trees, repeats, net, batch) for n in (1, 2, 4)}
-    two, four = ({tree: Spread.of(found[n][name_of(*tree)]) for tree in trees} for n in (2, 4))
+    measured = {n: measure(n, trees, repeats, net, batch) for n in (1, 2, 4)}
+    two, four = ({tree: Spread.of(measured[n][name_of(*tree)]) for tree in trees} for n in (2, 4))
     level = fit({(arrays, mb * 1e6): two[arrays, mb].median for arrays, mb in trees})
     print(
         f"\nMeasured on {cores} cores, load {before:.1f} before, jax {jax.__version__}, gloo; "
@@ -127,31 +127,31 @@ def run(
         print(f"| {arrays} | {mb} | {' | '.join(map(str, cells))} |")
     largest = max(trees, key=lambda tree: tree[1] / tree[0])
     _, shared = predicted(level, 4, largest[0], largest[1] * 1e6, cores)
-    told = "time: all-reduce by 4 processes / predicted, cores shared"
-    ratio = Ratio(told, name_of(*largest), four[largest].median / shared, 3.0)
-    return [ratio, *_of_steps(found, level, cores, f"{net}, {batch} images a process")]
+    what = "time: all-reduce by 4 processes / predicted, cores shared"
+    ratio = Ratio(what, name_of(*largest), four[largest].median / shared, 3.0)
+    return [ratio, *_of_steps(measured, level, cores, f"{net}, {batch} images a process")]
 
 
-def _of_steps(found: Mapping[int, Samples], level: Level, cores: int, where: str) -> list[Ratio]:
-    (size,) = found[1]["bytes summed"]
+def _of_steps(measured: Mapping[int, Samples], level: Level, cores: int, where: str) -> list[Ratio]:
+    (size,) = measured[1]["bytes summed"]
     print(f"\nA step of {where}; it sums one array, {size / 1e6:.2f} MB:\n")
     print("| processes | without pmean | with | difference | ring | cores shared |")
     print("|---|---|---|---|---|---|")
     ratios = []
-    for n, samples in found.items():
+    for n, samples in measured.items():
         expected = predicted(level, n, 1, size, cores)
         without, of_step = Spread.of(samples[WITHOUT]), Spread.of(samples[WITH])
-        # Of pairs that were taken one after the other: what drifts is in both.
+        # Differences of pairs that follow one another, so that a drift cancels.
         difference = Spread.of(np.subtract(samples[WITH], samples[WITHOUT]).tolist())
         cells = (n, without, of_step, difference, *map(ms, expected))
         print(f"| {' | '.join(map(str, cells))} |")
         if 1 < n <= cores:
-            told = "time: a step / one without pmean and the predicted ring"
+            what = "time: a step / one without pmean and the predicted ring"
             ratio = of_step.median / (without.median + expected[0])
-            ratios.append(Ratio(told, f"{n} processes, {where}", ratio, 2.0))
+            ratios.append(Ratio(what, f"{n} processes, {where}", ratio, 2.0))
     return ratios
 
 
 def ms(seconds: float) -> str:
-    """Milliseconds, for a table."""
+    """Format seconds as milliseconds for a table."""
     return f"{1e3 * seconds:.1f}"

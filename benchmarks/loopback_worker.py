@@ -1,4 +1,4 @@
-"""One of the processes that `benchmarks.loopback` starts; it prints a line of JSON at its end."""
+"""A process that `benchmarks.loopback` starts; it prints a line of JSON at its end."""
 
 import functools
 import json
@@ -28,25 +28,25 @@ def _alone(now: Any, batch: Any) -> Any:
 
 
 def measure(trees: list[tuple[int, int]], repeats: int, net: str, batch_size: int) -> Samples:
-    """Seconds of sums of trees of some arrays and megabytes, and of steps with and without theirs.
+    """Measure sums of trees of given arrays and megabytes, and steps with and without sums.
 
     For the arguments see `benchmarks.loopback`.
     """
     parallel = Parallel()
-    # The mapped axis has to be that of something; it is never read.
+    # A mapped axis needs an array that has it; the array is never read.
     nothing = parallel.split({"nothing": np.zeros(1, np.float32)})
     a_sum = parallel.over_batch(_sum)
     summed = {
         name_of(arrays, mb): parallel.replicate([jnp.zeros(mb * 10**6 // 4 // arrays)] * arrays)
         for arrays, mb in trees
     }
-    found = samples(
+    measured = samples(
         {name: functools.partial(a_sum, tree, nothing) for name, tree in summed.items()}, repeats
     )
     case = Case(arch.get(net), batch_size)
     now, batch = parallel.replicate(case.state()), case.batch(jax.process_index())
     alone, split = parallel.over_batch(_alone), parallel.split(batch)
-    found |= samples(
+    measured |= samples(
         {
             WITHOUT: lambda: alone(now, split),
             WITH: lambda: parallel.train_step(now, parallel.split(batch)),
@@ -54,7 +54,7 @@ def measure(trees: list[tuple[int, int]], repeats: int, net: str, batch_size: in
         repeats,
     )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(now.params))
-    return found | {"bytes summed": [float(size)]}
+    return measured | {"bytes summed": [float(size)]}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""PReLU, forward and backward, on maps of models A to C: against others, and against memory.
+"""Speed of PReLU on maps of models A to C, compared with other libraries and with a copy.
 
-A rectifier does next to no arithmetic. Forward it has to read x and write y, backward to read x and
-the gradient of y and write that of x: at the rate of a copy, that is its limit.
+A rectifier does almost no arithmetic, so memory limits its speed. Forward it reads x and writes y;
+backward it reads x and the gradient of y and writes the gradient of x. The limit is the time for
+these bytes at the rate of a copy.
 """
 
 import dataclasses
@@ -38,13 +39,14 @@ def run(
     net: str = "",
     batch_size: int | None = None,
 ) -> Result:
-    """Time of every form and type, of the peers, and of a copy; then of a network's step.
+    """Measure every form and type, other libraries, a copy, and a network's step.
 
     Args:
-        shapes: name -> ``(height, width, channels)``.
-        repeats: of every program.
-        net: whose step is compared with that of the same net with ReLU; by device if empty.
-        batch_size: images; by device if None.
+        shapes: ``(height, width, channels)`` by name.
+        repeats: repeats of every program.
+        net: network whose step with PReLU is compared with its step with ReLU; if empty, it
+            depends on the device.
+        batch_size: images; if None, it depends on the device.
     """
     size = batch_size or BATCH[device()]
     results = [
@@ -106,12 +108,12 @@ def _of_shape(where: str, shape: tuple[int, ...], dtype: str, repeats: int) -> R
             if f"{name}, backward" in rows and (form == "shared" or name.endswith(form))
         }
         if f"torch, {form}" in peers:
-            told = f"time: {form} backward / PyTorch's, eager"
-            ratios.append(Ratio(told, where, ours / peers[f"torch, {form}"], _LIMIT_OF_TORCH))
+            what = f"time: {form} backward / PyTorch's, eager"
+            ratios.append(Ratio(what, where, ours / peers[f"torch, {form}"], _LIMIT_OF_TORCH))
         if peers:
             best = min(peers, key=lambda name: peers[name])
-            told = f"time: {form} backward / the fastest peer ({best.partition(',')[0]})"
-            ratios.append(Ratio(told, where, ours / peers[best], 1.0))
+            what = f"time: {form} backward / the fastest peer ({best.partition(',')[0]})"
+            ratios.append(Ratio(what, where, ours / peers[best], 1.0))
     return Result(list(rows.values()), ratios, list(dict.fromkeys(notes)))
 
 
@@ -123,7 +125,7 @@ def _normal(seed: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
 
 
 def _programs(shape: tuple[int, ...], dtype: str) -> tuple[dict[str, Program], dict[str, Program]]:
-    """Ours, Flax's and ReLU, compiled: forward, and backward from x and the gradient of y."""
+    """Return this package's rectifiers, Flax's and ReLU, compiled forward and backward."""
     x, g = _normal(0, shape, dtype), _normal(1, shape, dtype)
     theirs = nn.PReLU()
     functions: dict[str, tuple[Callable[..., Any], tuple[jax.Array, ...]]] = {
@@ -139,8 +141,8 @@ def _programs(shape: tuple[int, ...], dtype: str) -> tuple[dict[str, Program], d
     backward: dict[str, Program] = {}
     for name, (function, slopes) in functions.items():
 
-        def pull_back(g: jax.Array, *arguments: jax.Array, of: Any = function) -> Any:
-            return jax.vjp(of, *arguments)[1](g)
+        def pull_back(g: jax.Array, *arguments: jax.Array, function: Any = function) -> Any:
+            return jax.vjp(function, *arguments)[1](g)
 
         forward[name] = functools.partial(jax.jit(function), x, *slopes)
         backward[name] = functools.partial(jax.jit(pull_back), g, x, *slopes)
@@ -150,10 +152,10 @@ def _programs(shape: tuple[int, ...], dtype: str) -> tuple[dict[str, Program], d
 def _programs_of_torch(
     shape: tuple[int, ...], dtype: str, notes: list[str]
 ) -> tuple[dict[str, Program], dict[str, Program]]:
-    """PyTorch's, on the same maps with the channels last in memory; compiled where that works."""
+    """Return PyTorch's rectifiers on the same maps, channels last, eager and compiled."""
     import torch
 
-    torch.compiler.reset()  # else the shapes before count against how often it compiles
+    torch.compiler.reset()  # else earlier shapes count towards its limit of compilations
     place = "cuda" if torch.cuda.is_available() and device() == "gpu" else "cpu"
     rng = np.random.default_rng(0)
 
@@ -174,7 +176,7 @@ def _programs_of_torch(
             try:
                 y = function(x, slope)
                 torch.autograd.grad(y, (x, slope), g, retain_graph=True)
-            except Exception as error:  # its compiler needs another, of C++, and more
+            except Exception as error:  # e.g. because torch.compile finds no C++ compiler
                 notes.append(f"not compared: {name} ({type(error).__name__})")
                 continue
 
@@ -197,7 +199,7 @@ def _wait(torch: Any, place: str) -> None:
 
 
 def measure_step(net: arch.Arch, batch_size: int, repeats: int, backend: str) -> Result:
-    """A network's training step with channel-wise PReLUs, beside the same with ReLUs."""
+    """Measure a network's training step with channel-wise PReLUs and with ReLUs."""
     machine.keep_freed_memory()
     if backend == "cpu":
         machine.use_every_core(batch_size)

@@ -1,10 +1,10 @@
-"""Speed and memory against peers and limits: tables of medians, and ratios with their limits.
+"""Command that runs the benchmarks and compares their results with limits.
 
     python -m benchmarks.run [NAME ...] [--device=gpu] [--out=DIR]
 
-Without names, all benchmarks of the device. A table is printed for each; --out also writes
-DIR/NAME.json with the hardware and the versions. Exit status 1: a ratio is over its limit, or a
-benchmark failed.
+Without names, it runs all benchmarks of the device. It prints a table for each; --out also writes
+DIR/NAME.json with the hardware and the versions. The exit status is 1 if a ratio is over its limit
+or a benchmark failed.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from benchmarks.timing import Ratio, Result, markdown
 from experiments import machine
 from prelu_jax import names
 
-# name of the module -> where it says something. Modules are imported when they are run: a machine
-# with a GPU need not have what only those of the CPU use.
+# name of the module -> devices for which it is meant. Modules are imported when they run, so that a
+# machine with a GPU need not have the packages that only CPU benchmarks use.
 BENCHMARKS = {
     "signal_probe": ("cpu",),
     "calibration": ("cpu",),
@@ -45,42 +45,44 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tor
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the chosen benchmarks one after another; what each found is written at once."""
+    """Run the chosen benchmarks in turn; each writes its results when it ends."""
     parser = argparse.ArgumentParser(
         "benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--out", type=Path, help="a folder, made if it is not there")
+    parser.add_argument("--out", type=Path, help="a folder, created if it does not exist")
     chosen = parser.parse_args(arguments)
     for name in chosen.names:
         names.check("benchmark", name, BENCHMARKS)
-    # PyTorch has to find memory beside JAX.
+    # So that JAX leaves memory for PyTorch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     machine.keep_freed_memory()  # as experiments do
-    found = _machine(chosen.device)
-    print(", ".join(f"{key} {value}" for key, value in found.items()))
+    facts = _machine(chosen.device)
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
     if chosen.out:
         try:
             chosen.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"--out={chosen.out} cannot be made ({error.strerror}).") from error
+            raise ValueError(
+                f"--out={chosen.out} cannot be created ({error.strerror}). Choose another folder."
+            ) from error
     of_device = [name for name, devices in BENCHMARKS.items() if chosen.device in devices]
-    return max([_run(name, found, chosen.out) for name in chosen.names or of_device])
+    return max([_run(name, facts, chosen.out) for name in chosen.names or of_device])
 
 
 def module(name: str) -> str:
-    """Where a benchmark is; it has a function ``run``, without arguments, that gives a `Result`."""
+    """Return the name of a benchmark's module, whose ``run()`` returns a `Result`."""
     return f"benchmarks.{_MODULES.get(name, name)}"
 
 
 def _run(name: str, on: dict[str, str], out: Path | None) -> int:
-    """Runs one benchmark; its exit status."""
+    """Run one benchmark and return its exit status."""
     print(f"\n## {name}", flush=True)
     began, load = time.monotonic(), os.getloadavg()[0]
     try:
         result: Result = importlib.import_module(module(name)).run()
-    except Exception:  # the others still say what they find
+    except Exception:  # so that the other benchmarks still run
         traceback.print_exc()
         return 1
     seconds = time.monotonic() - began
@@ -94,9 +96,9 @@ def _run(name: str, on: dict[str, str], out: Path | None) -> int:
     print(f"\n{name} took {seconds:.0f} s.", flush=True)
     if out:
         today = datetime.date.today().isoformat()
-        found = {"benchmark": name, "date": today, "machine": on, "load before": round(load, 1)}
-        found["seconds"] = round(seconds, 1)
-        text = json.dumps(found | dataclasses.asdict(result), indent=1, ensure_ascii=False)
+        facts = {"benchmark": name, "date": today, "machine": on, "load before": round(load, 1)}
+        facts["seconds"] = round(seconds, 1)
+        text = json.dumps(facts | dataclasses.asdict(result), indent=1, ensure_ascii=False)
         try:
             (out / f"{name}.json").write_text(text + "\n")
         except OSError as error:
@@ -108,33 +110,33 @@ def _run(name: str, on: dict[str, str], out: Path | None) -> int:
 
 
 def _machine(device: str) -> dict[str, str]:
-    """Hardware and versions.
+    """Return the hardware and the versions of packages.
 
     Raises:
         ValueError: JAX has no such device.
     """
-    import jax  # after the environment is set
+    import jax  # imported after the environment is set
 
     if device != jax.default_backend():
         raise ValueError(
             f"--device is {device}, but JAX computes on {jax.default_backend()} here. Install "
             "JAX for the GPU (`pip install -e '.[cuda]'`), or give --device=cpu."
         )
-    found = {
+    facts = {
         "device": jax.devices()[0].device_kind if device == "gpu" else _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
     }
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return facts
 
 
 def _processor() -> str:
-    """The name that Linux gives the processor, else its architecture."""
+    """Return the processor's name as given by Linux, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""What a step costs on many devices, by arithmetic: bytes, all-reduces, efficiency.
+"""Arithmetic model of a step on many devices: bytes, all-reduces, efficiency.
 
-Nothing here is measured but the step of one device (docs/results.md). The model: a collective goes
-round rings, level by level of the machine; what a device sends over a level takes bytes over
-bandwidth, and a latency for every hop. `benchmarks.loopback` checks it as far as that goes without
-a cluster; docs/scaling.md tells what follows.
+Only the step of one device is measured (docs/results.md). In the model, a collective runs along
+rings, one level of the machine after another. A device's transfer over a level takes its bytes over
+the bandwidth, plus a latency per hop. `benchmarks.loopback` checks the model as far as possible
+without a cluster; docs/scaling.md has the results.
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ from typing import Any
 
 from prelu_jax import arch
 
-BATCH = 128  # images: the paper's, in all; here also what a device takes when the batch grows
+BATCH = 128  # images in all in the paper; here also images per device when the batch grows
 GRADIENT_BYTES = 4  # float32, as parameters are
 ACTIVATION_BYTES = 2  # bfloat16, as the computation is
-# SGD reads parameter, gradient and velocity and writes two of them, whatever the batch.
+# SGD reads parameter, gradient and velocity and writes parameter and velocity.
 _UPDATE_BYTES = 5 * 4
-_BACKWARD = 2 / 3  # of a step's multiply-adds
+_BACKWARD = 2 / 3  # share of a step's multiply-adds
 
 # Measured: images a second in whole steps, one H100, bfloat16, batch 128 (docs/results.md).
 MEASURED = {"model_a": 4112, "model_b": 3461, "model_c": 1678}
@@ -26,12 +26,12 @@ MEASURED = {"model_a": 4112, "model_b": 3461, "model_c": 1678}
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """Devices that are joined alike.
+    """A level of a machine whose devices are connected in one way.
 
     Attributes:
-        size: how many of the things of the level below: the devices of a node, the nodes.
-        bandwidth: bytes a second that a device sends over it.
-        latency: seconds a hop.
+        size: number of units of the level below, e.g. devices of a node, or nodes.
+        bandwidth: bytes per second that a device sends over this level.
+        latency: seconds per hop.
     """
 
     size: int
@@ -41,14 +41,14 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Devices of a kind and how they are joined.
+    """Devices of one kind, and their connections.
 
     Attributes:
-        name: for tables.
-        peak: floating-point operations a second of a device in bfloat16, dense.
-        memory_bandwidth: bytes a second of a device.
-        levels: number of devices -> the levels that they make, the innermost first.
-        torus: levels are the axes of a torus, used at once; else one level after another.
+        name: name in tables.
+        peak: floating-point operations per second of a device in bfloat16, dense.
+        memory_bandwidth: bytes per second of a device's memory.
+        levels: function from the number of devices to their levels, the innermost first.
+        torus: levels are the axes of a torus, used at the same time; else one after another.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Machine:
 def _nodes_of_8(devices: int) -> tuple[Level, ...]:
     inside = math.gcd(devices, 8)
     # Data sheets: NVLink 4, 900 GB/s both ways together (NVIDIA H100 SXM); one 400 Gb/s InfiniBand
-    # adapter a GPU (NVIDIA DGX H100). Latencies are no data sheet's: what NCCL reckons with for
-    # rings (its tuning.h, Volta's).
+    # adapter per GPU (NVIDIA DGX H100). Latencies are those that NCCL assumes for rings on Volta
+    # (its tuning.h).
     return (Level(inside, 450e9, 3.4e-6), Level(devices // inside, 50e9, 9.6e-6))
 
 
@@ -71,14 +71,14 @@ def _torus_of_3_axes(devices: int) -> tuple[Level, ...]:
     while math.prod(axes) < devices:
         axes[axes.index(min(axes))] *= 2
     # Data sheet: all-reduce bandwidth 1.1 PB/s of a pod of 4,096 chips with six links each (Google
-    # Cloud, TPU v4). Its axes close to rings where all are multiples of four; an axis that does
-    # not close has one link to go round by instead of two. The latency is an assumption.
+    # Cloud, TPU v4). Its axes are closed to rings if all are multiples of four; an axis that is
+    # not closed has one link instead of two. The latency is an assumption.
     link = 1.1e15 / 4096 / 6
     links = 2 if all(axis % 4 == 0 for axis in axes) else 1
     return tuple(Level(axis, links * link, 1e-6) for axis in sorted(axes))
 
 
-# Peaks and memory: data sheets, 'NVIDIA H100 SXM' (dense: half of what it says with sparsity) and
+# Peaks and memory: data sheets, 'NVIDIA H100 SXM' (dense: half of the figure with sparsity) and
 # 'TPU v4' (Google Cloud).
 H100 = Machine("H100", 989.4e12, 3.35e12, _nodes_of_8)
 TPU_V4 = Machine("TPU v4", 275e12, 1.2e12, _torus_of_3_axes, torus=True)
@@ -87,15 +87,15 @@ MACHINES = (H100, TPU_V4)
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What a network brings along.
+    """Work and data of a network's training step.
 
     Attributes:
-        name: of the network.
+        name: name of the network.
         conv: parameters of convolutions and their rectifiers.
-        fc: those of fully connected layers.
-        exchanged: values an image that devices which share the fully connected layers tell each
-            other: the inputs of each of these layers and the scores.
-        measured_seconds: a step of `BATCH` images on one H100.
+        fc: parameters of fully connected layers and their rectifiers.
+        exchanged: values per image that devices exchange if they share the fully connected layers:
+            the inputs of each of these layers and the scores.
+        measured_seconds: seconds of a step of `BATCH` images on one H100.
     """
 
     name: str
@@ -110,24 +110,25 @@ class Load:
 
     @property
     def exchanged_bytes(self) -> int:
-        """Of an image, one way; gradients go back the same way."""
+        """Bytes per image in one direction; gradients take the same way back."""
         return ACTIVATION_BYTES * self.exchanged
 
     def most_images(self) -> float:
-        """With how many images in a group sharing sends as many bytes as the all-reduce it saves.
+        """Return the images in a group at which sharing sends as much as the all-reduce it saves.
 
-        That sends 2 · (g - 1) / g · fc gradients; the exchange 2 · (g - 1) · images / g rows.
+        The all-reduce sends 2 · (g - 1) / g · fc gradients, the exchange 2 · (g - 1) · images / g
+        rows.
         """
         return GRADIENT_BYTES * self.fc / self.exchanged_bytes
 
 
 def load(net: arch.Arch, num_classes: int = 1000, channels: int = 3) -> Load:
-    """The load of a network with channel-wise PReLU, from its records."""
+    """Return the load of a network with channel-wise PReLU, computed from its records."""
     features, conv, fc, exchanged = channels, 0, 0, 0
     for layer in net.layers:
         match layer:
             case arch.Conv():
-                # A kernel, and of every output a bias and a slope.
+                # A kernel, and a bias and a slope per output.
                 conv += (layer.kernel_size**2 * features + 2) * layer.features
                 features = layer.features
             case arch.SpatialPyramid():
@@ -146,12 +147,12 @@ LOADS = tuple(load(net) for net in (arch.MODEL_A, arch.MODEL_B, arch.MODEL_C))
 
 
 def gather_seconds(part: float, levels: Sequence[Level], torus: bool = False) -> float:
-    """Until every device has every other's part; as long for the sum of parts, left in parts.
+    """Return the time until every device has all parts, or its part of their sum.
 
     Args:
         part: bytes of a device's own part.
-        levels: that the devices make; the innermost comes last, when parts have grown.
-        torus: the axes are used at once, each for its share of the data.
+        levels: levels of the devices; the innermost is used last, when parts have grown.
+        torus: the axes are used at the same time, each for its share of the data.
     """
     used = [level for level in levels if level.size > 1]
     together = sum(level.bandwidth for level in used)
@@ -164,11 +165,12 @@ def gather_seconds(part: float, levels: Sequence[Level], torus: bool = False) ->
 
 
 def all_reduce_seconds(size: float, levels: Sequence[Level], torus: bool = False) -> float:
-    """Until every device has the sum over all; 2 · (n - 1) / n · size / bandwidth on one level.
+    """Return the time until every device has the sum over all devices.
 
     Args:
-        size: bytes on every device.
-        levels: that the devices make.
+        size: bytes on every device; on one level of n devices the time is 2 · (n - 1) / n · size /
+            bandwidth.
+        levels: levels of the devices.
         torus: see `gather_seconds`.
     """
     part = size / math.prod(level.size for level in levels)
@@ -176,17 +178,17 @@ def all_reduce_seconds(size: float, levels: Sequence[Level], torus: bool = False
 
 
 def compute_seconds(load: Load, machine: Machine, images: float) -> float:
-    """Forward and backward passes of some images on one device.
+    """Return the time of forward and backward passes of ``images`` on one device.
 
-    From the measured step; on another machine at the same fraction of its peak, an assumption. At
-    the same rate for any number of images, which flatters small ones.
+    It is derived from the measured step. Two assumptions: another machine reaches the same fraction
+    of its peak, and the rate is the same for any number of images, which is too good for few.
     """
     measured = load.measured_seconds - update_seconds(load.parameters, H100)
     return measured / BATCH * images * H100.peak / machine.peak
 
 
 def update_seconds(parameters: float, machine: Machine) -> float:
-    """The optimiser's part of a step, which is as long for few images as for many."""
+    """Return the time of the optimiser's update, which does not depend on the images."""
     return parameters * _UPDATE_BYTES / machine.memory_bandwidth
 
 
@@ -200,19 +202,19 @@ def step_seconds(
     overlap: bool = False,
     gradient_bytes: int = GRADIENT_BYTES,
 ) -> float:
-    """One step.
+    """Return the time of one step.
 
     Args:
-        load: of the network.
-        machine: what runs it.
-        devices: how many.
-        images: on each of them.
-        shared_over: over how many levels, from the innermost, the fully connected layers are
-            shared: each device of such a group has a part of every layer, for all images of the
-            group. 0: every device has all of them.
-        overlap: gradients are summed while the backward pass goes on, at best: the last to be
-            had, those of the first layers, are few. The exchange of activations cannot be hidden.
-        gradient_bytes: of one, as it is sent.
+        load: the network's load.
+        machine: the kind of machine.
+        devices: number of devices.
+        images: images per device.
+        shared_over: number of levels, from the innermost, over which the fully connected layers
+            are shared: each device of such a group has a part of every layer, for all images of
+            the group. 0: every device has the whole layers.
+        overlap: sum gradients during the backward pass, as well as possible: the last gradients,
+            those of the first layers, are few. The exchange of activations cannot overlap.
+        gradient_bytes: bytes per gradient as sent.
     """
     levels = machine.levels(devices)
     group, others = levels[:shared_over], levels[shared_over:]
@@ -221,7 +223,7 @@ def step_seconds(
     reduce = all_reduce_seconds(
         load.conv * gradient_bytes, levels, machine.torus
     ) + all_reduce_seconds(fc * gradient_bytes, others, machine.torus)
-    # Forward, activations are gathered; backward, their gradients are summed in parts.
+    # Forward, activations are gathered; backward, each device gets its part of their gradients.
     exchange = 2 * gather_seconds(images * load.exchanged_bytes, group, machine.torus)
     if overlap:
         reduce = max(0.0, reduce - _BACKWARD * compute)
@@ -229,13 +231,13 @@ def step_seconds(
 
 
 def efficiency(load: Load, machine: Machine, devices: int, images: float, **how: Any) -> float:
-    """Images a second and device, over those of one device with `BATCH` images.
+    """Return images per second and device, relative to one device with `BATCH` images.
 
     Args:
-        load: of the network.
-        machine: what runs it.
-        devices: how many.
-        images: on each of them.
+        load: the network's load.
+        machine: the kind of machine.
+        devices: number of devices.
+        images: images per device.
         **how: see `step_seconds`.
     """
     alone = BATCH / step_seconds(load, machine, 1, BATCH)
@@ -245,10 +247,10 @@ def efficiency(load: Load, machine: Machine, devices: int, images: float, **how:
 def best_group(
     load: Load, machine: Machine, devices: int, images: float, overlap: bool
 ) -> tuple[int, int]:
-    """Over how many levels to share the fully connected layers: the levels, the devices in them.
+    """Return the best number of levels that share fully connected layers, and its devices.
 
-    At least one level with more than one device, if there is one. For the arguments see
-    `step_seconds`.
+    The group has at least one level with more than one device, if there is one. For the arguments
+    see `step_seconds`.
     """
     levels = machine.levels(devices)
     sizes = [math.prod(level.size for level in levels[:n]) for n in range(len(levels) + 1)]

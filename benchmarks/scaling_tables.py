@@ -1,7 +1,7 @@
 """The tables and the figure of docs/scaling.md.
 
-python -m benchmarks.run scaling: the tables, and loopback measurements that check the model.
-python -m benchmarks.scaling_tables FILE.png: the figure.
+python -m benchmarks.run scaling               # tables, and measurements that check the model
+python -m benchmarks.scaling_tables FILE.png   # the figure
 """
 
 import sys
@@ -25,18 +25,18 @@ from benchmarks.timing import Result
 from prelu_jax import entry
 
 DEVICES = (8, 32, 256, 1024)  # each with `BATCH` images
-DEVICES_OF_ONE_BATCH = (8, 32, 128)  # that share `BATCH` images
-# (name, whether the fully connected layers are shared, whether the sum hides)
+DEVICES_OF_ONE_BATCH = (8, 32, 128)  # together with `BATCH` images
+# (name, whether the fully connected layers are shared, whether the all-reduce overlaps)
 PLANS = (
     ("all-reduce after the step", False, False),
-    ("all-reduce behind the backward pass", False, True),
+    ("all-reduce during the backward pass", False, True),
     ("fc shared, after", True, False),
-    ("fc shared, behind", True, True),
+    ("fc shared, during", True, True),
 )
 
 
 def run() -> Result:
-    """Prints every table; the ratios are those of the measurements to the model."""
+    """Print every table; return the ratios of measurements to the model."""
     for title, rows in (
         ("Bytes a step", _bytes()),
         ("An all-reduce of all gradients, ms", _all_reduces()),
@@ -107,7 +107,7 @@ def _cases() -> Iterator[tuple[Machine, Load]]:
 
 
 def figure(file: Path) -> None:
-    """Draws efficiency against devices, model A: a column for each machine, a row for each way."""
+    """Draw efficiency against devices for model A, by machine and by way to share a batch."""
     from experiments.figures import pyplot
 
     model_a = LOADS[0]

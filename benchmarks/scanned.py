@@ -1,4 +1,4 @@
-"""What it costs to read, to measure and to calibrate a deep net, scanned and written out."""
+"""Time to read, measure and calibrate a deep net, with its layers scanned and unrolled."""
 
 import functools
 import time
@@ -16,7 +16,7 @@ from prelu_jax.datadep.places import Correction
 from prelu_jax.datadep.walk import Control, Walk
 from prelu_jax.tracing import models
 
-_SECONDS = 1.0  # that planning may take
+_SECONDS = 1.0  # limit for planning
 
 
 def _block(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
@@ -37,13 +37,13 @@ def _unrolled(layers: Any, x: jax.Array) -> jax.Array:
 
 @jax.default_matmul_precision("highest")
 def run(depth: int = 100, width: int = 32, size: int = 8, batch_size: int = 64) -> Result:
-    """Times of a residual net of rectifiers: planning, compiling, a calibrating pass.
+    """Measure planning, compiling and a calibrating pass of a residual net of rectifiers.
 
     Args:
-        depth: its layers.
-        width: their channels.
-        size: of its maps.
-        batch_size: images that it is measured and calibrated on.
+        depth: number of layers.
+        width: channels of each layer.
+        size: side of the maps.
+        batch_size: images of the measurement and the calibration.
     """
     rng = np.random.default_rng(0)
     kernels = rng.standard_normal((depth, 3, 3, width, width), np.float32) / (3 * width**0.5)
@@ -53,8 +53,8 @@ def run(depth: int = 100, width: int = 32, size: int = 8, batch_size: int = 64) 
     ways = {"scanned": (_scanned, stacked), "unrolled": (_unrolled, listed)}
     results, compiled = [], {}
     for way, (net, layers) in ways.items():
-        found, compiled[way] = _of_net(net, layers, x, f"{depth} layers, {way}")
-        results.append(found)
+        result, compiled[way] = _of_net(net, layers, x, f"{depth} layers, {way}")
+        results.append(result)
     ratios = [
         Ratio(f"compile: {what}, scanned / unrolled", f"{depth} layers", ours / theirs, 0.2)
         for what, ours in compiled["scanned"].items()
@@ -66,7 +66,7 @@ def run(depth: int = 100, width: int = 32, size: int = 8, batch_size: int = 64) 
 def _of_net(
     net: Callable[..., Any], layers: Any, x: jax.Array, where: str
 ) -> tuple[Result, dict[str, float]]:
-    """The times of one net, and those of compiling by program."""
+    """Measure one net; return its rows and its compile times by program."""
     planned, planning = _timed(lambda: plan.make(net, layers, x))
     _, state = models.of(net, layers)
     walk, probe = Walk(planned.model, planned.layers, WithinLayer()), signal.prepare(net, layers, x)
@@ -102,7 +102,7 @@ def _of_net(
         ),
     )
     a_pass, calibrating = (row.median for row in rows)
-    times = {"planning": planning} | {f"compiling: {what}": of for what, of in seconds.items()}
+    times = {"planning": planning} | {f"compiling: {what}": s for what, s in seconds.items()}
     rows += [Row(where, what, "s", [value]) for what, value in times.items()]
     ratios = [
         Ratio("time: planning / a second", where, planning / _SECONDS, 1.0),

@@ -1,4 +1,4 @@
-"""What a measurement of the signal costs, beside a pass and a training step of the same model."""
+"""Time of a signal measurement, compared with a pass and a training step of the same model."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ NETS = ("small_30_reduced", "model_b_reduced")
 
 
 def run(nets: tuple[str, ...] = NETS, batch_size: int = 64, repeats: int = 20) -> Result:
-    """Time over a forward and backward pass, memory over a training step."""
+    """Measure its time over a forward and backward pass, and its memory over a training step."""
     return Result.joined(_of_net(arch.get(net), batch_size, repeats) for net in nets)
 
 

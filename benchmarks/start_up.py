@@ -1,6 +1,6 @@
-"""How long it takes to start: the import, and a run's first step without and with its programs.
+"""Start-up time: the import, and a run's first step with an empty and a filled cache.
 
-On a CPU the run is the laptop run of convergence_30, as its user starts it. Elsewhere, where its
+On a CPU the run is the laptop run of convergence_30, by its command. On other devices, where the
 input pipeline need not be installed, it is the first step of the same net (`first_step`).
 """
 
@@ -21,16 +21,16 @@ _POLL = 0.01  # seconds
 
 
 def run(imports: int = 5, starts: int = 3, flags: Sequence[str] = ()) -> Result:
-    """Seconds of new processes, and how much of what they may take they do take.
+    """Measure start-up in new processes, and return its ratios to the allowed times.
 
     Args:
-        imports: how often the package is imported.
-        starts: how often a run is started with an empty cache of programs, and then with the
-            filled one.
-        flags: of the laptop run, besides those it is measured with.
+        imports: number of imports of the package.
+        starts: number of starts with an empty cache of compiled programs, each followed by one
+            with the filled cache.
+        flags: additional flags of the laptop run.
     """
     on_cpu = jax.default_backend() == "cpu"
-    everything = "from prelu_jax import *"  # the package imports a name when it is first used
+    everything = "from prelu_jax import *"  # because names are imported at their first use
     imported = [_seconds([sys.executable, "-c", everything]) for _ in range(imports)]
     first: list[float] = []
     second: list[float] = []
@@ -62,7 +62,7 @@ def _seconds(command: Sequence[str], environment: dict[str, str] | None = None) 
 
 
 def _environment(cache: str) -> dict[str, str]:
-    """This process's, but for where compiled programs are kept."""
+    """Return this process's environment with another folder for compiled programs."""
     kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     return {**kept, "XDG_CACHE_HOME": cache}
 
@@ -72,10 +72,10 @@ def _of_the_net(cache: str) -> float:
 
 
 def _of_the_command(cache: str, flags: Sequence[str]) -> float:
-    """Seconds until the laptop run has written what its first step found; it is then ended.
+    """Measure the time until the laptop run has logged its first step, then end the run.
 
     Raises:
-        RuntimeError: it ended before.
+        RuntimeError: the run ended before its first step.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -85,13 +85,13 @@ def _of_the_command(cache: str, flags: Sequence[str]) -> float:
         log = Path(folder, "log")
         metrics = Path(folder, "run/he/seed_0/metrics.jsonl")
         start = time.perf_counter()
-        with log.open("w") as said:
+        with log.open("w") as output:
             process = subprocess.Popen(
                 command,
                 cwd=_ROOT,
                 env=_environment(cache),
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
             )
         try:
             while not (metrics.exists() and "train_loss" in metrics.read_text()):

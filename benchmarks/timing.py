@@ -1,4 +1,4 @@
-"""How long programs take, side by side, what memory they need, and how a benchmark tells it."""
+"""Timing of programs side by side, their memory, and the results of a benchmark as tables."""
 
 import dataclasses
 import importlib.util
@@ -12,13 +12,13 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """One line of a benchmark.
+    """A comparison with its limit, one line of a benchmark.
 
     Attributes:
-        what: the two things compared, 'a / b'.
+        what: the two quantities that are compared, 'a / b'.
         where: the case, e.g. the network.
         value: a over b.
-        limit: what it may be at most.
+        limit: the largest value allowed.
     """
 
     what: str
@@ -27,7 +27,7 @@ class Ratio:
     limit: float
 
     def is_over(self) -> bool:
-        """Whether the limit is missed."""
+        """Return whether the value misses the limit."""
         return not self.value <= self.limit
 
     def __str__(self) -> str:
@@ -37,14 +37,14 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One thing measured, as often as there are values.
+    """A measured quantity with one value per repeat.
 
     Attributes:
-        where: the case, e.g. the network; rows of one case stand side by side.
+        where: the case, e.g. the network.
         what: the program.
-        unit: of the values, e.g. 'ms'.
-        values: one for each repeat.
-        figures: what follows from their median, by name with unit, e.g. {'images/s': 1290.0}.
+        unit: unit of the values, e.g. 'ms'.
+        values: one value per repeat.
+        figures: figures derived from the median, by name with unit, e.g. {'images/s': 1290.0}.
     """
 
     where: str
@@ -55,18 +55,18 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Of the values."""
+        """Median of the values."""
         return statistics.median(self.values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a benchmark has found.
+    """Results of a benchmark.
 
     Attributes:
-        rows: what was measured.
-        ratios: what is compared, each with its limit.
-        notes: what a reader has to know, e.g. which peer is not installed.
+        rows: the measurements.
+        ratios: the comparisons, each with its limit.
+        notes: remarks for the reader, e.g. about peers that are not installed.
     """
 
     rows: Sequence[Row]
@@ -75,18 +75,18 @@ class Result:
 
     @classmethod
     def joined(cls, results: Iterable["Result"]) -> "Result":
-        """All rows, ratios and notes, in their order."""
+        """Return all rows, ratios and notes in order."""
         parts = [(r.rows, r.ratios, r.notes) for r in results]
-        return cls(*([x for part in of for x in part] for of in zip(*parts, strict=True)))
+        return cls(*([x for part in kind for x in part] for kind in zip(*parts, strict=True)))
 
 
 def device() -> str:
-    """What JAX computes on: 'cpu' or 'gpu'."""
+    """Return JAX's device, 'cpu' or 'gpu'."""
     return "cpu" if jax.default_backend() == "cpu" else "gpu"
 
 
 def absent(peer: str, *modules: str) -> str:
-    """The note that a peer is not compared for modules that are not installed; empty if all are."""
+    """Return a note that a peer's modules are not installed; empty if all are."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if not missing:
         return ""
@@ -94,12 +94,12 @@ def absent(peer: str, *modules: str) -> str:
 
 
 def milliseconds(where: str, taken: Mapping[str, Sequence[float]]) -> list[Row]:
-    """The rows of `samples`."""
-    return [Row(where, what, "ms", [1e3 * s for s in of]) for what, of in taken.items()]
+    """Return the rows of `samples`."""
+    return [Row(where, what, "ms", [1e3 * s for s in times]) for what, times in taken.items()]
 
 
 def markdown(rows: Sequence[Row]) -> Iterator[str]:
-    """The lines of a table: medians, the quartiles around them, how many."""
+    """Yield the lines of a table: medians, quartiles, numbers of values."""
     names = list(dict.fromkeys(name for row in rows for name in row.figures))
     yield f"| {' | '.join(('case', 'program', 'median', 'quartiles', 'n', *names))} |"
     yield "|" + "---|" * (5 + len(names))
@@ -121,15 +121,15 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
 def samples(
     programs: Mapping[str, Callable[[], Any]], repeats: int, in_a_row: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each program, which take turns so that a busy machine disturbs all alike.
+    """Measure seconds of each program, in turns, so that a busy machine disturbs all equally.
 
-    Each runs once before, to compile.
+    Each runs once before the measurement, to compile.
 
     Args:
-        programs: by name.
-        repeats: turns of each.
-        in_a_row: runs in a turn, whose mean counts: threads of the program before, which wait
-            awake for more, disturb the first ones alone.
+        programs: the programs by name.
+        repeats: turns of each program.
+        in_a_row: runs per turn, whose mean counts. The first runs of a turn are disturbed by
+            threads of the previous program that still wait for work.
     """
     for program in programs.values():
         jax.block_until_ready(program())
@@ -143,13 +143,13 @@ def samples(
 
 
 def seconds(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median of the `samples` of each program."""
+    """Return the median of the `samples` of each program."""
     taken = samples(programs, repeats)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def memory(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a compiled program needs at once: arguments, outputs and what is between."""
+    """Return the bytes that a program needs at once: arguments, outputs and temporaries."""
     sizes: Any = compiled.memory_analysis()
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return int(held + sizes.temp_size_in_bytes)

@@ -1,4 +1,4 @@
-"""The networks of `prelu_jax.arch` in PyTorch: the same layers, rectifiers and weights."""
+"""The networks of `prelu_jax.arch` in PyTorch, with the same layers, rectifiers and weights."""
 
 import os
 from collections import OrderedDict
@@ -21,13 +21,13 @@ class Pyramid(nn.Module):  # type: ignore[misc,unused-ignore]  # untyped where t
         self.pools = nn.ModuleList(nn.AdaptiveMaxPool2d(level) for level in levels)
 
     def forward(self, x_bchw: Any) -> Any:
-        """The maxima of every bin."""
+        """Return the maxima of every bin."""
         bins = torch.cat([pool(x_bchw).flatten(2) for pool in self.pools], dim=2)
         return bins.transpose(1, 2).flatten(1)
 
 
 def build(net: Arch, params: Any) -> Any:
-    """The network as an `nn.Sequential`, with a Flax network's parameters.
+    """Build the network as an `nn.Sequential` with a Flax network's parameters.
 
     Args:
         net: the layers; it takes images ``[b, 3, h, w]``.
@@ -68,9 +68,10 @@ def build(net: Arch, params: Any) -> Any:
 
 
 def use_fastest_threads(program: Callable[[], Any]) -> str:
-    """Gives PyTorch a thread for every core or one, whichever is faster; returns what it has.
+    """Set PyTorch's threads to one per core or to one, whichever is faster.
 
-    Its threads wait for each other: where cores are taken, one is the fastest.
+    Its threads wait for each other, so one thread is the fastest if other programs use the cores.
+    Returns a note with the chosen number.
     """
     every = len(os.sched_getaffinity(0))
     taken = {}
@@ -82,7 +83,7 @@ def use_fastest_threads(program: Callable[[], Any]) -> str:
 
 
 def params_of(module: Any) -> dict[str, dict[str, np.ndarray]]:
-    """The parameters in Flax's form."""
+    """Return the parameters in Flax's form."""
     params: dict[str, dict[str, np.ndarray]] = {}
     for path, value in module.state_dict().items():
         name, _, leaf = path.rpartition(".")

@@ -1,8 +1,8 @@
-"""A training step of the papers' nets beside the same net in PyTorch, and against the arithmetic.
+"""A training step of the papers' nets, compared with PyTorch and with the arithmetic.
 
-On a CPU, the reduced nets, on every core as experiments have it; on a GPU the full-size ones in
-bfloat16, batch 128, 224 pixels. Both libraries take uint8 images, on a GPU from its memory, and do
-normalisation, dropout, loss, backward pass and SGD with momentum and decay.
+On a CPU these are the reduced nets, on all cores as in experiments; on a GPU the full-size ones in
+bfloat16, batch 128, 224 pixels. Both libraries read uint8 images (on a GPU from its memory) and
+compute normalisation, dropout, loss, backward pass and SGD with momentum and decay.
 """
 
 import dataclasses
@@ -43,21 +43,21 @@ CASES = {
         Case(arch.MODEL_C, 128, "prelu", "bfloat16", 1000),
     ),
 }
-_SIDE_OF_PRODUCT = {"cpu": 2048, "gpu": 8192}  # large enough for the device's full rate
+_SIDE_OF_PRODUCT = {"cpu": 2048, "gpu": 8192}  # large enough to reach the device's full rate
 _LIMIT_OF_TORCH = {"cpu": 1.0, "gpu": 1 / 1.15}
-_UTILISED = {"model_b": 0.5, "model_c": 0.5}  # on a GPU
+_UTILISED = {"model_b": 0.5, "model_c": 0.5}  # least share of the product rate on a GPU
 _TURN = {"cpu": 10, "gpu": 5}  # steps in a row
 
 
 def run(cases: Sequence[Case] = (), repeats: int = 7) -> Result:
-    """Time, images a second, arithmetic over its measured rate, and memory, of each case."""
+    """Measure each case's time, images per second, utilisation and memory."""
     device = timing.device()
-    found: Result = in_new_process(measure, tuple(cases) or CASES[device], repeats, device)
-    return found
+    result: Result = in_new_process(measure, tuple(cases) or CASES[device], repeats, device)
+    return result
 
 
 def measure(cases: Sequence[Case], repeats: int, device: str) -> Result:
-    """What `run` finds, in this process, which has computed nothing yet."""
+    """Measure the cases in this process, which must not have used JAX before."""
     machine.keep_freed_memory()
     if device == "cpu":
         machine.use_every_core(min(case.batch_size for case in cases))
@@ -74,7 +74,7 @@ def measure(cases: Sequence[Case], repeats: int, device: str) -> Result:
 
 
 def product_rate(dtype: str, side: int) -> float:
-    """Floating-point operations a second in a product of two random matrices."""
+    """Measure floating-point operations per second in a product of two random matrices."""
     a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
     product = jax.jit(jnp.matmul)
     return 2 * side**3 / seconds({"product": lambda: product(a, b)}, 10)["product"]
@@ -83,7 +83,7 @@ def product_rate(dtype: str, side: int) -> float:
 def _of_case_if_it_fits(case: Case, repeats: int, device: str, rate: float) -> Result:
     try:
         return _of_case(case, repeats, device, rate)
-    except jax.errors.JaxRuntimeError as error:  # out of memory: the others still have rows
+    except jax.errors.JaxRuntimeError as error:  # out of memory; the other cases still run
         return Result([], [], [f"{case.net.name}: {str(error).partition(chr(10))[0]}"])
 
 
@@ -105,7 +105,7 @@ def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
     else:
         programs |= _of_torch(case, device, notes)
     taken = samples(programs, repeats, _TURN[device])
-    # Forward, and backward to the inputs and to the weights: three passes of multiply-adds.
+    # Three passes of multiply-adds: forward, and backward to the inputs and to the weights.
     operations = 6.0 * arch.multiply_adds(case.net, case.num_classes) * case.batch_size
     rows = {}
     for row in milliseconds(where, taken):
@@ -118,22 +118,22 @@ def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
     ratios = []
     if rows:
         best = min(rows, key=lambda what: rows[what].median)
-        told = f"time: prelu_jax / the fastest of PyTorch ({best})"
+        what = f"time: prelu_jax / the fastest of PyTorch ({best})"
         limit = _LIMIT_OF_TORCH[device]
-        ratios.append(Ratio(told, where, one.median / rows[best].median, limit))
+        ratios.append(Ratio(what, where, one.median / rows[best].median, limit))
     if device == "gpu" and case.net.name in _UTILISED:
-        told = "half of the product rate / what is used"
+        what = "half of the product rate / what is used"
         ratios.append(
-            Ratio(told, where, _UTILISED[case.net.name] / one.figures["of the product rate"], 1.0)
+            Ratio(what, where, _UTILISED[case.net.name] / one.figures["of the product rate"], 1.0)
         )
     return Result([one, *rows.values()], ratios, notes)
 
 
 def _of_torch(case: Case, device: str, notes: list[str]) -> dict[str, Callable[[], Any]]:
-    """The same net in PyTorch, as its users make it fast: channels last and SGD fused.
+    """Return the same net's step in PyTorch, in its fastest forms: channels last, fused SGD.
 
-    On a GPU under autocast, eager and compiled; on a CPU eager, with the threads that are fastest,
-    and with the channels first too. Scores are checked against ours first.
+    On a GPU it runs under autocast, eager and compiled; on a CPU eager, with the fastest number of
+    threads, and also with the channels first. Its scores are compared with ours beforehand.
     """
     import torch
 
@@ -175,24 +175,24 @@ def _of_torch(case: Case, device: str, notes: list[str]) -> dict[str, Callable[[
 
         return train
 
-    torch.compiler.reset()  # else the nets before count against how often it compiles
+    torch.compiler.reset()  # else earlier nets count towards its limit of compilations
     eager = program(channels_last=True, compiled=False)
-    found = {"torch eager, channels last": eager}
+    programs = {"torch eager, channels last": eager}
     if device == "cpu":
         notes.append(torch_net.use_fastest_threads(eager))
-        found["torch eager, channels first"] = program(channels_last=False, compiled=False)
-        return found
+        programs["torch eager, channels first"] = program(channels_last=False, compiled=False)
+        return programs
     try:
         compiled = program(channels_last=True, compiled=True)
         compiled()
-        found["torch.compile, channels last"] = compiled
-    except Exception as error:  # its compiler needs another, of C++, and more
+        programs["torch.compile, channels last"] = compiled
+    except Exception as error:  # e.g. because torch.compile finds no C++ compiler
         notes.append(f"not compared: torch.compile ({type(error).__name__})")
-    return found
+    return programs
 
 
 def _check(module: Any, case: Case, params: Any, batch: dict[str, np.ndarray]) -> None:
-    """That both compute the same function, in float32 and without dropout."""
+    """Check that both compute the same function, in float32 and without dropout."""
     import torch
 
     few = (batch["image"][:4].astype(np.float32) - MEAN) * np.float32(case.scale)

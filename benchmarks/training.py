@@ -1,4 +1,4 @@
-"""A training step to be measured: the state, a batch and the program, without an input pipeline."""
+"""A training step to measure: state, batch and program, without an input pipeline."""
 
 import dataclasses
 import multiprocessing
@@ -22,14 +22,14 @@ MEAN = 127.0
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network and what it is trained on.
+    """A network and its training batch.
 
     Attributes:
-        net: its layers.
-        batch_size: images.
+        net: the network.
+        batch_size: images per batch.
         rectifier: see `models.build`.
-        dtype: of the computation.
-        num_classes: of the last layer.
+        dtype: type of the computation.
+        num_classes: outputs of the last layer.
     """
 
     net: arch.Arch
@@ -40,30 +40,30 @@ class Case:
 
     @property
     def side(self) -> int:
-        """Of the images, pixels."""
+        """Side of the images, pixels."""
         return self.net.image_size
 
     @property
     def scale(self) -> float:
-        """What pixels are multiplied with once their mean is subtracted."""
+        """Factor of the pixels after their mean is subtracted."""
         return 1.0 if self.side > 32 else 1 / 64
 
     def model(self, initializer: str = "he_normal") -> models.RectifierNet:
-        """The network."""
+        """Return the network."""
         return models.build(
             self.net, self.num_classes, self.rectifier, initializer, dtype=self.dtype
         )
 
     def state(self, seed: int = 0, initializer: str = "he_normal") -> TrainState:
-        """Of step 0."""
+        """Return the state of step 0."""
         mean = jnp.full((self.side, self.side, 3), MEAN, jnp.float32)
         pixels = PixelStatistics(mean, jnp.float32(self.scale))
         sgd = optimizer.sgd(RATE, MOMENTUM, WEIGHT_DECAY)
-        initial: TrainState = state.create(self.model(initializer), sgd, pixels, seed)
-        return initial
+        created: TrainState = state.create(self.model(initializer), sgd, pixels, seed)
+        return created
 
     def batch(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """Random images and labels, on the host."""
+        """Return random images and labels, on the host."""
         rng = np.random.default_rng(seed)
         shape = (self.batch_size, self.side, self.side, 3)
         return {
@@ -72,29 +72,29 @@ class Case:
         }
 
     def compiled(self) -> tuple[jax.stages.Compiled, TrainState, Any]:
-        """The step for one device, with its state, which it takes over, and its batch there."""
+        """Return the compiled step for one device, with the state that it donates and a batch."""
         now, batch = self.state(), jax.device_put(self.batch())
         return jax.jit(step.train_step, donate_argnums=0).lower(now, batch).compile(), now, batch
 
     def program(self) -> Callable[[], jax.Array]:
-        """Takes a step; returns its loss."""
+        """Return a function that takes a step and returns its loss."""
         return taking(*self.compiled())
 
     def program_on_every_device(self) -> Callable[[], jax.Array]:
-        """The same as experiments take it: of a batch that is on the host, on all devices."""
+        """Return `program` for all devices, with a batch on the host, as experiments."""
         parallel = Parallel()
         batch = parallel.split(self.batch())
         return taking(parallel.train_step, parallel.replicate(self.state()), batch)
 
 
 def in_new_process(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives where nothing was computed yet, and it can choose the devices."""
+    """Return a function's result from a new process, which can choose its devices."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 
 
 def taking(train_step: Callable[[Any, Any], Any], now: Any, batch: Any) -> Callable[[], jax.Array]:
-    """Takes a step from where the last call left off; returns the loss before it."""
+    """Return a function that takes the next step at each call and returns the loss before it."""
 
     def program() -> jax.Array:
         nonlocal now

@@ -1,1 +1,1 @@
-"""Starting experiments: on this machine, on a cluster, on a pod."""
+"""Commands that start experiments: on this machine, on a SLURM cluster, on a TPU pod."""

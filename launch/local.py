@@ -1,13 +1,13 @@
-"""Starts an experiment as several processes on this machine, and starts it again if one fails.
+"""Command that runs an experiment as local processes and restarts it after a failure.
 
     python -m launch.local --num_processes=2 -- experiments.convergence_30 --scale=laptop
 
 The experiment and its flags follow `--`. Each process also gets the address of the first process,
-their number and its own. If one is killed, crashes or is stopped by SIGTERM, the others are
-ended and all are started again, up to --max_restarts times: they continue from their last
-checkpoint. A claim that fails (exit status 1) and a flag, data or a folder that is refused (78) end
-it, with the experiment's status. SIGTERM to this command is handed on; it then ends with the
-experiment's status, 75, and starts nothing.
+the number of processes and its own index. If one is killed, crashes or gets SIGTERM, the others are
+ended and all start again from the last checkpoint, up to --max_restarts times. There is no restart
+after a failed claim (exit status 1) or an invalid flag, dataset or folder (78): the command ends
+with the experiment's status. SIGTERM to this command is passed on to the processes; the command
+then ends with their status, 75, without a restart.
 """
 
 import shlex
@@ -24,50 +24,51 @@ from launch.statuses import FINAL, STOPPED
 from prelu_jax import entry
 
 _POLL = 0.1  # seconds
-_OTHERS = 1.0  # seconds that the others have to end by themselves when one has failed
-_TO_SAVE = 60  # seconds that processes have to end themselves when one of them is asked to stop
-_TO_NOTICE = 10  # when one has crashed: they cannot save without it
+_OTHERS = 1.0  # seconds for the others to end by themselves after one has failed
+_TO_SAVE = 60  # seconds for processes to save and end after SIGTERM
+_TO_NOTICE = 10  # seconds for them to end after one has crashed: they cannot save without it
 
-_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes.", lower_bound=1)
-_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "How often at most.", lower_bound=0)
+_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Number of processes.", lower_bound=1)
+_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "Most restarts.", lower_bound=0)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands; start nothing.")
 
 
 def commands(experiment: Sequence[str], num_processes: int, address: str) -> list[list[str]]:
-    """The command of every process.
+    """Return the command of every process.
 
     Args:
-        experiment: its module and its flags.
-        num_processes: how many there are.
-        address: of the first, host:port.
+        experiment: the experiment's module and its flags.
+        num_processes: number of processes.
+        address: address of the first process, host:port.
     """
-    alone = [sys.executable, "-m", *experiment]
+    single = [sys.executable, "-m", *experiment]
     if num_processes == 1:
-        return [alone]
-    told = [f"--coordinator_address={address}", f"--num_processes={num_processes}"]
-    return [[*alone, *told, f"--process_id={i}"] for i in range(num_processes)]
+        return [single]
+    joining = [f"--coordinator_address={address}", f"--num_processes={num_processes}"]
+    return [[*single, *joining, f"--process_id={i}"] for i in range(num_processes)]
 
 
 class Attempt:
-    """The processes of one start; they are ended together."""
+    """The processes of one start, which end together."""
 
     def __init__(self, started: Sequence[Sequence[str]]) -> None:
         self._processes = [subprocess.Popen(command) for command in started]
 
     def status(self) -> int:
-        """Waits for them. If one fails, the others are ended, and its exit status is that of all.
+        """Wait for the end of all processes and return their common exit status.
 
-        A negative status is the number of the signal that killed it.
+        If one fails, the others are ended and its status is returned. A negative status is the
+        number of the signal that killed it.
         """
         while not (failed := self._failed()) and self._are_running():
             time.sleep(_POLL)
-        # The others may be about to end for a reason of their own, which SIGTERM would hide.
+        # The others may be about to end for another reason, which SIGTERM would hide.
         deadline = time.monotonic() + _OTHERS
         while failed and self._are_running() and time.monotonic() < deadline:
             time.sleep(_POLL)
         failed = self._failed()
         self.end(signal.SIGTERM, _TO_NOTICE if failed and STOPPED not in failed else _TO_SAVE)
-        # A process refuses the same configuration again, whatever happened to the others.
+        # A final status wins: the process would end with it again, whatever happened to the others.
         return next((code for code in failed if code in FINAL), failed[0]) if failed else 0
 
     def _failed(self) -> list[int]:
@@ -78,7 +79,7 @@ class Attempt:
         return any(process.poll() is None for process in self._processes)
 
     def end(self, number: int, patience: float = _TO_SAVE) -> None:
-        """Sends all a signal, and kills those that do not heed it within so many seconds."""
+        """Send a signal to all processes; after ``patience`` seconds kill those that still run."""
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -92,16 +93,16 @@ class Attempt:
 
 
 def launch(experiment: Sequence[str], num_processes: int, max_restarts: int) -> int:
-    """Starts the experiment until it ends by itself; returns its exit status."""
+    """Start the experiment until it ends with a final status; return its exit status."""
     stopped: list[int] = []
     attempt: Attempt | None = None
 
-    def hand_on(number: int, frame: object) -> None:
+    def pass_on(number: int, frame: object) -> None:
         stopped.append(number)
         if attempt:
             attempt.end(number)
 
-    signal.signal(signal.SIGTERM, hand_on)
+    signal.signal(signal.SIGTERM, pass_on)
     for restarts in range(max_restarts + 1):
         attempt = Attempt(commands(experiment, num_processes, f"127.0.0.1:{_free_port()}"))
         status = attempt.status()
@@ -111,7 +112,7 @@ def launch(experiment: Sequence[str], num_processes: int, max_restarts: int) -> 
             f"launch.local: a process ended with status {status}; restart {restarts + 1} of "
             f"{max_restarts}."
             if restarts < max_restarts
-            else "launch.local: no restart is left.",
+            else f"launch.local: a process ended with status {status}; no restart is left.",
             file=sys.stderr,
             flush=True,
         )
@@ -126,7 +127,7 @@ def _free_port() -> int:
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module."""
+    """Run the command; see the module."""
     experiment = argv[1:]
     if not experiment or experiment[0].startswith("-"):
         raise app.UsageError("Expected `--`, the module of an experiment and its flags.")

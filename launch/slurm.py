@@ -1,16 +1,16 @@
-r"""Submits an experiment to SLURM, which starts it again after a preemption or a crash.
+r"""Command that submits an experiment to SLURM, requeued after a preemption or a crash.
 
     python -m launch.slurm --tasks_per_node=8 --gpus_per_node=8 --time=1-00:00:00 -- \
         experiments.convergence_22 --scale=imagenet
 
-The experiment and its flags follow `--`; several tasks are several processes of one
-run. SIGTERM saves and ends them with status 75, and the job is requeued: SLURM sends it when it
-preempts a job and, as asked here, before the time limit; `scancel --signal=TERM JOB` does the same.
-After a crash the job is requeued too, up to --max_restarts. It continues from its last checkpoint.
-A claim that fails and a flag, data or a folder that is refused end it.
+The experiment and its flags follow `--`; several tasks are several processes of one run. At SIGTERM
+they save and end with status 75, and the job is requeued. SLURM sends SIGTERM when it preempts a
+job and, as requested here, before the time limit; `scancel --signal=TERM JOB` does the same. After
+a crash the job is requeued, too, up to --max_restarts times. It continues from its last checkpoint.
+A failed claim and an invalid flag, dataset or folder end it.
 
-`--array=N` trains the runs of the experiment in N tasks of an array side by side; one more job
-waits for them, trains what is left, draws and judges.
+`--array=N` trains the runs of the experiment in N concurrent tasks of an array. One more job waits
+for them, trains any run that is missing, draws the figures and judges the claims.
 """
 
 import dataclasses
@@ -26,26 +26,28 @@ from absl import app, flags
 from launch.statuses import FINAL, STOPPED
 from prelu_jax import entry
 
-# Of a task whose experiment ended with a final failure. srun ends with the highest status of its
-# tasks: this one is above 128 + any signal, by which a task dies that has lost another.
+# Status of a task whose experiment ended with a final failure. srun ends with the highest status of
+# its tasks, so this one is above 128 + any signal, with which the other tasks may end.
 _FAILED = 200
-_PATIENCE = 60  # seconds that tasks have to end themselves after the first
+_PATIENCE = 60  # seconds for tasks to end by themselves after the first has ended
 
-_NODES = flags.DEFINE_integer("nodes", 1, "How many nodes.", lower_bound=1)
-_TASKS = flags.DEFINE_integer("tasks_per_node", 1, "Processes on each.", lower_bound=1)
+_NODES = flags.DEFINE_integer("nodes", 1, "Number of nodes.", lower_bound=1)
+_TASKS = flags.DEFINE_integer("tasks_per_node", 1, "Processes per node.", lower_bound=1)
 _GPUS = flags.DEFINE_integer(
-    "gpus_per_node", None, "GPUs on each; of several processes, each takes one.", lower_bound=1
+    "gpus_per_node", None, "GPUs per node; several processes take one each.", lower_bound=1
 )
-_CPUS = flags.DEFINE_integer("cpus_per_task", None, "Cores of each process.", lower_bound=1)
-_TIME = flags.DEFINE_string("time", "1-00:00:00", "Limit of one start, as sbatch has it.")
-_WARNING = flags.DEFINE_integer("warning", 120, "Seconds before it to save.", lower_bound=1)
-_PARTITION = flags.DEFINE_string("partition", None, "Of the cluster.")
-_MEM = flags.DEFINE_string("mem", None, "Memory of a node, as sbatch has it: 64GB.")
+_CPUS = flags.DEFINE_integer("cpus_per_task", None, "Cores per process.", lower_bound=1)
+_TIME = flags.DEFINE_string("time", "1-00:00:00", "Time limit of one start, in sbatch's format.")
+_WARNING = flags.DEFINE_integer(
+    "warning", 120, "Seconds before the limit at which to save.", lower_bound=1
+)
+_PARTITION = flags.DEFINE_string("partition", None, "Partition of the cluster.")
+_MEM = flags.DEFINE_string("mem", None, "Memory per node, in sbatch's format: 64GB.")
 _SBATCH = flags.DEFINE_multi_string("sbatch", [], "Any other option, NAME=VALUE; repeatable.")
 _SETUP = flags.DEFINE_multi_string("setup", [], "A line of shell before the tasks; repeatable.")
-_ARRAY = flags.DEFINE_integer("array", None, "In how many parts at once.", lower_bound=2)
+_ARRAY = flags.DEFINE_integer("array", None, "Number of concurrent parts.", lower_bound=2)
 _RESTARTS = flags.DEFINE_integer(
-    "max_restarts", 10, "A job that was restarted so often ends with a crash.", lower_bound=0
+    "max_restarts", 10, "Most restarts of a job after crashes.", lower_bound=0
 )
 _LOGS = flags.DEFINE_string("logs", "runs/slurm", "Folder of scripts and output.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print scripts and commands; submit nothing.")
@@ -53,13 +55,13 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print scripts and commands; subm
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """What sbatch is called for once: a job, or the jobs of an array, and the command of each."""
+    """A job, or the jobs of an array, with one command per task: one call of sbatch."""
 
     commands: list[list[str]]
     parameters: dict[str, Any]
 
     def executor(self, folder: str, **more: Any) -> Any:
-        """Return submitit's executor with these parameters and some more.
+        """Return submitit's executor with these parameters and those in ``more``.
 
         Raises:
             SystemExit: submitit is not installed.
@@ -76,10 +78,10 @@ class Submission:
 
 
 def task(command: Sequence[str]) -> None:
-    """What SLURM starts: the experiment's process. It gets SLURM's signals by itself.
+    """Run the experiment's process inside a SLURM task; SLURM also signals the child itself.
 
     Raises:
-        SystemExit: it failed; the status tells `_after` what to do.
+        SystemExit: the experiment failed; `_after` acts on the status.
     """
     status = subprocess.call(command)
     if status:
@@ -88,20 +90,20 @@ def task(command: Sequence[str]) -> None:
 
 
 def plan(experiment: Sequence[str]) -> list[Submission]:
-    """The submissions that the flags ask for: one, or an array and the job that waits for it."""
+    """Return the submissions: one job, or an array and the job that waits for it."""
     several = _NODES.value * _TASKS.value > 1
     command = [sys.executable, "-m", *experiment, *(["--distributed"] if several else [])]
     whole = Submission([command], _parameters(experiment[0], _after("$SLURM_JOB_ID")))
     if not _ARRAY.value:
         return [whole]
-    # An array's last task has the array's id for its own, which would requeue all of them.
+    # The last task's own id is that of the whole array, which would requeue all tasks.
     after = _after("${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID")
     parts = [[*command, f"--part={i}/{_ARRAY.value}"] for i in range(_ARRAY.value)]
     return [Submission(parts, _parameters(experiment[0], after)), whole]
 
 
 def _parameters(name: str, after: list[str]) -> dict[str, Any]:
-    """Of a submission, as submitit has them."""
+    """Return the parameters of a submission for submitit."""
     cpus = [] if _CPUS.value is None else [f"--cpus-per-task={_CPUS.value}"]
     return {
         "job_name": name,
@@ -115,7 +117,7 @@ def _parameters(name: str, after: list[str]) -> dict[str, Any]:
         "setup": _SETUP.value or None,
         "teardown": after,
         "stderr_to_stdout": True,
-        # Tasks that have lost another end themselves, after what they have to save.
+        # Tasks that have lost another one save and end by themselves.
         "srun_args": ["--kill-on-bad-exit=0", f"--wait={_PATIENCE}", *cpus],
         "additional_parameters": {
             **dict(option.split("=", 1) for option in _SBATCH.value),
@@ -126,7 +128,7 @@ def _parameters(name: str, after: list[str]) -> dict[str, Any]:
 
 
 def _after(job: str) -> list[str]:
-    """The shell's lines after the tasks: requeues the job, or ends it."""
+    """Return the shell lines that run after the tasks and requeue the job or end it."""
     restarts = f"[ ${{SLURM_RESTART_COUNT:-0}} -lt {_RESTARTS.value} ]"
     return [
         "status=$?",
@@ -141,7 +143,7 @@ def _after(job: str) -> list[str]:
 
 
 def submit(submissions: Sequence[Submission], folder: str) -> list[str]:
-    """Submits them, each to wait for the one before; returns SLURM's numbers of them."""
+    """Submit the jobs, each to wait for the one before; return their SLURM job numbers."""
     numbers: list[str] = []
     for submission in submissions:
         more = {"dependency": f"afterany:{numbers[-1]}"} if numbers else {}
@@ -152,7 +154,7 @@ def submit(submissions: Sequence[Submission], folder: str) -> list[str]:
 
 
 def show(submissions: Sequence[Submission], folder: str) -> None:
-    """Prints what would be submitted."""
+    """Print the scripts and commands that would be submitted."""
     for i, submission in enumerate(submissions):
         more = {"dependency": "afterany:ARRAY"} if i else {}
         print(submission.executor(folder, **more).script(len(submission.commands)))
@@ -163,7 +165,7 @@ def show(submissions: Sequence[Submission], folder: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """The command; see the module."""
+    """Run the command; see the module."""
     experiment = argv[1:]
     if not experiment or experiment[0].startswith("-"):
         raise app.UsageError("Expected `--`, the module of an experiment and its flags.")
@@ -174,12 +176,14 @@ def main(argv: list[str]) -> None:
         )
     for option in _SBATCH.value:
         if "=" not in option.strip("="):
-            raise app.UsageError(f"--sbatch is {option!r}, expected NAME=VALUE, as account=mine.")
+            raise app.UsageError(f"--sbatch is {option!r}, expected NAME=VALUE, e.g. account=mine.")
     if _DRY_RUN.value:
         show(plan(experiment), _LOGS.value)
         return
     if not shutil.which("sbatch"):
-        raise SystemExit("error: no sbatch here; submit from a login node, or try --dry_run.")
+        raise SystemExit(
+            "error: sbatch is not on the PATH; submit from a login node, or try --dry_run."
+        )
     numbers = submit(plan(experiment), _LOGS.value)
     print(f"Submitted {' and '.join(numbers)}; scripts and output in {_LOGS.value}.")
 

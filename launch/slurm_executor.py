@@ -1,10 +1,10 @@
-"""submitit's executor, in a module of its own: `launch.slurm` answers --help without submitit."""
+"""submitit's executor, in its own module so that `launch.slurm --help` works without submitit."""
 
 import submitit
 
 
 class Executor(submitit.SlurmExecutor):
-    """submitit's, which writes its scripts also where SLURM is not."""
+    """submitit's SLURM executor, which can also write its scripts where SLURM is missing."""
 
     @classmethod
     def affinity(cls) -> int:

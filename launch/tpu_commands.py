@@ -1,4 +1,4 @@
-"""What `tpu_pod` has gcloud do: accelerators and commands, without running anything."""
+"""Accelerators and gcloud commands of `tpu_pod`; this module runs nothing."""
 
 import dataclasses
 import re
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 _PACKAGE = "prelu_jax"  # the folder on the workers, in their user's home
 _WORKER = f"bash {_PACKAGE}/launch/tpu_worker.sh"
-# Of a remote command that fails: 1 and 255 are what gcloud itself ends with.
+# Status of a remote command that fails; 1 and 255 are gcloud's own.
 FAILED = 65
 
-# Runtime versions, as https://cloud.google.com/tpu/docs/runtimes has them.
+# Runtime versions, from https://cloud.google.com/tpu/docs/runtimes.
 _RUNTIMES = {
     "v4": "tpu-ubuntu2204-base",
     "v5e": "v2-alpha-tpuv5-lite",
@@ -18,7 +18,7 @@ _RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 _GCLOUD_NAMES = {"v5e": "v5litepod"}
-_COUNTED_IN_CHIPS = ("v5e", "v6e")  # the others' names count cores, two a chip
+_COUNTED_IN_CHIPS = ("v5e", "v6e")  # names of other generations count cores, two per chip
 _ONE_HOST = (1, 4, 8)  # chips
 _CHIP_COUNTS = (*_ONE_HOST, 16, 32, 64, 128, 256)
 _CHIPS_A_HOST = 4
@@ -26,12 +26,12 @@ _CHIPS_A_HOST = 4
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """A kind of pod.
+    """An accelerator type.
 
     Attributes:
-        name: gcloud's.
-        hosts: how many machines, each of which is a worker.
-        runtime_version: of the software that they start with.
+        name: gcloud's name.
+        hosts: number of machines, each of which is a worker.
+        runtime_version: version of the software on the machines.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Accelerator:
 
 
 def accelerator(name: str, runtime_version: str = "") -> Accelerator:
-    """The accelerator of a name as users say it, 'v4-32', or as gcloud does, 'v5litepod-16'.
+    """Return the accelerator for a name as in 'v4-32', or as in gcloud's 'v5litepod-16'.
 
     Args:
         name: generation and size.
-        runtime_version: another than the generation's.
+        runtime_version: runtime version; empty for the generation's usual one.
 
     Raises:
-        ValueError: no such generation, or not of that size.
+        ValueError: the generation is unknown, or does not exist in this size.
     """
-    found = re.fullmatch(r"(\w+)-(\d+)", name)
-    generation, size = (found[1], int(found[2])) if found else (name, 0)
+    match = re.fullmatch(r"(\w+)-(\d+)", name)
+    generation, size = (match[1], int(match[2])) if match else (name, 0)
     for own, gclouds in _GCLOUD_NAMES.items():
         generation = own if generation == gclouds else generation
     if generation in _COUNTED_IN_CHIPS:
@@ -73,31 +73,31 @@ def accelerator(name: str, runtime_version: str = "") -> Accelerator:
 
 
 def check_experiment(experiment: Sequence[str]) -> None:
-    """Raises a ValueError if there is none, or if its work folder would not outlive the pod."""
+    """Raise a ValueError if no experiment is given, or its work folder is on the pod's own disk."""
     if not experiment or experiment[0].startswith("-"):
         raise ValueError("Expected `--`, the module of an experiment and its flags.")
     folder = next((f.partition("=")[2] for f in experiment if f.startswith("--workdir=")), "")
     if not folder.startswith("/"):
         raise ValueError(
             f"--workdir={folder} of the experiment: expected an absolute path in a folder that "
-            "--setup mounts. A worker's own disk is lost with the pod, and gs:// is no file system "
-            "(docs/clusters.md says what to mount)."
+            "--setup mounts. A worker's own disk is lost with the pod, and gs:// is not a file "
+            "system. See Storage in docs/clusters.md."
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """A pod, and every command that is given about it.
+    """A pod, and all gcloud commands about it.
 
     Attributes:
-        name: of the queued resource and of its node.
-        zone: where.
-        accelerator: what.
-        project: empty for gcloud's own setting.
-        spot: whether it may be taken away, for a lower price.
-        create_flags: further flags of its creation.
-        setup: a shell command for every worker, after the installation.
-        experiment: module and flags.
+        name: name of the queued resource and of its node.
+        zone: zone of the cloud.
+        accelerator: accelerator type.
+        project: project of the cloud; empty for gcloud's own setting.
+        spot: cheaper, but the pod may be taken away at any time.
+        create_flags: further flags of gcloud for the creation.
+        setup: shell command for every worker, after the installation.
+        experiment: module and flags of the experiment.
     """
 
     name: str
@@ -120,14 +120,14 @@ class Pod:
         )
 
     def describe(self) -> list[str]:
-        """Prints its state."""
+        """Return the command that prints the pod's state."""
         return self._resource("describe", "--format=value(state.state)")
 
     def delete(self) -> list[str]:
         return self._resource("delete", "--force")
 
     def preparation(self) -> list[list[str]]:
-        """From a pod that is there to one that has the package."""
+        """Return the commands that install the package on an active pod."""
         archive = f"runs/{self.name}.tar.gz"
         unpack = f"tar -xzf {_PACKAGE}.tar.gz"
         return [
@@ -139,13 +139,13 @@ class Pod:
         ]
 
     def start(self) -> list[str]:
-        """Starts the experiment on every worker, and returns."""
+        """Return the command that starts the experiment on every worker and returns at once."""
         several = ["--distributed"] if self.accelerator.hosts > 1 else []
         command = shlex.join([*self.experiment, *several])
         return self._ssh("all", f"{_WORKER} start {command} || exit {FAILED}")
 
     def follow(self) -> list[str]:
-        """Shows worker 0's log until the experiment ends."""
+        """Return the command that shows worker 0's log until the experiment ends."""
         return self._ssh("0", f"{_WORKER} follow")
 
     def _resource(self, verb: str, *arguments: str) -> list[str]:

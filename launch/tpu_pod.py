@@ -1,18 +1,18 @@
-r"""Starts an experiment on a Cloud TPU pod, and starts it again when the pod was taken away.
+r"""Command that runs an experiment on a Cloud TPU pod, again after the pod was taken away.
 
     python -m launch.tpu_pod --name=NAME --zone=ZONE -- experiments.convergence_22 \
         --scale=imagenet --workdir=/mnt/share/runs/convergence_22
 
-It has `gcloud` ask for a pod as a queued resource, waits for it, installs the package at HEAD on
-every worker, starts the experiment there and shows worker 0's log. The experiment needs no
-connection: Ctrl-C, or a network that fails, ends the watching only. --action says what is done:
+It requests a pod as a queued resource with `gcloud`, waits for it, installs the package at HEAD on
+every worker, starts the experiment there and shows worker 0's log. The experiment does not need the
+connection: Ctrl-C or a network failure ends only the display of the log. Values of --action:
 
-    run      all that, with what is there already; the default
-    create   all but the experiment
-    resume   run, but an experiment that was started before is watched, not started anew
-    delete   gives the pod back
+    run      all of this, with an existing pod if there is one; the default
+    create   all except the experiment
+    resume   as run, but follow an experiment that is already running instead of restarting it
+    delete   delete the pod
 
-docs/clusters.md goes from nothing to a result.
+docs/clusters.md is a guide from an empty project to a result.
 """
 
 import shlex
@@ -32,54 +32,55 @@ from prelu_jax import entry
 ROOT = Path(__file__).parents[1]
 
 _ACTIVE, _ABSENT = "ACTIVE", ""
-_LOST = ("FAILED", "SUSPENDED")  # what such a queued resource had will not come back
-_OF_GCLOUD = (1, 255)  # statuses by which gcloud says that it has failed itself
-_CLAIM_FAILED = 101  # tpu_worker.sh: the experiment's 1
-_PATIENCE = 20  # tries in a row
+_LOST = ("FAILED", "SUSPENDED")  # the machines of such a queued resource will not come back
+_OF_GCLOUD = (1, 255)  # exit statuses of gcloud's own failures
+_CLAIM_FAILED = 101  # tpu_worker.sh's status for the experiment's status 1
+_PATIENCE = 20  # failed tries in a row
 _TAKEN_AWAY = statuses.STOPPED
-_LASTED = 60  # seconds of a connection that did not fail at once
+_LASTED = 60  # seconds after which a broken connection counts as one that worked
 
-_NAME = flags.DEFINE_string("name", None, "Of the queued resource and of its node.")
-_ZONE = flags.DEFINE_string("zone", None, "Where, for instance us-central2-b.")
-_PROJECT = flags.DEFINE_string("project", "", "By default gcloud's own setting.")
+_NAME = flags.DEFINE_string("name", None, "Name of the queued resource and of its node.")
+_ZONE = flags.DEFINE_string("zone", None, "Zone, for instance us-central2-b.")
+_PROJECT = flags.DEFINE_string("project", "", "Project; by default gcloud's own setting.")
 _ACCELERATOR = flags.DEFINE_string("accelerator_type", "v4-32", "v4-N, v5e-N, v5p-N or v6e-N.")
 _RUNTIME = flags.DEFINE_string("runtime_version", "", "By default the accelerator's usual one.")
-_SPOT = flags.DEFINE_bool("spot", False, "Cheaper, and can be taken away at any time.")
-_CREATE_FLAGS = flags.DEFINE_string("create_flags", "", "Further ones of gcloud: '--reserved'.")
-_SETUP = flags.DEFINE_string(
-    "setup", "", "Shell command for every worker, once it has the package."
-)
+_SPOT = flags.DEFINE_bool("spot", False, "Cheaper, but it can be taken away at any time.")
+_CREATE_FLAGS = flags.DEFINE_string("create_flags", "", "Further flags of gcloud: '--reserved'.")
+_SETUP = flags.DEFINE_string("setup", "", "Shell command for every worker, after the installation.")
 _ACTIONS = ["run", "create", "resume", "delete"]
 _ACTION = flags.DEFINE_enum("action", "run", _ACTIONS, "See above.")
-_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "How often at most.", lower_bound=0)
-_POLL = flags.DEFINE_float("poll_seconds", 30, "Between two questions to gcloud.", lower_bound=0)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands; give none, need no gcloud.")
+_RESTARTS = flags.DEFINE_integer("max_restarts", 10, "Most restarts.", lower_bound=0)
+_POLL = flags.DEFINE_float("poll_seconds", 30, "Pause between calls of gcloud.", lower_bound=0)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, without gcloud.")
 
 Step = tuple[str, list[list[str]]]  # comment, commands
 
 
 def plan(pod: Pod, action: str) -> str:
-    """The commands of an action in order, as a shell script in which comments say when."""
-    there: list[Step] = [
-        ("Nothing is created if it says ACTIVE.", [pod.describe()]),
-        ("What is FAILED or SUSPENDED is deleted first.", [pod.create()]),
-        ("Until it says ACTIVE.", [pod.describe()]),
-        ("The package, to every worker.", pod.preparation()),
+    """Return an action's commands in order, as a shell script with comments."""
+    creation: list[Step] = [
+        ("If the state is ACTIVE, the pod is not created.", [pod.describe()]),
+        ("A pod that is FAILED or SUSPENDED is deleted first.", [pod.create()]),
+        ("Repeated until the state is ACTIVE.", [pod.describe()]),
+        ("Install the package on every worker.", pod.preparation()),
     ]
     experiment: list[Step] = [
-        ("The experiment, on every worker.", [pod.start()]),
-        ("Its log, until it ends.", [pod.follow()]),
+        ("Start the experiment on every worker.", [pod.start()]),
+        ("Show its log until it ends.", [pod.follow()]),
     ]
-    again: Step = ("After a status that is not final: start again; lost, from describe on.", [])
-    watched: list[Step] = [
-        ("The log of what runs, until it ends.", [pod.follow()]),
-        ("The next if nothing runs, or it ended with a status that is not final.", []),
+    again: Step = (
+        "After a status that is not final: from start on; if the pod is lost: from describe on.",
+        [],
+    )
+    running: list[Step] = [
+        ("Show the log of the running experiment until it ends.", [pod.follow()]),
+        ("If none runs, or it ended with a status that is not final:", []),
     ]
     steps: dict[str, list[Step]] = {
-        "create": there,
-        "run": [*there, *experiment, again],
-        "resume": [*watched, *experiment, again],
-        "delete": [("It and its machines.", [pod.delete()])],
+        "create": creation,
+        "run": [*creation, *experiment, again],
+        "resume": [*running, *experiment, again],
+        "delete": [("Delete the pod and its machines.", [pod.delete()])],
     }
     return "\n".join(
         line
@@ -89,26 +90,26 @@ def plan(pod: Pod, action: str) -> str:
 
 
 class LostError(Exception):
-    """The pod was taken away, or never came to be."""
+    """The pod was taken away, or was never created."""
 
 
 class Launcher:
-    """Has gcloud do what a pod and its experiment need.
+    """Creation of a pod by gcloud, and the runs of an experiment on it.
 
     Args:
-        pod: which.
-        poll: seconds between two questions to gcloud.
+        pod: the pod to create or to use.
+        poll: seconds between two calls of gcloud.
     """
 
     def __init__(self, pod: Pod, poll: float) -> None:
         self._pod = pod
         self._poll = poll
-        self._answered = False  # gcloud, ever
-        self._reached = False  # this pod
-        self._prepared = False
+        self._answered = False  # whether gcloud has ever returned a state
+        self._reached = False  # whether a command has reached this pod
+        self._prepared = False  # whether the package is installed
 
     def create(self) -> None:
-        """Has a pod that is there and has the package.
+        """Create the pod unless it exists, wait until it is active, and install the package.
 
         Raises:
             LostError: the pod has failed, or was taken away meanwhile.
@@ -120,16 +121,16 @@ class Launcher:
         self._prepared = True
 
     def delete(self) -> None:
-        """Gives the pod back."""
+        """Delete the pod."""
         self._reached = self._prepared = False
         _call(self._pod.delete(), "gcloud could not delete the pod")
 
     def run(self, max_restarts: int, watch: bool) -> int:
-        """Runs the experiment until it ends by itself; returns its exit status.
+        """Run the experiment until it ends with a final status; return its exit status.
 
         Args:
-            max_restarts: how often at most it is started again.
-            watch: whether it runs already.
+            max_restarts: most restarts.
+            watch: first follow an experiment that may be running.
         """
         self._prepared = watch
         for restarts in range(max_restarts + 1):
@@ -141,8 +142,8 @@ class Launcher:
             except LostError as error:
                 self._reached = self._prepared = False
                 status, ended = _TAKEN_AWAY, f"the pod is lost: {error}"
-            left = f"restart {restarts + 1} of {max_restarts}"
-            _say(f"{ended}; {left if restarts < max_restarts else 'no restart is left'}.")
+            restart = f"restart {restarts + 1} of {max_restarts}"
+            _print(f"{ended}; {restart if restarts < max_restarts else 'no restart is left'}.")
         return status
 
     def _attempt(self, watch: bool) -> int:
@@ -154,25 +155,25 @@ class Launcher:
         return 1 if status == _CLAIM_FAILED else status
 
     def _wait(self) -> None:
-        """Creates the pod if need be and waits until it is there."""
-        created, said = False, ""
+        """Create the pod if needed and wait until it is active."""
+        created, printed = False, ""
         while (state := self._state()) != _ACTIVE:
             if state in _LOST:
                 if created:
-                    raise LostError(f"a request for it ended as {state}")
+                    raise LostError(f"the request for it ended as {state}")
                 self.delete()
             elif state == _ABSENT:
                 if created:
-                    raise LostError("what was asked for is gone")
+                    raise LostError("the requested resource is gone")
                 _call(self._pod.create(), "gcloud could not create the pod")
                 created = True
-            elif state != said:
-                _say(f"{self._pod.name} is {state}.")
-                said = state
+            elif state != printed:
+                _print(f"{self._pod.name} is {state}.")
+                printed = state
             time.sleep(self._poll)
 
     def _state(self) -> str:
-        """The queued resource's, as gcloud says it; empty if there is none."""
+        """Return the state of the queued resource by gcloud; empty if there is none."""
         for _ in range(_PATIENCE):
             done = subprocess.run(self._pod.describe(), capture_output=True, text=True, cwd=ROOT)
             if done.returncode == 0:
@@ -185,23 +186,24 @@ class Launcher:
                 break
             time.sleep(self._poll)
         raise SystemExit(
-            f"error: gcloud does not say how {self._pod.name} is: {done.stderr.strip()}\nAn "
-            "experiment that runs there goes on; --action=resume watches it again."
+            f"error: gcloud does not return the state of {self._pod.name}: "
+            f"{done.stderr.strip()}\nAn experiment that runs there continues; --action=resume "
+            "follows it again."
         )
 
     def _succeed(self, command: Sequence[str]) -> None:
-        """Gives a command that has to succeed, on the workers or for them."""
+        """Run a command that must succeed, with the workers reached by gcloud."""
         if status := self._reach(command):
             raise SystemExit(
-                f"error: ended with status {status}: {shlex.join(command)}\nIts output is above. "
-                "The pod is left as it is; --action=delete gives it back."
+                f"error: a command ended with status {status}: {shlex.join(command)}\nIts output "
+                "is above. The pod still exists; --action=delete deletes it."
             )
 
     def _reach(self, command: Sequence[str]) -> int:
-        """Gives a command until gcloud has reached the workers; its status there.
+        """Repeat a command until gcloud reaches the workers; return the command's status.
 
         Raises:
-            LostError: there is no active pod, or one that is reached no more; that is deleted.
+            LostError: the pod is not active, or can no longer be reached and was deleted.
         """
         failures = 0
         while failures < _PATIENCE:
@@ -211,46 +213,48 @@ class Launcher:
                 self._reached = self._reached or command[0] == "gcloud"
                 return status
             if (state := self._state()) != _ACTIVE:
-                raise LostError(f"it is {state or 'no more'}")
+                raise LostError(f"it is {state or 'deleted'}")
             failures = 1 if time.monotonic() - begun > _LASTED else failures + 1
-            _say(f"{self._pod.name} was not reached, but is {_ACTIVE}; trying again.")
+            _print(f"{self._pod.name} was not reached, but is {_ACTIVE}; trying again.")
             time.sleep(self._poll)
         if not self._reached:
             raise SystemExit(
-                f"error: {self._pod.name} is {_ACTIVE} but cannot be reached; what gcloud says "
-                "is above. Does a firewall forbid ssh? The pod is left as it is; --action=delete "
-                "gives it back."
+                f"error: {self._pod.name} is {_ACTIVE} but cannot be reached; gcloud's error is "
+                "above. Check that no firewall blocks ssh. The pod still exists; --action=delete "
+                "deletes it."
             )
         self.delete()
-        raise LostError("it is reached no more")
+        raise LostError("it can no longer be reached")
 
     def _check_committed(self) -> None:
         command = ["git", "status", "--porcelain", "--untracked-files=no"]
         if subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip():
-            _say("changes that are not committed stay here; the pod gets HEAD.")
+            _print("uncommitted changes are not sent; the pod gets HEAD.")
 
 
 def _call(command: Sequence[str], failure: str) -> None:
     if status := subprocess.call(command, cwd=ROOT):
-        raise SystemExit(f"error: {failure} (status {status}); what it says is above.")
+        raise SystemExit(f"error: {failure} (status {status}); its own error is above.")
 
 
-def _say(message: str) -> None:
+def _print(message: str) -> None:
     print(f"launch.tpu_pod: {message}", file=sys.stderr, flush=True)
 
 
 def _pod(experiment: Sequence[str]) -> Pod:
-    """What the flags say.
+    """Return the pod that the flags describe.
 
     Raises:
-        ValueError: they do not say what is needed.
+        ValueError: a required flag is missing, or an argument does not suit the action.
     """
     if not (_NAME.value and _ZONE.value):
         raise ValueError("Expected --name=NAME of the pod and --zone=ZONE.")
     if _ACTION.value in ("run", "resume"):
         tpu_commands.check_experiment(experiment)
     elif experiment:
-        raise ValueError(f"--action={_ACTION.value} takes no experiment; given {experiment}.")
+        raise ValueError(
+            f"--action={_ACTION.value} takes no experiment, but got {' '.join(experiment)}."
+        )
     return Pod(
         _NAME.value,
         _ZONE.value,
@@ -275,13 +279,13 @@ def _act(pod: Pod) -> int:
     except LostError as error:
         raise SystemExit(f"error: the pod is lost: {error}.") from error
     except KeyboardInterrupt:
-        _say("no longer watching. What runs goes on: --action=resume watches it again.")
+        _print("the experiment continues; --action=resume follows its log again.")
         return entry.INTERRUPTED
     return 0
 
 
 def main(argv: list[str]) -> int:
-    """The command; see the module."""
+    """Run the command; see the module."""
     try:
         pod = _pod(argv[1:])
     except ValueError as error:

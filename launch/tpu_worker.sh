@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.py has the workers of a pod do; it lies in the package that they were sent.
+# Commands that launch/tpu_pod.py runs on the workers of a pod, as part of the installed package.
 #
-#   install              the package's own Python and what the package needs
-#   start MODULE FLAGS   ends what still runs here, starts an experiment that needs no connection
-#   follow               shows its log until it ends, and ends with its status
-#   stop                 SIGTERM: a run saves itself at the step that is being taken
+#   install              install a Python for the package, and its dependencies
+#   start MODULE FLAGS   stop a running experiment; start one that does not need the connection
+#   follow               show its log until it ends, and exit with its status
+#   stop                 send SIGTERM: the run saves a checkpoint and ends
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 environment=${PRELU_JAX_ENVIRONMENT:-$HOME/prelu_jax_environment}
-state=${PRELU_JAX_STATE:-/tmp/prelu_jax} # forgotten when the machine starts anew, as it should be
+state=${PRELU_JAX_STATE:-/tmp/prelu_jax} # lost at a restart of the machine, as intended
 
 install() {
     # The images' own Python is too old.

@@ -1,4 +1,4 @@
-"""Four CPU devices, strict promotion, compiled programs that are kept, and what tests share."""
+"""Shared set-up of all tests: four CPU devices, strict promotion, a cache of compiled programs."""
 
 import os
 
@@ -17,16 +17,16 @@ import pytest
 
 from experiments import machine
 
-machine.cache_compilations()  # most of the suite's time is that of compilation
-if not jax.config.jax_enable_x64:  # where what tests leave at 64 bits meets parameters of 32
+machine.cache_compilations()  # most of the suite's time is compilation
+if not jax.config.jax_enable_x64:  # with 64-bit defaults, tests mix them with 32-bit parameters
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# The first call of a shape compiles; the same examples every time.
+# No deadline, because the first call of a shape compiles; the same examples in every run.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("project")
 
 
-# Folders and modules whose tests start commands or train runs, minutes each without compilation.
+# Folders and modules whose tests start commands or train runs: minutes each without compilation.
 _OF_RUNS = {"experiments", "faults", "integration", "launch"}
 _OF_RUNS |= {"test_benchmarks", "test_input_benchmark", "test_notebooks", "test_readme"}
 _OF_RUNS |= {"test_full_size", "test_trainer", "test_pretrained", "test_processes", "test_batches"}
@@ -34,9 +34,9 @@ _OF_RUNS |= {"test_scaling", "test_stack", "test_step"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with slow tests come first, so that no worker is left with one at the end.
+    """Put modules with slow tests first, so that no worker is left with one at the end.
 
-    With JAX_DISABLE_JIT, leaves out tests of compiled programs and those that take minutes.
+    With JAX_DISABLE_JIT, skip tests of compiled programs and those that take minutes.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
@@ -51,10 +51,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_a_module() -> Iterator[None]:
-    """Frees what a module compiled: a process may map 65,530 regions (vm.max_map_count).
+    """Free the programs that a module compiled: a process may map only 65,530 regions.
 
-    A worker came to 44,005 of them; at the limit XLA's compiler ends the process with a
-    segmentation fault (docs/findings.md).
+    The limit is vm.max_map_count. A worker reached 44,005 regions; at the limit XLA's compiler ends
+    the process with a segmentation fault (docs/findings.md).
     """
     yield
     jax.clear_caches()
@@ -65,7 +65,10 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture
 def check_golden():
-    """Compares text with a file of tests/golden; UPDATE_GOLDEN=1 rewrites the file."""
+    """Return a function that compares text with a file of tests/golden.
+
+    UPDATE_GOLDEN=1 rewrites the file.
+    """
 
     def check(name: str, text: str) -> None:
         file = GOLDEN / name
@@ -78,7 +81,7 @@ def check_golden():
 
 
 def write_images(root: Path, counts: dict[str, dict[str, int]], side: int = 40) -> Path:
-    """A folder ``root/<split>/<class>/<i>.jpg`` of smooth random images, ``side`` or larger."""
+    """Write smooth random images, at least ``side`` wide, as ``root/<split>/<class>/<i>.jpg``."""
     rng = np.random.default_rng(0)
     for split, classes in counts.items():
         for label, count in classes.items():

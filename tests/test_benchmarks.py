@@ -1,4 +1,4 @@
-"""The benchmarks run; what they find is for quiet machines and is not asserted here."""
+"""Tests that benchmarks run; their measurements need a quiet machine and are not asserted."""
 
 import dataclasses
 import datetime
@@ -62,7 +62,7 @@ def test_the_cost_of_a_calibration_is_compared(monkeypatch):
         precisions.append(jax.config.jax_default_matmul_precision)
         return function(*args)
 
-    for name in ("_compiled_pass", "farthest"):  # what compiles and what measures
+    for name in ("_compiled_pass", "farthest"):  # replace compilation and measurement
         spy = functools.partial(spied, getattr(calibration, name))
         monkeypatch.setattr(calibration, name, spy)
     result = calibration.run("tiny", depths=(4, 5), batch_size=8, repeats=2)
@@ -140,7 +140,7 @@ def test_growth_is_measured_one_factor_at_a_time(monkeypatch):
     assert list(exponents) == factors
     predicted = {name: row.figures["of multiply-adds"] for name, row in exponents.items()}
     assert predicted["batch"] == pytest.approx(1)
-    assert predicted["image side"] == pytest.approx(2, abs=0.1)  # but for the layers behind pools
+    assert predicted["image side"] == pytest.approx(2, abs=0.1)  # except for layers after pools
     memories = {row.where: row.median for row in result.rows if row.unit == "MiB"}
     assert memories["batch 4"] > 1.2 * memories["batch 2"]
     assert memories["image side 32"] > 1.2 * memories["image side 16"]
@@ -172,7 +172,7 @@ def test_a_first_step_needs_no_input_pipeline(tmp_path):
         "import sys; from benchmarks import first_step; from prelu_jax import arch;"
         "first_step.main(arch.SMALL_14_REDUCED, 2); print(*sys.modules)"
     )
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
         env=start_up._environment(str(tmp_path)),
@@ -181,8 +181,10 @@ def test_a_first_step_needs_no_input_pipeline(tmp_path):
         check=True,
     )
     assert any((tmp_path / "prelu_jax/xla").iterdir())
-    assert "jax" in said.stdout.split()
-    assert not {"grain", "ml_collections", "tensorflow_datasets"}.intersection(said.stdout.split())
+    assert "jax" in output.stdout.split()
+    assert not {"grain", "ml_collections", "tensorflow_datasets"}.intersection(
+        output.stdout.split()
+    )
 
 
 def test_benchmarks_of_a_gpu_need_neither_readers_nor_flags():
@@ -204,11 +206,11 @@ def test_rectifiers_are_compared_with_a_copy_and_with_a_step(monkeypatch):
     assert moved == pytest.approx(
         2 * 4 * 4 * 4 * 8 * 4
     )  # two arrays, images, sides, channels, bytes
-    # Both forms against a copy, the shared one against Flax, in two types; a step.
+    # In two types, both forms against a copy and the shared one against Flax; and a step.
     assert len(result.ratios) == 2 * 3 + 1
     assert all(ratio.value > 0 for ratio in result.ratios)
-    told = "not compared: PyTorch; torch not installed (pip install -e .[bench])"
-    assert result.notes == [told] * 2
+    listed = "not compared: PyTorch; torch not installed (pip install -e .[bench])"
+    assert result.notes == [listed] * 2
 
 
 def test_a_training_step_is_compared_with_pytorch(monkeypatch):
@@ -246,8 +248,8 @@ def test_what_is_missed_or_not_measured_is_told(tmp_path):
     folder = tmp_path / "cpu"
     folder.mkdir()
     ratios = [{"what": "a / b", "where": "net", "value": 3.0, "limit": 2.0}]
-    found = {"machine": {"device": "one", "jax": "1"}, "ratios": ratios, "notes": ["a note"]}
-    (folder / "growth.json").write_text(json.dumps(found))
+    actual = {"machine": {"device": "one", "jax": "1"}, "ratios": ratios, "notes": ["a note"]}
+    (folder / "growth.json").write_text(json.dumps(actual))
     text = summary.render(tmp_path)
     assert "device one, jax 1." in text
     assert "| growth | a / b | net | 3 | 2 | missed |" in text
@@ -256,10 +258,10 @@ def test_what_is_missed_or_not_measured_is_told(tmp_path):
     assert "Not measured: signal_probe" in text
 
 
-def fake(monkeypatch, name, found):
-    """A benchmark of the CPU."""
+def fake(monkeypatch, name, actual):
+    """Return a benchmark of the CPU."""
     monkeypatch.setitem(run.BENCHMARKS, name, ("cpu",))
-    monkeypatch.setitem(sys.modules, f"benchmarks.{name}", types.SimpleNamespace(run=found))
+    monkeypatch.setitem(sys.modules, f"benchmarks.{name}", types.SimpleNamespace(run=actual))
 
 
 def test_the_exit_status_says_whether_a_ratio_is_over_its_limit(monkeypatch, capsys, tmp_path):
@@ -270,7 +272,7 @@ def test_the_exit_status_says_whether_a_ratio_is_over_its_limit(monkeypatch, cap
     assert "OVER   2.100  (at most 2)  a / b  [here]" in capsys.readouterr().out
     taken = tmp_path / "taken"
     taken.write_text("")
-    with pytest.raises(ValueError, match="--out=.*taken cannot be made"):
+    with pytest.raises(ValueError, match="--out=.*taken cannot be created"):
         run.main(["fake", f"--out={taken}"])
     (tmp_path / "fake.json").mkdir()
     assert run.main(["fake", f"--out={tmp_path}"]) == 1
@@ -288,17 +290,17 @@ def test_what_is_found_is_written_whatever_another_benchmark_does(monkeypatch, c
     fake(monkeypatch, "breaks", breaks)
     fake(monkeypatch, "works", lambda: Result([row], [Ratio("a / b", "net", 1.5, 2.0)], ["a note"]))
     assert run.main([f"--out={tmp_path / 'new'}"]) == 1
-    said, error = capsys.readouterr()
+    output, error = capsys.readouterr()
     assert "out of memory" in error
-    assert "| net | ours | 3 ms | 2 to 4 | 5 | 43.21 |" in said
-    assert "a note" in said
+    assert "| net | ours | 3 ms | 2 to 4 | 5 | 43.21 |" in output
+    assert "a note" in output
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["works.json"]
-    found = json.loads((tmp_path / "new/works.json").read_text())
-    assert found["rows"][0]["values"] == [1.0, 3.0, 2.0, 10.0, 4.0]
-    assert found["ratios"] == [{"what": "a / b", "where": "net", "value": 1.5, "limit": 2.0}]
-    assert {"device", "cores", "python", "jax", "flax"} <= set(found["machine"])
-    assert datetime.date.fromisoformat(found["date"]) <= datetime.date.today()
-    assert found["load before"] >= 0
+    actual = json.loads((tmp_path / "new/works.json").read_text())
+    assert actual["rows"][0]["values"] == [1.0, 3.0, 2.0, 10.0, 4.0]
+    assert actual["ratios"] == [{"what": "a / b", "where": "net", "value": 1.5, "limit": 2.0}]
+    assert {"device", "cores", "python", "jax", "flax"} <= set(actual["machine"])
+    assert datetime.date.fromisoformat(actual["date"]) <= datetime.date.today()
+    assert actual["load before"] >= 0
 
 
 def test_a_device_that_is_not_there_is_named():

@@ -1,4 +1,4 @@
-"""docs/clusters.md: its commands for the data are run, those for clusters as a dry run."""
+"""Tests of docs/clusters.md: data commands are run, cluster commands as a dry run."""
 
 import io
 import re
@@ -42,7 +42,7 @@ def test_launchers_take_their_commands(line):
 def test_every_launched_experiment_takes_its_flags(tmp_path):
     launched = {line.partition(" -- ")[2] for line in starting("python -m launch.")} - {""}
     alone = {line.removeprefix("python -m ") for line in starting("python -m experiments.")}
-    (experiment,) = launched | alone  # one and the same everywhere
+    (experiment,) = launched | alone  # the same everywhere
     asked = shlex.split(experiment)
     done = python(["-m", *asked, f"--workdir={tmp_path}", f"--config.data_dir={tmp_path}"])
     assert f"TFDS datasets are looked for in {tmp_path}" in done.stderr
@@ -81,7 +81,7 @@ def test_archives_become_a_measured_dataset(tmp_path):
         train[f"{name}.tar"] = inner.getvalue()
     with (tmp_path / "ILSVRC2012_img_train.tar").open("wb") as file:
         write_tar(file, train)
-    # Not in the order of their names, as the real one.
+    # Not sorted by name, like the real file.
     names = [f"ILSVRC2012_val_0000000{i}.JPEG" for i in (3, 1, 2)]
     with (tmp_path / "ILSVRC2012_img_val.tar").open("wb") as file:
         write_tar(file, {name: jpeg(rng) for name in names})
@@ -100,8 +100,8 @@ def test_archives_become_a_measured_dataset(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for said in ("train: 4 images", "validation: 3 images", "4 images; mean red, green, blue"):
-        assert said in done.stdout
+    for output in ("train: 4 images", "validation: 3 images", "4 images; mean red, green, blue"):
+        assert output in done.stdout
     placed = {p.name: p.parent.name for p in (tmp_path / "images/validation").glob("*/*")}
     assert [placed[name] for name in sorted(names)] == [CLASSES[0], *CLASSES]
 

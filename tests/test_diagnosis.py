@@ -44,7 +44,7 @@ def test_a_network_of_the_library_is_predicted_from_its_weights_its_slopes_and_t
         for moment, noise in (("second_moment", ""), ("gradient_second_moment", "gradient_")):
             log = math.log(row[moment] / row[f"predicted_{moment}"])
             assert abs(log) < 4 * row[f"{noise}log_noise"] + 0.2, (row["name"], moment)
-    # The input's scale, kernels and slopes count, each as the theory has it.
+    # The input's scale, the kernels and the slopes are taken from the model.
     first = report.predicted["conv1"].forward
     assert pj.diagnose(model, variables, 2 * x).predicted["conv1"].forward == pytest.approx(
         4 * first, rel=1e-5
@@ -65,17 +65,17 @@ def test_fixed_slopes_are_known(rectifier, slope):
     model = pj.models.build(NET, 10, rectifier)
     _, variables, x = example()
     kernels = {k: v for k, v in variables["params"].items() if "prelu" not in k}
-    found = pj.diagnose(model, {"params": kernels}, x)
+    measured = pj.diagnose(model, {"params": kernels}, x)
     expected = theory.predict(
         NET,
-        initializer={row.name: row.kernel_rms**2 for row in found.layers},
+        initializer={row.name: row.kernel_rms**2 for row in measured.layers},
         in_channels=2,
         negative_slope=slope,
         input_second_moment=np.mean(np.square(x, dtype=np.float64), (0, 3)),
     )
-    assert found.predicted["conv1"].forward == pytest.approx(expected[0].forward, rel=1e-6)
+    assert measured.predicted["conv1"].forward == pytest.approx(expected[0].forward, rel=1e-6)
     last = expected[-2].backward / expected[-1].backward
-    ratio = found.predicted["fc1"].backward / found.predicted["fc2"].backward
+    ratio = measured.predicted["fc1"].backward / measured.predicted["fc2"].backward
     assert ratio == pytest.approx(last, rel=1e-6)
 
 

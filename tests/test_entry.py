@@ -1,4 +1,4 @@
-"""What all commands share: output that may fail, help, flags in words, exit statuses."""
+"""Tests of the parts that all commands share: failing output, help, flag errors, statuses."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from prelu_jax import entry
 from tests.experiments.conftest import ROOT, environment
 
-# A command of two flags that ends as its argument says, and prints what ASCII has not.
+# A command with two flags whose argument decides how it ends, and that prints non-ASCII text.
 COMMAND = """
 '''A command – for tests.'''
 import sys, time
@@ -48,7 +48,7 @@ def script(tmp_path_factory):
 
 
 def shell(script, arguments, redirection="", **variables):
-    """The status, stdout and stderr of the command with redirections as a shell has them."""
+    """Run the command with a shell's redirections; return its status, stdout and stderr."""
     return subprocess.run(
         ["bash", "-c", f'"$0" "$@" {redirection}', sys.executable, script, *arguments],
         cwd=ROOT,
@@ -61,7 +61,7 @@ def shell(script, arguments, redirection="", **variables):
 
 
 @pytest.mark.parametrize(
-    ("end", "status", "said"),
+    ("end", "status", "printed"),
     [
         ("0", 0, "progress"),
         ("1", 1, "progress"),
@@ -73,9 +73,9 @@ def shell(script, arguments, redirection="", **variables):
         ("ctrl-c", 130, "Interrupted"),
     ],
 )
-def test_every_end_has_its_status(script, end, status, said):
+def test_every_end_has_its_status(script, end, status, printed):
     done = shell(script, [end])
-    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert (done.returncode, printed in done.stderr) == (status, True), done.stderr
     assert "Traceback" not in done.stderr or status == 70
     assert "étude – result" in done.stdout
 
@@ -101,9 +101,11 @@ def test_what_ascii_has_not_is_escaped_and_ends_nothing(script):
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
-@pytest.mark.parametrize(("end", "said"), [("refused", "no such thing"), ("crash", "CUDA error")])
-def test_an_error_reaches_whoever_can_read_it(script, end, said, redirection):
-    assert said in shell(script, [end], redirection).stdout
+@pytest.mark.parametrize(
+    ("end", "printed"), [("refused", "no such thing"), ("crash", "CUDA error")]
+)
+def test_an_error_reaches_whoever_can_read_it(script, end, printed, redirection):
+    assert printed in shell(script, [end], redirection).stdout
 
 
 def test_a_file_does_not_get_the_number_of_a_closed_stream(script, tmp_path):
@@ -159,7 +161,7 @@ def test_the_flag_that_was_meant(given, meant):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "printed"),
     [
         (["--num_steps=2"], "Unknown flag --num_steps. Did you mean --config.num_steps?"),
         (["-num_steps=2"], "Did you mean --config.num_steps?"),
@@ -169,8 +171,8 @@ def test_the_flag_that_was_meant(given, meant):
         (["--flagfile=/"], "--flagfile=/ cannot be read"),
     ],
 )
-def test_bad_flags_are_refused_in_words(script, arguments, said):
+def test_bad_flags_are_refused_in_words(script, arguments, printed):
     done = shell(script, arguments)
-    assert (done.returncode, said in done.stderr) == (78, True), done.stderr
+    assert (done.returncode, printed in done.stderr) == (78, True), done.stderr
     assert "Traceback" not in done.stderr
     assert "progress" not in done.stderr

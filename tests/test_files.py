@@ -52,7 +52,7 @@ def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, n=name, r=real: (order.append(n), r(*a))[1])
     files.write_text(tmp_path / "x", "text")
-    assert order == ["fsync", "replace", "fsync"]  # the last is the directory's
+    assert order == ["fsync", "replace", "fsync"]  # the file, then the directory
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from prelu_jax.arch import MaxPool, SpatialPyramid
 
 
 def gaussians(variances, correlation, draws, seed=0):
-    """Equally correlated Gaussians, [draws, *variances.shape]."""
+    """Draw equally correlated Gaussians, [draws, *variances.shape]."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(draws,) + (1,) * variances.ndim)
     own = rng.normal(size=(draws, *variances.shape))
@@ -35,16 +35,16 @@ def test_one_and_two_gaussians_by_hand():
 def test_gaussian_maximum_is_what_draws_say(variances, correlation):
     variances = np.array(variances, np.float64)
     draws = gaussians(variances, correlation, 200_000)
-    found = maxima.gaussian_maximum(variances, correlation)
+    measured = maxima.gaussian_maximum(variances, correlation)
     largest = draws.max(axis=1)
     positive = largest > 0
     moments = [np.mean(largest**2 * positive), np.mean(largest**2 * ~positive)]
-    np.testing.assert_allclose(found.moments, moments, rtol=0.02, atol=2e-3)
+    np.testing.assert_allclose(measured.moments, moments, rtol=0.02, atol=2e-3)
     if correlation < 1:  # else equal variances tie
         which = draws.argmax(axis=1)
         shares = [[np.mean((which == i) & s) for i in range(4)] for s in (positive, ~positive)]
-        np.testing.assert_allclose(found.shares, shares, atol=0.01)
-    np.testing.assert_allclose(found.shares.sum(), 1, rtol=1e-3)
+        np.testing.assert_allclose(measured.shares, shares, atol=0.01)
+    np.testing.assert_allclose(measured.shares.sum(), 1, rtol=1e-3)
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
@@ -98,9 +98,9 @@ def test_max_pool_forward_and_backward_is_what_jax_does_to_draws(layer, correlat
     cotangent *= np.sqrt(moments).reshape((1, *x.shape[1:]))
     (dy,) = back(jnp.asarray(cotangent, jnp.float32))
     np.testing.assert_allclose(pooled.forward, np.mean(x**2, 0).ravel(), rtol=0.06)
-    found = maxima.max_pool_backward(moments, pooled, regions, shape)
-    np.testing.assert_allclose(found, np.mean(dy[..., 0] ** 2, 0), rtol=0.1, atol=0.02)
-    np.testing.assert_allclose(found.sum(), np.mean(np.sum(dy**2, (1, 2, 3))), rtol=0.01)
+    measured = maxima.max_pool_backward(moments, pooled, regions, shape)
+    np.testing.assert_allclose(measured, np.mean(dy[..., 0] ** 2, 0), rtol=0.1, atol=0.02)
+    np.testing.assert_allclose(measured.sum(), np.mean(np.sum(dy**2, (1, 2, 3))), rtol=0.01)
 
 
 def test_a_map_without_signal_stays_without():

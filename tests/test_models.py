@@ -96,7 +96,7 @@ def test_map_sizes_are_those_of_the_tables(name, sides):
 
 
 def second_moments(padding, initializer, keys=6):
-    """E[y²] of conv3_1 and conv3_22 of the reduced 30-layer net, [keys, 2]."""
+    """Return E[y²] of conv3_1 and conv3_22 of the reduced 30-layer net, [keys, 2]."""
     net = arch.with_padding(arch.SMALL_30_REDUCED, padding)
     model = models.build(net, 10, "relu", initializer)
     x = jax.random.normal(jax.random.key(7), (8, 32, 32, 3))

@@ -1,7 +1,7 @@
-"""The same numbers in float64, with 64-bit types, and step by step without compilation.
+"""Tests that float64, 64-bit types and a run without compilation give the same numbers.
 
-`make modes` runs the whole suite with JAX_ENABLE_X64=1 and, with JAX_DISABLE_JIT=1, what
-conftest.py leaves in.
+`make modes` runs the whole suite with JAX_ENABLE_X64=1 and, with JAX_DISABLE_JIT=1, the tests that
+conftest.py does not skip.
 """
 
 import jax
@@ -45,7 +45,7 @@ def test_a_network_in_float64_is_that_in_float32_to_its_rounding():
 
 
 def test_with_64_bit_types_a_step_draws_the_same_numbers_and_keeps_its_types():
-    def after(seed):  # of what is drawn in the step: who is mirrored, recoloured, dropped out
+    def after(seed):  # seed of the draws in the step: mirroring, colours, dropout
         state = make_state().replace(colour=0.1, seed=jnp.uint32(seed))
         return jax.jit(step.train_step)(state, make_batch())
 

@@ -49,7 +49,7 @@ def test_dropout_of_a_part_is_the_part_of_dropout():
     x = jnp.ones((8, 50))
     whole = drop(x, 0)
     np.testing.assert_array_equal(jnp.concatenate([drop(x[:4], 0), drop(x[4:], 4)]), whole)
-    assert (whole[0] != whole[1]).any()  # examples have masks of their own
+    assert (whole[0] != whole[1]).any()  # every example has its own mask
 
 
 def test_dropout_keeps_the_mean_and_does_nothing_in_a_test():

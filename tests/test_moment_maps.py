@@ -1,4 +1,4 @@
-"""Layers of nets composed by hand; `theory` and its tests compose convolutions and pooling."""
+"""Tests of nets composed by hand; convolutions and pooling are tested with `theory`."""
 
 import math
 
@@ -13,7 +13,7 @@ from prelu_jax.rectifiers import second_moment_gain
 
 
 def z_score(ratios):
-    """Standard errors between the mean over draws and 1."""
+    """Return the distance of the mean over draws from 1 in standard errors."""
     return (np.mean(ratios) - 1) / (np.std(ratios, ddof=1) / math.sqrt(len(ratios)))
 
 
@@ -25,7 +25,7 @@ def average(x_bhwc, window):
 @pytest.mark.parametrize("groups", [2, 6])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_grouped_maps_are_those_of_grouped_convolutions_with_ones(groups, stride):
-    """Channel by channel with moments of their own: the maps are the mean over channels."""
+    """Compare with channels that have their own moments: the maps are the mean over channels."""
     conv = Conv("conv", 12, 3, stride=stride, padding=(1, 0))
     x = np.random.default_rng(0).uniform(0.5, 2, (6, 5, 6))  # [channels, h, w]
     ones = jnp.ones((12, 6 // groups, 3, 3), jnp.float32)
@@ -48,7 +48,7 @@ def test_grouped_maps_are_those_of_grouped_convolutions_with_ones(groups, stride
 
 
 def correlated_gaussians(shape, draws, seed=0):
-    """Draws of a random covariance, [draws, *shape]; and its E[x²] and correlations."""
+    """Draw from a random covariance, [draws, *shape]; return also E[x²] and correlations."""
     rng = np.random.default_rng(seed)
     size = math.prod(shape)
     root = rng.normal(size=(size, size)) + 2 * rng.normal(size=(size, 1))
@@ -67,10 +67,10 @@ def test_average_pooling_is_what_draws_say(shape, window, slope):
     rectified = jnp.asarray(np.where(x > 0, x, slope * x), jnp.float32)[..., None]
     y, back = jax.vjp(lambda x: average(x, window), rectified)
     y = np.asarray(y[..., 0], np.float64)
-    found = moment_maps.avg_pool_forward(moments, correlation, window)
-    z = [z_score(ratio) for ratio in (y**2 / found).reshape(len(y), -1).T]
+    result = moment_maps.avg_pool_forward(moments, correlation, window)
+    z = [z_score(ratio) for ratio in (y**2 / result).reshape(len(y), -1).T]
     pooled = moment_maps.avg_pool_correlation(correlation, moments, window)
-    root = np.sqrt(found)
+    root = np.sqrt(result)
     products = np.einsum("zij,zkl->zijkl", y / root, y / root)
     z += [z_score(1 + error) for error in (products - pooled).reshape(len(y), -1).T]
     print(f"{shape}, slope {slope}: largest |z| of {len(z)} moments {np.abs(z).max():.1f}")
@@ -85,14 +85,14 @@ def test_one_correlation_stands_for_that_of_all_pairs_in_average_pooling():
     moments = np.random.default_rng(0).uniform(0.5, 2, (4, 5))
     pairs = np.full((4, 5, 4, 5), 0.3)
     np.einsum("ijij->ij", pairs)[...] = 1
-    found = moment_maps.avg_pool_forward(moments, 0.3, 2)
-    np.testing.assert_allclose(found, moment_maps.avg_pool_forward(moments, pairs, 2))
+    result = moment_maps.avg_pool_forward(moments, 0.3, 2)
+    np.testing.assert_allclose(result, moment_maps.avg_pool_forward(moments, pairs, 2))
     with pytest.raises(ValueError, match=r"map of shape \(4, 5\) is smaller than one window of 6"):
         moment_maps.avg_pool_forward(moments, 0.3, 6)
 
 
 def test_sums_and_concatenations_by_brute_force():
-    """A branch of random sign, both of which are drawn; channels, all of which are counted."""
+    """Average over both signs of a branch, and over all channels of a concatenation."""
     rng = np.random.default_rng(0)
     x, branch, part = (rng.normal(size=(n, 2, 3)) * scale for n, scale in ((5, 1), (5, 2), (3, 3)))
 
@@ -110,8 +110,8 @@ def test_sums_and_concatenations_by_brute_force():
         maps, correlations = zip(*map(moments, parts), strict=True)
         expected, correlation = moments(whole)
         np.testing.assert_allclose(forward(*maps), expected)
-        found = moment_maps.mixed_correlation(correlations, maps, weights)
-        np.testing.assert_allclose(found, correlation, atol=1e-12)
+        result = moment_maps.mixed_correlation(correlations, maps, weights)
+        np.testing.assert_allclose(result, correlation, atol=1e-12)
 
 
 # A net of residual blocks, average pooling and a concatenation, and its moments
@@ -139,7 +139,7 @@ def variance(name):
 
 
 def network(weights, images, shifts):
-    """Scores, and the values at every place; the gradients of ``shifts`` are theirs."""
+    """Return the scores and the values at every place; gradients of ``shifts`` are theirs."""
     values = {}
 
     def at(name, x):
@@ -172,7 +172,7 @@ def network(weights, images, shifts):
 
 
 def predicted():
-    """E[x²] and E[Δx²] at every place of `network`, from one another."""
+    """Return E[x²] and E[Δx²] at every place of `network`, each from its neighbours."""
     gain = second_moment_gain(0.0)
 
     def branch(names, x, correlation):
@@ -221,7 +221,7 @@ def predicted():
 
 @pytest.mark.compiled("too slow")
 def test_a_net_of_blocks_is_what_its_maps_composed_say():
-    """Means over keys, of new weights, images and gradients each, at every place of the net."""
+    """Compare means over keys, each with new weights, images and gradients, at every place."""
 
     @jax.jit
     def measure(weights, images, cotangent):
@@ -240,9 +240,9 @@ def test_a_net_of_blocks_is_what_its_maps_composed_say():
             weights[name] = normal(*shape) * np.float32(math.sqrt(variance(name)))
         draws.append(measure(weights, normal(BATCH, 8, 8, 3), normal(BATCH, CLASSES)))
     measured = jax.tree.map(lambda *maps: np.stack(maps).astype(np.float64), *jax.device_get(draws))
-    for side, found, expected in zip(("forward", "backward"), measured, predicted(), strict=True):
+    for side, result, expected in zip(("forward", "backward"), measured, predicted(), strict=True):
         for place, moments in expected.items():
-            ratios = (found[place] / moments).mean(axis=(1, 2))
+            ratios = (result[place] / moments).mean(axis=(1, 2))
             mean, error = ratios.mean(), ratios.std(ddof=1) / math.sqrt(KEYS)
             print(f"{side} {place}: ratio {mean:.4f}, standard error {error:.4f}")
             # Backward through a block's weights it is exact only in the wide limit.

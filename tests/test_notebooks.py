@@ -1,4 +1,4 @@
-"""Every notebook runs from its first cell to its last, from imports alone."""
+"""Tests that every notebook runs from its first cell to its last."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the package promises as a whole: who imports whom, and what importing it costs."""
+"""Tests of the package as a whole: allowed imports, import costs, metadata."""
 
 import ast
 import email
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {  # package or module -> what of the project it may import, besides itself
+ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     "prelu_jax.entry": set(),
     "prelu_jax.names": set(),
     "prelu_jax.files": set(),
@@ -37,7 +37,7 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
     "prelu_jax.data": {"entry", "files", "names", "streams"},
     "prelu_jax.tracing": set(),
     "prelu_jax.signal": {"axes", "flax_layers", "printing", "tracing"},
-    # To see a model as signal does.
+    # It reads a model in the same way as signal.
     "prelu_jax.datadep": {"axes", "initializers", "names", "printing", "signal", "tracing"},
     "prelu_jax.diagnosis": {"initializers", "models", "signal", "theory"},
     "prelu_jax.evaluation": {"arch", "data", "models", "pooling"},
@@ -51,7 +51,7 @@ ALLOWED = {  # package or module -> what of the project it may import, besides i
         *("pooling", "rectifiers", "signal", "theory"),
     },
 }
-# The rules and the fans do not know Flax's layers.
+# Modules that must not import Flax.
 FLAX_FREE = (
     *("names", "streams", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "theory"),
     *("initializers.fans", "initializers.rules", "initializers.factories"),
@@ -66,7 +66,7 @@ def modules():
 
 
 def imports(file):
-    """Absolute dotted names that a file imports; ``from a import b`` counts as ``a.b``."""
+    """Yield the absolute names that a file imports; ``from a import b`` counts as ``a.b``."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -115,7 +115,7 @@ def test_some_things_have_one_home(pattern, homes):
 
 
 def modules_after(statement):
-    """All that is loaded in a new process that has run an import statement."""
+    """Return the modules that a new process has loaded after an import statement."""
     code = f"{statement}\nimport sys; print(*sys.modules)"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -128,7 +128,7 @@ def test_public_names_are_imported_when_they_are_used():
     assert all(getattr(pj, name) is getattr(pj, name) for name in pj.__all__)
     assert set(pj.__all__) <= set(dir(pj))
     assert pj.prelu.__module__ == "prelu_jax.rectifiers"
-    assert pj.moment_maps.__name__ == "prelu_jax.moment_maps"  # a module that is no public name
+    assert pj.moment_maps.__name__ == "prelu_jax.moment_maps"  # a module that is not in __all__
     with pytest.raises(AttributeError, match="no attribute 'prelo'"):
         pj.prelo  # noqa: B018
     assert not {"jax", "flax", "numpy"}.intersection(modules_after("import prelu_jax"))
@@ -182,7 +182,7 @@ def test_text_is_utf_8_whatever_the_locale(module):
         if node.func.attr not in ("read_text", "write_text", "open"):
             continue
         if isinstance(node.func.value, ast.Name) and node.func.value.id in ("files", "os"):
-            continue  # `prelu_jax.files` has UTF-8, and `os.open` no text
+            continue  # `prelu_jax.files` uses UTF-8, and `os.open` returns no text
         binary = any(isinstance(a, ast.Constant) and "b" in str(a.value) for a in node.args)
         given = {keyword.arg for keyword in node.keywords}
         assert binary or "encoding" in given, f"{module}:{node.lineno}"

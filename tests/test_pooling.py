@@ -47,7 +47,7 @@ def test_spatial_pyramid_is_the_maximum_of_every_bin(h, w):
 
 
 def touched(size, level):
-    """Which pixels [y, y + 1) the i-th of `level` equal real intervals meets, [level, size]."""
+    """Return which pixels [y, y + 1) each of `level` equal intervals meets, [level, size]."""
     i, y = np.ogrid[:level, :size]
     return ((y + 1) * level > i * size) & (y * level < (i + 1) * size)
 
@@ -95,7 +95,7 @@ def test_the_papers_pyramids_and_their_gradients_pixel_by_pixel_after_a_prelu(h,
 
 def test_gradients_pass_negative_activations():
     values = -0.5 * jax.random.permutation(jax.random.key(0), jnp.arange(1.0, 71.0))
-    x = values.reshape(1, 5, 7, 2)  # no two as close as the step of the finite differences
+    x = values.reshape(1, 5, 7, 2)  # distances are larger than the step of the finite differences
     check_grads(lambda x: pooling.spatial_pyramid(x, (3, 2, 1)), (x,), order=1, eps=1e-2, rtol=1e-2)
     check_grads(lambda x: pooling.max_pool(x, 2), (x,), order=1, eps=1e-2, rtol=1e-2)
 
@@ -105,13 +105,13 @@ def test_gradients_pass_negative_activations():
 def test_sliding_pyramid_is_the_pyramid_of_every_window(window, dtype):
     h, w, levels = window + 2, window + 3, (7, 3, 2, 1)
     x = (jax.random.normal(jax.random.key(0), (2, h, w, 3)) - 5).astype(dtype)
-    found = pooling.sliding_pyramid(x, levels, window)
-    assert (found.shape, found.dtype) == ((2, 3, 4, 63, 3), dtype)
+    measured = pooling.sliding_pyramid(x, levels, window)
+    assert (measured.shape, measured.dtype) == ((2, 3, 4, 63, 3), dtype)
     for top in range(3):
         for left in range(4):
             part = x[:, top : top + window, left : left + window]
             expected = pooling.spatial_pyramid(part, levels)
-            np.testing.assert_array_equal(found[:, top, left], expected)
+            np.testing.assert_array_equal(measured[:, top, left], expected)
 
 
 def test_bad_input_is_named():

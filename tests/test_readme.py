@@ -1,4 +1,4 @@
-"""Every command and every block of Python in the README is run."""
+"""Tests that run every command and every Python block of the README."""
 
 import gzip
 import importlib
@@ -27,8 +27,8 @@ SHELL = [
 ]
 SHORT_PROFILE = ("--seeds=2", "--config.archs=small_14_reduced")
 TO_TABLES = "test_large_models.test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble"
-# Run as they stand here, but for the work folder and their length, by tests/experiments, which
-# look at what they write too.
+# Commands that tests/experiments run, except for the work folder and their length, because those
+# tests also check the files that the commands write.
 RUN_THERE = {
     **{
         f"python -m experiments.{name} --scale=laptop": f"test_{name}.test_from_a_flag_to_a_picture"
@@ -53,7 +53,7 @@ RUN_THERE = {
     ),
     "python -m experiments.report": "test_report.test_from_a_flag_to_a_page",
 }
-# What a command cannot have in a test: its data set, its hours.
+# Replacements for datasets that tests do not have.
 DATA = ("--config.dataset=digits", "--config.test_split=test")
 
 
@@ -134,7 +134,7 @@ def test_folders_are_imported_and_measured(tmp_path):
     images = write_images(tmp_path / "images", {"train": {"a": 2}, "test": {"a": 1}})
     imported, _ = commands("python -m prelu_jax.data.folder ")
     (measured,) = commands("python -m prelu_jax.data.statistics ")
-    for line, changes, said in (
+    for line, changes, output in (
         (imported, [f"--images={images}"], "cifar10/train: 2 images"),
         (measured, ["--dataset=cifar10"], "2 images; mean red, green, blue"),
     ):
@@ -147,7 +147,7 @@ def test_folders_are_imported_and_measured(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        assert said in done.stdout
+        assert output in done.stdout
 
 
 def test_idx_files_are_imported(tmp_path):

@@ -62,7 +62,7 @@ def test_relu_in_bfloat16_is_right_where_two_products_share_its_zero():
     x, w = (jax.random.normal(jax.random.key(i), (n, 64)) for i, n in enumerate((512, 64)))
     bfloat16 = [array.astype(jnp.bfloat16) for array in (x, w)]
     exact = chain(*(array.astype(jnp.float32) for array in bfloat16))
-    for _ in range(3):  # what memory holds differs from call to call
+    for _ in range(3):  # uninitialised memory differs between calls
         difference = chain(*bfloat16) - exact
         assert jnp.abs(difference).max() < 0.05 * exact.std()  # nan is not below
 
@@ -98,7 +98,7 @@ def test_every_derivative_is_that_of_finite_differences_away_from_zero(data, sha
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
     slope_shape = data.draw(st.sampled_from([(), (shape[axis],)]))
     slope = jnp.asarray(data.draw(hnp.arrays(np.float32, slope_shape, elements=SLOPES)))
-    # Linear in x and in the slope, but for their product: second differences are exact too.
+    # The only nonlinear term is the product of x and the slope, so second differences are exact.
     check_grads(
         lambda x, a: prelu(x, a, channel_axis=axis),
         (x, slope),
@@ -118,7 +118,7 @@ def test_derivatives_of_the_branch_not_taken_are_zero_at_infinity(jitted, x_type
     pull = lambda x, a, g: jax.vjp(prelu, x, a)[1](g)  # noqa: E731
     dx, dslope = (jax.jit(pull) if jitted else pull)(x, slope, jnp.full_like(x, 2))
     np.testing.assert_array_equal(dx, jnp.where(x > 0, 2, 2 * slope).astype(x_type))
-    negative = [0, 0, -np.inf, -6]  # Σ 2 x over x <= 0, as torch has it
+    negative = [0, 0, -np.inf, -6]  # Σ 2 x over x <= 0, as in torch
     np.testing.assert_array_equal(dslope, negative if slope.ndim else -np.inf)
     _, tangent = jax.jvp(lambda x: rectifiers.leaky_relu(x, 0.25), (x,), (jnp.ones_like(x),))
     np.testing.assert_array_equal(tangent, jnp.where(x > 0, 1, 0.25).astype(x_type))
@@ -167,7 +167,7 @@ def test_torch_computes_the_same_forward_and_backward(case):
     y, vjp = jax.vjp(lambda x, a: prelu(x, a, channel_axis=1), case["x"], slope)
     dx, dslope = vjp(case["cotangent"])
     np.testing.assert_array_equal(y, case["y"])
-    # At zero torch, as Eq. 3, takes the negative branch.
+    # At zero torch takes the negative branch, as Eq. 3 does.
     np.testing.assert_array_equal(dx, case["dx"])
     np.testing.assert_allclose(jnp.ravel(dslope), case["dslope"], rtol=1e-6)
 
@@ -184,7 +184,7 @@ def test_the_slope_gradient_is_summed_in_float32_whatever_the_types(x_type, slop
 
 
 def slope_gradient_errors(shape):
-    """Relative errors of the slope's gradient for bfloat16 activations: ours, Flax's."""
+    """Return relative errors of the slope's gradient in bfloat16: ours, Flax's."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal(shape, np.float32), jnp.bfloat16)
     g = jnp.asarray(rng.standard_normal(shape, np.float32) + 0.5, jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""The arithmetic of benchmarks.scaling, and that what checks it runs."""
+"""Tests of the arithmetic of benchmarks.scaling and of the programs that check it."""
 
 import dataclasses
 import math
@@ -55,7 +55,7 @@ def test_levels_hold_all_devices():
             assert math.prod(level.size for level in levels) == devices
     assert [level.size for level in TPU_V4.levels(32)] == [2, 4, 4]
     link = TPU_V4.levels(64)[0].bandwidth
-    assert TPU_V4.levels(32)[0].bandwidth == link / 2  # an axis of two does not close
+    assert TPU_V4.levels(32)[0].bandwidth == link / 2  # an axis of two is not a closed ring
     assert 3 * link == pytest.approx(1.1e15 / 4096)
 
 
@@ -64,17 +64,17 @@ def test_a_ring_sends_every_byte_twice_but_for_its_own():
         level = Level(n, 1e9, 1e-3)
         expected = 2 * (n - 1) / n * 7e6 / 1e9 + 2 * (n - 1) * 1e-3
         assert scaling.all_reduce_seconds(7e6, [level]) == pytest.approx(expected)
-    # Two levels: within a node all but an eighth, then among nodes that eighth.
+    # Two levels: seven eighths within a node, then one eighth among nodes.
     levels = [Level(8, 4e9, 0.0), Level(4, 1e9, 0.0)]
     expected = 2 * (7 / 8 / 4e9 + 3 / 4 / 8 / 1e9)
     assert scaling.all_reduce_seconds(1.0, levels) == pytest.approx(expected)
-    # The axes of a torus together are one ring with the bandwidth of all.
+    # The axes of a torus together act as one ring with the sum of their bandwidths.
     expected = 2 * 31 / 32 / 5e9
     assert scaling.all_reduce_seconds(1.0, levels, torus=True) == pytest.approx(expected)
 
 
 def test_sharing_moves_fewer_bytes_while_the_group_has_fewer_images_than_it_pays_for():
-    def sent(images, devices):  # a second is a byte
+    def sent(images, devices):  # bytes, as the bandwidth is a byte per second
         level = Level(devices, 1.0, 0.0)
         exchange = 2 * scaling.gather_seconds(images * MODEL_A.exchanged_bytes, [level])
         return exchange, scaling.all_reduce_seconds(4 * MODEL_A.fc, [level])
@@ -103,7 +103,7 @@ def test_what_hides_costs_nothing_until_the_backward_pass_ends():
 def test_a_shared_layer_is_updated_in_parts():
     free = dataclasses.replace(H100, levels=lambda n: (Level(n, math.inf, 0.0),))
     whole, parts = (scaling.step_seconds(MODEL_A, free, 8, BATCH, shared_over=n) for n in (0, 1))
-    # Parameter, gradient and velocity are read, two of them written, four bytes each.
+    # Three arrays are read (parameter, gradient, velocity) and two written, four bytes per value.
     assert whole - parts == pytest.approx(7 / 8 * MODEL_A.fc * 20 / 3.35e12)
 
 
@@ -122,9 +122,9 @@ def test_a_fit_finds_the_latency_and_the_bandwidth():
     level = Level(2, 2e9, 3e-4)
     trees = [(1, 1e6), (16, 1e6), (1, 64e6)]
     seconds = {tree: loopback.predicted(level, 2, *tree, cores=2)[0] for tree in trees}
-    found = loopback.fit(seconds)
-    assert found.latency == pytest.approx(3e-4)
-    assert found.bandwidth == pytest.approx(2e9)
+    result = loopback.fit(seconds)
+    assert result.latency == pytest.approx(3e-4)
+    assert result.bandwidth == pytest.approx(2e9)
     ring, shared = loopback.predicted(level, 4, 16, 1e6, cores=2)
     assert ring == pytest.approx(16 * 6 * 3e-4 + 1.5 * 1e6 / 2e9)
     assert shared == 2 * ring
@@ -133,11 +133,11 @@ def test_a_fit_finds_the_latency_and_the_bandwidth():
 @pytest.mark.slow
 def test_processes_measure_sums_and_steps():
     trees = ((1, 1), (3, 1))
-    found = loopback.measure(2, trees, repeats=2, net="small_14_reduced", batch=4)
+    result = loopback.measure(2, trees, repeats=2, net="small_14_reduced", batch=4)
     names = [*(loopback.name_of(*tree) for tree in trees), loopback.WITHOUT, loopback.WITH]
-    assert all(len(found[name]) == 2 and min(found[name]) > 0 for name in names)
+    assert all(len(result[name]) == 2 and min(result[name]) > 0 for name in names)
     params = scaling.load(arch.SMALL_14_REDUCED, num_classes=10).parameters
-    assert found["bytes summed"] == [4 * params]
+    assert result["bytes summed"] == [4 * params]
 
 
 def test_the_tables_compare_the_model_with_what_was_measured(monkeypatch, capsys):
@@ -153,12 +153,12 @@ def test_the_tables_compare_the_model_with_what_was_measured(monkeypatch, capsys
     monkeypatch.setattr(loopback, "measure", measured)
     monkeypatch.setattr(loopback.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
     ratios = scaling_tables.run().ratios
-    # Four processes were as fast as if each had a core, twice as fast as with two cores.
+    # In this fake, four processes are as fast as with a core each: twice as fast as on two cores.
     assert [ratio.value for ratio in ratios] == pytest.approx([0.5, 1.0])
-    told = capsys.readouterr().out
-    assert "0.10 ms a hop and array, 1.00 GB/s" in told
-    assert "| model_a | 178.0 | 100 | 612 | 712 | 86 | 356 | 166 | 7,383 |" in told
-    for line in told.split("Efficiency:")[1].split("Measured")[0].splitlines()[4:]:
+    note = capsys.readouterr().out
+    assert "0.10 ms a hop and array, 1.00 GB/s" in note
+    assert "| model_a | 178.0 | 100 | 612 | 712 | 86 | 356 | 166 | 7,383 |" in note
+    for line in note.split("Efficiency:")[1].split("Measured")[0].splitlines()[4:]:
         assert line.count("|") in (0, 11)
 
 
@@ -173,6 +173,6 @@ def test_the_pipeline_is_compared_with_a_devices_need(capsys):
     ratios = input_scaling.run(images=8, batches=1, repeats=1, ways=((1, 1), (2, 1))).ratios
     assert [ratio.where for ratio in ratios] == ["2 × 1"]
     assert ratios[0].value > 0
-    told = capsys.readouterr().out
-    assert "| 8 H100 in a host | 32,896 |" in told
-    assert "| 2 × 1 |" in told
+    note = capsys.readouterr().out
+    assert "| 8 H100 in a host | 32,896 |" in note
+    assert "| 2 × 1 |" in note

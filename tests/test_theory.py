@@ -59,7 +59,7 @@ def test_maps_are_those_of_a_convolution_with_ones_and_of_its_gradient(options, 
     ("options", "groups"), [*((options, 1) for options in PADDINGS), (PADDINGS[3], 3)], ids=str
 )
 def test_correlations_are_those_of_weights_shared_tap_by_tap(options, groups):
-    """Against the outputs' products for many draws of the weights."""
+    """Compare with the outputs' products, averaged over many draws of the weights."""
     conv = Conv("conv", 21_000, 2, **options)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 4, 3)).astype(np.float32)  # one image: its products are the moments
@@ -82,8 +82,8 @@ def test_correlations_are_those_of_weights_shared_tap_by_tap(options, groups):
     products = np.einsum("abc,dec->abde", y, y)
     deviation = np.sqrt(np.einsum("abab->ab", products))
     expected = products / np.maximum(np.multiply.outer(deviation, deviation), 1e-30)
-    found = moment_maps.conv_correlation(correlation, moments, conv)
-    np.testing.assert_allclose(found, expected, atol=5 / math.sqrt(conv.features))
+    result = moment_maps.conv_correlation(correlation, moments, conv)
+    np.testing.assert_allclose(result, expected, atol=5 / math.sqrt(conv.features))
 
 
 def test_two_layers_by_hand():
@@ -210,7 +210,7 @@ def test_bad_input_is_named():
 
 @functools.cache
 def compiled(padding, widened):
-    """(params, x, cotangent of the scores) -> E[y²] and E[Δy²] of every layer, [h, w] each."""
+    """Compile (params, x, cotangent) -> E[y²] and E[Δy²] of every layer, [h, w] each."""
     net = arch.with_padding(arch.SMALL_30_REDUCED, padding)
     layers = tuple(
         dataclasses.replace(layer, features=widened * layer.features)
@@ -250,10 +250,10 @@ def compiled(padding, widened):
 
 
 def measured(padding, slope, rule, keys=KEYS, widened=1):
-    """The net, and two dicts of [keys, h, w], forward and backward; new weights for every key.
+    """Return the net and two dicts of [keys, h, w], forward and backward, one draw per key.
 
-    The weights are drawn by NumPy, with the variances of the rule: initialisers have their own
-    tests, and a jitted draw of sixty parameters compiles longer than the net does.
+    NumPy draws the weights, with the variances of the rule: initialisers have their own tests, and
+    a jitted draw of sixty parameters compiles longer than the net.
     """
     net, params, measure = compiled(padding, widened)
     stds = {layer.name: layer.stddev for layer in net.layers if hasattr(layer, "stddev")}
@@ -284,12 +284,12 @@ measured_with_he = functools.cache(functools.partial(measured, rule=HE))
 
 
 def z_score(ratios):
-    """Standard errors between the mean over keys and 1."""
+    """Return the distance of the mean over keys from 1 in standard errors."""
     return (np.mean(ratios) - 1) / (np.std(ratios, ddof=1) / math.sqrt(len(ratios)))
 
 
 def pairs_of_convs(net):
-    """Convolutions that follow one another with no pooling between."""
+    """Return pairs of convolutions that follow one another without pooling between."""
     for before, conv in zip(net.layers, net.layers[1:], strict=False):
         if isinstance(before, Conv) and isinstance(conv, Conv):
             shape = (conv.kernel_size, conv.kernel_size, before.features, conv.features)
@@ -304,13 +304,13 @@ every_slope = pytest.mark.parametrize("slope", [0.0, 0.25])
 @every_net
 @every_slope
 def test_every_convolution_makes_of_the_measured_map_what_is_predicted(padding, slope):
-    """Step by step: the moment of each layer over the prediction from its neighbour's moments.
+    """Compare each layer's moment with the prediction from its neighbour's measured moments.
 
-    End to end a product of thirty random factors is so skewed at width 32 that the mean over any
-    affordable number of keys says little. Restarted from the measured map of the layer before,
-    the ratio has mean exactly 1 at any width, since the weights are new and the signs of its input
-    independent of the squares; so have sums of ratios along a net, with uncorrelated terms.
-    Backward it is exact in the wide limit.
+    From end to end, a product of thirty random factors is so skewed at width 32 that the mean over
+    an affordable number of keys tests little. Predicted from the previous layer's measured map, the
+    ratio has a mean of exactly 1 at any width, because the weights are new and the signs of the
+    input are independent of the squares. Sums of ratios along a net are exact as well, with
+    uncorrelated terms. Backward, this holds in the wide limit.
     """
     net, forward, backward = measured_with_he(padding, slope)
     gain = second_moment_gain(slope)
@@ -335,7 +335,7 @@ def test_every_convolution_makes_of_the_measured_map_what_is_predicted(padding, 
 
 
 def over_pools(net, slope, forward, backward):
-    """Measured over predicted, of the factor of a pool with the layer behind it, key by key."""
+    """Return measured over predicted factors of a pool with the layer after it, by key."""
     predicted = by_name(theory.predict(net, initializer=HE, negative_slope=slope))
     for before, behind in (("conv1", "conv2_1"), ("conv2_4", "conv3_1"), ("conv3_22", "fc1")):
         y, dy = (
@@ -354,7 +354,7 @@ def over_pools(net, slope, forward, backward):
 @every_net
 @every_slope
 def test_pooling_is_predicted_within_its_stated_error_in_a_narrow_net(padding, slope):
-    """At 16 and 32 channels correlations vary from draw to draw, and pooled moments lie higher."""
+    """Allow for narrow layers: correlations vary between draws, and pooled moments are higher."""
     errors = {("fc1", "forward"): 0.35, ("fc1", "backward"): 0.15}
     net, *moments = measured_with_he(padding, slope)
     for place, mean, spread in over_pools(net, slope, *moments):
@@ -376,10 +376,10 @@ def test_pooling_is_predicted_closely_in_a_wide_net(padding):
 @every_slope
 @pytest.mark.parametrize("rule", RULES)
 def test_every_layer_is_predicted_end_to_end(padding, slope, rule):
-    """Means of moments over keys against the prediction, as means of a log-normal variable.
+    """Compare means over keys with predictions, as means of log-normal variables.
 
     A product of thirty random factors is nearly log-normal; the log of its mean is the mean of its
-    log plus half the variance of it. The plain mean over keys would need thousands of them.
+    log plus half the variance of its log. A plain mean would need thousands of keys.
     """
     net, forward, backward = measured_with_he(padding, slope)
     predicted = theory.predict(net, initializer=RULES[rule], negative_slope=slope)
@@ -417,8 +417,8 @@ def test_the_papers_formula_fails_where_borders_lose_the_signal_and_the_maps_hol
         (forward[f"conv3_{i}"].mean((1, 2)) / forward[f"conv3_{i - 1}"].mean((1, 2))) / steps[i - 2]
         for i in range(2, 23)
     ]
-    found = fall[0] * np.exp(np.sum(np.log(np.mean(ratios, axis=1))))
-    print(f"conv3_1 to conv3_22: plain {fall[1]:.3g}, maps {fall[0]:.3g}, measured {found:.3g}")
+    result = fall[0] * np.exp(np.sum(np.log(np.mean(ratios, axis=1))))
+    print(f"conv3_1 to conv3_22: plain {fall[1]:.3g}, maps {fall[0]:.3g}, measured {result:.3g}")
     assert fall[1] == pytest.approx(1)
     assert fall[0] < 1e-2
-    assert abs(math.log(found / fall[0])) < math.log(3)
+    assert abs(math.log(result / fall[0])) < math.log(3)

@@ -1,6 +1,6 @@
-"""Waits of tests, and reads of files that another process is writing.
+"""Waiting in tests, and reading of files that another process is writing.
 
-Under load a start takes minutes. A limit only ends a test that hangs: nothing measures time by it.
+Under load a start takes minutes, so time limits are only for tests that hang.
 """
 
 import socket
@@ -17,8 +17,8 @@ def wait_until(
     """Wait until a condition holds.
 
     Args:
-        condition: called again and again.
-        report: returns what the error shows.
+        condition: called repeatedly.
+        report: returns the text of the error.
         pause: seconds between two calls.
 
     Raises:
@@ -31,7 +31,7 @@ def wait_until(
 
 
 def text_so_far(file: Path) -> str:
-    """Return the text in a file; the last letter may be cut, the file missing."""
+    """Return the text in a file, without an incomplete last character; '' if it is missing."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:

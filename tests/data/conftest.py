@@ -1,11 +1,11 @@
-"""What windows of images are compared with."""
+"""Reference for windows of resized images."""
 
 import cv2
 import numpy as np
 
 
 def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
-    """The whole image by OpenCV, its shorter side at ``side`` pixels."""
+    """Resize the whole image by OpenCV, with its shorter side at ``side`` pixels."""
     height, width = image.shape[:2]
     if min(height, width) == side:
         return image

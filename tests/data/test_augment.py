@@ -48,7 +48,7 @@ def test_half_of_the_images_are_mirrored_by_a_coin_of_their_own_place():
     np.testing.assert_array_equal(jnp.concatenate(parts), flipped)
 
 
-# The eigenvalues that implementations quote for ImageNet's training set, in 0..1.
+# Eigenvalues for ImageNet's training set, in 0..1, as in common implementations.
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 
 

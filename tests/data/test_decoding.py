@@ -20,12 +20,12 @@ def encoded(image, suffix):
 
 
 def photo(height=424, width=640):
-    """A part of a photo, stored as JPEG."""
+    """Return a part of a photo as JPEG bytes."""
     return encoded(cv2.imread(str(PHOTO))[:height, :width], ".jpg")
 
 
 def exif_of(orientation):
-    """A JPEG's segment of one entry; 6: turn it by a quarter, its top to the right."""
+    """Return a JPEG segment with one EXIF entry; 6 is a rotation by a quarter turn clockwise."""
     entry = struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0)
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
     return b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
@@ -107,7 +107,7 @@ def test_a_reduced_image_is_rgb_and_upright():
 
 
 def stored_as(mode="RGB", shape=(424, 640), **options):
-    """A part of a photo as JPEG, in some kind of coding."""
+    """Return a part of a photo as JPEG bytes with the given coding."""
     file = io.BytesIO()
     Image.open(PHOTO).crop((0, 0, *shape[::-1])).convert(mode).save(file, "JPEG", **options)
     return file.getvalue()
@@ -189,7 +189,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 
 
 def of_size(file_type, width, height):
-    """An image file of one colour."""
+    """Return an image file of one colour."""
     file = io.BytesIO()
     options = {"compression": "tiff_deflate"} if file_type == "TIFF" else {}
     Image.new("RGB", (width, height), (9, 9, 9)).save(file, file_type, **options)
@@ -208,7 +208,7 @@ def test_an_image_of_too_many_pixels_is_named_and_not_decoded(file_type, monkeyp
 
 
 def enlarged_header(file_type):
-    """A small file whose header has 60,000 × 60,000 pixels."""
+    """Return a small file whose header claims 60,000 × 60,000 pixels."""
     stored = bytearray(of_size(file_type, 30, 20)["image"])
     side = 60_000
     at, size = {

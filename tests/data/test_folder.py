@@ -195,7 +195,7 @@ def test_one_name_in_two_unicode_forms_is_refused(split, tmp_path):
 
 
 def spoil(parent):
-    """Put entries that are no images into a folder; return how each is reported."""
+    """Put entries that are not images into a folder; return how each is reported."""
     os.mkfifo(parent / "fifo.jpg")
     (parent / "dangling.jpg").symlink_to(parent / "nowhere")
     (parent / "loop.jpg").symlink_to(parent / "loop.jpg")
@@ -362,7 +362,7 @@ def test_an_interrupted_import_leaves_no_dataset_and_can_be_repeated(
 
 
 def test_a_name_is_taken_by_any_version_of_a_dataset(images, tmp_path):
-    """The newest version is read: one that is written as 1.0.0 would not be."""
+    """TFDS reads the newest version, so a new 1.0.0 would never be read."""
     (tmp_path / "tfds/pets/3.0.2").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"pets/3\.0\.2 already holds a dataset of that name"):
         folder.prepare(images, "pets", str(tmp_path / "tfds"))

@@ -16,7 +16,7 @@ LABELS = np.array([2, 11, 2, 0], np.uint8)
 
 @pytest.fixture
 def files(tmp_path):
-    """IDX files of images, compressed, and of their labels, not."""
+    """Write IDX files of images (compressed) and of their labels (not compressed)."""
     images, labels = tmp_path / "images.gz", tmp_path / "labels"
     images.write_bytes(gzip.compress(idx_bytes(PIXELS)))
     labels.write_bytes(idx_bytes(LABELS))
@@ -39,7 +39,7 @@ def test_idx_files_become_a_dataset_with_the_same_labels_and_pixels(files, tmp_p
 
 
 def test_a_class_has_the_same_name_in_every_split(files, tmp_path):
-    """Whatever the largest label of a split is."""
+    """The name does not depend on the largest label of a split."""
     few = tmp_path / "few"
     few.write_bytes(idx_bytes(np.array([0, 0, 2, 2], np.uint8)))
     assert set(idx.write_pngs(files[0], few, tmp_path / "test")) == {"000", "002"}
@@ -98,7 +98,7 @@ def test_an_interrupted_write_leaves_no_split(files, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="train cannot be written: .*No space left"):
         idx.write_pngs(*files, tmp_path / "train")
     assert not list(tmp_path.glob("*train*"))
-    # A killed process leaves its hidden folder, which is replaced.
+    # A killed process leaves its hidden folder, which the next one replaces.
     (tmp_path / ".train.unfinished/999").mkdir(parents=True)
     monkeypatch.undo()
     assert "999" not in idx.write_pngs(*files, tmp_path / "train")

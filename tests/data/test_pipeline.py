@@ -8,7 +8,7 @@ from prelu_jax.data import pipeline, share, sources
 
 
 def split_of(n, height=40, width=60):
-    """A split whose images tell their index and the place of every pixel."""
+    """Return a split whose pixels encode their index and position."""
     rows, columns = np.mgrid[:height, :width].astype(np.uint8)
     records = [
         {"image": np.stack([np.full_like(rows, i), rows, columns], -1), "label": i, "key": str(i)}
@@ -108,7 +108,7 @@ def test_a_crop_larger_than_the_image_side_is_refused():
 
 
 def decodable(n=10):
-    """A split of JPEGs, each of one grey level that tells its index."""
+    """Return a split of JPEGs whose grey level encodes the index."""
     records = [
         {"image": cv2.imencode(".jpg", np.full((48, 64), 10 * i, np.uint8))[1].tobytes()}
         | {"label": i, "key": f"cat/{i}.jpg"}
@@ -169,7 +169,7 @@ def test_the_crops_after_a_bad_image_are_the_same_whenever_that_is_noticed():
     png = [{**r, "image": cv2.imencode(".png", r["image"])[1].tobytes()} for r in photos]
     stored = cv2.imencode(".jpg", photos[0]["image"])[1].tobytes()
     read = []
-    for bad in (b"broken", stored[:-30]):  # the latter tells its shape
+    for bad in (b"broken", stored[:-30]):  # the header of the latter is readable
         split = sources.Split([*png, {"image": bad, "label": 8, "key": "8"}], tuple("012345678"))
         issues = pipeline.ImageIssues(skip_bad_images=True)
         batches = pipeline.train_batches(split, pipeline.Crop(24, 24, 60), 3, 7, 0, 9, issues)
@@ -220,8 +220,10 @@ def test_neither_threads_nor_a_restart_change_a_byte(threads):
 
 def test_whole_images_that_do_not_decode_are_passed_over_and_counted():
     issues = pipeline.ImageIssues(skip_bad_images=True)
-    found = [int(x["label"]) for x in pipeline.whole_images(with_broken(0, 5), 32, issues=issues)]
-    assert found == [1, 2, 3, 4, 6, 7, 8, 9]
+    measured = [
+        int(x["label"]) for x in pipeline.whole_images(with_broken(0, 5), 32, issues=issues)
+    ]
+    assert measured == [1, 2, 3, 4, 6, 7, 8, 9]
     assert issues.counts() == {"left_out": 2}
 
 

@@ -1,4 +1,4 @@
-"""A window is what lies there in the whole image after OpenCV has resized it."""
+"""Tests that a window equals the same part of the whole image resized by OpenCV."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ SIZE = 24
 
 
 def windows(image, side, count):
-    """Windows, from no more of the image than they need, and the same cut from the whole."""
+    """Return windows cut from the fewest rows and columns, and from the whole resized image."""
     whole = resize_shorter_side(image, side)
     rng = np.random.default_rng(side)
     corners = [(0, 0), tuple(n - SIZE for n in whole.shape[:2])]
@@ -35,7 +35,7 @@ def test_a_window_of_a_smaller_image_is_off_by_rounding_at_most(shape):
         for ours, expected in windows(image, side, 5):
             difference = ours.astype(int) - expected
             assert abs(difference).max() <= 1
-            # Of four pixels' means many end in a half, which OpenCV then rounds up.
+            # Many means of four pixels end in a half, which OpenCV rounds up.
             different += [(difference != 0).mean()] if min(shape) % side else []
     assert np.mean(different) < 1e-3
 

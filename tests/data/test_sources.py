@@ -61,7 +61,7 @@ def test_few_examples_are_chosen_by_the_seed_alone():
     assert len(set(keys(few))) == 50
     assert keys(sources.subset(whole, "5-9", 10, seed=3)) == keys(few)
     assert set(keys(sources.subset(whole, "5-9", 10, seed=4))) != set(keys(few))
-    # Fewer are part of more, and a class's do not hang on the others.
+    # A larger number includes the smaller one, and the examples of a class ignore other classes.
     assert set(keys(sources.subset(whole, "5-9", 4, seed=3))) < set(keys(few))
     assert set(keys(sources.subset(whole, "8", 10, seed=3))) < set(keys(few))
     assert len(sources.subset(whole, "", 2)) == 20
@@ -103,7 +103,7 @@ def test_damaged_files_of_a_dataset_are_named(damage, reason, tmp_path):
 
 def test_without_a_home_folder_the_place_of_datasets_is_asked_for(monkeypatch):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where nobody has a home
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no home folder
     with pytest.raises(ValueError, match="no home folder.*--config.data_dir=DIR"):
         sources.load("cifar10", "train")
     with pytest.raises(ValueError, match="data_dir is ~/data, but there is no home directory ~"):

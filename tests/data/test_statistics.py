@@ -22,7 +22,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """TFDS's folder with a dataset 'photos'."""
+    """Return TFDS's folder with a dataset 'photos'."""
     root = tmp_path_factory.mktemp("statistics")
     images = write_images(root / "images", {"train": {"a": 3, "b": 2}, "test": {"a": 1}})
     folder.prepare(images, "photos", str(root / "tfds"))
@@ -32,18 +32,18 @@ def prepared(tmp_path_factory):
 def test_the_moments_are_those_of_all_centre_crops(prepared):
     file = statistics.measure("photos", "train", CROP, str(prepared), pipeline.ImageIssues())
     assert file == prepared / "photos/1.0.0/pixel_moments_train_24_of_32.npz"
-    found = moments.load(file, 24)
+    measured = moments.load(file, 24)
     crops = []
     split = sources.load("photos", "train", str(prepared))
     for record in map(split.__getitem__, range(len(split))):
         image = resize_shorter_side(decoding.decode(record, 32), 32).astype(float)
         top, left = ((n - 24) // 2 for n in image.shape[:2])
         crops.append(image[top : top + 24, left : left + 24])
-    assert int(found.images) == 5
-    np.testing.assert_allclose(found.mean, np.mean(crops, axis=0), rtol=1e-12)
-    np.testing.assert_allclose(found.variance, np.var(crops, axis=0).mean(), rtol=1e-9)
+    assert int(measured.images) == 5
+    np.testing.assert_allclose(measured.mean, np.mean(crops, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(measured.variance, np.var(crops, axis=0).mean(), rtol=1e-9)
     covariance = np.cov(np.reshape(crops, (-1, 3)).T, bias=True)
-    np.testing.assert_allclose(found.covariance, covariance, rtol=1e-9)
+    np.testing.assert_allclose(measured.covariance, covariance, rtol=1e-9)
     before = file.read_bytes()
     statistics.measure("photos", "train", CROP, str(prepared), pipeline.ImageIssues())
     assert file.read_bytes() == before
@@ -88,9 +88,9 @@ def test_records_that_do_not_decode_are_left_out_of_the_moments():
     issues = pipeline.ImageIssues(skip_bad_images=True)
     crop = pipeline.Crop(24, 24, 24)
     batches = pipeline.eval_batches(sources.Split(records, ("a",)), crop, 2, issues=issues)
-    found = moments.measure(batches)
-    assert int(found.images) == 2
-    np.testing.assert_array_equal(found.mean, 50.0)
+    measured = moments.measure(batches)
+    assert int(measured.images) == 2
+    np.testing.assert_array_equal(measured.mean, 50.0)
     bad = sources.Split(records[1:2], ("a",))
     with pytest.raises(
         ValueError, match="no image to measure: the split is empty, or no image decodes"

@@ -14,7 +14,7 @@ from tests.training.conftest import make_state
 
 
 def images_of_many_shapes(n=23):
-    """Noise, upright and not; the last shape is seen once."""
+    """Yield noise in portrait and landscape shapes; the last shape occurs once."""
     rng = np.random.default_rng(0)
     shapes = [(40, 40), (40, 48), (48, 40)]
     for i in range(n):
@@ -43,7 +43,7 @@ def test_every_example_is_scored_alone_for_any_batch_size_and_device_count(funct
 
 @pytest.fixture(scope="module")
 def trained():
-    """A state that reads digits, and their test split."""
+    """Return a state that can read digits, and their test split."""
     train, test = (sources.load("digits", split) for split in ("train", "test"))
     state, take = make_state(flip=False), jax.jit(step_lib.train_step)
     for batch in pipeline.train_batches(train, pipeline.Crop(32, 32, 32), 64, 0, 0, 120):
@@ -54,7 +54,7 @@ def trained():
 @pytest.mark.compiled("too slow")
 def test_digits_are_predicted_the_same_for_any_batch_size_and_device_count(trained):
     state, test = trained
-    found = [
+    measured = [
         evaluation.predict(
             on_devices(evaluation.dense_step, state, devices),
             pipeline.whole_images(test, 36),
@@ -62,9 +62,9 @@ def test_digits_are_predicted_the_same_for_any_batch_size_and_device_count(train
         )
         for devices, batch_size in [(1, 297), (1, 64), (4, 40)]
     ]
-    for scores, labels in found:
+    for scores, labels in measured:
         assert labels.tolist() == test.labels.tolist()
-        assert scores.argmax(axis=1).tolist() == found[0][0].argmax(axis=1).tolist()
+        assert scores.argmax(axis=1).tolist() == measured[0][0].argmax(axis=1).tolist()
         assert evaluation.top_error(scores, labels, 1) < 0.5
         assert evaluation.top_error(scores, labels, 5) < 0.1
 
@@ -75,7 +75,7 @@ def test_50_000_of_50_000_examples_are_predicted_the_same(trained):
     state, test = trained
     digits = [test.records[i] for i in range(len(test))]
 
-    class Many(Sequence):  # as many as ImageNet's validation images, no two alike
+    class Many(Sequence):  # as many as ImageNet's validation images, all of them different
         def __len__(self):
             return 50_000
 
@@ -86,7 +86,7 @@ def test_50_000_of_50_000_examples_are_predicted_the_same(trained):
 
     split = sources.Split(Many(), test.class_names)
 
-    def found(devices, batch_size):
+    def measured(devices, batch_size):
         step = on_devices(evaluation.dense_step, state, devices)
         scores, labels = evaluation.predict(step, pipeline.whole_images(split, 32), batch_size)
         summed = evaluation.evaluate(
@@ -97,7 +97,7 @@ def test_50_000_of_50_000_examples_are_predicted_the_same(trained):
         assert labels.tolist() == [digits[i % len(digits)]["label"] for i in range(50_000)]
         return scores.argmax(axis=1).tolist(), summed["test_error"]
 
-    assert found(devices=1, batch_size=1000) == found(devices=4, batch_size=1024)
+    assert measured(devices=1, batch_size=1000) == measured(devices=4, batch_size=1024)
 
 
 def test_at_the_crops_size_ten_views_are_the_plain_test_of_the_image_and_its_mirror_image(trained):

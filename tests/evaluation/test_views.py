@@ -12,7 +12,7 @@ from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
 from prelu_jax.data import augment
 from tests.training.conftest import TINY, make_state
 
-# Stride 4 and no padding: a window of the map is what a crop of its own would give.
+# Stride 4 and no padding: a window of the map equals the map of a separate crop.
 UNPADDED = Arch(
     "unpadded",
     22,
@@ -52,18 +52,18 @@ def test_without_padding_dense_scores_are_those_of_every_crop_on_its_own():
         for top in range(0, 30 - 22 + 1, 4)
         for left in range(0, 38 - 22 + 1, 4)
     ]
-    assert np.std(expected, axis=0).min() > 1e-3  # windows differ: their mean is none of them
+    assert np.std(expected, axis=0).min() > 1e-3  # windows differ from their mean
     for scores in (evaluation.dense_scores, evaluation.crop_scores):
-        found = scores(model, params, images)
-        np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-5)
+        measured = scores(model, params, images)
+        np.testing.assert_allclose(measured, np.mean(expected, axis=0), atol=1e-5)
 
 
 def test_crops_of_their_own_are_padded_where_windows_see_the_image_go_on():
     model, params, images = net_and_images(arch.MODEL_A_NARROW, (1, 60, 64, 3))
     expected = [softmax_of_crop(model, params, images, *at) for at in product((0, 4), (0, 4, 8))]
-    found = evaluation.crop_scores(model, params, images)
-    np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-5)
-    assert np.abs(found - evaluation.dense_scores(model, params, images)).max() > 1e-4
+    measured = evaluation.crop_scores(model, params, images)
+    np.testing.assert_allclose(measured, np.mean(expected, axis=0), atol=1e-5)
+    assert np.abs(measured - evaluation.dense_scores(model, params, images)).max() > 1e-4
 
 
 @pytest.mark.parametrize("net", [TINY, UNPADDED], ids=lambda net: net.name)
@@ -84,15 +84,15 @@ def test_dense_scores_are_the_mean_over_every_window_of_the_map_by_brute_force(n
                     x = jnp.maximum(x, params[f"{name}_prelu"]["negative_slope"] * x)
             scores.append(jax.nn.softmax(x))
     assert len(scores) == {"tiny": 3 * 6, "unpadded": 5 * 8}[net.name]
-    found = evaluation.dense_scores(model, params, images)
-    np.testing.assert_allclose(found, np.mean(scores, axis=0), atol=1e-5)
+    measured = evaluation.dense_scores(model, params, images)
+    np.testing.assert_allclose(measured, np.mean(scores, axis=0), atol=1e-5)
 
 
 def test_an_image_of_the_crops_size_is_one_window():
     model, params, images = net_and_images(TINY, (3, 32, 32, 3))
     expected = softmax_of_crop(model, params, images, 0, 0)
-    found = evaluation.dense_scores(model, params, images)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    measured = evaluation.dense_scores(model, params, images)
+    np.testing.assert_allclose(measured, expected, atol=1e-6)
 
 
 def test_a_window_differs_from_its_crop_where_the_crop_would_be_padded_and_nowhere_else():
@@ -138,8 +138,8 @@ def test_dense_step_averages_the_image_and_its_mirror_image_less_the_stretched_m
     ]
     assert np.abs(scores[0] - scores[1]).max() > 1e-4
     batch = {"image": jnp.asarray(images)}
-    found = evaluation.dense_step(state, batch)
-    np.testing.assert_allclose(found, np.mean(scores, axis=0), atol=1e-5)
+    measured = evaluation.dense_step(state, batch)
+    np.testing.assert_allclose(measured, np.mean(scores, axis=0), atol=1e-5)
     as_it_is = evaluation.dense_step(state, batch, mirror=False)
     np.testing.assert_allclose(as_it_is, scores[0], atol=1e-5)
 
@@ -148,9 +148,9 @@ def test_at_the_crops_size_dense_and_plain_test_subtract_the_same_mean():
     mean = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (32, 32, 3)), jnp.float32)
     state = make_state().replace(pixels=augment.PixelStatistics(mean, jnp.float32(1 / 64)))
     image = jnp.broadcast_to(mean[None], (1, 32, 32, 3))  # nothing is left of it
-    found = evaluation.dense_step(state, {"image": image})
+    measured = evaluation.dense_step(state, {"image": image})
     nothing = state.model.apply({"params": state.params}, jnp.zeros((1, 32, 32, 3)))
-    np.testing.assert_allclose(found, jax.nn.softmax(nothing), atol=1e-6)
+    np.testing.assert_allclose(measured, jax.nn.softmax(nothing), atol=1e-6)
 
 
 def test_ten_views_are_corners_and_centre_and_their_mirror_images():
@@ -166,8 +166,8 @@ def test_ten_views_are_corners_and_centre_and_their_mirror_images():
             for view in (x, x[:, :, ::-1])
         ]
     batch = {"image": jnp.asarray(images)}
-    found = evaluation.ten_view_step(state, batch)
-    np.testing.assert_allclose(found, np.mean(scores, axis=0), atol=1e-5)
+    measured = evaluation.ten_view_step(state, batch)
+    np.testing.assert_allclose(measured, np.mean(scores, axis=0), atol=1e-5)
     as_they_are = evaluation.ten_view_step(state, batch, mirror=False)
     np.testing.assert_allclose(as_they_are, np.mean(scores[::2], axis=0), atol=1e-5)
 
@@ -175,20 +175,22 @@ def test_ten_views_are_corners_and_centre_and_their_mirror_images():
 def test_bfloat16_scores_are_close_to_float32_ones():
     model, params, images = net_and_images(TINY, (2, 40, 40, 3))
     narrow = model.clone(dtype=jnp.bfloat16)
-    expected, found = (evaluation.dense_scores(m, params, images) for m in (model, narrow))
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
-    assert 0 < np.abs(found - expected).max() < 0.02
+    expected, measured = (evaluation.dense_scores(m, params, images) for m in (model, narrow))
+    assert measured.dtype == jnp.float32
+    np.testing.assert_allclose(measured.sum(axis=-1), 1, atol=1e-5)
+    assert 0 < np.abs(measured - expected).max() < 0.02
 
 
 def test_bfloat16_scores_of_hundreds_of_windows_are_close_to_float32_ones():
-    # Two rectifiers in a row after the pyramid, more than 208 rows: see test_rectifiers.
+    # Two rectifiers after the pyramid and more than 208 rows: see test_rectifiers.
     hidden = (Dense("fc1", 32, stddev=0.3), Dense("fc2", 32, stddev=0.3))
     net = dataclasses.replace(UNPADDED, layers=(*UNPADDED.layers[:-2], *hidden, Logits("fc3", 0.2)))
     model, params, images = net_and_images(net, (4, 64, 64, 3), rectifier="relu")
     scores = jax.jit(evaluation.dense_scores, static_argnums=0)
-    expected, found = (scores(m, params, images) for m in (model, model.clone(dtype=jnp.bfloat16)))
-    assert np.abs(found - expected).max() < 0.02
+    expected, measured = (
+        scores(m, params, images) for m in (model, model.clone(dtype=jnp.bfloat16))
+    )
+    assert np.abs(measured - expected).max() < 0.02
 
 
 def test_bad_input_is_named():

@@ -1,10 +1,10 @@
-"""Injects faults into runs and gives the same command again, until every run has ended.
+"""Command that injects faults into runs and restarts them until every run has ended.
 
     python -m tests.faults.campaign --write
 
-Runs are those of `command.FLAGS`; faults those of `faults`. A run that was disturbed, many times in
-turn, has to end with what an undisturbed one has written: to the byte on the same number of
-devices. Exit status 0: all did. ``--write`` puts the table into docs/results.md.
+The runs are those of `command.FLAGS`, the faults those of `faults`. A run that was disturbed many
+times must end with the same files as an undisturbed run: the same bytes on the same number of
+devices. The exit status is 0 if all did. ``--write`` writes the table to docs/results.md.
 """
 
 import dataclasses
@@ -27,23 +27,23 @@ from tests.faults import command, faults
 from tests.faults.command import Command
 from tests.faults.faults import Fault
 
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments at which faults come.")
-_WRITE = flags.DEFINE_bool("write", False, "Put the table into docs/results.md.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments of the faults.")
+_WRITE = flags.DEFINE_bool("write", False, "Write the table to docs/results.md.")
 
 BEGIN, END = "<!-- tests.faults.campaign: begin -->", "<!-- tests.faults.campaign: end -->"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of one fault.
+    """Outcome of one fault.
 
     Attributes:
-        fault: injected.
-        statuses: how the processes ended.
-        at: the step it came at, counted over both runs.
-        lost: steps that had to be taken again.
-        seconds: from the fault to the end of the last process, for those that end by it.
-        same: whether the run that it disturbed ended as if nothing had been.
+        fault: the injected fault.
+        statuses: exit statuses of the processes.
+        at: step at which it was injected, counted over both runs.
+        lost: steps that had to be repeated.
+        seconds: time from the fault to the end of the last process.
+        same: whether the disturbed run ended with the same files as an undisturbed one.
     """
 
     fault: Fault
@@ -61,21 +61,21 @@ class Outcome:
 
 
 def undisturbed(workdir: Path, processes: int = 1) -> list[int]:
-    """How the command ends without a fault."""
-    return Command(workdir, processes, stall_timeout=0).ends()  # it compiles for all that follow
+    """Run the command without faults and return its exit statuses."""
+    return Command(workdir, processes, stall_timeout=0).ends()  # compiles for all later starts
 
 
 def disturb(
     planned: Sequence[Fault], workdir: Path, reference: Path, rng: np.random.Generator
 ) -> list[Outcome]:
-    """Injects the faults one after another, and lets every run that they have disturbed end.
+    """Inject the faults one after another, and run every disturbed run to its end.
 
     Args:
-        planned: the faults; those of one run have the same number of processes, or else it is
-            compared to rounding.
-        workdir: of the disturbed command.
-        reference: that of the undisturbed one.
-        rng: chooses moments.
+        planned: the faults. If their numbers of processes differ, runs are compared up to rounding,
+            else exactly.
+        workdir: work folder of the disturbed command.
+        reference: work folder of the undisturbed command.
+        rng: draws the moments of the faults.
     """
     exact = len({fault.processes for fault in planned}) == 1
     outcomes: list[Outcome] = []
@@ -87,42 +87,42 @@ def disturb(
             fault.before(command.beside(workdir, "fault"))
         processes = fault.processes if fault else planned[-1].processes if exact else 1
         stalls = fault is not None and fault.stalls
-        of = Command(workdir, processes, command.STALL_TIMEOUT if stalls else command.UNHURRIED)
-        moment = of.before + int(rng.integers(3, 22))
-        if fault and (fault.before or of.reaches(moment)):
-            outcome = _inject(fault, of, rng)
-            if not outcome:  # the run had ended just before
+        victim = Command(workdir, processes, command.STALL_TIMEOUT if stalls else command.UNHURRIED)
+        moment = victim.before + int(rng.integers(3, 22))
+        if fault and (fault.before or victim.reaches(moment)):
+            outcome = _inject(fault, victim, rng)
+            if not outcome:  # the run ended just before the fault
                 continue
             in_this_run.append(outcome)
             waiting.pop(0)
             print(f"{len(outcomes) + len(in_this_run):3d}. {outcome.line()}", flush=True)
         else:
-            of.ends()
-            found = command.differences(workdir, reference, exact)
-            print(f"     The run has ended: {found or 'the same'}.", flush=True)
-            outcomes += [dataclasses.replace(o, same=not found) for o in in_this_run]
+            victim.ends()
+            differences = command.differences(workdir, reference, exact)
+            print(f"     The run has ended: {differences or 'the same'}.", flush=True)
+            outcomes += [dataclasses.replace(o, same=not differences) for o in in_this_run]
             in_this_run = []
             command.remove(workdir)
     return outcomes
 
 
-def _inject(fault: Fault, of: Command, rng: np.random.Generator) -> Outcome | None:
-    """Injects the fault and waits for the end; None if the command ended before it came."""
-    begun, at = time.monotonic(), command.logged(of.workdir)
-    fault.inject(of, rng)
-    statuses = of.ends()
+def _inject(fault: Fault, victim: Command, rng: np.random.Generator) -> Outcome | None:
+    """Inject the fault and wait for the end; None if the command ended before the fault."""
+    begun, at = time.monotonic(), command.logged(victim.workdir)
+    fault.inject(victim, rng)
+    statuses = victim.ends()
     seconds = time.monotonic() - begun
     if set(statuses) == {faults.ENDED} and faults.ENDED not in fault.statuses:
         return None
-    last, saved = max(at, command.logged(of.workdir)), command.saved(of.workdir)
-    assert any(code in fault.statuses for code in statuses), (fault, statuses, of.said())
-    if faults.REFUSED not in fault.statuses:  # after which nothing would start it again
-        assert faults.REFUSED not in statuses, (fault, statuses, of.said())
+    last, saved = max(at, command.logged(victim.workdir)), command.saved(victim.workdir)
+    assert any(code in fault.statuses for code in statuses), (fault, statuses, victim.output())
+    if faults.REFUSED not in fault.statuses:  # a launcher would not restart after this status
+        assert faults.REFUSED not in statuses, (fault, statuses, victim.output())
     return Outcome(fault, tuple(statuses), at, max(0, last - saved), seconds)
 
 
 def table(outcomes: Sequence[Outcome], minutes: float) -> str:
-    """The outcomes in Markdown, a line for each kind of fault."""
+    """Return the outcomes as a Markdown table, a line for each kind of fault."""
     names = list(dict.fromkeys((o.fault.name, o.fault.processes) for o in outcomes))
     lines = [
         "| Fault | processes | n | exit statuses | steps taken again, at most | "
@@ -130,12 +130,12 @@ def table(outcomes: Sequence[Outcome], minutes: float) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name in names:
-        of = [o for o in outcomes if (o.fault.name, o.fault.processes) == name]
-        statuses = sorted({code for o in of for code in o.statuses})
+        kind = [o for o in outcomes if (o.fault.name, o.fault.processes) == name]
+        statuses = sorted({code for o in kind for code in o.statuses})
         lines.append(
-            f"| {name[0]} | {name[1]} | {len(of)} | {', '.join(map(str, statuses))} | "
-            f"{max(o.lost for o in of)} | {max(o.seconds for o in of):.1f} s | "
-            f"{sum(o.same for o in of)} of {len(of)} |"
+            f"| {name[0]} | {name[1]} | {len(kind)} | {', '.join(map(str, statuses))} | "
+            f"{max(o.lost for o in kind)} | {max(o.seconds for o in kind):.1f} s | "
+            f"{sum(o.same for o in kind)} of {len(kind)} |"
         )
     return "\n".join(
         [
@@ -148,14 +148,14 @@ def table(outcomes: Sequence[Outcome], minutes: float) -> str:
     )
 
 
-def _times(of_kind: Sequence[Fault], rng: np.random.Generator) -> list[Fault]:
-    """Every fault as often as it says, in a random order."""
-    every = [fault for fault in of_kind for _ in range(fault.times)]
-    return [every[i] for i in rng.permutation(len(every))]
+def _times(kinds: Sequence[Fault], rng: np.random.Generator) -> list[Fault]:
+    """Repeat every fault as often as its ``times``, in a random order."""
+    repeated = [fault for fault in kinds for _ in range(fault.times)]
+    return [repeated[i] for i in rng.permutation(len(repeated))]
 
 
 def campaign(folder: Path, rng: np.random.Generator) -> list[Outcome]:
-    """All the faults there are."""
+    """Inject all faults."""
     for processes in (1, 2):
         print(
             f"{processes}: {undisturbed(folder / f'whole_{processes}/run', processes)}", flush=True
@@ -172,13 +172,13 @@ def campaign(folder: Path, rng: np.random.Generator) -> list[Outcome]:
         finally:
             subprocess.run(["umount", "--lazy", str(small)], check=True)
     else:
-        print("Faults of the disk are left out: to mount a small one takes root.", flush=True)
+        print("Faults of the disk are left out: only root can mount a small disk.", flush=True)
     outcomes += disturb(_times(faults.TWO, rng), folder / "two/run", two, rng)
     return outcomes + disturb(faults.ELASTIC, folder / "elastic/run", one, rng)
 
 
 def main(argv: list[str]) -> None:
-    """The command; see the module."""
+    """Run the command; see the module."""
     del argv
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""One start of the command that the campaign gives again and again, and what it has written."""
+"""One start of the command that the campaign repeats, and the files of its runs."""
 
 import os
 import shutil
@@ -28,11 +28,11 @@ FLAGS = (
     "--config.eval_every=10",
     f"--config.checkpoint_every={EVERY}",
     "--config.test_examples=20",
-    "--config.converged=1",  # both claims hold: status 0 is that of an end
+    "--config.converged=1",  # so that both claims hold and the exit status is 0
     "--config.stalled=0",
 )
-# Seconds without progress that end a run: few where a fault stalls it. Elsewhere other work may
-# have the machine for a while, which is no stall.
+# Seconds without progress after which a run ends: few where a fault stalls it, more elsewhere,
+# because other programs may slow down the machine.
 STALL_TIMEOUT, UNHURRIED = 20.0, PATIENCE / 2
 
 
@@ -40,9 +40,9 @@ class Command:
     """A start of the experiment in a work folder, as one process or several.
 
     Args:
-        workdir: of the experiment; beside its parent lie the file of faults and the log.
-        processes: how many.
-        stall_timeout: seconds without progress that end it.
+        workdir: work folder of the experiment; the fault file and the log are next to its parent.
+        processes: number of processes.
+        stall_timeout: seconds without progress after which the experiment ends.
     """
 
     def __init__(self, workdir: Path, processes: int = 1, stall_timeout: float = UNHURRIED) -> None:
@@ -67,48 +67,48 @@ class Command:
         ]
 
     def reaches(self, step: int) -> bool:
-        """Waits for a step, counted over both runs; False if the command ends before it."""
+        """Wait for a step, counted over both runs; return False if the command ends before."""
         deadline = time.monotonic() + PATIENCE
         while logged(self.workdir) < step:
             if self.statuses() is not None:
                 return False
-            assert time.monotonic() < deadline, f"no step {step}:\n{self.said()}"
+            assert time.monotonic() < deadline, f"no step {step}:\n{self.output()}"
             time.sleep(0.005)
         return True
 
     def statuses(self) -> list[int] | None:
-        """How the processes ended; None as long as one is there."""
+        """Return the exit statuses of the processes; None while one of them runs."""
         codes = [process.poll() for process in self.processes]
         return None if None in codes else [code for code in codes if code is not None]
 
     def ends(self) -> list[int]:
-        """Wait for the end of all; those that hang are killed, and an error."""
+        """Wait for the end of all processes; kill them and raise an error if they hang."""
         deadline = time.monotonic() + PATIENCE
         while (codes := self.statuses()) is None:
             if time.monotonic() > deadline:
                 for process in self.processes:
                     process.kill()
                     process.wait()
-                raise AssertionError(f"still there after {PATIENCE:.0f} s:\n{self.said()}")
+                raise AssertionError(f"still there after {PATIENCE:.0f} s:\n{self.output()}")
             time.sleep(0.01)
         return codes
 
     def send(self, number: signal.Signals, *indices: int) -> None:
-        """A signal to some of the processes; to all, if none is named."""
+        """Send a signal to the processes with these indices; to all if none is given."""
         for index in indices or range(len(self.processes)):
             self.processes[index].send_signal(number)
 
-    def said(self) -> str:
+    def output(self) -> str:
         return text_so_far(self.log)[-3000:]
 
 
 def beside(workdir: Path, kind: str) -> Path:
-    """A file that does not lie on the disk of the work folder, if that is the parent's own."""
+    """Return a file that is not on the work folder's disk, if only the parent is that disk."""
     return workdir.parent.with_suffix(f".{kind}")
 
 
 def records(workdir: Path, run: str) -> list[dict[str, Any]]:
-    """Return the whole records of a run's metrics, as far as they are written."""
+    """Return the complete records of a run's metrics so far."""
     try:
         return files.read_records(workdir / run / "metrics.jsonl")[0]
     except OSError:
@@ -116,43 +116,43 @@ def records(workdir: Path, run: str) -> list[dict[str, Any]]:
 
 
 def logged(workdir: Path) -> int:
-    """The last step that was logged, counted over both runs."""
-    # Each file is read once: a resumed run writes it again, and between two reads it is shorter.
-    whole = (records(workdir, run) for run in RUNS)
-    return sum(int(of_run[-1]["step"]) for of_run in whole if of_run)
+    """Return the last logged step, counted over both runs."""
+    # Read each file once: a resumed run rewrites it, so that a second read may be shorter.
+    complete = (records(workdir, run) for run in RUNS)
+    return sum(int(records_of_run[-1]["step"]) for records_of_run in complete if records_of_run)
 
 
 def checkpoints(workdir: Path) -> list[Path]:
-    """The whole checkpoints of the run that is being trained, oldest first."""
+    """Return the complete checkpoints of the current run, oldest first."""
     begun = [run for run in RUNS if (workdir / run / "checkpoints").is_dir()]
     try:
-        of_run = list((workdir / begun[-1] / "checkpoints").iterdir()) if begun else []
-    except FileNotFoundError:  # removed since
+        paths = list((workdir / begun[-1] / "checkpoints").iterdir()) if begun else []
+    except FileNotFoundError:  # removed meanwhile
         return []
-    return sorted((p for p in of_run if p.name.isdigit()), key=lambda p: int(p.name))
+    return sorted((p for p in paths if p.name.isdigit()), key=lambda p: int(p.name))
 
 
 def saved(workdir: Path) -> int:
-    """The last step that has a whole checkpoint, counted over both runs."""
+    """Return the last step with a complete checkpoint, counted over both runs."""
     begun = [run for run in RUNS if (workdir / run / "checkpoints").is_dir()]
     newest = checkpoints(workdir)
     return STEPS * max(0, len(begun) - 1) + (int(newest[-1].name) if newest else 0)
 
 
 def differences(workdir: Path, reference: Path, exact: bool) -> list[str]:
-    """What a finished experiment has written otherwise than the undisturbed one."""
-    found = []
+    """Return the differences between a finished experiment and the undisturbed one."""
+    differing = []
     for name in (f"{run}/{file}" for run in RUNS for file in ("metrics.jsonl", "status.json")):
         ours, theirs = ((folder / name).read_text() for folder in (workdir, reference))
         if exact and ours != theirs:
-            found.append(f"{name}: other bytes")
+            differing.append(f"{name}: other bytes")
     for run in RUNS:
         pairs = zip(records(workdir, run), records(reference, run), strict=True)
-        # Losses alone: a rectifier at its kink may come out on either side of it, and that changes
-        # the gradients of all layers below.
+        # Compare only losses: rounding may put a rectifier's input on either side of its kink,
+        # which changes the gradients of all layers below.
         if not exact and not all(np.allclose(_losses(a), _losses(b), rtol=0.01) for a, b in pairs):
-            found.append(f"{run}: another curve")
-    return found
+            differing.append(f"{run}: another curve")
+    return differing
 
 
 def _losses(record: dict[str, Any]) -> list[float]:

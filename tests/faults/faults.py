@@ -1,8 +1,8 @@
-"""Every kind of fault: a function that injects it into a running command and heals the machine.
+"""All kinds of faults: functions that inject one into a running command and undo it.
 
-Each takes the command, at a moment of training chosen at random, and a source of randomness. When
-it returns, the command has ended or is about to; a fault that ends no command (a disk that refuses
-for a while) kills it afterwards, to see what was kept.
+Each function gets the command at a random moment of training, and a random generator. When it
+returns, the command has ended or is about to end. A fault that does not end the command (such as a
+disk that is full for a while) kills it afterwards, to test that its checkpoints are usable.
 """
 
 import contextlib
@@ -25,16 +25,17 @@ Inject = Callable[[Command, np.random.Generator], None]
 
 
 class Fault(NamedTuple):
-    """A kind of fault, as the table has it.
+    """A kind of fault, a line of the table.
 
     Attributes:
-        name: for the table.
-        inject: does it.
-        statuses: of the first process to end, what they may be.
-        times: how often the campaign does it.
-        processes: of the command.
-        before: done before the command starts, in the place of waiting for a moment of training.
-        stalls: whether the command waits for what never comes, and has to notice that soon.
+        name: name in the table.
+        inject: function that injects the fault.
+        statuses: allowed exit statuses of the first process that ends.
+        times: number of repeats in the campaign.
+        processes: number of processes of the command.
+        before: called before the command starts; the fault then does not wait for a moment of
+            training.
+        stalls: whether the command hangs and needs a short stall timeout.
     """
 
     name: str
@@ -50,79 +51,81 @@ ENDED, KILLED, STOPPED, CRASHED, REFUSED = 0, -9, 75, 70, 78
 
 
 def kill(*indices: int) -> Inject:
-    def inject(of: Command, rng: np.random.Generator) -> None:
+    def inject(victim: Command, rng: np.random.Generator) -> None:
         time.sleep(rng.uniform(0, 0.1))
-        of.send(signal.SIGKILL, *indices)
+        victim.send(signal.SIGKILL, *indices)
 
     return inject
 
 
 def terminate(*indices: int) -> Inject:
-    def inject(of: Command, rng: np.random.Generator) -> None:
+    def inject(victim: Command, rng: np.random.Generator) -> None:
         time.sleep(rng.uniform(0, 0.1))
-        of.send(signal.SIGTERM, *indices)
+        victim.send(signal.SIGTERM, *indices)
 
     return inject
 
 
-def kill_inside_a_save(of: Command, rng: np.random.Generator) -> None:
+def kill_inside_a_save(victim: Command, rng: np.random.Generator) -> None:
     unfinished = "*/seed_0/checkpoints/*.orbax-checkpoint-tmp*"
-    while of.statuses() is None and not any(of.workdir.glob(unfinished)):
+    while victim.statuses() is None and not any(victim.workdir.glob(unfinished)):
         pass
     time.sleep(rng.uniform(0, 0.01))
-    of.send(signal.SIGKILL)
+    victim.send(signal.SIGKILL)
 
 
-def kill_at_start_up(of: Command, rng: np.random.Generator) -> None:
+def kill_at_start_up(victim: Command, rng: np.random.Generator) -> None:
     time.sleep(rng.uniform(0.5, 6))
-    of.send(signal.SIGKILL)
+    victim.send(signal.SIGKILL)
 
 
-def cut_short(of: Command, rng: np.random.Generator) -> None:
-    """A file of the newest checkpoint loses its second half, as when a machine loses power."""
-    for file in _newest_files(of, rng):
+def cut_short(victim: Command, rng: np.random.Generator) -> None:
+    """Truncate the newest checkpoint's files to half, as a loss of power may do."""
+    for file in _newest_files(victim, rng):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def corrupt(of: Command, rng: np.random.Generator) -> None:
-    """64 bytes in the middle of every file of arrays are others."""
-    for file in _newest_files(of, rng):
+def corrupt(victim: Command, rng: np.random.Generator) -> None:
+    """Overwrite 64 bytes in the middle of every file of arrays."""
+    for file in _newest_files(victim, rng):
         content = bytearray(file.read_bytes())
         middle = len(content) // 2
         content[middle : middle + 64] = rng.bytes(64)
         file.write_bytes(content)
 
 
-def _newest_files(of: Command, rng: np.random.Generator) -> list[Path]:
-    """Of the newest of several checkpoints; of one alone, it would be an error to go on without."""
-    while of.statuses() is None and len(command.checkpoints(of.workdir)) < 2:
+def _newest_files(victim: Command, rng: np.random.Generator) -> list[Path]:
+    """Kill the command once it has two checkpoints; return the array files of the newest."""
+    while victim.statuses() is None and len(command.checkpoints(victim.workdir)) < 2:
         time.sleep(0.005)
-    kill()(of, rng)
-    of.ends()
-    newest = command.checkpoints(of.workdir)
+    kill()(victim, rng)
+    victim.ends()
+    newest = command.checkpoints(victim.workdir)
     return [f for path in newest[-1:] for f in path.rglob("d/*") if f.stat().st_size > 500]
 
 
-def delete_newest(of: Command, rng: np.random.Generator) -> None:
-    kill()(of, rng)
-    of.ends()
-    for path in command.checkpoints(of.workdir)[-1:]:
+def delete_newest(victim: Command, rng: np.random.Generator) -> None:
+    kill()(victim, rng)
+    victim.ends()
+    for path in command.checkpoints(victim.workdir)[-1:]:
         shutil.rmtree(path)
 
 
 def damage(name: str) -> Inject:
-    """A small file of the run that was killed is empty, cut, NUL-filled, of another kind, or gone.
+    """Kill the command, then empty, cut, zero-fill, replace or remove a small file of its run.
 
-    Of the metrics, the lines after the checkpoint before the newest one.
+    In the metrics, only the lines after the second newest checkpoint are damaged.
     """
 
-    def inject(of: Command, rng: np.random.Generator) -> None:
-        while of.statuses() is None and len(command.checkpoints(of.workdir)) < 2:
+    def inject(victim: Command, rng: np.random.Generator) -> None:
+        while victim.statuses() is None and len(command.checkpoints(victim.workdir)) < 2:
             time.sleep(0.005)
-        kill()(of, rng)
-        of.ends()
-        saved = command.checkpoints(of.workdir)
-        if len(saved) < 2:  # a run that had just begun: nothing is old enough to begin from
+        kill()(victim, rng)
+        victim.ends()
+        saved = command.checkpoints(victim.workdir)
+        if (
+            len(saved) < 2
+        ):  # the run had just begun, so no older checkpoint could replace the newest
             return
         file, kept = saved[-1].parents[1] / name, b""
         if name == "metrics.jsonl":
@@ -148,55 +151,57 @@ def damage(name: str) -> Inject:
     return inject
 
 
-def delete_folder(of: Command, rng: np.random.Generator) -> None:
-    """All checkpoints vanish under a running command; it makes new ones."""
-    for folder in of.workdir.glob("*/seed_0/checkpoints"):
-        folder.rename(of.workdir / f"removed_{time.monotonic_ns()}")
-    _goes_on(of, 2 * EVERY)
-    kill()(of, rng)
+def delete_folder(victim: Command, rng: np.random.Generator) -> None:
+    """Remove all checkpoints of a running command, which makes new ones."""
+    for folder in victim.workdir.glob("*/seed_0/checkpoints"):
+        folder.rename(victim.workdir / f"removed_{time.monotonic_ns()}")
+    _goes_on(victim, 2 * EVERY)
+    kill()(victim, rng)
 
 
-def fill_disk_for_a_while(of: Command, rng: np.random.Generator) -> None:
-    with _full(of.workdir):
-        _is_refused(of)
-    _goes_on(of, EVERY + 4)
-    kill()(of, rng)
+def fill_disk_for_a_while(victim: Command, rng: np.random.Generator) -> None:
+    with _full(victim.workdir):
+        _is_refused(victim)
+    _goes_on(victim, EVERY + 4)
+    kill()(victim, rng)
 
 
-def fill_disk(of: Command, rng: np.random.Generator) -> None:
-    with _full(of.workdir):
-        of.ends()
+def fill_disk(victim: Command, rng: np.random.Generator) -> None:
+    with _full(victim.workdir):
+        victim.ends()
 
 
-def make_read_only(of: Command, rng: np.random.Generator) -> None:
-    """The folder of checkpoints is another, empty disk that cannot be written, and then not."""
-    folder = of.workdir / next(run for run in command.RUNS if not _is_done(of.workdir / run))
+def make_read_only(victim: Command, rng: np.random.Generator) -> None:
+    """Mount an empty read-only disk over the checkpoints, and unmount it later."""
+    folder = victim.workdir / next(
+        run for run in command.RUNS if not _is_done(victim.workdir / run)
+    )
     folder /= "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], check=True)
     try:
-        _is_refused(of)
+        _is_refused(victim)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-    _goes_on(of, EVERY + 4)
-    kill()(of, rng)
+    _goes_on(victim, EVERY + 4)
+    kill()(victim, rng)
 
 
 def reading(kind: str, process: int = 0) -> Callable[[Path], None]:
     return lambda file: file.write_text(f"{kind} {process}") and None
 
 
-def until_it_ends(of: Command, rng: np.random.Generator) -> None:
-    """The command has to end by itself; then what is wrong is mended."""
-    of.ends()
-    of.fault_file.unlink()
+def until_it_ends(victim: Command, rng: np.random.Generator) -> None:
+    """Wait until the command ends by itself; then remove the fault."""
+    victim.ends()
+    victim.fault_file.unlink()
 
 
-def freeze_one(of: Command, rng: np.random.Generator) -> None:
-    """One process stands still, as when its machine swaps: the other has to end by itself."""
-    of.send(signal.SIGSTOP, 1)
-    wait_until(lambda: of.processes[0].poll() is not None, lambda: "the other process hangs")
-    of.send(signal.SIGKILL, 1)
+def freeze_one(victim: Command, rng: np.random.Generator) -> None:
+    """Freeze one process, as when its machine swaps; the other must end by itself."""
+    victim.send(signal.SIGSTOP, 1)
+    wait_until(lambda: victim.processes[0].poll() is not None, lambda: "the other process hangs")
+    victim.send(signal.SIGKILL, 1)
 
 
 def _is_done(run: Path) -> bool:
@@ -204,25 +209,25 @@ def _is_done(run: Path) -> bool:
     return status.exists() and "done" in status.read_text()
 
 
-def _is_refused(of: Command) -> None:
-    """Until the command says that it could not save."""
-    before = len(text_so_far(of.log))
+def _is_refused(victim: Command) -> None:
+    """Wait until the command reports that it could not save."""
+    before = len(text_so_far(victim.log))
 
     def is_refused() -> bool:
-        said = text_so_far(of.log)[before:]
-        return "cannot be written" in said or "is not saved" in said
+        output = text_so_far(victim.log)[before:]
+        return "cannot be written" in output or "is not saved" in output
 
-    wait_until(is_refused, of.said)
+    wait_until(is_refused, victim.output)
 
 
-def _goes_on(of: Command, steps: int) -> None:
-    """Training goes on for so many steps, or to the run's end."""
-    of.reaches(command.logged(of.workdir) + steps)
+def _goes_on(victim: Command, steps: int) -> None:
+    """Wait for ``steps`` more steps of training, or for the run's end."""
+    victim.reaches(command.logged(victim.workdir) + steps)
 
 
 @contextlib.contextmanager
 def _full(workdir: Path) -> Iterator[None]:
-    """The disk under the work folder, a small one of its own, has not a byte left."""
+    """Fill the disk of the work folder, a small disk of its own."""
     filler = workdir / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
@@ -249,7 +254,7 @@ FAULTS = (
     Fault("corrupt record", until_it_ends, (REFUSED,), 2, before=reading("corrupt")),
     Fault("stalled reader", until_it_ends, (CRASHED,), 2, before=reading("stall"), stalls=True),
 )
-# On a small disk of their own, which takes the right to mount one.
+# On a small disk of their own, which only root can mount.
 DISK_FAULTS = (
     Fault("disk full for a while", fill_disk_for_a_while, (KILLED, ENDED), 3),
     Fault("disk full to the end", fill_disk, (CRASHED,), 2),
@@ -272,7 +277,7 @@ TWO = (
         stalls=True,
     ),
 )
-# The same run on other numbers of processes, one after another, ended by one alone.
+# One run on changing numbers of processes.
 ELASTIC = tuple(
     Fault(f"SIGTERM, then on {after} processes", terminate(0), (STOPPED,), 1, before)
     for before, after in ((1, 2), (2, 4), (4, 1))

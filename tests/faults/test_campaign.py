@@ -1,4 +1,4 @@
-"""The campaign's short form; `make faults` is the long one."""
+"""Tests of the campaign in a short form; `make faults` runs the long one."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def test_a_run_that_is_disturbed_again_and_again_ends_as_if_nothing_had_been(tmp
     assert len(outcomes) == len(SHORT)
     for outcome in outcomes:
         assert outcome.same, outcome
-        # One save may be under way, and the newest whole checkpoint may be the one deleted; what
-        # a corrupt record ends before its first step has taken none of those again.
+        # A save may be in progress, and the newest complete checkpoint may have been deleted. A
+        # start that a corrupt record ends before its first step has repeated no steps.
         saves = 3 if outcome.fault.name in _FROM_THE_ONE_BEFORE else 2
         assert outcome.lost < saves * command.EVERY + command.LOG_EVERY, outcome
     stopped = next(o for o in outcomes if o.fault.name == "SIGTERM")
@@ -66,7 +66,7 @@ def test_the_table_goes_between_the_markers_of_a_page(tmp_path):
 
 
 def test_files_that_are_being_written_are_read_as_far_as_they_are_whole(tmp_path):
-    """Every state that a slow machine may show: a folder, an empty file, a part of a line."""
+    """States that a slow machine may show: only a folder, an empty file, a part of a line."""
     assert command.logged(tmp_path) == 0
     he, xavier = (tmp_path / run / "metrics.jsonl" for run in command.RUNS)
     he.parent.mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_files_that_are_being_written_are_read_as_far_as_they_are_whole(tmp_path
     for text, step in (
         (b"", 0),
         (b'{"step": 2', 0),
-        (b'{"step": 2, "name": "\xe2\x80', 0),  # a letter is cut
+        (b'{"step": 2, "name": "\xe2\x80', 0),  # ends inside a character
         (b'{"step": 2}\n', 2),
         (b'{"step": 2}\n{"step": 40', 2),
         (b'{"step": 2}\n\0\0\n{"step": 4}\n', 4),  # a fault has damaged a line
@@ -87,7 +87,7 @@ def test_files_that_are_being_written_are_read_as_far_as_they_are_whole(tmp_path
 
 
 def test_a_file_that_becomes_shorter_between_two_looks_is_read(tmp_path, monkeypatch):
-    """As when a run that resumes cuts its metrics."""
+    """A run that resumes may cut its metrics between two reads."""
     contents = iter([([{"step": 2}], []), ([], []), ([], []), ([], [])])
     monkeypatch.setattr(command.files, "read_records", lambda file: next(contents))
     assert command.logged(tmp_path) == 2

@@ -1,9 +1,9 @@
-"""The experiment that faults are injected into; its reading can be made to fail from outside.
+"""The experiment that faults are injected into, with a reader that fails on demand.
 
     python -m tests.faults.victim --scale=laptop ...
 
-Where $FAULT_FILE is there and holds 'stall INDEX', the threads that read in the process of that
-index do not come back; with 'corrupt INDEX', what they read there is no image.
+If $FAULT_FILE exists and holds 'stall INDEX', the reading threads in the process with that index
+hang; with 'corrupt INDEX', they read records that are not images.
 """
 
 import os

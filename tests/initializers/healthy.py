@@ -1,4 +1,4 @@
-"""Models as they should be initialised."""
+"""Models that are initialised without mistakes."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Cnn(nn.Module):
 
 
 class Resnet(nn.Module):
-    """Of four blocks, the second kernel of each scaled with depth."""
+    """Net of four residual blocks, the second kernel of each scaled with depth."""
 
     @nn.compact
     def __call__(self, x):
@@ -48,7 +48,7 @@ class Lstm(nnx.Module):
 
 
 def experts(params, x):
-    """A stack of mixtures of experts, as a plain function."""
+    """Return a stack of mixtures of experts, as a plain function."""
     for layer in params["layers"]:
         weights = jax.nn.softmax(x @ layer["router"])
         y = jax.nn.relu(jnp.einsum("bi,eio->beo", x, layer["wide"]))
@@ -57,13 +57,13 @@ def experts(params, x):
 
 
 def of_experts(key):
-    each = initializers.he_normal(layout=Layout(batch_axis=0))
+    entry = initializers.he_normal(layout=Layout(batch_axis=0))
     keys = iter(jax.random.split(key, 20))
     layers = [
         {
             "router": initializers.lecun_normal()(next(keys), (WIDTH, 4)),
-            "wide": each(next(keys), (4, WIDTH, 2 * WIDTH)),
-            "narrow": each(next(keys), (4, 2 * WIDTH, WIDTH)),
+            "wide": entry(next(keys), (4, WIDTH, 2 * WIDTH)),
+            "narrow": entry(next(keys), (4, 2 * WIDTH, WIDTH)),
         }
         for _ in range(3)
     ]
@@ -77,7 +77,7 @@ def nnx_with(key):
 IMAGES = jnp.ones((2, 8, 8, 3))
 TOKENS = jnp.arange(24).reshape(2, 12)
 
-# name -> from a key to the model and its variables; the inputs
+# name -> (function from a key to the model and its variables, inputs)
 MODELS = {
     "cnn": (lambda key: (Cnn(), Cnn().init(key, IMAGES)), IMAGES),
     "resnet": (lambda key: (Resnet(), Resnet().init(key, IMAGES)), IMAGES),

@@ -1,4 +1,4 @@
-"""The kinds of layers that the tests of this folder go through, each linear and without a bias."""
+"""Linear layers without bias, one per kind, for the tests of this folder."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from prelu_jax.initializers.fans import PLAIN
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A layer, what it is called with, and its kernel's layout written down by hand."""
+    """A layer, the input of its call, and the expected layout of its kernel."""
 
     layer: nn.Module
     input_shape: tuple[int, ...]
@@ -60,7 +60,7 @@ CASES = {
         Layout(in_axis=(1,), out_axis=(2, 3), batch_axis=(0,)),
     ),
 }
-# With the strides counted: an input, or for a transposed layer an output, meets less of the window.
+# With strides counted: an input (of a transposed layer: an output) meets a part of the window.
 STRIDED = {
     "conv2d": Case(conv(12, (3, 3), strides=2), (1, 12, 12, 8), Layout(strides=4)),
     "conv2d, one axis": Case(conv(6, (2, 4), strides=(1, 2)), (1, 9, 12, 4), Layout(strides=2)),

@@ -1,4 +1,4 @@
-"""Each mistake that people found by eye is found in a small model, and nothing else is."""
+"""Tests that every planted mistake is found in a small model, and nothing else."""
 
 import math
 import tracemalloc
@@ -41,7 +41,7 @@ RULES = {
 
 
 def net(params, x):
-    """Layers of every kind, a residual stack among them, in front of a head."""
+    """Apply layers of every kind, a residual stack among them, before a head."""
     dimensions = ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(
         x, params["conv"], (2, 2), "SAME", dimension_numbers=dimensions
@@ -107,7 +107,7 @@ def key(i):
 
 
 def of(name, rule):
-    """The parameter drawn by another rule."""
+    """Return the parameters with one of them drawn by another rule."""
     return {name: rule(key(1), RULES[name][1], jnp.float32)}
 
 
@@ -116,7 +116,7 @@ def uniform(name, limit):
 
 
 P = drawn()
-# case -> what is planted, and the kind, a part of the text and the names of the findings
+# case -> (planted mistake, (kind, part of the text, parameters) of the findings)
 CASES = {
     "transposed": (
         of("transposed", JAX.he_normal()),
@@ -224,16 +224,16 @@ def test_a_model_as_it_should_be_has_no_findings(way):
 def test_a_mistake_is_found_and_nothing_else(case, way):
     planted, (kind, text, names) = CASES[case]
     table = audited(way, drawn() | planted)
-    assert [each.kind for each in table.findings] == [kind] * len(names), table.findings
+    assert [finding.kind for finding in table.findings] == [kind] * len(names), table.findings
     prefix = "params/" if way == "nnx" else ""
-    assert [each.parameter for each in table.findings] == [prefix + name for name in names]
+    assert [finding.parameter for finding in table.findings] == [prefix + name for name in names]
     with pytest.raises(AssertionError, match=text):
         table.assert_as_declared()
     table.assert_as_declared(ignore="|".join(prefix + name for name in names))
 
 
 def test_a_writer_that_is_not_scaled_like_its_siblings():
-    """Two kernels of a block write to the residual stream, one is scaled with depth."""
+    """Of two kernels that write to the residual stream, one is scaled with depth."""
 
     def transformer(params, x):
         for i in range(DEPTH):
@@ -252,19 +252,21 @@ def test_a_writer_that_is_not_scaled_like_its_siblings():
     both = {n: v / math.sqrt(12) if n[:4] in ("narr", "down") else v for n, v in params.items()}
     assert not initializers.table(transformer, both, x).findings
     one = {n: v / math.sqrt(12) if n.startswith("narrow") else v for n, v in params.items()}
-    found = initializers.table(transformer, one, x).findings
-    assert {each.parameter for each in found} == {f"down_{i}" for i in range(DEPTH)}
-    assert all("not scaled by 1/√12, unlike narrow_0, narrow_1" in each.what for each in found)
+    reported = initializers.table(transformer, one, x).findings
+    assert {finding.parameter for finding in reported} == {f"down_{i}" for i in range(DEPTH)}
+    assert all(
+        "not scaled by 1/√12, unlike narrow_0, narrow_1" in finding.what for finding in reported
+    )
     fixed = {
         n: v / v.std() * (0.02 / math.sqrt(12) if n[0] in "wu" else 0.02) for n, v in params.items()
     }
-    found = initializers.table(transformer, fixed, x).findings
-    assert {each.parameter[:2] for each in found} == {"wi", "up"}
-    assert {each.kind for each in found} == {"depth scaling"}
+    reported = initializers.table(transformer, fixed, x).findings
+    assert {finding.parameter[:2] for finding in reported} == {"wi", "up"}
+    assert {finding.kind for finding in reported} == {"depth scaling"}
 
 
 def test_what_is_declared_is_held_against_the_numbers():
-    """By a regular expression for models that keep no rule, by its layers in Linen."""
+    """Rules come from regular expressions or, in Linen, from the layers."""
     rules = {"mix|back|head": HE, "bias": 0.0, "slope": 0.25}
     table = initializers.table(net, drawn(), X, declared=rules)
     assert not table.findings
@@ -272,7 +274,7 @@ def test_what_is_declared_is_held_against_the_numbers():
     assert (row.rule, row.std) == (HE.describe(), pytest.approx(math.sqrt(2 / 160)))
     larger = drawn() | {"mix": 1.2 * drawn()["mix"], "slope": jnp.linspace(0.2, 0.3, WIDTH)}
     table = initializers.table(net, larger, X, declared=rules)
-    assert [(each.parameter, each.kind) for each in table.findings] == [
+    assert [(finding.parameter, finding.kind) for finding in table.findings] == [
         ("mix", "std"),
         ("slope", "std"),
     ]
@@ -280,7 +282,7 @@ def test_what_is_declared_is_held_against_the_numbers():
 
 
 class Declares(nn.Module):
-    """Layers that declare a rule, and one that takes its axes for others."""
+    """Layers that declare a rule, one of them for other axes."""
 
     @nn.compact
     def __call__(self, x):
@@ -300,32 +302,32 @@ def test_the_rules_of_linen_layers_are_held_against_their_products():
     variables = Declares().init(jax.random.key(0), x)
     variables["params"]["head"]["kernel"] *= math.sqrt(1 / 3)
     table = initializers.table(Declares(), variables, x)
-    found = {each.parameter: (each.kind, each.what) for each in table.findings}
-    assert list(found) == ["cut/kernel", "grouped/kernel", "head/kernel", "heads/kernel"]
-    assert found["cut/kernel"] == (
+    reported = {finding.parameter: (finding.kind, finding.what) for finding in table.findings}
+    assert list(reported) == ["cut/kernel", "grouped/kernel", "head/kernel", "heads/kernel"]
+    assert reported["cut/kernel"] == (
         "truncation",
         "its rule cuts a Gaussian at 100 σ, which has no effect",
     )
-    assert found["grouped/kernel"][0] == "wrong fan"
-    assert "ignores the 4 groups" in found["grouped/kernel"][1]
-    assert found["heads/kernel"][0] == "wrong fan"
-    assert found["heads/kernel"][1].startswith("fan_in is 60, its rule takes 180: ")
-    assert found["head/kernel"][0] == "std"
+    assert reported["grouped/kernel"][0] == "wrong fan"
+    assert "ignores the 4 groups" in reported["grouped/kernel"][1]
+    assert reported["heads/kernel"][0] == "wrong fan"
+    assert reported["heads/kernel"][1].startswith("fan_in is 60, its rule takes 180: ")
+    assert reported["head/kernel"][0] == "std"
 
 
 def test_a_declared_cut_that_the_numbers_pass():
     params = drawn() | of("mix", initializers.gaussian(0.05))
     rules = {"mix": JAX.truncated_normal(0.05, lower=-2, upper=2)}
-    (found,) = initializers.table(net, params, X, declared=rules).findings
-    assert found.kind == "truncation"
-    assert "cuts a Gaussian at 2 σ, but its numbers reach 3." in found.what
+    (reported,) = initializers.table(net, params, X, declared=rules).findings
+    assert reported.kind == "truncation"
+    assert "cuts a Gaussian at 2 σ, but its numbers reach 3." in reported.what
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_decay_of_slopes_norms_and_biases(way):
     everything = audited(way, drawn(), decays=lambda params: jax.tree.map(lambda _: True, params))
-    assert {each.kind for each in everything.findings} == {"decay"}
-    names = [each.parameter.removeprefix("params/") for each in everything.findings]
+    assert {finding.kind for finding in everything.findings} == {"decay"}
+    names = [finding.parameter.removeprefix("params/") for finding in everything.findings]
     assert sorted(names) == ["bias", "scale", "slope"]
     by_rank = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
     assert not audited(way, drawn(), decays=by_rank).findings
@@ -343,8 +345,8 @@ def test_half_precision_drawn_from_few_bits():
     x = jnp.ones((2, 100), jnp.bfloat16)
     assert not initializers.table(net, ours, x).findings
     theirs = ours | {"a": jax.random.normal(key(5), shapes["a"], jnp.bfloat16) * 0.1}
-    (found,) = initializers.table(net, theirs, x).findings
-    assert (found.parameter, found.kind) == ("a", "few values")
+    (reported,) = initializers.table(net, theirs, x).findings
+    assert (reported.parameter, reported.kind) == ("a", "few values")
 
 
 @pytest.mark.parametrize("name", healthy.MODELS)
@@ -357,7 +359,7 @@ def test_healthy_models_have_no_findings(name):
 
 
 class Dense(nn.Module):
-    """Two layers."""
+    """Two dense layers."""
 
     width: int = 8
 
@@ -402,7 +404,7 @@ def test_bad_input_is_named(arguments, options, message):
 def test_a_kernel_of_integers_is_a_finding():
     params = {"w": jnp.ones((4, 3), jnp.int32)}
     table = initializers.table(lambda p, x: x @ p["w"].astype(x.dtype), params, jnp.ones((2, 4)))
-    assert [(each.parameter, each.kind) for each in table.findings] == [("w", "type")]
+    assert [(finding.parameter, finding.kind) for finding in table.findings] == [("w", "type")]
 
 
 def test_abstract_variables_are_not_as_declared():
@@ -415,7 +417,7 @@ def test_abstract_variables_are_not_as_declared():
 
 
 def test_values_are_asked_for_one_at_a_time():
-    """Of many large kernels one is held, with what is computed of it."""
+    """Only one of many large kernels is held at a time, with its temporaries."""
 
     def deep(params, x):
         for i in range(8):
@@ -469,7 +471,7 @@ def test_diagnose_tells_what_is_found_in_the_parameters():
 
 
 class Miscounted(nn.Module):
-    """Layers of Linen whose default rule takes another fan than their product has."""
+    """Linen layers whose default rule uses another fan than that of their product."""
 
     @nn.compact
     def __call__(self, x):
@@ -480,7 +482,7 @@ class Miscounted(nn.Module):
 
 
 class NnxMiscounted(nnx.Module):
-    """The same of NNX, which keeps no rule."""
+    """The same layers in NNX, which keeps no rules."""
 
     def __init__(self, rngs):
         self.conv = nnx.Conv(3, 16, (3, 3), rngs=rngs)
@@ -494,18 +496,18 @@ class NnxMiscounted(nnx.Module):
 
 
 def test_what_flax_miscounts():
-    """`docs/findings.md`, "What an audit finds in installed libraries"."""
+    """See `docs/findings.md`, the section on audits of installed libraries."""
     x = jnp.ones((2, 8, 8, 3))
     variables = Miscounted().init(jax.random.key(0), x)
-    found = initializers.table(Miscounted(), variables, x).findings
-    assert [(each.parameter, each.kind) for each in found] == [
+    reported = initializers.table(Miscounted(), variables, x).findings
+    assert [(finding.parameter, finding.kind) for finding in reported] == [
         *((f"{name}/kernel", "wrong fan") for name in ("einsum", "local", "transposed")),
     ]
-    found = initializers.table(NnxMiscounted(nnx.Rngs(0)), x).findings
-    assert [(each.parameter, each.kind) for each in found] == [
+    reported = initializers.table(NnxMiscounted(nnx.Rngs(0)), x).findings
+    assert [(finding.parameter, finding.kind) for finding in reported] == [
         *((f"{name}/kernel", "wrong fan") for name in ("einsum", "transposed")),
     ]
-    assert "stored [out, in]" in found[1].what
+    assert "stored [out, in]" in reported[1].what
 
 
 W = jnp.ones((2, 32))
@@ -527,7 +529,7 @@ def of_dense(rule, shape, transposed=False):
 
 
 def by_index(scaled):
-    """Blocks that each divide by their own depth."""
+    """Apply blocks that are each scaled by their own depth."""
     params = {}
     for i in range(8):
         params[f"u{i}"] = 0.02 * jax.random.normal(key(i), (48, 96))
@@ -542,7 +544,7 @@ def by_index(scaled):
 
 
 def conditioned(p, x):
-    """Every block adds the same array, made by a kernel of its own."""
+    """Apply blocks that each add the same array, multiplied by their own kernel."""
     context = jax.nn.relu(x @ p["context"])
     x = x @ p["stem"]
     for i in range(6):
@@ -611,16 +613,16 @@ def test_a_kernel_of_another_rule_is_not_called_truncated():
     variables = model.init(key(0), x)
     for factor in (1.41, 0.7, 1e30):
         changed = jax.tree.map(lambda leaf, f=factor: f * leaf, variables)
-        (found,) = initializers.table(model, changed, x).findings
-        assert found.kind == "std"
+        (reported,) = initializers.table(model, changed, x).findings
+        assert reported.kind == "std"
 
 
 def test_a_cut_in_weights_instead_of_standard_deviations():
     model = nn.Dense(64, kernel_init=JAX.truncated_normal(0.02, lower=-0.04, upper=0.04))
     variables = model.init(key(0), W)
-    (found,) = initializers.table(model, variables, W).findings
-    assert found.kind == "truncation"
-    assert "which leaves a std of 0.00046" in found.what
+    (reported,) = initializers.table(model, variables, W).findings
+    assert reported.kind == "truncation"
+    assert "which leaves a std of 0.00046" in reported.what
 
 
 def test_normed_layers_keep_other_kernels_than_their_rule_draws():
@@ -635,19 +637,19 @@ def test_masks_as_optimisers_take_them(way):
         model = eqx.nn.MLP(32, 4, 8, 2, key=key(0))
         mask = jax.tree.map(lambda leaf: leaf.ndim > 1, eqx.filter(model, eqx.is_array))
         table = initializers.table(model, jnp.ones(32), decays=mask)
-        assert not [each for each in table.findings if each.kind == "decay"]
+        assert not [finding for finding in table.findings if finding.kind == "decay"]
         return
     params = {"a": {"kernel": HE(key(0), (32, 32)), "bias": jnp.zeros(32)}}
     model = lambda p, x: x @ p["a"]["kernel"] + p["a"]["bias"]  # noqa: E731
     if way == "state":
         layer = nnx.Linear(32, 32, rngs=nnx.Rngs(0))
         mask = jax.tree.map(lambda leaf: True, nnx.state(layer, nnx.Param))
-        (found,) = initializers.table(layer, W, decays=mask).findings
-        assert found.parameter == "bias"
+        (reported,) = initializers.table(layer, W, decays=mask).findings
+        assert reported.parameter == "bias"
         return
     mask = {"a": True} if way == "prefix" else {"a": {"kernel": True, "bias": False}}
-    found = initializers.table(model, params, W, decays=mask).findings
-    assert [each.parameter for each in found] == (["a/bias"] if way == "prefix" else [])
+    reported = initializers.table(model, params, W, decays=mask).findings
+    assert [finding.parameter for finding in reported] == (["a/bias"] if way == "prefix" else [])
 
 
 def test_haiku_with_randomness_and_without_a_key():
@@ -682,8 +684,8 @@ def test_parallel_branches_all_write_to_the_stream():
         return x
 
     params = {f"{name}{i}": HE(key(i), (32, 32)) for i in range(3) for name in "abcd"}
-    found = parameters.read(*models.of(model, params), (W,), {})
-    branches = {name: each.branch for name, each in found.items()}
+    reported = parameters.read(*models.of(model, params), (W,), {})
+    branches = {name: finding.branch for name, finding in reported.items()}
     assert {name for name, branch in branches.items() if branch == "last"} == {
         f"{name}{i}" for i in range(3) for name in "bd"
     }
@@ -718,9 +720,9 @@ def test_a_constant_is_held_against_its_value():
     table = initializers.table(
         net, drawn() | {"slope": jnp.zeros(WIDTH)}, X, declared={"slope": 0.25}
     )
-    (found,) = table.findings
-    assert (found.parameter, found.kind) == ("slope", "std")
-    assert "all its numbers are 0, by its rule 0.25" in found.what
+    (reported,) = table.findings
+    assert (reported.parameter, reported.kind) == ("slope", "std")
+    assert "all its numbers are 0, by its rule 0.25" in reported.what
 
 
 def test_a_cut_at_two_places_is_not_taken_for_one():
@@ -728,4 +730,4 @@ def test_a_cut_at_two_places_is_not_taken_for_one():
     for seed in range(5):
         params = {"w": rule(key(seed), (32, 32), jnp.float32)}
         table = initializers.table(lambda p, x: x @ p["w"], params, W, declared={"w": rule})
-        assert not [each for each in table.findings if each.kind == "truncation"]
+        assert not [finding for finding in table.findings if finding.kind == "truncation"]

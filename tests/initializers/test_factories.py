@@ -19,7 +19,7 @@ def test_the_numbers_of_the_paper():
         for d in (64, 128, 256, 512)
     ]
     assert [round(std, 3) for std in stds] == [0.059, 0.042, 0.029, 0.021]  # §2.2
-    # VGG model B: the gradient from conv10 to conv2 with std 0.01 against ours, 1 / (1.7·10⁴).
+    # VGG model B: the gradient from conv10 to conv2 with std 0.01 over that of He, 1 / (1.7·10⁴).
     ratio = math.prod((std / 0.01) ** n for std, n in zip(stds, (1, 2, 2, 4), strict=True))
     assert round(ratio / 1e4, 1) == 1.7
     gain = initializers.he_normal(negative_slope=0.25).gain  # Eq. 15
@@ -78,7 +78,7 @@ def test_jaxs_delta_orthogonal_draws_the_same():
 
 @pytest.mark.parametrize("theirs", ["he_normal", "glorot_normal"])
 def test_jaxs_normal_is_another_rule(theirs):
-    """The names agree, the laws do not: JAX's is truncated at two standard deviations."""
+    """JAX's 'normal' is truncated at two standard deviations."""
     ours = initializers.get(theirs)(jax.random.key(0), (500, 500))
     drawn = getattr(jax.nn.initializers, theirs)()(jax.random.key(0), (500, 500))
     std = math.sqrt(initializers.get(theirs).variance((500, 500)))

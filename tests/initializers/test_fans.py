@@ -10,9 +10,9 @@ from tests.initializers.layers import CASES, STRIDED
 
 
 def connections(case, strides=1):
-    """Inputs that touch an output and outputs that an input touches, counted far from borders.
+    """Count inputs that reach an output and outputs that an input reaches, far from borders.
 
-    With strides the two are averages over one period of them.
+    With strides both are averages over one period.
     """
     kernel = jnp.ones(case.kernel_shape())
 
@@ -29,7 +29,7 @@ def connections(case, strides=1):
 
 
 def middle(counts, period):
-    """The mean over `period` places in the middle of every axis of positions."""
+    """Return the mean over `period` places in the middle of every axis of positions."""
     for axis in range(1, counts.ndim - 1):
         start = (counts.shape[axis] - period) // 2
         counts = np.take(counts, range(start, start + period), axis=axis)

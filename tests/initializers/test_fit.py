@@ -1,4 +1,4 @@
-"""The rule that numbers fit is the one that drew them, or it is not decided."""
+"""Tests that numbers fit the rule that drew them, or are not decided."""
 
 import jax
 import numpy as np
@@ -19,19 +19,19 @@ def fitted(array, depth=1):
     return fit.best(statistics.measure(array), candidates.possible(parameter, depth))
 
 
-def is_right(found, gain, fan, distribution, shape):
-    """Whether what is decided has the distribution and the variance of the rule."""
+def is_right(result, gain, fan, distribution, shape):
+    """Return whether the decided rule has the right distribution and variance."""
     variance = initializers.VarianceScaling(gain, fan).variance(shape)
-    named = found.rule.split(", ", 1)[1]
+    named = result.rule.split(", ", 1)[1]
     same = [
-        each.name
-        for each in candidates.possible(
+        candidate.name
+        for candidate in candidates.possible(
             Parameter("kernel", shape, "kernel", *initializers.fans(shape))
         )
-        if abs(each.variance / variance - 1) < 1e-6
+        if abs(candidate.variance / variance - 1) < 1e-6
     ]
     words = distribution.replace("_", " ")
-    return found.distribution.name == words and any(name in named for name in same)
+    return result.distribution.name == words and any(name in named for name in same)
 
 
 @pytest.mark.parametrize("size", SHAPES)
@@ -43,11 +43,11 @@ def test_what_is_decided_is_right(size, gain, distribution):
     for seed in range(40 if size < 2**20 else 2):
         for fan in FANS:
             rule = initializers.VarianceScaling(gain, fan, distribution)
-            found = fitted(np.asarray(rule(jax.random.key(seed), shape)))
+            result = fitted(np.asarray(rule(jax.random.key(seed), shape)))
             total += 1
-            if found.decided:
+            if result.decided:
                 decided += 1
-                assert is_right(found, gain, fan, distribution, shape), (fan, found)
+                assert is_right(result, gain, fan, distribution, shape), (fan, result)
     assert decided / total > {64: -1, 1024: 0.3, 2**14: 0.9, 2**20: 0.99}[size]
 
 
@@ -64,8 +64,8 @@ def test_what_is_decided_is_right(size, gain, distribution):
 def test_other_rules(rule, text):
     array = np.asarray(rule(jax.random.key(0), (200, 300)))
     gain = fit.orthogonal(array, (1,), ())
-    found = f"orthogonal, gain {gain:.4g}" if gain else fitted(array).rule
-    assert found.startswith(text)
+    result = f"orthogonal, gain {gain:.4g}" if gain else fitted(array).rule
+    assert result.startswith(text)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_other_rules(rule, text):
     ],
 )
 def test_what_no_rule_draws_is_not_named(draw, text):
-    found = fitted(draw(np.random.default_rng(0)).astype(np.float32))
-    assert not found.decided
-    assert found.rule.startswith(text)
+    result = fitted(draw(np.random.default_rng(0)).astype(np.float32))
+    assert not result.decided
+    assert result.rule.startswith(text)
 
 
 def test_a_deviation_is_a_standard_normal():
-    """Wilson & Hilferty's approximation against simulation, into the tails."""
+    """Compare Wilson & Hilferty's approximation with simulation, into the tails."""
     rng = np.random.default_rng(0)
     for size in (8, 100):
         squares = rng.standard_normal((200_000, size))
@@ -97,11 +97,11 @@ def test_a_deviation_is_a_standard_normal():
 
 def test_statistics_are_those_of_numpy():
     array = np.random.default_rng(1).normal(2.0, 3.0, (1500, 1000)).astype(np.float32)
-    found = statistics.measure(array)
+    result = statistics.measure(array)
     precise = array.astype(np.float64)
-    assert found.mean == pytest.approx(precise.mean(), rel=1e-12)
-    assert found.variance == pytest.approx(precise.var(), rel=1e-10)
-    assert found.fourth_moment == pytest.approx((precise**4).mean(), rel=1e-12)
-    assert (found.least, found.greatest) == (precise.min(), precise.max())
+    assert result.mean == pytest.approx(precise.mean(), rel=1e-12)
+    assert result.variance == pytest.approx(precise.var(), rel=1e-10)
+    assert result.fourth_moment == pytest.approx((precise**4).mean(), rel=1e-12)
+    assert (result.least, result.greatest) == (precise.min(), precise.max())
     tiny = statistics.measure((array * 1e-25).astype(np.float64))
-    assert tiny.fourth_moment == pytest.approx(found.fourth_moment * 1e-100, rel=1e-5)
+    assert tiny.fourth_moment == pytest.approx(result.fourth_moment * 1e-100, rel=1e-5)

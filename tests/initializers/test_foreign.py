@@ -1,4 +1,4 @@
-"""Initialisers of JAX and Flax: their rules in words and the standard deviations of draws."""
+"""Tests of JAX's and Flax's initialisers: rules in words, and stds of draws."""
 
 import functools
 import math
@@ -64,7 +64,7 @@ RULES = {
 def test_a_rule_has_its_name_and_the_std_that_is_drawn(initializer, text):
     assert initializers.describe(initializer) == text
     kernel = np.asarray(initializer(jax.random.key(0), SHAPE, jnp.float32), np.float64)
-    # No law here has a kurtosis above 3, but for the half Gaussian's 3.9 and the delta kernel, of
+    # No rule here has a kurtosis above 3, but the half Gaussian with 3.9 and the delta kernel, of
     # which one entry in nine is a uniformly distributed one: 9 · 3.
     kurtosis = 27 if "delta" in text else 4
     error = math.sqrt((kurtosis - 1) / kernel.size) / 2

@@ -50,7 +50,7 @@ def test_the_layout_is_read_from_an_nnx_layer(name):
 @pytest.mark.parametrize("name", [name for name in CASES if name != "DenseGeneral, batched"])
 def test_a_layer_that_draws_its_own_kernel_draws_it_by_the_rule(name, mode):
     case = CASES[name]
-    # Flax flattens DenseGeneral's kernel before it asks for it.
+    # Flax flattens DenseGeneral's kernel before it calls the initialiser.
     layout = Layout() if name == "DenseGeneral" else case.layout
     he = initializers.he_normal(mode, layout=layout)
     layer = case.layer.clone(kernel_init=he)
@@ -63,7 +63,7 @@ def test_a_layer_that_draws_its_own_kernel_draws_it_by_the_rule(name, mode):
 
 
 class Scanned(nn.Module):
-    """Five layers of a Dense each, their kernels stacked along an axis."""
+    """Five blocks with a Dense layer each, their kernels stacked along an axis."""
 
     axis: int = 0
 
@@ -95,7 +95,7 @@ def test_scanned_layers_are_drawn_and_listed_by_the_fans_of_one(axis):
 
 
 class Mixed(nn.Module):
-    """Layers of many kinds, drawn by our rules, by Flax's defaults and by an unknown one."""
+    """Layers drawn by our rules, by Flax's defaults and by an unknown rule."""
 
     @nn.compact
     def __call__(self, x, *, double):
@@ -209,7 +209,7 @@ def test_what_is_no_layer_or_no_model_is_refused():
 
 
 class Products(nn.Module):
-    """Kernels whose axes their shapes do not tell apart: of einsums, and stacked by a scan."""
+    """Kernels with ambiguous shapes: used in einsums, and stacked by a scan."""
 
     @nn.compact
     def __call__(self, x):

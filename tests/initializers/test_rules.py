@@ -33,7 +33,7 @@ def draw(initializer, shape, dtype):
 
 
 def expected_fan(case, mode):
-    """Counted by hand in `layers`, checked against the layers themselves in `test_fans`."""
+    """Return the fan as counted by hand in `layers`, which `test_fans` checks."""
     fan_in, fan_out = case.layout.fans(case.kernel_shape())
     means = {"fan_avg": (fan_in + fan_out) / 2, "fan_geo_avg": math.sqrt(fan_in * fan_out)}
     return {"fan_in": fan_in, "fan_out": fan_out, **means}[mode]
@@ -69,7 +69,7 @@ def test_a_gaussian_of_fixed_std_is_untruncated_in_every_type():
 
 
 def test_what_jax_draws_in_bfloat16_is_no_gaussian():
-    """Why half-precision weights are drawn in float32: a finding about JAX, not about us."""
+    """This is the reason why half-precision weights are drawn in float32."""
     jax_normal = jax.nn.initializers.normal(1.0)
     theirs = draw(lambda *a: jax_normal(*a), (400, 400), jnp.bfloat16)
     ours = draw(initializers.gaussian(1.0), (400, 400), jnp.bfloat16)
@@ -77,7 +77,7 @@ def test_what_jax_draws_in_bfloat16_is_no_gaussian():
 
 
 def matrices(kernel, layout):
-    """The kernel of a batched, grouped layer as matrices [stack, rows, filters], by hand."""
+    """Return a batched, grouped layer's kernel as matrices [stack, rows, filters], by hand."""
     batch, inputs, outputs, window = layout.axes(kernel.shape)
     rows = [i for i in range(kernel.ndim) if i in (*window, *inputs)]
     flat = kernel.transpose(*batch, *rows, *outputs).reshape(

@@ -1,4 +1,4 @@
-"""A SLURM of one machine: munged, slurmctld and slurmd on 127.0.0.1, as the current user's own.
+"""SLURM on this machine alone: munged, slurmctld and slurmd run as the current user.
 
 python -m tests.integration.slurm FOLDER    # runs until Ctrl-C; then use SLURM_CONF
 """
@@ -29,7 +29,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job waits until the credentials of its last start have expired: 5 seconds at least.
+# A requeued job waits until the credentials of its last start have expired: at least 5 seconds.
 AuthInfo=socket={sockets}/munge,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -52,16 +52,16 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> list[str]:
-    """What of SLURM is not installed here."""
+    """Return SLURM's programs that are not installed."""
     return [name for name in PROGRAMS if not shutil.which(name, path=_SBIN)]
 
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[dict[str, str]]:
-    """Starts the daemons, which keep all they write in a folder, and ends them.
+    """Start the daemons with all their files in a folder, and stop them at the end.
 
     Yields:
-        The environment variables by which SLURM's commands find them.
+        The environment variables with which SLURM's commands find the daemons.
     """
     host = socket.gethostname().partition(".")[0]
     for name in ("state", "spool"):
@@ -71,7 +71,7 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
     key.write_bytes(os.urandom(64))
     conf = folder / "slurm.conf"
     with contextlib.ExitStack() as ends:
-        # A path of a socket has at most 107 characters.
+        # The path of a socket is limited to 107 characters.
         sockets = ends.enter_context(tempfile.TemporaryDirectory())
         os.chmod(sockets, 0o755)
         conf.write_text(
@@ -90,16 +90,16 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
         ends.enter_context(_daemon(("slurmctld", "-D", "-c"), folder, variables))
         ends.enter_context(_daemon(("slurmd", "-D", "-N", host), folder, variables))
 
-        def said(*command: str) -> str:
+        def output(*command: str) -> str:
             environment = {**os.environ, **variables}
             return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
 
-        _wait(lambda: "idle" in said("sinfo", "-h", "-o", "%T"), "the node is not idle", folder)
+        _wait(lambda: "idle" in output("sinfo", "-h", "-o", "%T"), "the node is not idle", folder)
         try:
             yield variables
         finally:
-            said("scancel", f"--user={getpass.getuser()}")
-            _wait(lambda: not said("squeue", "-h"), "jobs do not end", folder)
+            output("scancel", f"--user={getpass.getuser()}")
+            _wait(lambda: not output("squeue", "-h"), "jobs do not end", folder)
 
 
 @contextlib.contextmanager
@@ -132,7 +132,7 @@ def _wait(done: Callable[[], bool], complaint: str, folder: Path) -> None:
 
 
 def _ports(count: int) -> list[int]:
-    """Free ones."""
+    """Return free ports."""
     with contextlib.ExitStack() as open_ones:
         sockets = [open_ones.enter_context(socket.socket()) for _ in range(count)]
         for free in sockets:

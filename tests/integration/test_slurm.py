@@ -1,4 +1,4 @@
-"""`launch.slurm` on a real SLURM of one machine: preempted, requeued, in parts."""
+"""Tests of `launch.slurm` with real SLURM daemons: preemption, requeueing, arrays."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.waiting import text_so_far, wait_until
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        bool(slurm.missing()), reason=f"of SLURM, not installed: {', '.join(slurm.missing())}"
+        bool(slurm.missing()), reason=f"SLURM is not installed: {', '.join(slurm.missing())}"
     ),
 ]
 EXPERIMENT = ("experiments.convergence_22", "--scale=laptop", *SHORT)
@@ -37,22 +37,22 @@ def command(launcher, *own):
 
 
 def submit(cluster, logs, *arguments):
-    """Submits it; returns SLURM's numbers."""
-    said = call(cluster, *command("slurm", f"--logs={logs}", *arguments))
-    return re.findall(r"\d+", said.partition(";")[0])
+    """Submit the experiment and return SLURM's job numbers."""
+    output = call(cluster, *command("slurm", f"--logs={logs}", *arguments))
+    return re.findall(r"\d+", output.partition(";")[0])
 
 
 def submit_planned(cluster, folder, plan, *own):
-    """Submits what ends as it is told, in a folder; see tests.launch.experiment."""
+    """Submit the test experiment with a plan of its ends; see tests.launch.experiment."""
     (folder / "plan.json").write_text(json.dumps(plan))
     return submit(cluster, folder, *own, "--", "tests.launch.experiment", str(folder))
 
 
 def state(cluster, number):
-    """What SLURM says of a job: its state and how often it was started again."""
-    told = call(cluster, "scontrol", "show", "job", number)
-    (job,) = set(re.findall(r"JobState=(\w+)", told))
-    (restarts,) = set(re.findall(r"Restarts=(\d+)", told))
+    """Return a job's state by SLURM and its number of restarts."""
+    expected = call(cluster, "scontrol", "show", "job", number)
+    (job,) = set(re.findall(r"JobState=(\w+)", expected))
+    (restarts,) = set(re.findall(r"Restarts=(\d+)", expected))
     return job, int(restarts)
 
 
@@ -64,7 +64,7 @@ def wait(done, logs):
 
 
 def end(cluster, number, logs):
-    """Waits for the end of a job; returns its state."""
+    """Wait for the end of a job and return its state."""
     ends = ("COMPLETED", "FAILED", "CANCELLED")
     wait(lambda: state(cluster, number)[0] in ends, logs)
     return state(cluster, number)
@@ -76,9 +76,9 @@ def wrote(file, text):
 
 @pytest.fixture(scope="module")
 def near_its_limit(cluster, tmp_path_factory):
-    """A job that is asked to save a minute before the end of its two, and its folder.
+    """Submit a job of two minutes that gets SIGTERM after one; return it and its folder.
 
-    By then it listens to signals, also on a slow machine.
+    After a minute its signal handlers are set, even on a slow machine.
     """
     folder = tmp_path_factory.mktemp("limit")
     own = ("--time=2", "--warning=60", "--max_restarts=0")
@@ -86,7 +86,7 @@ def near_its_limit(cluster, tmp_path_factory):
     return number, folder
 
 
-@pytest.mark.usefixtures("near_its_limit")  # SLURM looks at limits twice a minute
+@pytest.mark.usefixtures("near_its_limit")  # runs meanwhile: SLURM checks limits twice a minute
 def test_a_preempted_job_is_requeued_and_goes_on(cluster, tmp_path):
     longer = ("--config.num_steps=200", "--config.checkpoint_every=180")
     logs, folder, whole = (tmp_path / name for name in ("logs", "preempted", "whole"))
@@ -99,13 +99,13 @@ def test_a_preempted_job_is_requeued_and_goes_on(cluster, tmp_path):
     wait(lambda: state(cluster, number)[1] == 1, logs)
     assert '"step": 200,' not in metrics.read_text()
     job, restarts = end(cluster, number, logs)
-    said = (logs / f"{number}_0_log.out").read_text()
-    (stopped,) = re.findall(r"Stopped .*step (\d+)", said)
-    assert 10 <= int(stopped) < 180  # where no checkpoint was due
+    output = (logs / f"{number}_0_log.out").read_text()
+    (stopped,) = re.findall(r"Stopped .*step (\d+)", output)
+    assert 10 <= int(stopped) < 180  # before the next regular checkpoint
     assert restarts == 1
 
-    assert "Claims:" in said
-    assert job == ("FAILED" if "FAIL " in said else "COMPLETED")
+    assert "Claims:" in output
+    assert job == ("FAILED" if "FAIL " in output else "COMPLETED")
 
     # The run that was stopped is the first of two.
     training += [f"--workdir={whole}", "--part=0/2"]
@@ -120,11 +120,11 @@ def test_parts_train_side_by_side_and_the_last_job_draws(cluster, tmp_path):
     array, last = submit(cluster, logs, "--array=2", *training)
     end(cluster, last, logs)
     parts = [(logs / f"{array}_{i}_0_log.out").read_text() for i in (0, 1)]
-    said = (logs / f"{last}_0_log.out").read_text()
+    output = (logs / f"{last}_0_log.out").read_text()
     for arm, text in zip(("He", "Xavier"), parts, strict=True):
         assert set(re.findall(r"(\w+) +seed 0", text)) == {arm}
         assert "This part is trained." in text
-    assert "Claims:" in said
+    assert "Claims:" in output
     assert (folder / "figure.png").exists()
     assert json.loads((folder / "experiment.json").read_text())["resumed"]
 
@@ -146,7 +146,7 @@ def test_what_is_requeued_and_what_is_not(cluster, tmp_path):
 def test_of_an_array_only_the_crashed_part_is_requeued(cluster, tmp_path):
     array, last = submit_planned(cluster, tmp_path, [[0, -9], [0, 0]], "--array=2")
     assert end(cluster, last, tmp_path) == ("COMPLETED", 0)
-    # The last job is the second start of process 0; it comes after the part that was requeued.
+    # The last job is the second start of process 0; it runs after the requeued part.
     assert [(tmp_path / f"starts_{i}").read_text() for i in (0, 1)] == ["xx", "xx"]
     ends = [(tmp_path / f"process_{i}.txt").stat().st_mtime for i in (0, 1)]
     assert ends[1] < ends[0]

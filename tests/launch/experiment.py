@@ -1,10 +1,10 @@
-"""What launchers' tests start in the place of an experiment: each start ends as a file says.
+"""Stand-in for an experiment in the launchers' tests: a file decides how each start ends.
 
     python -m tests.launch.experiment FOLDER [--process_id=I ...] [--part=I/N]
 
-FOLDER/plan.json: for each start, how every process, or part, ends: an exit status, 'wait' for
-SIGTERM, 'late' for status 78 after a moment, or a negative number of a signal it kills itself with.
-Each leaves its arguments and end.
+FOLDER/plan.json lists, for each start, the end of every process or part: an exit status, 'wait'
+(for SIGTERM), 'late' (status 78 after a moment), or the negative number of a signal with which it
+kills itself. Each process writes its arguments and its end to a file.
 """
 
 import json
@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 folder = Path(sys.argv[1])
-told = dict(flag.removeprefix("--").split("=") for flag in sys.argv[2:] if "=" in flag)
-index = int(told.get("process_id", told.get("part", "0").partition("/")[0]))
+given = dict(flag.removeprefix("--").split("=") for flag in sys.argv[2:] if "=" in flag)
+index = int(given.get("process_id", given.get("part", "0").partition("/")[0]))
 
 
 def leave(text):
@@ -34,12 +34,12 @@ starts = folder / f"starts_{index}"
 number = len(starts.read_text()) if starts.exists() else 0
 starts.write_text("x" * (number + 1))
 end = json.loads((folder / "plan.json").read_text())[number][index]
-leave(f"{told.get('num_processes', 1)} {end}")
+leave(f"{given.get('num_processes', 1)} {end}")
 print(f"at home in {Path.home().name}", flush=True)
-# Else a signal could come before the other one listens.
-of_run = range(int(told["num_processes"])) if "num_processes" in told else [index]
-every = [folder / f"starts_{i}" for i in of_run]
-while not all(file.exists() and len(file.read_text()) > number for file in every):
+# Wait for the other processes: a signal must not reach one before its handler is set.
+indices = range(int(given["num_processes"])) if "num_processes" in given else [index]
+files = [folder / f"starts_{i}" for i in indices]
+while not all(file.exists() and len(file.read_text()) > number for file in files):
     time.sleep(0.01)
 if end == "wait":
     time.sleep(600)  # until the launcher ends it

@@ -1,10 +1,10 @@
-"""What `test_tpu_pod` puts on the PATH in the place of gcloud and of git.
+"""Stand-in for gcloud and git, which `test_tpu_pod` puts on the PATH.
 
-Under $FAKE_GCLOUD: plan.json has, for each pod that is created, the states that one `describe`
-after the other finds (the last one stays), and what each `follow` meets: 'run', or a connection
-that is 'broken'. calls.txt gets every call but
-`git status`. The command of an ssh is run here, in a home for each worker; in the place of an
-installation a link to this Python is made.
+Files in $FAKE_GCLOUD: plan.json lists, for each pod that is created, the states that successive
+calls of `describe` return (the last one stays), and for each `follow` 'run' or 'broken', a broken
+connection. Every call except `git status` is appended to calls.txt. The command of an ssh runs on
+this machine, with one home folder per worker. Instead of an installation, a link to this Python is
+made.
 """
 
 import json
@@ -19,15 +19,15 @@ folder = Path(os.environ["FAKE_GCLOUD"])
 root = Path(__file__).parents[2]
 program, *arguments = sys.argv[1:]
 verb = arguments[3 if program == "gcloud" else 0]
-told = dict(a.removeprefix("--").split("=", 1) for a in arguments if "=" in a)
+given = dict(a.removeprefix("--").split("=", 1) for a in arguments if "=" in a)
 
 
 def taken(name):
-    """The next of a list in the plan; its last one stays."""
+    """Remove and return the first entry of a list in the plan; the last entry stays."""
     file = folder / "plan.json"
     plan = json.loads(file.read_text())
-    there = plan[name]
-    first = there.pop(0) if len(there) > 1 else there[0]
+    entries = plan[name]
+    first = entries.pop(0) if len(entries) > 1 else entries[0]
     replace(file, plan)
     return first
 
@@ -50,7 +50,7 @@ def describe():
 
 def ssh(worker):
     home = folder / f"worker_{worker}"
-    command = told["command"]
+    command = given["command"]
     if " install " in command:
         python = home / "prelu_jax_environment/bin/python"
         python.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +62,8 @@ def ssh(worker):
 
 
 def pack():
-    """In the place of HEAD: what the launcher and its experiment are, as they lie here."""
-    with tarfile.open(told["output"], "w:gz") as archive:
+    """Write an archive with the current launcher and its test experiment, instead of HEAD."""
+    with tarfile.open(given["output"], "w:gz") as archive:
         archive.add(root / "launch", "prelu_jax/launch")
         for name in ("__init__.py", "launch/__init__.py", "launch/experiment.py"):
             archive.add(root / "tests" / name, f"prelu_jax/tests/{name}")
@@ -88,9 +88,9 @@ elif verb == "scp":
         (folder / f"worker_{i}").mkdir(exist_ok=True)
         copy = folder / f"worker_{i}/prelu_jax.tar.gz"
         copy.write_bytes((root / arguments[4]).read_bytes())
-elif verb == "ssh" and told["worker"] == "all":
-    # As gcloud: the first that is not 0.
+elif verb == "ssh" and given["worker"] == "all":
+    # Like gcloud, return the first status that is not 0.
     status = next((code for code in [ssh(i) for i in workers] if code), 0)
 elif verb == "ssh":
-    status = 1 if taken("follows") == "broken" else ssh(told["worker"])
+    status = 1 if taken("follows") == "broken" else ssh(given["worker"])
 sys.exit(status)

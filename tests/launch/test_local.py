@@ -38,16 +38,16 @@ def left(folder, index):
         ([[-9, "wait"], [0, 0]], 0, 2),  # one is killed: the other is ended, both start again
         ([["wait", 75], ["wait", 134], [1, 0]], 1, 3),
         ([["wait", 3]] * 3, 3, 3),  # no restart is left
-        ([[70, 78]], 78, 1),  # so does what is refused
-        ([[70, "late"]], 78, 1),  # ... though it is refused after the other's crash
-        ([[70, 1]], 1, 1),  # what one refuses, the loss of the other does not hide
+        ([[70, 78]], 78, 1),  # an invalid configuration wins over a crash
+        ([[70, "late"]], 78, 1),  # ... even if it is reported after the crash
+        ([[70, 1]], 1, 1),  # a failed claim wins, too
     ],
 )
 def test_processes_end_and_start_together(plan, status, starts, tmp_path):
     process = start(tmp_path, plan, "--num_processes=2", "--max_restarts=2")
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == status, said
-    assert said.count("restart ") - said.count("no restart") == starts - 1
+    _, output = process.communicate(timeout=PATIENCE)
+    assert process.returncode == status, output
+    assert output.count("restart ") - output.count("no restart") == starts - 1
     for index in (0, 1):
         ends = [f"2 {ends[index]}" for ends in plan]
         assert [line for line in left(tmp_path, index) if line != "stopped"] == ends
@@ -130,16 +130,16 @@ def test_a_killed_process_takes_no_step_with_it(tmp_path):
         )
 
     whole = launch(tmp_path / "whole")
-    _, said = whole.communicate(timeout=PATIENCE)
-    assert "restart" not in said
+    _, output = whole.communicate(timeout=PATIENCE)
+    assert "restart" not in output
     killed = launch(tmp_path / "killed")
     metrics = tmp_path / "killed/he/seed_0/metrics.jsonl"
     wait_until(lambda: '"step": 32,' in text_so_far(metrics) or killed.poll() is not None)
     assert killed.poll() is None, killed.communicate()
     children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
-    out, said = killed.communicate(timeout=PATIENCE)
-    assert "restart 1 of 10" in said, said
+    out, output = killed.communicate(timeout=PATIENCE)
+    assert "restart 1 of 10" in output, output
     assert "Claims:" in out
     assert killed.returncode == whole.returncode
     for name in ("he/seed_0/metrics.jsonl", "xavier/seed_0/metrics.jsonl", "curves.csv"):

@@ -13,7 +13,7 @@ def launch(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "launch.slurm", *arguments],
         cwd=ROOT,
-        env=environment(PATH="/nowhere"),  # where no SLURM is
+        env=environment(PATH="/nowhere"),  # without SLURM
         capture_output=True,
         text=True,
     )
@@ -35,31 +35,31 @@ def test_a_dry_run_prints_what_would_be_submitted(name, arguments, check_golden)
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "expected"),
     [(0, None), (1, 200), (2, 200), (78, 200), (130, 200), (75, 75), (70, 70), (-9, 137)],
 )
-def test_a_task_tells_how_its_experiment_ended(status, told):
+def test_a_task_tells_how_its_experiment_ended(status, expected):
     end = f"os._exit({status})" if status >= 0 else f"os.kill(os.getpid(), {-status})"
     command = [sys.executable, "-c", f"import os; {end}"]
-    if told is None:
+    if expected is None:
         task(command)
         return
     with pytest.raises(SystemExit) as stop:
         task(command)
-    assert stop.value.code == told
+    assert stop.value.code == expected
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         ([], "the module of an experiment"),
         (["--tasks_per_node=4", "--gpus_per_node=8", *EXPERIMENT], "--gpus_per_node is 8"),
         (["--sbatch=account", *EXPERIMENT], "expected NAME=VALUE"),
         (["--array=1", *EXPERIMENT], "integer >= 2"),
-        ([*EXPERIMENT], "no sbatch here"),
+        ([*EXPERIMENT], "sbatch is not on the PATH"),
     ],
 )
-def test_what_cannot_be_submitted_is_refused(arguments, said):
+def test_what_cannot_be_submitted_is_refused(arguments, output):
     done = launch(*arguments)
     assert done.returncode == 78
-    assert said in done.stdout + done.stderr
+    assert output in done.stdout + done.stderr

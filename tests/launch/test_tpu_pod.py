@@ -60,7 +60,7 @@ def test_accelerators(name, gclouds, hosts):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         (["--zone=z", *EXPERIMENT], "--name=NAME"),
         (["--name=n", *EXPERIMENT], "--zone=ZONE"),
@@ -68,7 +68,7 @@ def test_accelerators(name, gclouds, hosts):
         ([*POD, "--", "--scale=imagenet"], "the module of an experiment"),
         ([*POD, "--action=delete", *EXPERIMENT], "takes no experiment"),
         ([*POD, *EXPERIMENT[:-1]], "an absolute path"),
-        ([*POD, *EXPERIMENT[:-1], "--workdir=gs://bucket/run"], "gs:// is no file system"),
+        ([*POD, *EXPERIMENT[:-1], "--workdir=gs://bucket/run"], "gs:// is not a file system"),
         *(
             ([*POD, f"--accelerator_type={name}", *EXPERIMENT], f"{name}: expected v4-N")
             for name in ("v4-12", "v4-0", "v5e-24", "v9-8", "h100", "v4")
@@ -76,15 +76,15 @@ def test_accelerators(name, gclouds, hosts):
         ([*POD, *EXPERIMENT], "gcloud is not on the PATH"),
     ],
 )
-def test_bad_input_is_refused_in_words(arguments, said):
+def test_bad_input_is_refused_in_words(arguments, output):
     done = launch(*arguments, PATH="")
     assert done.returncode == 78
-    assert said in done.stderr
+    assert output in done.stderr
     assert "Traceback" not in done.stderr
 
 
 class Cloud:
-    """Of `gcloud.py`: its plan, what calls it, and what was called."""
+    """A folder with the fake gcloud, its plan and the record of its calls."""
 
     def __init__(self, folder, pods, ends=((0,),), follows=("run",), workers=1, now=None):
         self.folder = folder
@@ -99,7 +99,7 @@ class Cloud:
             fake = shlex.join([sys.executable, str(Path(__file__).parent / "gcloud.py"), program])
             script.write_text(f'#!/bin/sh\nexec {fake} "$@"\n')
             script.chmod(0o755)
-        # Where `experiment.py` reads how every start of it ends, and counts its starts.
+        # The folder in which `experiment.py` reads its ends and counts its starts.
         self.runs = folder / "runs"
         self.runs.mkdir()
         (self.runs / "plan.json").write_text(json.dumps(ends))
@@ -118,21 +118,21 @@ class Cloud:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # A suite that a shell started in the background ignores Ctrl-C, as would its children.
+            # If a shell started the tests in the background, children would ignore Ctrl-C.
             preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             start_new_session=True,
         )
 
     def launch(self, *arguments, action="run"):
         process = self.start(*arguments, action=action)
-        out, said = process.communicate(timeout=PATIENCE)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, said)
+        out, output = process.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, output)
 
     def wait_for(self, call, times=1):
         wait_until(lambda: self.calls().count(call) >= times)
 
     def calls(self):
-        """The verbs of what was called, and of an ssh what it was for."""
+        """Return the verbs of all calls; for an ssh, its purpose."""
         lines = lines_so_far(self.folder / "calls.txt")
         return [
             next((word for word in ("install", "start", "follow") if f" {word}" in line), verb)
@@ -141,7 +141,7 @@ class Cloud:
         ]
 
     def ends(self):
-        """How each start of the experiment ended."""
+        """Return how each start of the experiment ended."""
         return (self.runs / "process_0.txt").read_text().splitlines()
 
 
@@ -193,7 +193,7 @@ def test_a_pod_that_was_taken_away_is_deleted_asked_for_again_and_goes_on(tmp_pa
         *["describe", "describe", "delete", "describe", "create", "describe", "describe"],
         *[*PREPARATION, *STARTED],
     ]
-    assert cloud.ends() == ["1 wait", "stopped", "1 0"]  # the old one was there: SIGTERM
+    assert cloud.ends() == ["1 wait", "stopped", "1 0"]  # SIGTERM stopped the first
 
 
 def test_a_connection_that_breaks_costs_no_restart(tmp_path):
@@ -217,7 +217,7 @@ def test_a_request_that_fails_again_and_again_ends(tmp_path):
     cloud = Cloud(tmp_path, [["FAILED"]])
     done = cloud.launch("--max_restarts=1")
     assert done.returncode == 75
-    assert done.stderr.count("a request for it ended as FAILED") == 2
+    assert done.stderr.count("the request for it ended as FAILED") == 2
     assert cloud.calls().count("create") == 2
 
 
@@ -237,19 +237,19 @@ def test_the_experiment_outlives_who_watches_it(tmp_path):
     watching = cloud.start()
     cloud.wait_for("follow")
     os.killpg(watching.pid, signal.SIGINT)  # as a terminal does
-    _, said = watching.communicate(timeout=PATIENCE)
-    assert (watching.returncode, "--action=resume" in said) == (130, True)
+    _, output = watching.communicate(timeout=PATIENCE)
+    assert (watching.returncode, "--action=resume" in output) == (130, True)
 
     resumed = cloud.start("--max_restarts=0", action="resume")
     cloud.wait_for("follow", times=2)
     time.sleep(1)
-    assert resumed.poll() is None, (resumed.communicate(), said)  # the experiment still runs
+    assert resumed.poll() is None, (resumed.communicate(), output)  # the experiment still runs
     state = {"PRELU_JAX_STATE": str(tmp_path / "worker_0/state"), "HOME": str(tmp_path)}
     subprocess.run(
         ["bash", ROOT / "launch/tpu_worker.sh", "stop"], env={**os.environ, **state}, check=True
     )
-    _, said = resumed.communicate(timeout=PATIENCE)
-    assert (resumed.returncode, "status 75" in said) == (75, True)
+    _, output = resumed.communicate(timeout=PATIENCE)
+    assert (resumed.returncode, "status 75" in output) == (75, True)
     assert cloud.calls().count("start") == 1
     assert cloud.ends() == ["1 wait", "stopped"]
 

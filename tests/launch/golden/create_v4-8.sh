@@ -1,10 +1,10 @@
-# Nothing is created if it says ACTIVE.
+# If the state is ACTIVE, the pod is not created.
 gcloud compute tpus queued-resources describe pod '--format=value(state.state)' --zone=us-central2-b --project=lab --quiet
-# What is FAILED or SUSPENDED is deleted first.
+# A pod that is FAILED or SUSPENDED is deleted first.
 gcloud compute tpus queued-resources create pod --node-id=pod --accelerator-type=v4-8 --runtime-version=tpu-ubuntu2204-base --spot --zone=us-central2-b --project=lab --quiet
-# Until it says ACTIVE.
+# Repeated until the state is ACTIVE.
 gcloud compute tpus queued-resources describe pod '--format=value(state.state)' --zone=us-central2-b --project=lab --quiet
-# The package, to every worker.
+# Install the package on every worker.
 mkdir -p runs
 git archive --prefix=prelu_jax/ --output=runs/pod.tar.gz HEAD
 gcloud compute tpus tpu-vm scp runs/pod.tar.gz pod:prelu_jax.tar.gz --worker=all --zone=us-central2-b --project=lab --quiet
