@@ -318,3 +318,13 @@ def test_programs_take_turns():
     taken = timing.seconds({name: lambda n=name: calls.append(n) for name in "ab"}, repeats=2)
     assert calls == list("ababab")
     assert set(taken) == {"a", "b"}
+
+
+def test_a_table_goes_between_the_markers_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
+    summary.replace_between(summary.BEGIN, summary.END, "new", page)
+    assert page.read_text() == f"before\n{summary.BEGIN}\n\nnew\n\n{summary.END}\nafter\n"
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="once each"):
+        summary.replace_between(summary.BEGIN, summary.END, "new", page)

@@ -32,13 +32,12 @@ def launch(*arguments, **variables):
 
 
 @pytest.mark.parametrize("action", ["create", "run", "resume", "delete"])
-@pytest.mark.parametrize("accelerator", ["v4-8", "v4-32", "v5e-16"])
-def test_a_dry_run_prints_the_commands(accelerator, action):
+def test_a_dry_run_prints_the_commands(action):
     experiment = EXPERIMENT if action in ("run", "resume") else ()
-    arguments = [*POD, "--project=lab", f"--accelerator_type={accelerator}", f"--action={action}"]
+    arguments = [*POD, "--project=lab", "--accelerator_type=v4-32", f"--action={action}"]
     arguments += ["--spot", "--setup=mountpoint -q /mnt/share || sudo mount /mnt/share"]
     done = launch("--dry_run", *arguments, *experiment, PATH="")  # no gcloud
-    assert done.stdout == (GOLDEN / f"{action}_{accelerator}.sh").read_text(), done.stderr
+    assert done.stdout == (GOLDEN / f"{action}.sh").read_text(), done.stderr
 
 
 @pytest.mark.parametrize(
