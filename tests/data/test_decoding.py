@@ -89,7 +89,7 @@ def test_a_jpeg_that_a_factor_does_not_divide_is_decoded_whole(record):
     assert decoding.decode(record, 50).shape == decoding.decode(record).shape
 
 
-def test_what_is_no_jpeg_is_decoded_whole():
+def test_other_formats_than_jpeg_are_decoded_completely():
     image = np.zeros((64, 64, 3), np.uint8)
     for record in (encoded(image, ".png"), {"image": image, "key": "k"}):
         assert decoding.decode(record, 8).shape == image.shape

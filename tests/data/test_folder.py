@@ -98,7 +98,7 @@ def test_a_missing_folder_and_a_bad_name_are_refused(tmp_path):
             folder.prepare(tmp_path, name)
 
 
-def test_a_name_that_is_taken_is_refused_and_what_was_there_stays(images, tmp_path):
+def test_a_name_in_use_is_refused_and_its_dataset_stays(images, tmp_path):
     folder.prepare(images, "pets", str(tmp_path / "tfds"))
     other = write_images(tmp_path / "other", {"train": {"cow": 1}})
     with pytest.raises(ValueError, match="already holds a dataset of that name"):
