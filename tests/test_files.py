@@ -10,15 +10,15 @@ from prelu_jax import files
     [
         (b"", "it is empty"),
         (b"\n", "it is empty"),
-        (b'{"a"', "no JSON"),
-        (b"{}{}", "no JSON"),
+        (b'{"a"', "not JSON"),
+        (b"{}{}", "not JSON"),
         (bytes(8), "NUL bytes"),
         (b"[]", "it holds a list, expected an object"),
         (b"3", "it holds 3, expected an object"),
         (b"null", "it holds None"),
         (b'"\xff"', "not UTF-8"),
-        (b"[" * 100_000, "no JSON"),
-        (b"9" * 5000, "no JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"9" * 5000, "not JSON"),
     ],
 )
 def test_the_error_about_a_damaged_file_names_it_with_advice(content, reason, tmp_path):
@@ -30,7 +30,7 @@ def test_the_error_about_a_damaged_file_names_it_with_advice(content, reason, tm
 def test_a_path_that_is_not_a_file_is_an_error_without_waiting(tmp_path):
     (tmp_path / "x").mkdir()
     os.mkfifo(tmp_path / "fifo")
-    for name, kind in (("x", "a directory"), ("fifo", "no regular file")):
+    for name, kind in (("x", "a directory"), ("fifo", "not a regular file")):
         with pytest.raises(ValueError, match=f"{name} is {kind}, expected a file"):
             files.read_json(tmp_path / name, dict, "")
     with pytest.raises(FileNotFoundError, match="none"):

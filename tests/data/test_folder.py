@@ -291,7 +291,7 @@ def test_an_image_of_too_many_pixels_is_named_with_its_size_or_left_out(images, 
     failed = command(images, tmp_path, "--max_pixels=29999")
     assert failed.returncode == 78
     assert (
-        "cat/large.png is an image of 300×100 pixels, more than the limit of 29,999"
+        "cat/large.png is an image of 300×100 pixels: with more than 29,999"
         in failed.stderr
     )
     skipped = command(images, tmp_path, "--max_pixels=29999", "--on_bad_image=skip")
