@@ -14,7 +14,7 @@ reproduce: .venv/installed
 test: .venv/installed-test
 	$(PYTEST)
 
-# The same with 64-bit types, and without compilation, where tests of compiled programs are left out.
+# The suite with 64-bit types, and without compilation (tests of compiled programs are skipped).
 modes: .venv/installed-test
 	JAX_ENABLE_X64=1 $(PYTEST)
 	JAX_DISABLE_JIT=1 $(PYTEST)
@@ -24,11 +24,11 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Speed and memory as ratios; fails if one is over its limit.
+# Speed and memory as ratios; fails if a ratio is over its limit.
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.run
 
-# Kills, stops, full disks, damaged checkpoints: every run has to end as if nothing had been.
+# Kills, stops, full disks, damaged checkpoints: every run must end with the same files as without.
 faults: .venv/installed-test
 	$(BIN)/python -m tests.faults.campaign
 

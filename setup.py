@@ -23,12 +23,12 @@ TEST = [
     *LAUNCH,
     *NOTEBOOK,
     *DATA,
-    "dm-haiku>=0.0.14",  # models of other libraries, which the package sees into
+    "dm-haiku>=0.0.14",  # for tests with models of other libraries
     "equinox>=0.13",
     "hypothesis>=6",
     "mypy>=1.15",
     "pytest>=8",
-    "pytest-xdist>=3.6",  # files side by side: XLA compiles on one core
+    "pytest-xdist>=3.6",  # test files in parallel: XLA compiles on one core
     "ruff>=0.12",
     "setuptools>=77",  # a test builds the wheel and the sdist
 ]

@@ -163,7 +163,7 @@ def _compiled_pass(net: _Net, method: OnePass) -> Callable[[], Any]:
 
 
 def _beside(net: _Net, name: str, peer: _Peer, repeats: int) -> Result:
-    """Measure another library's call; add a ratio at the depth for which one is promised."""
+    """Measure another library's call; at `_RATIO_AT` layers, compare it with ours by a ratio."""
     returned = None
 
     def theirs() -> None:

@@ -182,7 +182,7 @@ def _fully_connected(
 
 
 def _small(name: str, convs_in_stage_3: int) -> Arch:
-    """Return the net of Table 1 of He et al. 2015 (model E of He & Sun 2015)."""
+    """Return Table 1 of He et al. 2015 (model E of He & Sun 2015) with a variable conv3."""
     return Arch(
         name,
         224,

@@ -33,7 +33,7 @@ class RectifierNet(nn.Module):
     num_classes: int
     rectifier: str
     initializer: initializers.Initializer
-    dtype: Any = jnp.float32
+    dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -117,7 +117,7 @@ def build(
     rectifier: str = "prelu",
     initializer: str | initializers.Initializer = "he_normal",
     mode: str = "fan_out",
-    dtype: Any = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> RectifierNet:
     """Build the Linen module of a network.
 

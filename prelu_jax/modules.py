@@ -1,7 +1,6 @@
 """Flax Linen modules: parametric rectifier, spatial pyramid, dropout with one mask per example."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,8 @@ class PReLU(nn.Module):
     """
 
     channel_shared: bool = False
-    negative_slope_init: float = 0.25
-    param_dtype: Any = jnp.float32
+    negative_slope_init: jax.typing.ArrayLike = 0.25
+    param_dtype: jax.typing.DTypeLike = jnp.float32
     channel_axis: int = -1
     constraint: Callable[[jax.Array], jax.Array] | None = None
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def by_example(key: jax.Array, count: int, first_example: jax.typing.ArrayLike) -> jax.Array:
-    """Return a key ``[count]`` for each example of a part of a batch.
+    """Return one random key per example of a part of a batch, ``[count]``.
 
     The key depends on the example's index in the global batch. An example therefore gets the same
     random numbers for any number of devices.

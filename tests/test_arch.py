@@ -95,7 +95,7 @@ def test_a_narrower_network_keeps_its_shape_and_the_variance_of_its_sums():
             arch.with_width(net, factor)
 
 
-def test_with_padding_changes_what_keeps_its_size_and_nothing_else():
+def test_with_padding_changes_only_layers_that_keep_their_size():
     same = arch.with_padding(arch.SMALL_30, "same")
     convs = [layer for layer in same.layers if isinstance(layer, Conv)]
     assert convs[0] == arch.SMALL_30.layers[0]
@@ -106,7 +106,7 @@ def test_with_padding_changes_what_keeps_its_size_and_nothing_else():
         assert arch.with_padding(net, "alternating") == net
 
 
-def test_unknown_names_are_told_the_nearest():
+def test_errors_about_unknown_names_suggest_the_nearest():
     with pytest.raises(ValueError, match="Unknown arch 'small_31'.*'small_30'"):
         arch.get("small_31")
     with pytest.raises(ValueError, match="Unknown padding 'SAME'"):

@@ -162,7 +162,7 @@ def test_a_start_is_measured_to_its_first_step():
     assert [ratio.limit for ratio in result.ratios] == [1, 1, 1 / 3]
 
 
-def test_a_start_that_fails_says_why(tmp_path):
+def test_a_start_that_fails_reports_the_reason(tmp_path):
     with pytest.raises(RuntimeError, match="Unknown arch 'small_31'"):
         start_up._of_the_command(str(tmp_path), ["--config.arch=small_31"])
 
@@ -244,7 +244,7 @@ def test_the_page_has_the_results_that_are_kept():
     assert page.split(summary.BEGIN)[1].split(summary.END)[0].strip() == summary.render().strip()
 
 
-def test_what_is_missed_or_not_measured_is_told(tmp_path):
+def test_missed_limits_and_missing_measurements_are_listed(tmp_path):
     folder = tmp_path / "cpu"
     folder.mkdir()
     ratios = [{"what": "a / b", "where": "net", "value": 3.0, "limit": 2.0}]
@@ -264,7 +264,7 @@ def fake(monkeypatch, name, actual):
     monkeypatch.setitem(sys.modules, f"benchmarks.{name}", types.SimpleNamespace(run=actual))
 
 
-def test_the_exit_status_says_whether_a_ratio_is_over_its_limit(monkeypatch, capsys, tmp_path):
+def test_the_exit_status_is_1_if_a_ratio_is_over_its_limit(monkeypatch, capsys, tmp_path):
     for value, status in ((1.9, 0), (2.1, 1), (float("nan"), 1)):
         ratio = Ratio("a / b", "here", value, 2.0)
         fake(monkeypatch, "fake", lambda ratio=ratio: Result([], [ratio]))
@@ -281,7 +281,7 @@ def test_the_exit_status_says_whether_a_ratio_is_over_its_limit(monkeypatch, cap
         run.main(["face"])
 
 
-def test_what_is_found_is_written_whatever_another_benchmark_does(monkeypatch, capsys, tmp_path):
+def test_results_are_written_even_if_another_benchmark_fails(monkeypatch, capsys, tmp_path):
     def breaks():
         raise RuntimeError("out of memory")
 

@@ -17,7 +17,7 @@ def adamw():
 
 
 def check_that_kernels_alone_decayed(before, after):
-    """Compare the parameters around one step of `adamw` with gradients of zero."""
+    """Check the parameters before and after a step of `adamw` with gradients of zero."""
     for path, value in before.items():
         factor = 1 - RATE * DECAY if path[-1] == "kernel" else 1
         np.testing.assert_allclose(after[path], factor * value, rtol=1e-6, err_msg=str(path))

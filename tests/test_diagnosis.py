@@ -99,7 +99,7 @@ def test_linen_and_nnx_give_one_report(name):
 
 
 @pytest.mark.parametrize("where", ["batch", "kernel"])
-def test_what_is_not_finite_is_reported_not_raised(where):
+def test_numbers_that_are_not_finite_are_reported_not_raised(where):
     model, variables, x = example()
     variables = jax.tree.map(np.array, variables)
     if where == "batch":
@@ -159,7 +159,7 @@ def test_collapse_dead_units_and_a_stall_are_found_in_real_nets():
         (lambda: example()[:2], "was given 2 positional"),
     ],
 )
-def test_a_wrong_number_of_arguments_is_told_both_forms(arguments, message):
+def test_the_error_about_a_wrong_number_of_arguments_shows_both_forms(arguments, message):
     with pytest.raises(TypeError) as raised:
         pj.diagnose(*arguments())
     assert message in str(raised.value)
@@ -222,7 +222,7 @@ def through_numpy(params, x):
 
 
 @pytest.mark.parametrize("inside", [in_a_while, through_numpy])
-def test_what_has_no_backward_pass_is_named(inside):
+def test_operations_without_a_backward_pass_are_named(inside):
     def function(params, x):
         return inside(params, x @ params["first"]) @ params["last"]
 

@@ -10,27 +10,27 @@ from prelu_jax import files
     [
         (b"", "it is empty"),
         (b"\n", "it is empty"),
-        (b'{"a"', "no JSON"),
-        (b"{}{}", "no JSON"),
+        (b'{"a"', "not JSON"),
+        (b"{}{}", "not JSON"),
         (bytes(8), "NUL bytes"),
         (b"[]", "it holds a list, expected an object"),
         (b"3", "it holds 3, expected an object"),
         (b"null", "it holds None"),
         (b'"\xff"', "not UTF-8"),
-        (b"[" * 100_000, "no JSON"),
-        (b"9" * 5000, "no JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"9" * 5000, "not JSON"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_to_do(content, reason, tmp_path):
+def test_the_error_about_a_damaged_file_names_it_with_advice(content, reason, tmp_path):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(files.DamagedFileError, match=rf"x.json is damaged.*{reason}.*Do this\.$"):
         files.read_json(tmp_path / "x.json", dict, "Do this.")
 
 
-def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
+def test_a_path_that_is_not_a_file_is_an_error_without_waiting(tmp_path):
     (tmp_path / "x").mkdir()
     os.mkfifo(tmp_path / "fifo")
-    for name, kind in (("x", "a directory"), ("fifo", "no regular file")):
+    for name, kind in (("x", "a directory"), ("fifo", "not a regular file")):
         with pytest.raises(ValueError, match=f"{name} is {kind}, expected a file"):
             files.read_json(tmp_path / name, dict, "")
     with pytest.raises(FileNotFoundError, match="none"):
@@ -46,7 +46,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert files.read_json(file, dict, "") == {"a": "ü"}
 
 
-def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
+def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     order = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)

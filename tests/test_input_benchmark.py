@@ -17,7 +17,7 @@ def few_images(monkeypatch):
     monkeypatch.delenv(input_pipeline.TF_PYTHON, raising=False)
 
 
-def test_readers_are_compared_and_those_that_are_not_there_are_told(few_images, monkeypatch):
+def test_readers_are_compared_and_missing_ones_are_noted(few_images, monkeypatch):
     monkeypatch.setattr(input_pipeline.importlib.util, "find_spec", lambda name: None)
     measured = input_pipeline.run(**TINY_RUN)
     ours, reading, having = measured.rows
@@ -29,7 +29,7 @@ def test_readers_are_compared_and_those_that_are_not_there_are_told(few_images, 
     assert [note.split()[2] for note in measured.notes] == ["PyTorch", "tf.data;"]
 
 
-def test_the_best_peer_is_told_with_and_without_what_saves_the_filter(monkeypatch):
+def test_the_best_peer_is_listed_with_and_without_readers_that_omit_the_filter(monkeypatch):
     rates = {"ours": [1000.0], "pillow": [500.0], "tf.data": [800.0], "tf.data, aliased": [2000.0]}
     monkeypatch.setattr(input_pipeline, "_rates", lambda *arguments: (rates, ()))
     monkeypatch.setattr(input_pipeline, "_of_a_run", lambda *arguments: [])

@@ -32,7 +32,7 @@ def test_one_and_two_gaussians_by_hand():
 @pytest.mark.parametrize(
     "variances", [[1, 1, 1, 1], [1, 0.5, 0.25, 0.1], [1, 1, 0.01, 1e-4]], ids=str
 )
-def test_gaussian_maximum_is_what_draws_say(variances, correlation):
+def test_gaussian_maximum_agrees_with_draws(variances, correlation):
     variances = np.array(variances, np.float64)
     draws = gaussians(variances, correlation, 200_000)
     measured = maxima.gaussian_maximum(variances, correlation)
@@ -48,7 +48,7 @@ def test_gaussian_maximum_is_what_draws_say(variances, correlation):
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
-def test_rectified_correlation_is_what_draws_say(slope):
+def test_rectified_correlation_agrees_with_draws(slope):
     for correlation in (0.0, 0.5, 0.95):
         u, v = gaussians(np.ones(2), correlation, 400_000).T
         f = lambda x: np.where(x > 0, x, slope * x)  # noqa: E731
@@ -79,7 +79,7 @@ def test_windows_of_one_position_are_the_rectifier_alone():
 )
 @pytest.mark.parametrize("correlation", [0.0, 0.8])
 @pytest.mark.parametrize("slope", [0.0, 0.25])
-def test_max_pool_forward_and_backward_is_what_jax_does_to_draws(layer, correlation, slope):
+def test_max_pool_forward_and_backward_agrees_with_jax_on_draws(layer, correlation, slope):
     shape = (8, 7)
     y = np.linspace(0.5, 1.5, 8)[:, None] * np.linspace(1, 0.3, 7)
     regions = maxima.regions(layer, shape)

@@ -111,7 +111,7 @@ def second_moments(padding, initializer, keys=6):
     return np.array([of_key(key) for key in jax.random.split(jax.random.key(0), keys)])
 
 
-def test_the_signal_along_stage_3_is_what_eq_9_says_where_nothing_is_lost_at_borders():
+def test_the_signal_along_stage_3_follows_eq_9_if_borders_lose_nothing():
     he = np.diff(np.log(second_moments("circular", "he_normal")))[:, 0]  # Eq. 10: factors of 1
     xavier = np.diff(np.log(second_moments("circular", "xavier_normal")))[:, 0]
     # At width 32 the log of a product fluctuates and sits below the log of its mean.

@@ -19,7 +19,7 @@ def test_prelu_has_float32_slopes_of_a_quarter(shared, shape):
     np.testing.assert_array_equal(y, jnp.full_like(x, -1.0))
 
 
-def test_a_constraint_holds_for_what_is_used_and_not_for_what_is_stored():
+def test_a_constraint_changes_the_used_slopes_and_not_the_stored_ones():
     module = pj.PReLU(negative_slope_init=-0.5, constraint=lambda a: jnp.clip(a, 0, 1))
     y, variables = module.init_with_output(jax.random.key(0), -jnp.ones((1, 2)))
     np.testing.assert_array_equal(y, jnp.zeros((1, 2)))

@@ -60,7 +60,7 @@ def correlated_gaussians(shape, draws, seed=0):
 
 @pytest.mark.parametrize("slope", [1.0, 0.0])
 @pytest.mark.parametrize(("shape", "window"), [((5, 7), 2), ((3, 3), 3)])
-def test_average_pooling_is_what_draws_say(shape, window, slope):
+def test_average_pooling_agrees_with_draws(shape, window, slope):
     x, moments, correlation = correlated_gaussians(shape, 40_000)
     moments = second_moment_gain(slope) * moments
     correlation = moment_maps.rectified_correlation(correlation, slope)
@@ -220,7 +220,7 @@ def predicted():
 
 
 @pytest.mark.compiled("too slow")
-def test_a_net_of_blocks_is_what_its_maps_composed_say():
+def test_a_net_of_blocks_agrees_with_its_composed_maps():
     """Compare means over keys, each with new weights, images and gradients, at every place."""
 
     @jax.jit

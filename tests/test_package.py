@@ -141,7 +141,7 @@ def test_importing_the_library_brings_in_nothing_heavy():
     assert not heavy.intersection(loaded)
 
 
-def test_a_run_starts_without_what_it_does_not_need():
+def test_a_run_starts_without_unneeded_imports():
     loaded = modules_after("import experiments.convergence_30")
     assert "tensorboardX" in loaded
     heavy = {"torch", "sklearn", "matplotlib", "scipy.stats", "tensorflow_datasets"}

@@ -104,7 +104,7 @@ def test_slurm_would_be_given_the_experiment(line):
 
 
 @pytest.mark.parametrize(("line", "test"), RUN_THERE.items())
-def test_what_is_run_elsewhere_is_here_and_there(line, test):
+def test_commands_that_other_tests_run_are_in_the_readme_and_in_those_tests(line, test):
     assert line in SHELL
     module, _, function = test.partition(".")
     there = getattr(importlib.import_module(f"tests.experiments.{module}"), function)

@@ -209,7 +209,7 @@ def test_the_slope_gradient_of_a_large_bfloat16_layer_is_that_of_float64():
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.25, 1.0, np.array([0.0, 0.5, -0.5])])
-def test_second_moment_gain_is_what_gaussians_keep(slope):
+def test_second_moment_gain_is_the_share_that_gaussians_keep(slope):
     y = jax.random.normal(jax.random.key(0), (200_000, 3))
     per_example = np.mean(np.square(prelu(y, jnp.asarray(slope, jnp.float32))), axis=1)
     error = per_example.std() / np.sqrt(len(per_example))

@@ -89,7 +89,7 @@ def test_sharing_moves_fewer_bytes_while_the_group_has_fewer_images_than_it_pays
         assert exchange > reduce
 
 
-def test_what_hides_costs_nothing_until_the_backward_pass_ends():
+def test_overlap_costs_nothing_until_the_backward_pass_ends():
     alone = scaling.step_seconds(MODEL_A, H100, 1, BATCH)
     hidden = scaling.step_seconds(MODEL_A, H100, 8, BATCH, overlap=True)
     assert hidden == pytest.approx(alone)
@@ -140,7 +140,7 @@ def test_processes_measure_sums_and_steps():
     assert result["bytes summed"] == [4 * params]
 
 
-def test_the_tables_compare_the_model_with_what_was_measured(monkeypatch, capsys):
+def test_the_tables_compare_the_model_with_measurements(monkeypatch, capsys):
     def measured(n, trees, repeats, net, batch):
         level = Level(2, 1e9, 1e-4)
         sums = {

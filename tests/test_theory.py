@@ -303,7 +303,7 @@ every_slope = pytest.mark.parametrize("slope", [0.0, 0.25])
 @pytest.mark.compiled("too slow")
 @every_net
 @every_slope
-def test_every_convolution_makes_of_the_measured_map_what_is_predicted(padding, slope):
+def test_every_convolution_agrees_with_the_prediction_from_the_measured_map(padding, slope):
     """Compare each layer's moment with the prediction from its neighbour's measured moments.
 
     From end to end, a product of thirty random factors is so skewed at width 32 that the mean over

@@ -150,8 +150,8 @@ def _check_pixels(key: str, shape: tuple[int, int], max_pixels: int) -> None:
     if height * width > max_pixels:
         raise TooManyPixelsError(
             key,
-            f"is an image of {width}×{height} pixels, more than the limit of {max_pixels:,} "
-            "(max_pixels), and is not decoded",
+            f"is an image of {width}×{height} pixels: with more than {max_pixels:,} (max_pixels) "
+            "it is not decoded",
         )
 
 

@@ -45,7 +45,7 @@ class ImageIssues:
         self._lock = threading.Lock()  # Grain reads in several threads
 
     def empty(self) -> "ImageIssues":
-        """Return a new record with the same settings and no keys."""
+        """Return a new instance with the same settings and no keys."""
         return ImageIssues(self.skip_bad_images, self.max_pixels)
 
     def keys(self) -> dict[str, list[str]]:
@@ -54,7 +54,7 @@ class ImageIssues:
             return {"left_out": sorted(self.left_out), "enlarged": sorted(self.enlarged)}
 
     def add(self, keys: Mapping[str, Iterable[str]]) -> None:
-        """Add the keys that another record's `keys` returned."""
+        """Add the keys that `keys` of another instance returned."""
         with self._lock:
             for kind, keys_of_kind in keys.items():
                 getattr(self, kind).update(keys_of_kind)

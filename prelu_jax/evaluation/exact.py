@@ -1,7 +1,7 @@
 """Exact evaluation: every example of a split counts once."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,30 @@ import numpy as np
 import optax
 
 from prelu_jax.data import augment
+from prelu_jax.models import RectifierNet
 
 Sums = dict[str, jax.Array]
 
 
-def eval_step(state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None) -> Sums:
+class EvaluationState(Protocol):
+    """Interface of a state that can be evaluated, such as `training.state.TrainState`."""
+
+    @property
+    def model(self) -> RectifierNet:
+        """The network."""
+
+    @property
+    def params(self) -> Any:
+        """Its parameters, a pytree."""
+
+    @property
+    def pixels(self) -> augment.PixelStatistics:
+        """The statistics for `augment.normalize`."""
+
+
+def eval_step(
+    state: EvaluationState, batch: dict[str, jax.Array], *, axis_name: str | None = None
+) -> Sums:
     """Return sums over the batch's real examples, the same on every device.
 
     Args:
@@ -25,7 +44,7 @@ def eval_step(state: Any, batch: dict[str, jax.Array], *, axis_name: str | None 
         'loss' (float32), 'errors' and 'count' (int32).
     """
     x = augment.normalize(batch["image"], state.pixels)
-    scores = state.model.apply({"params": state.params}, x, train=False)
+    scores: Any = state.model.apply({"params": state.params}, x, train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
     real = batch["mask"] > 0
     wrong = real & (scores.argmax(axis=-1) != batch["label"])

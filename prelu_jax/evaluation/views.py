@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from prelu_jax import pooling
 from prelu_jax.arch import MaxPool, SpatialPyramid
 from prelu_jax.data import augment
+from prelu_jax.evaluation.exact import EvaluationState
 from prelu_jax.models import RectifierNet
 
 # Shorter sides of Table 4. The paper does not list the scales that its "multi-scale" combines.
@@ -120,7 +121,11 @@ def _checked_size(model: RectifierNet, images_bhwc: jax.Array) -> int:
 
 
 def dense_step(
-    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
+    state: EvaluationState,
+    batch: dict[str, jax.Array],
+    *,
+    axis_name: str | None = None,
+    mirror: bool = True,
 ) -> jax.Array:
     """Return `dense_scores` averaged over every image and its mirror image.
 
@@ -140,7 +145,11 @@ def dense_step(
 
 
 def crops_step(
-    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
+    state: EvaluationState,
+    batch: dict[str, jax.Array],
+    *,
+    axis_name: str | None = None,
+    mirror: bool = True,
 ) -> jax.Array:
     """Return `crop_scores` averaged over images and mirror images; otherwise as `dense_step`."""
     return _of_whole_images(crop_scores, state, batch, axis_name, mirror)
@@ -148,7 +157,7 @@ def crops_step(
 
 def _of_whole_images(
     scores_of: Callable[..., jax.Array],
-    state: Any,
+    state: EvaluationState,
     batch: dict[str, jax.Array],
     axis_name: str | None,
     mirror: bool,
@@ -170,7 +179,11 @@ def _resized(pixels: augment.PixelStatistics, shape: tuple[int, ...]) -> augment
 
 
 def ten_view_step(
-    state: Any, batch: dict[str, jax.Array], *, axis_name: str | None = None, mirror: bool = True
+    state: EvaluationState,
+    batch: dict[str, jax.Array],
+    *,
+    axis_name: str | None = None,
+    mirror: bool = True,
 ) -> jax.Array:
     """Return softmax scores averaged over four corners, the centre and their mirror images.
 
@@ -186,7 +199,8 @@ def ten_view_step(
     crops = _five_crops(batch["image"], state.model.arch.image_size)
     x = augment.normalize(crops, state.pixels)
     views = _mirrored_too(x) if mirror else x
-    scores = jax.nn.softmax(state.model.apply({"params": state.params}, views))
+    logits: Any = state.model.apply({"params": state.params}, views)
+    scores = jax.nn.softmax(logits)
     return _gather(_mean_of_views(scores, len(batch["image"])), axis_name)
 
 

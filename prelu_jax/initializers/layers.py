@@ -50,7 +50,7 @@ def for_layer(layer: Any, *, count_strides: bool = False) -> Layout:
 
 
 def _strides(layer: Any) -> int:
-    """Return the product of the strides over the axes of the window."""
+    """The product of the strides over the axes of the window."""
     return int(np.prod(np.broadcast_to(layer.strides or 1, np.size(layer.kernel_size))))
 
 

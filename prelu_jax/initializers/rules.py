@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class Initializer(Protocol):
     """Interface of an initialiser: hashable, equal by value, and able to describe its rule."""
 
     def __call__(
-        self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
+        self, key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
     ) -> jax.Array: ...
 
     def variance(self, shape: Sequence[int]) -> float:
@@ -52,7 +52,9 @@ class VarianceScaling:
         names.check("distribution", self.distribution, DISTRIBUTIONS)
         _check_positive("gain", self.gain)
 
-    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def __call__(
+        self, key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
+    ) -> jax.Array:
         layout, shape = self.layout, tuple(shape)
         # JAX's fans ignore groups and strides; without them the ratio is exactly 1.
         jax_layout = dataclasses.replace(layout, feature_group_count=1, strides=1)
@@ -79,7 +81,9 @@ class Gaussian:
         if not (math.isfinite(self.stddev) and self.stddev >= 0):
             raise ValueError(f"gaussian: stddev is {self.stddev}, expected a number >= 0.")
 
-    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def __call__(
+        self, key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
+    ) -> jax.Array:
         weights = jax.random.normal(key, tuple(shape), _draw_dtype(dtype))
         return (self.stddev * weights).astype(dtype)
 
@@ -97,7 +101,9 @@ class Constant:
 
     value: float
 
-    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def __call__(
+        self, key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
+    ) -> jax.Array:
         del key
         return jnp.full(tuple(shape), self.value, dtype)
 
@@ -131,7 +137,9 @@ class Orthogonal:
     def __post_init__(self) -> None:
         _check_positive("gain", self.gain)
 
-    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def __call__(
+        self, key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
+    ) -> jax.Array:
         shape = tuple(shape)
         stack, rows, columns = self._sizes(shape)
         matrices = jax.random.orthogonal(key, rows, stack, _draw_dtype(dtype), columns)
@@ -190,7 +198,7 @@ def from_matrices(matrices: jax.Array, shape: Sequence[int], layout: Layout = PL
     return jnp.transpose(kernel, [order.index(i) for i in range(len(shape))])
 
 
-def _draw_dtype(dtype: Any) -> Any:
+def _draw_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     """Return the type to draw in: half-precision uniforms are too coarse for Gaussian tails."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(

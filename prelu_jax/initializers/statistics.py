@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 _CHUNK = 1 << 20  # numbers held in double precision at once
@@ -75,7 +76,7 @@ class Statistics:
         return len(np.unique(self.sample))
 
 
-def measure(array: Any) -> Statistics:
+def measure(array: ArrayLike) -> Statistics:
     """Return the statistics of an array of floats, converting a part at a time to doubles."""
     flat = np.asarray(array).reshape(-1)
     dtype = flat.dtype.name
@@ -114,7 +115,7 @@ def _doubles(part: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(part).astype(np.float64)
 
 
-def order(array: Any) -> Order | None:
+def order(array: ArrayLike) -> Order | None:
     """Return the order of an array's first numbers, which identifies a draw.
 
     The same random bits give the same order for any distribution, scale and, in JAX, shape. A
@@ -129,7 +130,7 @@ def order(array: Any) -> Order | None:
     return min(forward, forward[::-1])
 
 
-def relation(one: Any, other: Any) -> str | None:
+def relation(one: NDArray[Any], other: NDArray[Any]) -> str | None:
     """Describe the relation of two arrays of the same order; None if there is none.
 
     Args:

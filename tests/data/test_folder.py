@@ -98,7 +98,7 @@ def test_a_missing_folder_and_a_bad_name_are_refused(tmp_path):
             folder.prepare(tmp_path, name)
 
 
-def test_a_name_that_is_taken_is_refused_and_what_was_there_stays(images, tmp_path):
+def test_a_name_in_use_is_refused_and_its_dataset_stays(images, tmp_path):
     folder.prepare(images, "pets", str(tmp_path / "tfds"))
     other = write_images(tmp_path / "other", {"train": {"cow": 1}})
     with pytest.raises(ValueError, match="already holds a dataset of that name"):
@@ -291,7 +291,7 @@ def test_an_image_of_too_many_pixels_is_named_with_its_size_or_left_out(images, 
     failed = command(images, tmp_path, "--max_pixels=29999")
     assert failed.returncode == 78
     assert (
-        "cat/large.png is an image of 300×100 pixels, more than the limit of 29,999"
+        "cat/large.png is an image of 300×100 pixels: with more than 29,999"
         in failed.stderr
     )
     skipped = command(images, tmp_path, "--max_pixels=29999", "--on_bad_image=skip")

@@ -106,7 +106,7 @@ def test_an_interrupted_write_leaves_no_split(files, tmp_path, monkeypatch):
         idx.write_pngs(*files, tmp_path / "train")
 
 
-def test_the_command_names_what_is_wrong(files, tmp_path):
+def test_the_command_reports_errors(files, tmp_path):
     def command(images):
         arguments = [f"--images={images}", f"--labels={files[1]}", f"--folder={tmp_path}/train"]
         return subprocess.run(

@@ -27,7 +27,7 @@ def test_digits_are_those_of_scikit_learn():
     np.testing.assert_array_equal(labels, theirs.target, strict=True)
 
 
-def test_an_unprepared_dataset_is_told_the_nearest_and_how_to_prepare_it(tmp_path):
+def test_the_error_about_an_unprepared_dataset_suggests_the_nearest_and_a_command(tmp_path):
     (tmp_path / "cifar10/1.0.0").mkdir(parents=True)
     (tmp_path / "cifar10/1.0.0/dataset_info.json").touch()
     (tmp_path / "cifar01/incomplete.X_1.0.0").mkdir(parents=True)  # TFDS was interrupted

@@ -60,7 +60,7 @@ def test_the_command_that_an_error_gives_measures_what_was_missing(prepared):
         moments.load(file, 32)
 
 
-def test_what_cannot_be_measured_is_said(prepared):
+def test_a_dataset_that_cannot_be_measured_is_an_error(prepared):
     for arguments, message in (
         (["--dataset=photso"], "Did you mean 'photos'"),
         (["--dataset=digits"], "'digits' is the embedded dataset"),

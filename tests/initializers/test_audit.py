@@ -265,7 +265,7 @@ def test_a_writer_that_is_not_scaled_like_its_siblings():
     assert {finding.kind for finding in reported} == {"depth scaling"}
 
 
-def test_what_is_declared_is_held_against_the_numbers():
+def test_declared_rules_are_compared_with_the_numbers():
     """Rules come from regular expressions or, in Linen, from the layers."""
     rules = {"mix|back|head": HE, "bias": 0.0, "slope": 0.25}
     table = initializers.table(net, drawn(), X, declared=rules)
@@ -416,7 +416,7 @@ def test_abstract_variables_are_not_as_declared():
         initializers.table(net, drawn() | CASES["a mean"][0], X).assert_as_declared(ignore="(")
 
 
-def test_values_are_asked_for_one_at_a_time():
+def test_values_are_requested_one_at_a_time():
     """Only one of many large kernels is held at a time, with its temporaries."""
 
     def deep(params, x):
@@ -454,7 +454,7 @@ def test_the_report_in_every_form(check_golden, tmp_path):
     assert table.to_dict()["findings"][0]["kind"] == "wrong fan"
 
 
-def test_diagnose_tells_what_is_found_in_the_parameters():
+def test_diagnose_lists_the_findings_about_parameters():
     def deep(params, x):
         for i in range(12):
             x = jax.nn.relu(params[f"w{i}"] @ x.T).T
@@ -495,7 +495,7 @@ class NnxMiscounted(nnx.Module):
         return self.general(self.einsum(x))
 
 
-def test_what_flax_miscounts():
+def test_layers_whose_fans_flax_miscounts():
     """See `docs/findings.md`, the section on audits of installed libraries."""
     x = jnp.ones((2, 8, 8, 3))
     variables = Miscounted().init(jax.random.key(0), x)
@@ -601,7 +601,7 @@ HEALTHY = {
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-def test_what_is_no_mistake_is_none(name):
+def test_harmless_cases_have_no_findings(name):
     model, params, x = HEALTHY[name]
     table = initializers.table(model, params, x)
     assert list(map(str, table.findings)) == []
@@ -673,7 +673,7 @@ def test_a_flag_that_is_not_a_keyword_is_named():
     def model(params, x, train):
         return x @ params["w"] if train else x
 
-    with pytest.raises(ValueError, match="Give flags, such as train=True, as keywords"):
+    with pytest.raises(ValueError, match="Pass flags, such as train=True, as keywords"):
         initializers.table(model, {"w": HE(key(0), (32, 32))}, W, True)
 
 
@@ -709,7 +709,7 @@ SCALES = {
 
 
 @pytest.mark.parametrize("name", [*SLOPES, *SCALES])
-def test_a_slope_is_told_from_a_scale(name):
+def test_a_slope_is_distinguished_from_a_scale(name):
     function = {**SLOPES, **SCALES}[name]
     params = {"a": jnp.full(32, 0.25), "w": HE(key(0), (32, 32))}
     table = initializers.table(lambda p, x: function(x @ p["w"], p["a"]), params, W)

@@ -127,7 +127,7 @@ def test_rules_in_words(check_golden):
     )
 
 
-def test_an_unknown_name_or_option_is_told_the_valid_ones():
+def test_errors_about_unknown_names_and_options_list_the_valid_ones():
     with pytest.raises(ValueError, match="Did you mean 'he_normal'.*gaussian"):
         initializers.get("he_norml")
     with pytest.raises(TypeError, match="no option 'mode'.*stddev"):
@@ -160,7 +160,7 @@ def test_other_names_of_a_rule_are_the_rule(alias, name):
         ("he2015", "he2015_xavier"),
     ],
 )
-def test_a_misspelt_name_is_told_the_rule_it_means(given, meant):
+def test_the_error_about_a_misspelt_name_suggests_the_intended_rule(given, meant):
     with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
         initializers.get(given)
 
@@ -168,6 +168,6 @@ def test_a_misspelt_name_is_told_the_rule_it_means(given, meant):
 @pytest.mark.parametrize(
     "given", ["normal", "uniform", "truncated_normal", "random_normal", "trunc_normal", "ones"]
 )
-def test_a_name_of_another_rule_is_told_no_wrong_one(given):
+def test_no_wrong_rule_is_suggested_for_the_name_of_another(given):
     with pytest.raises(ValueError, match=f"^Unknown initializer '{given}'. Valid: he, "):
         initializers.get(given)

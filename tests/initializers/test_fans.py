@@ -57,7 +57,7 @@ def test_stacked_kernels_have_the_fans_of_one():
         (Layout(), (3,), r"\(3,\) has no fans.*use a constant"),
         (Layout(), (3, 0, 4), r"\(3, 0, 4\) has no weights"),
         (Layout(in_axis=0, out_axis=0), (3, 4), "two roles"),
-        (Layout(in_axis=()), (3, 4), "without inputs"),
+        (Layout(in_axis=()), (3, 4), "no inputs or no outputs"),
         (Layout(feature_group_count=3), (3, 3, 2, 4), "groups do not divide the output features"),
     ],
 )

@@ -37,7 +37,7 @@ def is_right(result, gain, fan, distribution, shape):
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("distribution", initializers.DISTRIBUTIONS)
 @pytest.mark.parametrize("gain", [1.0, 2.0])
-def test_what_is_decided_is_right(size, gain, distribution):
+def test_decided_rules_are_right(size, gain, distribution):
     shape = SHAPES[size]
     decided = total = 0
     for seed in range(40 if size < 2**20 else 2):
@@ -78,7 +78,7 @@ def test_other_rules(rule, text):
         (lambda rng: rng.normal(size=(3, 4)), "not decided: 12 numbers"),
     ],
 )
-def test_what_no_rule_draws_is_not_named(draw, text):
+def test_numbers_that_no_rule_draws_are_not_named(draw, text):
     result = fitted(draw(np.random.default_rng(0)).astype(np.float32))
     assert not result.decided
     assert result.rule.startswith(text)

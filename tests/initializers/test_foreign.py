@@ -119,7 +119,7 @@ def zeros(key, shape, dtype):
         (init.truncated_normal(1.0, lower=9.0, upper=9.5), "unknown (jax._src.nn.initializers.tr"),
     ],
 )
-def test_what_may_draw_anything_is_unknown_and_named(initializer, text):
+def test_arbitrary_callables_are_unknown_and_named(initializer, text):
     assert initializers.describe(initializer).startswith(text)
 
 

@@ -199,7 +199,7 @@ def test_nnx_parameters_with_a_sharding_have_the_rows_of_plain_ones():
     assert rows["kernel"].measured_std == 0
 
 
-def test_what_is_no_layer_or_no_model_is_refused():
+def test_an_object_that_is_not_a_layer_or_model_is_refused():
     with pytest.raises(TypeError, match="LayerNorm has no kernel that it knows.*Layout"):
         for_layer(nn.LayerNorm())
     with pytest.raises(TypeError, match="model is a dict, expected a Linen or NNX module"):

@@ -68,7 +68,7 @@ def test_a_gaussian_of_fixed_std_is_untruncated_in_every_type():
         assert stats.kstest(weights / 0.01, LAWS["normal"].cdf).pvalue > 1e-6
 
 
-def test_what_jax_draws_in_bfloat16_is_no_gaussian():
+def test_jax_draws_no_gaussian_in_bfloat16():
     """This is the reason why half-precision weights are drawn in float32."""
     jax_normal = jax.nn.initializers.normal(1.0)
     theirs = draw(lambda *a: jax_normal(*a), (400, 400), jnp.bfloat16)

@@ -87,7 +87,7 @@ def near_its_limit(cluster, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("near_its_limit")  # runs meanwhile: SLURM checks limits twice a minute
-def test_a_preempted_job_is_requeued_and_goes_on(cluster, tmp_path):
+def test_a_preempted_job_is_requeued_and_continues(cluster, tmp_path):
     longer = ("--config.num_steps=200", "--config.checkpoint_every=180")
     logs, folder, whole = (tmp_path / name for name in ("logs", "preempted", "whole"))
     two = ("--tasks_per_node=2", "--max_restarts=0")  # a preemption is no crash
@@ -114,7 +114,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(cluster, tmp_path):
     assert (folder / metrics).read_bytes() == (whole / metrics).read_bytes()
 
 
-def test_parts_train_side_by_side_and_the_last_job_draws(cluster, tmp_path):
+def test_parts_train_concurrently_and_the_last_job_draws(cluster, tmp_path):
     logs, folder = tmp_path / "logs", tmp_path / "runs"
     training = ["--", *EXPERIMENT, f"--workdir={folder}"]
     array, last = submit(cluster, logs, "--array=2", *training)
@@ -129,7 +129,7 @@ def test_parts_train_side_by_side_and_the_last_job_draws(cluster, tmp_path):
     assert json.loads((folder / "experiment.json").read_text())["resumed"]
 
 
-def test_what_is_requeued_and_what_is_not(cluster, tmp_path):
+def test_which_ends_are_requeued(cluster, tmp_path):
     expected = {
         "crash": ([[-9], [0]], ["--max_restarts=1"], ("COMPLETED", 1)),
         "no restart is left": ([[3]] * 2, ["--max_restarts=1"], ("FAILED", 1)),
@@ -143,7 +143,7 @@ def test_what_is_requeued_and_what_is_not(cluster, tmp_path):
     assert ends == {name: then for name, (_, _, then) in expected.items()}
 
 
-def test_of_an_array_only_the_crashed_part_is_requeued(cluster, tmp_path):
+def test_only_the_crashed_part_of_an_array_is_requeued(cluster, tmp_path):
     array, last = submit_planned(cluster, tmp_path, [[0, -9], [0, 0]], "--array=2")
     assert end(cluster, last, tmp_path) == ("COMPLETED", 0)
     # The last job is the second start of process 0; it runs after the requeued part.

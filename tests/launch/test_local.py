@@ -105,7 +105,7 @@ def test_a_dry_run_prints_the_commands(tmp_path):
     assert printed("--num_processes=2") == [f"{several} --process_id={i}" for i in (0, 1)]
 
 
-def test_what_to_start_has_to_be_said():
+def test_the_experiment_is_required():
     for arguments in ([], ["--", "--scale=laptop"]):
         command = [sys.executable, "-m", "launch.local", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -38,7 +38,7 @@ def test_a_dry_run_prints_what_would_be_submitted(name, arguments, check_golden)
     ("status", "expected"),
     [(0, None), (1, 200), (2, 200), (78, 200), (130, 200), (75, 75), (70, 70), (-9, 137)],
 )
-def test_a_task_tells_how_its_experiment_ended(status, expected):
+def test_the_status_of_a_task_encodes_the_end_of_its_experiment(status, expected):
     end = f"os._exit({status})" if status >= 0 else f"os.kill(os.getpid(), {-status})"
     command = [sys.executable, "-c", f"import os; {end}"]
     if expected is None:
@@ -59,7 +59,7 @@ def test_a_task_tells_how_its_experiment_ended(status, expected):
         ([*EXPERIMENT], "sbatch is not on the PATH"),
     ],
 )
-def test_what_cannot_be_submitted_is_refused(arguments, output):
+def test_a_bad_submission_is_refused(arguments, output):
     done = launch(*arguments)
     assert done.returncode == 78
     assert output in done.stdout + done.stderr

@@ -75,7 +75,7 @@ def test_accelerators(name, gclouds, hosts):
         ([*POD, *EXPERIMENT], "gcloud is not on the PATH"),
     ],
 )
-def test_bad_input_is_refused_in_words(arguments, output):
+def test_bad_input_is_refused_with_a_message(arguments, output):
     done = launch(*arguments, PATH="")
     assert done.returncode == 78
     assert output in done.stderr
@@ -148,7 +148,7 @@ PREPARATION = ["archive", "scp", "install"]
 STARTED = ["start", "follow"]
 
 
-def test_a_run_waits_until_the_pod_is_there_and_gives_what_the_dry_run_says(tmp_path):
+def test_a_run_waits_for_the_pod_and_runs_the_commands_of_the_dry_run(tmp_path):
     cloud = Cloud(
         tmp_path, [["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]], [[0], [0]], workers=2
     )
@@ -177,7 +177,7 @@ def test_nothing_starts_again_after_a_final_status(status, final, tmp_path):
     assert cloud.calls() == ["describe", "create", "describe", *PREPARATION, *STARTED]
 
 
-def test_a_pod_that_was_taken_away_is_deleted_asked_for_again_and_goes_on(tmp_path):
+def test_a_pod_that_was_taken_away_is_deleted_and_requested_again(tmp_path):
     cloud = Cloud(
         tmp_path,
         [["ACTIVE", "SUSPENDED"], ["WAITING_FOR_RESOURCES", "ACTIVE"]],
@@ -220,7 +220,7 @@ def test_a_request_that_fails_again_and_again_ends(tmp_path):
     assert cloud.calls().count("create") == 2
 
 
-def test_resume_watches_what_runs_and_starts_what_does_not(tmp_path):
+def test_resume_follows_a_running_experiment_and_starts_one_if_none_runs(tmp_path):
     cloud = Cloud(tmp_path, [["ACTIVE"]], ends=[[75], [0]])
     assert cloud.launch("--max_restarts=0").returncode == 75
     done = cloud.launch(action="resume")
@@ -231,7 +231,7 @@ def test_resume_watches_what_runs_and_starts_what_does_not(tmp_path):
     assert (again.returncode, cloud.calls()[-2:]) == (0, ["follow", "follow"])
 
 
-def test_the_experiment_outlives_who_watches_it(tmp_path):
+def test_the_experiment_continues_when_the_launcher_is_interrupted(tmp_path):
     cloud = Cloud(tmp_path, [["ACTIVE"]], ends=[["wait"]])
     watching = cloud.start()
     cloud.wait_for("follow")
@@ -264,7 +264,7 @@ def test_create_prepares_and_delete_gives_back(tmp_path):
     assert not (tmp_path / "pod.json").exists()
 
 
-def test_a_setup_that_fails_ends_in_words(tmp_path):
+def test_a_failed_setup_is_an_error(tmp_path):
     cloud = Cloud(tmp_path, [["ACTIVE"]])
     done = cloud.launch("--setup=echo no such share; false")
     assert done.returncode == 78
