@@ -6,7 +6,7 @@ What `experiments` do before theirs, without what only they import. Used by `ben
 import jax
 
 from benchmarks.training import Case
-from experiments import machine
+from experiments.harness import machine
 from prelu_jax import arch, entry
 
 

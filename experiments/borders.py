@@ -12,12 +12,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import common, large_models, results, testing
-from experiments.large_models import A_RELU, A
-from experiments.results import Claim
-from prelu_jax import files
-
-Errors = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]  # model -> test -> of each seed
+from experiments import large_models
+from experiments.harness import claims, cli, configs, intervals, tables, testing
+from experiments.harness.claims import Claim
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Plan
+from experiments.harness.testing import Pair, crops_test_name, dense_test_name
+from experiments.large_models import A_RELU, A, Errors
 
 
 @dataclasses.dataclass
@@ -29,35 +30,39 @@ class Config(large_models.Config):
 
 
 def of_scale(scale: str) -> Config:
-    """The configuration of `experiments.large_models`."""
+    """Return the configuration of `experiments.large_models`."""
     return Config(**dataclasses.asdict(large_models.SCALES[scale]()))
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Train the runs that are missing, test all of them both ways, and write the table."""
-    common.check_fractions(config, "apart")
+def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
+    """Return the runs of models A."""
+    configs.check_fractions(config, "apart")
     runs = large_models.folder_of_runs(config.runs, workdir)
-    which = [(m, seed) for seed in range(config.seed, config.seed + seeds) for m in (A_RELU, A)]
-    tests = [test(side) for side in config.scales for test in (testing.at, testing.crops_at)]
-    errors: dict[str, dict[str, list[tuple[float, float]]]] = {
-        model: {test: [] for test in tests} for model in (A_RELU, A)
-    }
-    for (model, _), tested in large_models.train_and_test(config, which, runs, tests).items():
-        for test in tests:
-            errors[model][test].append(testing.errors(tested, test))
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = markdown(config, errors)
-    table, rows = workdir / "table.md", workdir / "errors.csv"
-    files.write_text(table, text)
-    testing.write_csv(errors, range(config.seed, config.seed + seeds), rows)
-    print(f"\n{text}\nWritten:", table, rows, sep="\n  ")
-    return judge(config, errors)
+    return large_models.plan_of(config, runs, _runs(seeds), _tests(config))
+
+
+def _runs(seeds: Sequence[int]) -> list[tuple[str, int]]:
+    return [(model, seed) for seed in seeds for model in (A_RELU, A)]
+
+
+def _tests(config: Config) -> list[str]:
+    return [name(side) for side in config.scales for name in (dense_test_name, crops_test_name)]
+
+
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Return the table and the claims."""
+    runs = large_models.folder_of_runs(config.runs, workdir)
+    tests = _tests(config)
+    tested = large_models.test(config, runs, _runs(seeds), tests)
+    errors = large_models.errors_of(tested, tests)
+    rows = testing.rows(errors, seeds)
+    return Report(judge(config, errors), markdown(config, errors), {"errors.csv": rows})
 
 
 def judge(config: Config, errors: Errors) -> list[Claim]:
     """Judge at every scale whether the dense test errs more than its crops do."""
     return [
-        results.below_zero_claim(
+        claims.below_zero_claim(
             f"{model}, s = {side}: the dense test errs at most {100 * config.apart:g} points more "
             "than crops of the same windows",
             [more - config.apart for more in _more(errors[model], side)],
@@ -71,32 +76,31 @@ def judge(config: Config, errors: Errors) -> list[Claim]:
     ]
 
 
-def _more(of_model: Mapping[str, Sequence[tuple[float, float]]], side: int) -> list[float]:
-    """Return how much more the dense test errs, of every seed."""
-    pairs = zip(of_model[testing.at(side)], of_model[testing.crops_at(side)], strict=True)
+def _more(of_model: Mapping[str, Sequence[Pair]], side: int) -> list[float]:
+    """Return how much more the dense test errs, for every seed."""
+    pairs = zip(of_model[dense_test_name(side)], of_model[crops_test_name(side)], strict=True)
     return [dense[0] - crops[0] for dense, crops in pairs]
 
 
 def markdown(config: Config, errors: Errors) -> str:
     """Return the table: a row for each scale."""
     heads = [f"{model}: {test}" for model in errors for test in ("crops", "densely")]
+    tests = (crops_test_name, dense_test_name)
+    rows = [
+        [str(side), *(testing.cell(errors[m][name(side)]) for m in errors for name in tests)]
+        for side in config.scales
+    ]
     lines = [
-        f"Top-1 / top-5 error, %. {results.heading(len(next(iter(errors[A].values()))))} of "
+        f"Top-1 / top-5 error, %. {intervals.heading(len(next(iter(errors[A].values()))))} of "
         f"{config.dataset}. A run that diverged counts 100 %.",
         "",
-        f"| shorter side | {' | '.join(heads)} |",
-        "|---" * (1 + len(heads)) + "|",
+        *tables.markdown(["shorter side", *heads], rows),
     ]
-    for side in config.scales:
-        cells = [
-            testing.cell(errors[model][test(side)])
-            for model in errors
-            for test in (testing.crops_at, testing.at)
-        ]
-        lines.append(f"| {side} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+SCALES = {scale: functools.partial(of_scale, scale) for scale in large_models.SCALES}
+EXPERIMENT = Experiment("borders", SCALES, report, plan, default_seeds=5)
+
 if __name__ == "__main__":
-    scales = {scale: functools.partial(of_scale, scale) for scale in large_models.SCALES}
-    common.main("borders", scales, run, default_seeds=5)
+    cli.main(EXPERIMENT)

@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from absl import app, flags
 
-from experiments import page, record, results
-from experiments.results import OUTCOMES
+from experiments.harness import page, record, results
+from experiments.harness.claims import OUTCOMES
 from prelu_jax import entry, files
 
 BEGIN, END = "<!-- experiments.report: begin -->", "<!-- experiments.report: end -->"
@@ -291,4 +291,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    with entry.command():
+        main(entry.parse_flags())

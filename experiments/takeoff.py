@@ -16,14 +16,25 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import common, convergence, figures, results, until_trained
-from experiments.convergence import HE, XAVIER
-from experiments.results import Claim
-from prelu_jax import files
+from experiments.harness import (
+    claims,
+    cli,
+    configs,
+    convergence,
+    drawing,
+    intervals,
+    tables,
+    takeoff_figures,
+    until_trained,
+)
+from experiments.harness.claims import Claim
+from experiments.harness.configs import CIFAR10
+from experiments.harness.convergence import HE, XAVIER
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Plan
 
 Points = Mapping[str, Mapping[int, Sequence[float]]]  # arm -> layers -> steps of every seed
-_LEVEL = results.confidence(3)  # three claims on the same runs are decided by an interval
-TABLES = ("table.md", "steps.csv", "curves.csv")
+_LEVEL = intervals.confidence(3)  # three claims on the same runs are decided by an interval
 
 
 @dataclasses.dataclass
@@ -51,14 +62,10 @@ def cifar10() -> Config:
     """CIFAR-10 photos, three depths."""
     return Config(
         depths=(14, 22, 30),
-        dataset="cifar10",
-        test_examples=3000,
-        pixel_rms=convergence.PIXEL_RMS,
-        batch_size=64,
+        **CIFAR10,
         learning_rate=0.002,
         num_steps=20_000,
         stop_error=0.7,
-        plateau_patience=convergence.NEVER,
         log_every=100,
         eval_every=100,
         checkpoint_every=500,
@@ -67,32 +74,39 @@ def cifar10() -> Config:
     )
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Train every depth from both starts, write the table and the figure, and judge the claims."""
-    common.check_unset(config, ["initializer", "arch"], "config.depths")
-    initializers = {HE: config.he_initializer, XAVIER: config.xavier_initializer}
-    cases = {
-        (arm, f"layers {depth}"): {"initializer": initializer, "arch": f"small_{depth}_reduced"}
+def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
+    """Return the runs of every depth from both starts."""
+    configs.check_unset(config, ["initializer", "arch"], "config.depths")
+    return until_trained.plan(config, workdir, seeds, _cases(config))
+
+
+def _cases(config: Config) -> until_trained.Cases:
+    return {
+        (arm.name, f"layers {depth}"): {**arm.fields, "arch": f"small_{depth}_reduced"}
         for depth in config.depths
-        for arm, initializer in initializers.items()
+        for arm in convergence.arms(config)
     }
-    curves = until_trained.train(config, workdir, seeds, cases)
+
+
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Return the table, the figure and the claims."""
+    curves = until_trained.read(workdir, seeds, _cases(config))
     points = {
         arm: {
             depth: until_trained.steps(config, curves[arm, f"layers {depth}"])
             for depth in config.depths
         }
-        for arm in initializers
+        for arm in (HE, XAVIER)
     }
     fitted = predicted(points[XAVIER])
     theory = {"theory: 2^(L/2) / (L - 2)": fitted} if fitted else {}
     titles = _title(config), _caption(config, seeds)
-    limit = config.num_steps
-    written = figures.takeoff(points, theory, *titles, workdir / "figure", limit=limit)
-    text = markdown(config, curves, points)
-    files.write_text(workdir / "table.md", text)
-    print(f"\n{text}\nWritten:", *written, *map(workdir.joinpath, TABLES), sep="\n  ")
-    return judge(config, points)
+    return Report(
+        judge(config, points),
+        markdown(config, curves, points),
+        until_trained.tables(config, curves),
+        {"figure": takeoff_figures.takeoff(points, theory, *titles, limit=config.num_steps)},
+    )
 
 
 def predicted(measured: Mapping[int, Sequence[float]]) -> dict[int, float]:
@@ -146,8 +160,8 @@ def growth(measured: Mapping[int, Sequence[float]]) -> Growth:
     theory = np.array([_log_theory(L) for L, of in trained.items() for _ in of])
     if len(trained) < 2 or len(x) < 3:
         return Growth(math.nan, math.nan, math.nan, math.nan, tuple(trained))
-    slope, half = results.line(x, y, _LEVEL)
-    by_theory, _ = results.line(x, theory)
+    slope, half = intervals.line(x, y, _LEVEL)
+    by_theory, _ = intervals.line(x, theory)
     factor, low, high, of_theory = np.exp([slope, slope - half, slope + half, by_theory]).tolist()
     return Growth(factor, low, high, of_theory, tuple(trained))
 
@@ -173,12 +187,12 @@ def judge(config: Config, points: Points) -> list[Claim]:
         ),
         Claim(
             f"He's steps hardly depend on the depth: a factor below {config.flat:g} a layer",
-            results.is_below(config.flat, of_he.low, of_he.high),
+            claims.is_below(config.flat, of_he.low, of_he.high),
             f"{of_he}",
         ),
         Claim(
             f"Xavier's steps grow with every layer by more than He's limit, {config.flat:g}",
-            results.is_below(-config.flat, -of_xavier.high, -of_xavier.low),
+            claims.is_below(-config.flat, -of_xavier.high, -of_xavier.low),
             f"{of_xavier}",
         ),
         Claim(
@@ -193,20 +207,13 @@ def judge(config: Config, points: Points) -> list[Claim]:
 
 def markdown(config: Config, curves: until_trained.Curves, points: Points) -> str:
     """Return the table: a row for each depth, with every seed."""
-    lines = [
-        until_trained.explain(config),
-        "",
-        "| layers | He | Xavier | median Xavier / median He |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for depth in points[HE]:
         ratio = float(np.median(points[XAVIER][depth])) / float(np.median(points[HE][depth]))
-        cells = [
-            str(depth),
-            *(until_trained.cell(config, curves[arm, f"layers {depth}"]) for arm in (HE, XAVIER)),
-            f"{ratio:.3g}" if math.isfinite(ratio) else "–",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = (until_trained.cell(config, curves[a, f"layers {depth}"]) for a in (HE, XAVIER))
+        rows.append([str(depth), *cells, f"{ratio:.3g}" if math.isfinite(ratio) else "–"])
+    heads = ("layers", HE, XAVIER, "median Xavier / median He")
+    lines = [until_trained.explain(config), "", *tables.markdown(heads, rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -214,15 +221,19 @@ def _title(config: Config) -> str:
     return f"{config.dataset}: steps until {config.stop_error:.0%} error, by depth"
 
 
-def _caption(config: Config, seeds: int) -> str:
+def _caption(config: Config, seeds: Sequence[int]) -> str:
     frozen = f", frozen: {config.frozen}" if config.frozen else ""
     return (
         f"{config.rectifier}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
         f"{config.batch_size}{frozen}; {config.he_initializer} against "
         f"{config.xavier_initializer}, {config.mode};\n"
-        f"{figures.seeds(config.seed, seeds)} at each depth"
+        f"{drawing.seeds(seeds)} at each depth"
     )
 
 
+EXPERIMENT = Experiment(
+    "takeoff", {"laptop": laptop, "cifar10": cifar10}, report, plan, default_seeds=5
+)
+
 if __name__ == "__main__":
-    common.main("takeoff", {"laptop": laptop, "cifar10": cifar10}, run, default_seeds=5)
+    cli.main(EXPERIMENT)

@@ -12,8 +12,7 @@ Every other status, a signal's too, is a crash. After one that is not final, the
 continues where the run has saved itself.
 """
 
-from prelu_jax.entry import CLAIM_FAILED, INTERRUPTED, REFUSED, STOPPED
+from prelu_jax.entry import Status
 
-__all__ = ["FINAL", "STOPPED"]
-
-FINAL = (0, CLAIM_FAILED, 2, REFUSED, INTERRUPTED)
+STOPPED = Status.STOPPED
+FINAL = (0, Status.CLAIM_FAILED, 2, Status.REFUSED, Status.INTERRUPTED)

@@ -276,7 +276,7 @@ def _act(pod: Pod) -> int:
         raise SystemExit(f"error: the pod is lost: {error}.") from error
     except KeyboardInterrupt:
         _say("no longer watching. What runs goes on: --action=resume watches it again.")
-        return entry.INTERRUPTED
+        return entry.Status.INTERRUPTED
     return 0
 
 
@@ -295,4 +295,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    with entry.command():
+        sys.exit(main(entry.parse_flags()))

@@ -28,7 +28,9 @@ def main(argv):
         case "memory": raise MemoryError
     return int(argv[1])
 
-entry.run(main, lambda: {"learning_rate": 0.1, "num_steps": 3, "flip": True})
+with entry.command():
+    fields = {"learning_rate": 0.1, "num_steps": 3, "flip": True}
+    sys.exit(main(entry.parse_flags(lambda: fields)))
 """
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
 MODULES = (

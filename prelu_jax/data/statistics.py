@@ -71,4 +71,5 @@ if __name__ == "__main__":
         "A record of more pixels counts as one that does not decode.",
         lower_bound=1,
     )
-    entry.run(main)
+    with entry.command():
+        main(entry.parse_flags())

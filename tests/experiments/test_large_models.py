@@ -1,13 +1,16 @@
 import csv
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import borders, ensemble, figures, large_models, record, testing
+from experiments import borders, ensemble, large_models
 from experiments.ensemble import ENSEMBLE
+from experiments.harness import figures, record, testing
+from experiments.harness.experiment import Report
+from experiments.harness.testing import MULTI_SCALE, TEN_VIEW, Scores
 from experiments.large_models import A_RELU, MODELS, A, B, C
-from experiments.testing import MULTI_SCALE, TEN_VIEW, Scores
 from prelu_jax.training.parallel import Parallel
 from tests.experiments.conftest import SHORT, run
 
@@ -104,16 +107,17 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
 def test_tests_that_cannot_be_are_refused_before_anything_trains(
     fields, message, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("experiments.machine.devices", lambda batch_size: Parallel())
+    monkeypatch.setattr("experiments.harness.machine.devices", lambda batch_size: Parallel())
     config = at_32(**fields)
     with pytest.raises(ValueError, match=message):
-        large_models.run(config, tmp_path / "runs", 1)
+        large_models.EXPERIMENT.run(config, tmp_path / "runs", 1)
     assert not (tmp_path / "runs").exists()
 
 
 def test_models_differ_in_network_and_rectifier_alone():
     config = at_32()
-    runs = {model: large_models.of_model(config, model, 3) for model in MODELS}
+    planned = large_models.plan(config, Path("w"), [3]).values()
+    runs = {model: run.config for model, run in zip(MODELS, planned, strict=True)}
     a, b = runs[A_RELU], runs[A]
     assert [k for k in vars(a) if getattr(a, k) != getattr(b, k)] == ["rectifier"]
     assert {run.arch for run in runs.values()} == set(config.archs)
@@ -208,19 +212,19 @@ def test_views_are_named_by_their_number_and_a_run_that_diverged_has_no_error_in
     config = at_32(flip=flip, scales=(40, 48))
     drawn = {}
     monkeypatch.setattr(
-        large_models, "train_and_test", lambda _, which, *__: dict.fromkeys(which, sure(1)) | LOST
+        large_models, "test", lambda _, __, runs, *___: dict.fromkeys(runs, sure(1)) | LOST
     )
-    monkeypatch.setattr(figures, "errors_by_test", lambda errors, *_: drawn.update(errors) or [])
-    claims = large_models.run(config, tmp_path, 2)
+    monkeypatch.setattr(figures, "errors_by_test", lambda errors, *_: drawn.update(errors))
+    report = large_models.report(config, tmp_path, [0, 1])
     other = {"5-view": "10-view", "10-view": "5-view"}[label]
     assert list(drawn[A]) == [label, "s = 40", "s = 48", MULTI_SCALE]
     np.testing.assert_array_equal(drawn[B][label], [0.25, np.nan])
     assert drawn[A][label] == [0.25, 0.25]
-    statements = [claim.statement for claim in claims]
+    statements = [claim.statement for claim in report.claims]
     assert statements[0].startswith(f"Every run learns: {label} top-1 error")
     assert f"multi-scale has a lower error than {label}" in statements[3]
     assert not any(other in statement.split() for statement in statements)
-    table = (tmp_path / "table.md").read_text()
+    table = report.text
     title = "10-view" if flip else "10-view in the paper, 5-view here"
     assert f"Table 5, {title}:" in table
     assert ("no image is mirrored" in table) == (not flip)
@@ -288,25 +292,25 @@ def test_an_ensemble_is_judged_by_its_best_member(together, passed):
 def test_members_that_cannot_be_are_refused_before_anything_trains(fields, message, tmp_path):
     config = dataclasses.replace(ensemble.of_scale("laptop"), **{**AT_32, **fields})
     with pytest.raises(ValueError, match=message):
-        ensemble.run(config, tmp_path / "runs", 1)
+        ensemble.EXPERIMENT.run(config, tmp_path / "runs", 1)
     with pytest.raises(ValueError, match="config.members is one ensemble: expected --seeds=1"):
-        ensemble.run(dataclasses.replace(config, members="a,b"), tmp_path / "runs", 5)
+        ensemble.EXPERIMENT.run(dataclasses.replace(config, members="a,b"), tmp_path / "runs", 5)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_folder_that_holds_an_ensemble_of_others_is_refused(tmp_path, monkeypatch):
     scores = iter([sure(), sure(1), sure(), sure(2)])
     config = dataclasses.replace(ensemble.of_scale("laptop"), **AT_32, arch="model_a_reduced")
-    monkeypatch.setattr(ensemble, "check_alike", lambda folders: [config])
+    monkeypatch.setattr(testing, "check_comparable", lambda folders, field: [config])
     monkeypatch.setattr(testing, "scores", lambda *args: next(scores))
-    monkeypatch.setattr("experiments.machine.devices", lambda batch_size: Parallel())
+    monkeypatch.setattr("experiments.harness.machine.devices", lambda batch_size: Parallel())
     for members in ("a,b", "a, b"):
-        ensemble.run(dataclasses.replace(config, members=members), tmp_path, 1)
+        ensemble.EXPERIMENT.run(dataclasses.replace(config, members=members), tmp_path, 1)
     table = (tmp_path / "table.md").read_bytes()
     for other in ({"members": "a,c"}, {"runs": str(tmp_path)}):
         (tmp_path / "a_prelu").mkdir(exist_ok=True)
         with pytest.raises(ValueError, match="holds the ensemble of a, b, not of .*Choose another"):
-            ensemble.run(dataclasses.replace(config, **other), tmp_path, 1)
+            ensemble.EXPERIMENT.run(dataclasses.replace(config, **other), tmp_path, 1)
     assert (tmp_path / "table.md").read_bytes() == table
 
 
@@ -318,7 +322,7 @@ def members(monkeypatch):
     def config(folder, what):
         return at_32(**configs[folder.name])
 
-    monkeypatch.setattr(ensemble.finished, "config", config)
+    monkeypatch.setattr(testing.finished, "config", config)
     return configs
 
 
@@ -332,20 +336,20 @@ def members(monkeypatch):
 def test_members_of_other_classes_or_data_are_refused(a, b, message, tmp_path, members):
     members.update(a=a, b=b)
     with pytest.raises(ValueError, match=message):
-        ensemble.check_alike([tmp_path / "a", tmp_path / "b"])
+        testing.check_comparable([tmp_path / "a", tmp_path / "b"], "config.members")
 
 
 @pytest.mark.parametrize("scales", [(), (40, 31), (40, 40)])
 def test_given_members_are_not_tested_at_scales_that_cannot_be(
     scales, tmp_path, members, monkeypatch
 ):
-    monkeypatch.setattr("experiments.machine.devices", lambda batch_size: Parallel())
+    monkeypatch.setattr("experiments.harness.machine.devices", lambda batch_size: Parallel())
     members.update({name: {"arch": "model_a_reduced"} for name in "ab"})
     config = dataclasses.replace(
         ensemble.of_scale("laptop"), **{**AT_32, "scales": scales}, members="a,b"
     )
     with pytest.raises(ValueError, match="config.scales is .*expected sides of at least the 32"):
-        ensemble.run(config, tmp_path / "runs", 1)
+        ensemble.EXPERIMENT.run(config, tmp_path / "runs", 1)
     assert not (tmp_path / "runs").exists()
 
 
@@ -377,7 +381,7 @@ def test_a_dense_test_that_errs_more_than_its_crops_is_told():
 
 def test_the_errors_of_every_seed_are_written(tmp_path):
     errors = {"A": {TEN_VIEW: [(0.25, 0.0), (0.5, float("nan"))], MULTI_SCALE: [(0.1, 0.0)] * 2}}
-    testing.write_csv(errors, [3, 4], tmp_path / "errors.csv")
+    Report([], tables={"errors.csv": testing.rows(errors, [3, 4])}).write(tmp_path)
     assert (tmp_path / "errors.csv").read_text().splitlines() == [
         "arm,test,seed,top_1_error,top_5_error",
         "A,10-view,3,0.25,0.0",

@@ -3,7 +3,8 @@ import dataclasses
 
 import pytest
 
-from experiments import learning, record
+from experiments import learning
+from experiments.harness import record
 from tests.experiments.conftest import SHORT, run
 
 
@@ -32,8 +33,9 @@ def test_from_a_flag_to_the_table(tmp_path):
     ],
 )
 def test_bands_and_nets_have_to_match(fields, message, tmp_path):
+    config = dataclasses.replace(learning.laptop(), **fields)
     with pytest.raises(ValueError, match=message):
-        learning.run(dataclasses.replace(learning.laptop(), **fields), tmp_path / "runs", 1)
+        learning.EXPERIMENT.run(config, tmp_path / "runs", 1)
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,13 +1,15 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import rectifiers, slope_figures, slopes
+from experiments import rectifiers
+from experiments.harness import drawing, slope_figures, slopes
+from experiments.harness.slopes import Slopes
 from experiments.rectifiers import CHANNEL_WISE, LEAKY, RELU, SHARED
-from experiments.slopes import Slopes
 from prelu_jax import arch, models
 from tests.experiments.conftest import SHORT, run
 
@@ -69,7 +71,8 @@ def last_slopes(folder):
 @pytest.mark.parametrize("scale", ["laptop", "cifar10", "imagenet"])
 def test_arms_differ_in_their_rectifier_alone(scale):
     config = getattr(rectifiers, scale)()
-    runs = [vars(rectifiers.of_arm(config, arm, 3)) for arm in rectifiers.ARMS]
+    config.ten_view_scale, config.test_batch_size = 256, 100  # also for the suite's four devices
+    runs = [vars(run.config) for run in rectifiers.plan(config, Path("w"), [3]).values()]
     names = {"relu", "leaky_relu", "prelu", "prelu_shared"}
     assert {of["rectifier"] for of in runs} == names
     assert all({**of, "rectifier": "relu"} == runs[0] for of in runs)
@@ -235,7 +238,7 @@ def test_the_table_has_the_paper_beside_ours_with_differences_within_seeds():
 
 
 @pytest.mark.parametrize(("flip", "label"), [(False, "5-view"), (True, "10-view")])
-def test_the_views_are_named_by_their_number(flip, label, tmp_path, monkeypatch):
+def test_the_views_are_named_by_their_number(flip, label, monkeypatch):
     config = dataclasses.replace(rectifiers.laptop(), flip=flip)
     (claim, *_) = rectifiers.judge(config, errors_of(), LEARNED)
     assert claim.statement.startswith(f"Every run learns: {label} top-1 error")
@@ -244,11 +247,9 @@ def test_the_views_are_named_by_their_number(flip, label, tmp_path, monkeypatch)
     assert f"Table 2, top-1 / top-5 error, %, {title}:" in text
     assert ("no image is mirrored" in text) == (not flip)
     drawn = []
-    monkeypatch.setattr(rectifiers.figures, "errors_by_test", lambda of, *_: drawn.append(of) or [])
-    for name in ("over_training", "over_depth"):
-        monkeypatch.setattr(slope_figures, name, lambda *_: [])
+    monkeypatch.setattr(rectifiers.figures, "errors_by_test", lambda of, *_: drawn.append(of))
     top_1 = {RELU: [0.1, float("nan")]}
-    rectifiers.draw(config, top_1, LEARNED, tmp_path)
+    rectifiers.draw(config, [0, 1], top_1, LEARNED)
     assert drawn == [{label: top_1}]
 
 
@@ -260,9 +261,14 @@ def test_figures_are_drawn_for_one_seed_and_for_runs_that_diverged(tmp_path):
     several = {SHARED: lost + LEARNED[SHARED], CHANNEL_WISE: lost}
     one = {arm: of[:1] for arm, of in LEARNED.items()}
     for name, learned, paper in (("one", one, PAPER), ("several", several, {})):
+        drawn = {
+            "training": slope_figures.over_training(learned, 0.25, "caption"),
+            "depth": slope_figures.over_depth(learned, 0.25, paper, "caption"),
+        }
         written = [
-            *slope_figures.over_training(learned, 0.25, "caption", tmp_path / f"{name}_training"),
-            *slope_figures.over_depth(learned, 0.25, paper, "caption", tmp_path / f"{name}_depth"),
+            file
+            for stem, figure in drawn.items()
+            for file in drawing.save(figure, tmp_path / f"{name}_{stem}")
         ]
         assert [file.suffix for file in written] == 2 * [".png", ".pdf"]
         assert all(file.stat().st_size > 5000 for file in written)

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments import page, report
-from experiments.record import Record
-from experiments.results import Claim
+from experiments import report
+from experiments.harness import page
+from experiments.harness.claims import Claim
+from experiments.harness.record import Record
 from tests.experiments.conftest import ROOT, run
 
 CLAIMS = (
@@ -191,7 +192,7 @@ def test_the_page_shows_all_of_it_and_needs_no_other_file(tmp_path, runs, out):
 
 def test_a_figure_of_no_known_kind_is_named(tmp_path):
     (tmp_path / "x.figure").touch()
-    with pytest.raises(ValueError, match="x.figure is shown, but its ending tells no kind of im"):
+    with pytest.raises(ValueError, match="x.figure is shown, but its ending is that of no kind"):
         page.render("![x](x.figure)\n", tmp_path, {})
 
 
@@ -262,7 +263,7 @@ def test_markers_that_do_not_match_are_refused(runs, out, text):
 
 
 def test_nothing_is_written_where_something_is_wrong(runs, out):
-    with pytest.raises(ValueError, match="missing.png is shown, but not there. Mend the link"):
+    with pytest.raises(ValueError, match="missing.png is shown, but not there. Correct the link"):
         written(runs, out, "![x](missing.png)\n")
     (out / "results.md").unlink()
     experiment(runs / "sweep/convergence_30_laptop")

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import convergence_22, convergence_30, figures, results, transfer
-from experiments.results import Curve
+from experiments import convergence_22, convergence_30, transfer
+from experiments.harness import figures, results
+from experiments.harness.experiment import Report
+from experiments.harness.results import Curve
 
 
 def curve(errors, arm="He", seed=0, status="done"):
@@ -26,7 +28,7 @@ def test_a_curve_is_read_from_its_run_folder(tmp_path):
     read = results.read_curve(tmp_path, "He")
     assert (read.seed, read.status, read.steps.tolist()) == (7, "done", [0, 10])
     assert (read.epochs.tolist(), read.errors.tolist()) == ([0.0, 0.5], [0.9, 0.4])
-    results.write_csv([read], tmp_path / "curves.csv")
+    Report([], tables={"curves.csv": results.rows([read])}).write(tmp_path)
     rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
     assert list(rows[1]) == ["arm", "seed", "step", "epoch", "test_error"]
     assert list(rows[1].values()) == ["He", "7", "10", "0.5", "0.4"]
@@ -113,10 +115,10 @@ def test_a_run_that_diverged_before_its_first_record_is_wrong_in_every_claim(log
         assert not any(claim.passed for claim in claims)
         assert not any(c.passed for c in convergence_22.judge(convergence_22.laptop(), he, xavier))
         for drawn in (he, xavier, [lost]):
-            assert figures.error_curves(drawn, "title", "caption", tmp_path / "figure")
+            assert figures.error_curves(drawn, "title", "caption")
             by_method = {"condition": {"He": drawn}}
-            assert figures.method_errors(by_method, "caption", tmp_path / "figure")
+            assert figures.method_errors(by_method, "caption")
     arms = {arm: [lost, lost] for arm in transfer.ARMS}
     assert not any(claim.passed for claim in transfer.judge(transfer.laptop(), arms))
     assert "in 0 of 2" in transfer.markdown(transfer.laptop(), arms)
-    results.write_csv([lost], tmp_path / "curves.csv")
+    assert len(results.rows([lost])) == 1

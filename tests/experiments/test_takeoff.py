@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import takeoff
-from experiments.convergence import HE, XAVIER
+from experiments.harness.convergence import HE, XAVIER
 from tests.experiments.conftest import run
 
 NEVER = math.inf

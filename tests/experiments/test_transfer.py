@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import figures, transfer
-from experiments.results import Curve
+from experiments import transfer
+from experiments.harness import drawing, figures
+from experiments.harness.results import Curve
 from tests.experiments.conftest import ROOT, SHORT, run
 
 TINY = (*SHORT, "--config.pretrain_steps=4", "--config.examples_per_class=3")
@@ -144,7 +145,7 @@ def test_the_figure_is_drawn_for_one_seed_and_for_one_that_diverged(tmp_path):
     several = curves(**{PLAIN: [0.3, 0.1]})
     several[BOTH][0] = dataclasses.replace(several[BOTH][0], status="diverged")
     for name, by_arm in (("one", curves(**{PLAIN: [0.3]})), ("several", several)):
-        written = figures.final_errors(by_arm, "title", "caption", tmp_path / name)
+        written = drawing.save(figures.final_errors(by_arm, "title", "caption"), tmp_path / name)
         assert [file.suffix for file in written] == [".png", ".pdf"]
         assert all(file.stat().st_size > 5000 for file in written)
 

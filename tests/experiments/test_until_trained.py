@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from experiments import late_start, rates, until_trained
-from experiments.convergence import HE, XAVIER
-from experiments.results import Curve
+from experiments import late_start, rates
+from experiments.harness import drawing, until_trained
+from experiments.harness.convergence import HE, XAVIER
+from experiments.harness.results import Curve
 from prelu_jax import arch
 from prelu_jax.data import sources
 from tests.experiments.conftest import run
@@ -38,7 +39,7 @@ def test_a_run_without_an_end_is_refused(tmp_path):
     config = rates.laptop()
     config.stop_error = 0.0
     with pytest.raises(ValueError, match="config.stop_error is 0"):
-        until_trained.train(config, tmp_path, 1, {})
+        until_trained.plan(config, tmp_path, [0], {})
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_gradients_and_kernels_are_drawn_for_a_run_that_logged_nothing_too(tmp_p
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text(text)
     folders = {name: tmp_path / name for name in ("run", "empty")}
-    written = late_start.draw(late_start.laptop(), folders, tmp_path / "figure")
+    written = drawing.save(late_start.draw(late_start.laptop(), folders), tmp_path / "figure")
     assert [file.suffix for file in written] == [".png", ".pdf"]
     assert all(file.stat().st_size > 5000 for file in written)
 
@@ -130,7 +131,7 @@ def test_an_unknown_variant_is_told_the_nearest(tmp_path):
     config = late_start.laptop()
     config.variants = ("biases froze",)
     with pytest.raises(ValueError, match="biases froze'.*'biases frozen'"):
-        late_start.run(config, tmp_path, 1)
+        late_start.plan(config, tmp_path, [0])
 
 
 def test_rates_end_where_rate_times_steps_is_equal_but_not_too_early():

@@ -1,14 +1,14 @@
 """The learned slopes of finished runs, read from their folders without JAX."""
 
-import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from experiments import results
+from experiments.harness import results
 
 # Table 1: layer -> (channel-shared slope, mean of the channel-wise slopes).
 TABLE_1 = {
@@ -30,7 +30,7 @@ TABLE_1 = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slopes:
-    """The slope behind every rectified layer over the training of one run.
+    """The slope after every rectified layer over the training of one run.
 
     Attributes:
         seed: of the run.
@@ -47,12 +47,12 @@ class Slopes:
     values: np.ndarray
 
     def final(self) -> np.ndarray:
-        """The last slopes ``[L]``; not a number for a run that diverged: it learned none."""
+        """Return the last slopes ``[L]``; not a number for a run that diverged: it learned none."""
         return self.values[-1] if self.status == "done" else np.full(len(self.layers), np.nan)
 
 
 def read(folder: Path, layers: Sequence[str]) -> Slopes:
-    """The slopes of one run folder.
+    """Return the slopes of one run folder.
 
     Args:
         folder: of a run with PReLU.
@@ -69,29 +69,27 @@ def read(folder: Path, layers: Sequence[str]) -> Slopes:
     )
 
 
-def write_csv(slopes: Mapping[str, Sequence[Slopes]], file: Path) -> None:
-    """Every slope of every run, a row each.
+def rows(slopes: Mapping[str, Sequence[Slopes]]) -> list[list[Any]]:
+    """Return a table with a row for every slope of every run, the heads first.
 
     Args:
         slopes: arm -> those of every seed.
-        file: to write.
     """
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(["rectifier", "seed", "steps_taken", "layer", "slope"])
-        for arm, of_arm in slopes.items():
-            for run in of_arm:
-                for step, values in zip(run.steps, run.values, strict=True):
-                    for layer, value in zip(run.layers, values, strict=True):
-                        writer.writerow([arm, run.seed, step, layer, f"{value:.6f}"])
+    table: list[list[Any]] = [["rectifier", "seed", "steps_taken", "layer", "slope"]]
+    for arm, of_arm in slopes.items():
+        for run in of_arm:
+            for step, values in zip(run.steps, run.values, strict=True):
+                for layer, value in zip(run.layers, values, strict=True):
+                    table.append([arm, run.seed, step, layer, f"{value:.6f}"])
+    return table
 
 
 def paper(layers: Sequence[str], arms: Sequence[str]) -> dict[str, list[float]]:
-    """Table 1 by arm, a slope for every layer; empty for layers that are not the table's.
+    """Return Table 1 by arm, a slope for every layer; empty for layers that are not the table's.
 
     Args:
         layers: of a network.
-        arms: what to call the channel-shared and the channel-wise slopes.
+        arms: names of the channel-shared and the channel-wise slopes.
     """
     if list(layers) != list(TABLE_1):
         return {}
@@ -99,5 +97,5 @@ def paper(layers: Sequence[str], arms: Sequence[str]) -> dict[str, list[float]]:
 
 
 def with_depth(values: Sequence[float] | np.ndarray) -> float:
-    """Spearman's correlation of slopes ``[L]`` with depth; not a number if a slope is none."""
+    """Return Spearman's correlation of slopes ``[L]`` with depth; nan if a slope is none."""
     return float(stats.spearmanr(np.arange(len(values)), values).statistic)

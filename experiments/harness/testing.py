@@ -8,30 +8,31 @@ scores/dense_<s>.npy       the same of every window, densely
 scores/crops_<s>.npy       the same of every window as a crop of its own
 """
 
-import csv
 import dataclasses
 import functools
 import math
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from experiments import results
-from experiments.results import Claim
+from experiments.harness import intervals, results
+from experiments.harness.claims import Claim
+from experiments.harness.configs import TrainConfig
 from prelu_jax import evaluation, files
 from prelu_jax.data import pipeline
 from prelu_jax.training import finished, identity, run_data, start
-from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import AXIS, Parallel
 
-# The tests as scores, tables and `Scores` have them; `name` has the labels of people.
+# Names of the tests in scores, tables and `Scores`; `label` returns those for people.
 TEN_VIEW, MULTI_SCALE = "10-view", "multi-scale"
 _FIVE_VIEW = "5-view"
+
+Pair = tuple[float, float]  # top-1 and top-5 error
 
 # Made once: `Parallel` compiles a function once.
 _STEPS = {
@@ -56,7 +57,7 @@ class ScoredConfig(TrainConfig):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What a run says of every test example.
+    """The scores of a run for every test example.
 
     Attributes:
         labels: int32 ``[n]``.
@@ -68,7 +69,7 @@ class Scores:
 
 
 def check(config: ScoredConfig, size: int, parallel: Parallel, tests: Sequence[str]) -> None:
-    """Raises a ValueError if networks for images of a size cannot be tested so.
+    """Raise a ValueError if networks for images of a size cannot be tested so.
 
     Args:
         config: how they are tested.
@@ -94,17 +95,17 @@ def check(config: ScoredConfig, size: int, parallel: Parallel, tests: Sequence[s
         )
 
 
-def at(side: int) -> str:
-    """What the dense test at a scale is called, ``side`` pixels of the shorter side."""
+def dense_test_name(side: int) -> str:
+    """Return the name of the dense test at a scale, ``side`` pixels of the shorter side."""
     return f"s = {side}"
 
 
-def crops_at(side: int) -> str:
+def crops_test_name(side: int) -> str:
     """Return the name of the test on crops, one for each window of the dense test at a scale."""
-    return f"{at(side)}, crops"
+    return f"{dense_test_name(side)}, crops"
 
 
-def name(test: str, config: TrainConfig) -> str:
+def label(test: str, config: TrainConfig) -> str:
     """Return the label of a test: without mirrored images the ten views are five.
 
     Args:
@@ -116,7 +117,7 @@ def name(test: str, config: TrainConfig) -> str:
 
 def beside_paper(config: TrainConfig) -> str:
     """Return the label of the paper's test in ten views in a table beside that of the runs."""
-    views = name(TEN_VIEW, config)
+    views = label(TEN_VIEW, config)
     return views if views == TEN_VIEW else f"{TEN_VIEW} in the paper, {views} here"
 
 
@@ -128,22 +129,22 @@ def unmirrored(config: TrainConfig) -> str:
 def scores(
     folder: Path, config: ScoredConfig, parallel: Parallel, tests: Sequence[str]
 ) -> Scores | None:
-    """Tests of a run, None if it diverged; those that its folder holds are not made again.
+    """Return the scores of a run, None if it diverged; its folder keeps those computed before.
 
     Args:
         folder: of the run.
         config: how it is tested; the run itself is that of the folder.
         parallel: the devices.
-        tests: those asked for: `TEN_VIEW`, `at` and `crops_at` a scale of ``config.scales``,
-            `MULTI_SCALE`.
+        tests: those asked for: `TEN_VIEW`, `MULTI_SCALE`, and names of dense tests and of crops at
+            scales of the configuration.
 
     Raises:
         ValueError: the run is not finished, or its checkpoint is another network's.
     """
     if results.diverged(folder):
         return None
-    dense = {at(side): ("dense", side) for side in config.scales}
-    crops = {crops_at(side): ("crops", side) for side in config.scales}
+    dense = {dense_test_name(side): ("dense", side) for side in config.scales}
+    crops = {crops_test_name(side): ("crops", side) for side in config.scales}
     singles = {TEN_VIEW: ("ten_view", config.ten_view_scale), **dense, **crops}
     needed = [t for t in singles if t in tests or (MULTI_SCALE in tests and t in dense)]
     paths = {test: folder / "scores/{}_{}.npy".format(*singles[test]) for test in needed}
@@ -166,7 +167,7 @@ def scores(
 def _test(
     folder: Path, tests: Mapping[Path, tuple[str, int]], batch_size: int, parallel: Parallel
 ) -> None:
-    """Tests the run in a folder, in this process; each test's scores go to its file."""
+    """Test the run in a folder, in this process, and write the scores of each test to its file."""
     parallel = parallel.of_this_process()
     run = finished.load(folder)
     train, split = run_data.splits(run.config)
@@ -189,10 +190,33 @@ def _score(step: Any, net: Any, parallel: Parallel, batch: Any) -> Any:
     return step(net, parallel.split(batch))
 
 
-def errors(scores: Scores | None, test: str) -> tuple[float, float]:
-    """Top-1 and top-5 error of a run, fractions; of five classes or fewer no top-5: not a number.
+def check_comparable(folders: Iterable[Path], field: str) -> list[TrainConfig]:
+    """Return the configurations of finished runs.
 
-    A run that diverged, of which there are no scores, is wrong everywhere.
+    Args:
+        folders: of the runs.
+        field: of the configuration that names them, for errors.
+
+    Raises:
+        ValueError: the runs were tested on other examples, or their classes differ.
+    """
+    found = {folder: finished.config(folder, field) for folder in folders}
+    data = {}
+    for folder, c in found.items():
+        place = f" in {c.data_dir}" if c.data_dir else ""
+        data[folder] = f"{c.dataset}/{c.test_split}{place}, classes {c.classes or 'all'}"
+    if len(set(data.values())) > 1:
+        raise ValueError(
+            f"{field}: expected runs with the same test examples and classes, got "
+            f"{'; '.join(f'{folder}: {of_run}' for folder, of_run in data.items())}."
+        )
+    return list(found.values())
+
+
+def errors(scores: Scores | None, test: str) -> Pair:
+    """Return the top-1 and top-5 error; with five classes or fewer the latter is not a number.
+
+    A run that diverged has no scores and is wrong everywhere.
     """
     if scores is None:
         return 1.0, 1.0
@@ -208,41 +232,37 @@ def top_1(scores: Scores | None, test: str) -> float:
 
 def learned(top_1: Mapping[str, Sequence[float]], at_most: float, config: TrainConfig) -> Claim:
     """Return the claim that every run learns, by its top-1 error in ten views or five."""
-    views = name(TEN_VIEW, config)
+    views = label(TEN_VIEW, config)
     return Claim(
         f"Every run learns: {views} top-1 error at most {at_most:.0%} in every seed",
         max(error for of in top_1.values() for error in of) <= at_most,
-        "\n      ".join(f"{arm}: {results.summary(of, ' %', 100)}" for arm, of in top_1.items()),
+        "\n      ".join(f"{arm}: {intervals.summary(of, ' %', 100)}" for arm, of in top_1.items()),
     )
 
 
-def cell(of_seeds: Sequence[tuple[float, float]]) -> str:
-    """Return a cell of a table: top-1 / top-5 error in %; – for what there is not."""
+def cell(of_seeds: Sequence[Pair]) -> str:
+    """Return a cell of a table: top-1 / top-5 error in %; – for an error that there is not."""
     by_k = zip(*of_seeds, strict=True)
-    return " / ".join("–" if np.isnan(of_k).any() else results.short(of_k, 100) for of_k in by_k)
+    return " / ".join("–" if np.isnan(of_k).any() else intervals.short(of_k, 100) for of_k in by_k)
 
 
-def write_csv(
-    errors: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
-    seeds: Sequence[int | str],
-    file: Path,
-) -> None:
-    """Write the errors of every run in every test, a row each.
+def rows(
+    errors: Mapping[str, Mapping[str, Sequence[Pair]]], seeds: Sequence[int | str]
+) -> list[list[Any]]:
+    """Return a table with a row for every run and test, the heads first.
 
     Args:
-        errors: arm -> test -> top-1 and top-5 error of each seed; not a number for what there is
-            not, which leaves a cell empty.
+        errors: arm -> test -> top-1 and top-5 error of each seed; a cell is empty where an error
+            is not a number.
         seeds: in the order of the errors.
-        file: to write.
     """
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(["arm", "test", "seed", "top_1_error", "top_5_error"])
-        for arm, by_test in errors.items():
-            for test, of_seeds in by_test.items():
-                for seed, pair in zip(seeds, of_seeds, strict=True):
-                    cells = ("" if math.isnan(error) else error for error in pair)
-                    writer.writerow([arm, test, seed, *cells])
+    table: list[list[Any]] = [["arm", "test", "seed", "top_1_error", "top_5_error"]]
+    for arm, by_test in errors.items():
+        for test, of_seeds in by_test.items():
+            for seed, pair in zip(seeds, of_seeds, strict=True):
+                cells = ("" if math.isnan(error) else error for error in pair)
+                table.append([arm, test, seed, *cells])
+    return table
 
 
 def _load(file: Path, axes: int, missing: Any = None) -> Any:
