@@ -8,17 +8,17 @@ comparison of the two tests (Tables 5 and 6) is then a comparison of padding.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import large_models
-from experiments.harness import claims, cli, configs, intervals, tables, testing
+from experiments.harness import claims, cli, configs, errors, intervals, tables, testing
 from experiments.harness.claims import Claim
+from experiments.harness.errors import ByTest, Pair
 from experiments.harness.experiment import Experiment, Report
-from experiments.harness.plans import Plan
-from experiments.harness.testing import Pair, crops_test_name, dense_test_name
-from experiments.large_models import A_RELU, A, Errors
+from experiments.harness.plans import Arm, Plan
+from experiments.harness.testing import crops_test_name, dense_test_name
+from experiments.large_models import A_RELU, A
 
 
 @dataclasses.dataclass
@@ -29,20 +29,21 @@ class Config(large_models.Config):
     apart: float = 0.03  # the dense test errs at most this much more than the crops, on average
 
 
-def of_scale(scale: str) -> Config:
-    """Return the configuration of `experiments.large_models`."""
-    return Config(**dataclasses.asdict(large_models.SCALES[scale]()))
+SCALES = {
+    scale: Config(**dataclasses.asdict(config)) for scale, config in large_models.SCALES.items()
+}
 
 
 def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
     """Return the runs of models A."""
+    large_models.check(config)
     configs.check_fractions(config, "apart")
     runs = large_models.folder_of_runs(config.runs, workdir)
-    return large_models.plan_of(config, runs, _runs(seeds), _tests(config))
+    return testing.plan(config, runs, seeds, _arms(config), _tests(config))
 
 
-def _runs(seeds: Sequence[int]) -> list[tuple[str, int]]:
-    return [(model, seed) for seed in seeds for model in (A_RELU, A)]
+def _arms(config: Config) -> list[Arm]:
+    return [arm for arm in large_models.arms(config) if arm.name in (A_RELU, A)]
 
 
 def _tests(config: Config) -> list[str]:
@@ -53,25 +54,24 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     """Return the table and the claims."""
     runs = large_models.folder_of_runs(config.runs, workdir)
     tests = _tests(config)
-    tested = large_models.test(config, runs, _runs(seeds), tests)
-    errors = large_models.errors_of(tested, tests)
-    rows = testing.rows(errors, seeds)
-    return Report(judge(config, errors), markdown(config, errors), {"errors.csv": rows})
+    by_model = errors.by_test(testing.score_all(config, runs, seeds, _arms(config), tests), tests)
+    rows = errors.rows(by_model, seeds)
+    return Report(judge(config, by_model), markdown(config, by_model), {"errors.csv": rows})
 
 
-def judge(config: Config, errors: Errors) -> list[Claim]:
+def judge(config: Config, by_model: ByTest) -> list[Claim]:
     """Judge at every scale whether the dense test errs more than its crops do."""
     return [
         claims.below_zero_claim(
             f"{model}, s = {side}: the dense test errs at most {100 * config.apart:g} points more "
             "than crops of the same windows",
-            [more - config.apart for more in _more(errors[model], side)],
+            [more - config.apart for more in _more(by_model[model], side)],
             " points",
             100,
             f"difference less {100 * config.apart:g} points",
-            claims=len(errors) * len(config.scales),
+            claims=len(by_model) * len(config.scales),
         )
-        for model in errors
+        for model in by_model
         for side in config.scales
     ]
 
@@ -82,24 +82,21 @@ def _more(of_model: Mapping[str, Sequence[Pair]], side: int) -> list[float]:
     return [dense[0] - crops[0] for dense, crops in pairs]
 
 
-def markdown(config: Config, errors: Errors) -> str:
+def markdown(config: Config, by_model: ByTest) -> str:
     """Return the table: a row for each scale."""
-    heads = [f"{model}: {test}" for model in errors for test in ("crops", "densely")]
+    heads = [f"{model}: {test}" for model in by_model for test in ("crops", "densely")]
     tests = (crops_test_name, dense_test_name)
     rows = [
-        [str(side), *(testing.cell(errors[m][name(side)]) for m in errors for name in tests)]
+        [str(side), *(errors.cell(by_model[m][name(side)]) for m in by_model for name in tests)]
         for side in config.scales
     ]
-    lines = [
-        f"Top-1 / top-5 error, %. {intervals.heading(len(next(iter(errors[A].values()))))} of "
+    return tables.document(
+        f"Top-1 / top-5 error, %. {intervals.heading(len(next(iter(by_model[A].values()))))} of "
         f"{config.dataset}. A run that diverged counts 100 %.",
-        "",
-        *tables.markdown(["shorter side", *heads], rows),
-    ]
-    return "\n".join(lines) + "\n"
+        tables.markdown(["shorter side", *heads], rows),
+    )
 
 
-SCALES = {scale: functools.partial(of_scale, scale) for scale in large_models.SCALES}
 EXPERIMENT = Experiment("borders", SCALES, report, plan, default_seeds=5)
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ threshold of the test error.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from experiments.harness import cli, configs, convergence, intervals
+from experiments.harness import cli, convergence, intervals
 from experiments.harness.claims import Claim
-from experiments.harness.configs import CIFAR10, DIGITS, FASHION_MNIST, IMAGENET
-from experiments.harness.experiment import Experiment, Report
-from experiments.harness.plans import Plan
+from experiments.harness.configs import CIFAR10, DIGITS, FASHION_MNIST, IMAGENET, every
 from experiments.harness.results import Curve
 
 
@@ -28,52 +25,30 @@ class Config(convergence.ConvergenceConfig):
     threshold: float = 0.50  # He reaches this error in fewer steps than Xavier
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: under two minutes a run on two cores."""
-    return Config(
-        **DIGITS,
-        arch="model_b_reduced",
-        learning_rate=0.003,  # at 0.01 some of He's runs die (docs/findings.md)
-        num_steps=2400,
-        log_every=25,
-        eval_every=25,
-        checkpoint_every=200,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, the same network: about three minutes a run on two cores."""
-    return Config(
-        converged=0.75,
-        threshold=0.80,
-        **CIFAR10,
-        arch="model_b_reduced",
-        learning_rate=0.003,  # at 0.01 some of He's runs die (docs/findings.md)
-        num_steps=3000,
-        log_every=50,
-        eval_every=100,
-        checkpoint_every=500,
-    )
-
-
-def fashion_mnist() -> Config:
-    """Fashion-MNIST, the same network: about three minutes a run on two cores."""
-    return Config(
+# At a learning rate of 0.01 some of He's runs die (docs/findings.md).
+_REDUCED: dict[str, Any] = {"arch": "model_b_reduced", "learning_rate": 0.003}
+SCALES = {
+    # Digits at 32 pixels: under two minutes a run on two cores.
+    "laptop": Config(**DIGITS, **_REDUCED, num_steps=2400, **every(25, 25, 200)),
+    # About three minutes a run on two cores, as with CIFAR-10.
+    "fashion_mnist": Config(
         converged=0.40,
         threshold=0.50,
         **FASHION_MNIST,
-        arch="model_b_reduced",
-        learning_rate=0.003,
+        **_REDUCED,
         num_steps=3000,
-        log_every=50,
-        eval_every=50,
-        checkpoint_every=500,
-    )
-
-
-def imagenet() -> Config:
-    """The paper's own setting: 224-pixel crops, batch 128, 3,000 random validation images."""
-    return Config(
+        **every(50, 50, 500),
+    ),
+    "cifar10": Config(
+        converged=0.75,
+        threshold=0.80,
+        **CIFAR10,
+        **_REDUCED,
+        num_steps=3000,
+        **every(50, 100, 500),
+    ),
+    # The paper's own setting: 224-pixel crops, batch 128, 3,000 random validation images.
+    "imagenet": Config(
         converged=0.90,  # read off the figure: 79 % and 85.5 % at epoch 3
         threshold=0.95,
         **IMAGENET,
@@ -82,9 +57,9 @@ def imagenet() -> Config:
         arch="model_b",
         num_steps=30_000,  # 3 epochs, the figure's range
         plateau_patience=50,
-        eval_every=500,
-        checkpoint_every=2500,
-    )
+        **every(100, 500, 2500),
+    ),
+}
 
 
 def judge(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> list[Claim]:
@@ -108,25 +83,9 @@ def judge(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> list[
     ]
 
 
-def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
-    """Return the runs of both initialisations."""
-    configs.check_fractions(config, "converged", "threshold")
-    return convergence.plan(config, workdir, seeds)
-
-
-def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
-    """Return the figure and its claims."""
-    title = "22 layers (model B), after He et al. 2015, Figure 2"
-    return convergence.report(config, workdir, seeds, title, functools.partial(judge, config))
-
-
-SCALES = {
-    "laptop": laptop,
-    "fashion_mnist": fashion_mnist,
-    "cifar10": cifar10,
-    "imagenet": imagenet,
-}
-EXPERIMENT = Experiment("convergence_22", SCALES, report, plan)
+TITLE = "22 layers (model B), after He et al. 2015, Figure 2"
+FRACTIONS = ("converged", "threshold")
+EXPERIMENT = convergence.experiment("convergence_22", SCALES, judge, TITLE, FRACTIONS)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

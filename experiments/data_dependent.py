@@ -2,9 +2,9 @@
 
     python -m experiments.data_dependent --scale=laptop
 
-Random initialisations against those that look at a batch, which start from He's. Of each: the error
-over training, the spread of the change rates C̃ over layers at step 0, the seconds it takes, and the
-highest learning rate of a ladder at which a short run learns. The whole grid:
+Random initialisations against those that look at a batch, which start from He's. Each is measured
+by its error over training, the spread of the change rates C̃ over layers at step 0, the seconds it
+takes, and the highest learning rate of a ladder at which a short run learns. The whole grid:
 
     --config.archs="('small_14_reduced','small_30_reduced')" --config.rectifiers="('relu','prelu')"
 """
@@ -30,7 +30,7 @@ from experiments.harness import (
     tables,
 )
 from experiments.harness.claims import Claim
-from experiments.harness.configs import CIFAR10, DIGITS, TrainConfig
+from experiments.harness.configs import CIFAR10, DIGITS, TrainConfig, every
 from experiments.harness.experiment import Experiment, Report
 from experiments.harness.results import Curve
 from prelu_jax import names
@@ -63,32 +63,18 @@ class Config(TrainConfig):
     methods: tuple[str, ...] = tuple(METHODS)  # the claims need those of `JUDGED`
     ladder: tuple[float, ...] = (0.001, 0.004, 0.016)
     ladder_steps: int = 20  # at most num_steps
-    reached: float = 0.5  # steps are counted to this error; what ends at or below it trains
+    reached: float = 0.5  # steps are counted to this error; a run that ends at or below it trains
     stalled: float = 0.8  # a run that is never below this error has stayed at chance
     equal: float = 0.05  # spread of log C̃ under the loss that between-layer evens it for
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels, 30 layers, both paddings."""
-    return Config(
-        **DIGITS,
-        learning_rate=0.002,
-        num_steps=250,
-        eval_every=25,
-        log_every=25,
-        checkpoint_every=100,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, the same networks."""
-    return Config(
-        reached=0.75,
-        **CIFAR10,
-        learning_rate=0.002,
-        num_steps=1000,
-        ladder_steps=60,
-    )
+SCALES = {
+    # Digits at 32 pixels, 30 layers, both paddings.
+    "laptop": Config(**DIGITS, learning_rate=0.002, num_steps=250, **every(25, 25, 100)),
+    "cifar10": Config(
+        reached=0.75, **CIFAR10, learning_rate=0.002, num_steps=1000, ladder_steps=60
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,24 +91,15 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """One run of one method.
+    """One run of one method."""
 
-    Attributes:
-        curve: of the training.
-        change_rates: C̃ of every layer at step 0 ``[L]``, under a random loss of its own.
-        spread: the standard deviation of their logarithms.
-        left: the same after between-layer, under the loss it works with; nan without it.
-        seconds, first_call_seconds: of the calibration, see `short_runs.Start`.
-        highest_rate: of the ladder, at which a short run learns; 0 for none.
-    """
-
-    curve: Curve
-    change_rates: np.ndarray
-    spread: float
-    left: float
-    seconds: float
-    first_call_seconds: float
-    highest_rate: float
+    curve: Curve  # of the training
+    change_rates: np.ndarray  # C̃ of every layer at step 0 ``[L]``, under a random loss of its own
+    spread: float  # the standard deviation of their logarithms
+    left: float  # the same after between-layer, under the loss it works with; nan without it
+    seconds: float  # of the calibration, see `short_runs.Start`
+    first_call_seconds: float  # of the calibration, see `short_runs.Start`
+    highest_rate: float  # of the ladder, at which a short run learns; 0 for none
 
 
 Grid = Mapping[Condition, Mapping[str, Sequence[Trial]]]  # method -> its runs, by seed
@@ -236,27 +213,14 @@ def judge(config: Config, grid: Grid) -> list[Claim]:
     judged = grid.get(Condition(config.archs[-1], config.rectifiers[0], SAME))
     if judged is None:
         return of_spread
-    lowest = [trial.curve.lowest_error() for trial in judged[HE]]
+    by_method = {m: [trial.curve for trial in trials] for m, trials in judged.items()}
+    he = f"With padding 'same' He stays at chance for {config.num_steps:,} steps"
+    trains = "With padding 'same' [{}] trains"
     return [
-        Claim(
-            f"With padding 'same' He stays at chance for {config.num_steps:,} steps: "
-            f"error never below {config.stalled:.0%} in any seed",
-            claims.all_above([trial.curve for trial in judged[HE]], config.stalled),
-            f"lowest error of each run: {intervals.summary(lowest, ' %', 100)}",
-        ),
-        *(_trains(config, method, judged[method]) for method in (WITHIN, LSUV)),
+        claims.stalled(he, by_method[HE], config.stalled),
+        *(claims.converged(trains.format(m), by_method[m], config.reached) for m in (WITHIN, LSUV)),
         *of_spread,
     ]
-
-
-def _trains(config: Config, method: str, runs: Sequence[Trial]) -> Claim:
-    errors = [trial.curve.final_error() for trial in runs]
-    return Claim(
-        f"With padding 'same' [{method}] trains: final error at most {config.reached:.0%} in every "
-        "seed",
-        max(errors) <= config.reached,
-        intervals.summary(errors, " %", 100),
-    )
 
 
 def markdown(config: Config, grid: Grid) -> str:
@@ -271,16 +235,16 @@ def markdown(config: Config, grid: Grid) -> str:
         "init., s": lambda trial: trial.seconds,
         "highest rate that learns × 1000": lambda trial: 1000 * trial.highest_rate,
     }
-    lines = [
-        f"{shown}. Steps: in how many seeds, if not in all. A run that diverged ends at 100 %.",
+    blocks = [
+        f"{shown}. Steps: in how many seeds, if not in all. A run that diverged ends at 100 %."
     ]
     for condition, by_method in grid.items():
         cells = []
         for method, trials in by_method.items():
             values = ([value(trial) for trial in trials] for value in columns.values())
             cells.append([method, *(intervals.short(v, digits=3, form="g") for v in values)])
-        lines += ["", f"{condition}:", "", *tables.markdown(["method", *columns], cells)]
-    return "\n".join(lines) + "\n"
+        blocks += [f"{condition}:", tables.markdown(["method", *columns], cells)]
+    return tables.document(*blocks)
 
 
 def rows(grid: Grid) -> list[list[Any]]:
@@ -302,9 +266,7 @@ def rows(grid: Grid) -> list[list[Any]]:
     return table
 
 
-EXPERIMENT = Experiment(
-    "data_dependent", {"laptop": laptop, "cifar10": cifar10}, report, default_seeds=2
-)
+EXPERIMENT = Experiment("data_dependent", SCALES, report, default_seeds=2)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

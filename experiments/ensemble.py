@@ -9,7 +9,6 @@ scores are averaged. With ``runs``, those of `experiments.large_models` are not 
 """
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,19 +17,20 @@ from pathlib import Path
 import numpy as np
 
 from experiments import large_models
-from experiments.harness import claims, cli, figures, intervals, machine, tables, testing
+from experiments.harness import claims, cli, errors, figures, intervals, machine, tables, testing
 from experiments.harness.claims import Claim
+from experiments.harness.errors import Pair
 from experiments.harness.experiment import Experiment, Report
-from experiments.harness.plans import Plan
-from experiments.harness.testing import MULTI_SCALE, Pair, Scores
-from experiments.large_models import A_RELU, A, B, C
+from experiments.harness.plans import Arm, Plan
+from experiments.harness.testing import MULTI_SCALE, Scores
+from experiments.large_models import A, B, C
 from prelu_jax import arch, evaluation, files
 
 ENSEMBLE = "ensemble"
-_OTHER_SEED = 1000  # of the fifth and the sixth member: ensembles of several seeds share none
 # "Six models including those of Table 6", "only one model C" (§4): the paper does not name the
 # others.
-MEMBERS = ((A_RELU, 0), (A, 0), (B, 0), (C, 0), (A, _OTHER_SEED), (B, _OTHER_SEED))
+_AGAIN = (A, B)
+_OTHER_SEED = 1000  # of the fifth and the sixth member: ensembles of several seeds share none
 _CLAIMS = 1 + large_models.CLAIMS  # that intervals decide on the runs of these models
 _MEMBERS = "members.txt"  # in the work folder: names the members of its ensemble
 _MODELS = "the models in "
@@ -48,9 +48,9 @@ class Config(large_models.Config):
     members: str = ""  # folders of finished runs, comma-separated: their ensemble, nothing trained
 
 
-def of_scale(scale: str) -> Config:
-    """Return the configuration of `experiments.large_models`."""
-    return Config(**dataclasses.asdict(large_models.SCALES[scale]()))
+SCALES = {
+    scale: Config(**dataclasses.asdict(config)) for scale, config in large_models.SCALES.items()
+}
 
 
 def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
@@ -58,12 +58,19 @@ def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
     _check_members(workdir, _members(config, workdir, seeds))
     if config.members:
         return {}
+    large_models.check(config)
     runs = large_models.folder_of_runs(config.runs, workdir)
-    return large_models.plan_of(config, runs, _runs(seeds), [MULTI_SCALE])
+    return testing.plan(config, runs, seeds, _arms(config), [MULTI_SCALE])
 
 
-def _runs(seeds: Sequence[int]) -> list[tuple[str, int]]:
-    return [(model, seed + other) for seed in seeds for model, other in MEMBERS]
+def _arms(config: Config) -> list[Arm]:
+    """Return the members of every ensemble."""
+    models = large_models.arms(config)
+    return models + [
+        dataclasses.replace(model, name=f"{model.name}, again", offset=_OTHER_SEED)
+        for model in models
+        if model.name in _AGAIN
+    ]
 
 
 def _members(config: Config, workdir: Path, seeds: Sequence[int]) -> str:
@@ -97,20 +104,17 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
         labels: Sequence[int | str] = [""]  # the members' seeds are their own
     else:
         runs = large_models.folder_of_runs(config.runs, workdir)
-        tested = large_models.test(config, runs, _runs(seeds), [MULTI_SCALE])
-        ensembles = [
-            {name(member): tested[member[0], seed + member[1]] for member in MEMBERS}
-            for seed in seeds
-        ]
+        scores = testing.score_all(config, runs, seeds, _arms(config), [MULTI_SCALE])
+        ensembles = [{name: of[i] for name, of in scores.items()} for i in range(len(seeds))]
         caption, labels = large_models.caption(config, seeds), seeds
-    errors = errors_of(ensembles)
+    members = errors_of(ensembles)
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_text(workdir / _MEMBERS, f"{_members(config, workdir, seeds)}\n")
-    rows = testing.rows({name: {MULTI_SCALE: of} for name, of in errors.items()}, labels)
-    top_1 = {MULTI_SCALE: drawn(ensembles, errors)}
+    rows = errors.rows({name: {MULTI_SCALE: of} for name, of in members.items()}, labels)
+    top_1 = {MULTI_SCALE: drawn(ensembles, members)}
     return Report(
-        [] if config.members else judge(errors),
-        markdown(errors),
+        [] if config.members else judge(members),
+        markdown(members),
         {"errors.csv": rows},
         {"figure": figures.errors_by_test(top_1, caption, "Model")},
     )
@@ -148,23 +152,17 @@ def _places(workdir: Path, members: str) -> list[str]:
     return [os.path.realpath(start / folder) for folder in models.split(", ")]
 
 
-def name(member: tuple[str, int]) -> str:
-    """Return the name of a member of every ensemble."""
-    model, other = member
-    return f"{model}, again" if other else model
-
-
 def errors_of(ensembles: Ensembles) -> dict[str, list[Pair]]:
     """Return multi-scale errors of every member, and of the ensemble without diverged members.
 
     Raises:
         ValueError: two members were tested on other examples.
     """
-    errors: dict[str, list[Pair]] = {m: [] for m in (*ensembles[0], ENSEMBLE)}
+    found: dict[str, list[Pair]] = {member: [] for member in (*ensembles[0], ENSEMBLE)}
     for members in ensembles:
         for member, tested in {**members, ENSEMBLE: _together(members)}.items():
-            errors[member].append(testing.errors(tested, MULTI_SCALE))
-    return errors
+            found[member].append(errors.errors(tested, MULTI_SCALE))
+    return found
 
 
 def _together(members: Mapping[str, Scores | None]) -> Scores | None:
@@ -181,20 +179,19 @@ def _together(members: Mapping[str, Scores | None]) -> Scores | None:
     return Scores(labels, {MULTI_SCALE: average})
 
 
-def judge(errors: Errors) -> list[Claim]:
+def judge(members: Errors) -> list[Claim]:
     """Return Table 7's statement, as a difference within seeds whose interval decides."""
-    top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
-    members = [of for name, of in top_1.items() if name != ENSEMBLE]
-    best = min(members, key=sum)
-    differences = [a - b for a, b in zip(top_1[ENSEMBLE], best, strict=True)]
+    top_1 = {name: [one for one, _ in pairs] for name, pairs in members.items()}
+    ensemble = top_1.pop(ENSEMBLE)
+    best = min(top_1.values(), key=sum)
     statement = "Table 7: the ensemble has a lower top-1 error than its best member"
-    return [claims.below_zero_claim(statement, differences, " points", 100, claims=_CLAIMS)]
+    return [claims.lower_error_claim(statement, ensemble, best, _CLAIMS)]
 
 
-def drawn(ensembles: Ensembles, errors: Errors) -> dict[str, list[float]]:
+def drawn(ensembles: Ensembles, members: Errors) -> dict[str, list[float]]:
     """Return the top-1 errors for the figure; not a number for a member that diverged, or all."""
     top_1: dict[str, list[float]] = {}
-    for name, of_seeds in errors.items():
+    for name, of_seeds in members.items():
         tested = [[one[name]] if name in one else list(one.values()) for one in ensembles]
         top_1[name] = [
             error if any(scores is not None for scores in of_seed) else math.nan
@@ -203,23 +200,20 @@ def drawn(ensembles: Ensembles, errors: Errors) -> dict[str, list[float]]:
     return top_1
 
 
-def markdown(errors: Errors) -> str:
+def markdown(members: Errors) -> str:
     """Return Table 7: the paper beside this experiment's seeds."""
     rows = [
-        (name, _PAPER_TOP_5.get(name, "–"), testing.cell(of_seeds))
-        for name, of_seeds in errors.items()
+        (name, _PAPER_TOP_5.get(name, "–"), errors.cell(of_seeds))
+        for name, of_seeds in members.items()
     ]
-    shown = intervals.heading(len(errors[ENSEMBLE]))
-    lines = [
-        f"Dense test, multi-scale; top-1 / top-5 error, %. {shown}. A member that diverged counts "
-        "100 % and is left out of its ensemble; an ensemble of none counts 100 % too.",
-        "",
-        *tables.markdown(("", "paper, ImageNet, top-5", "ours"), rows),
-    ]
-    return "\n".join(lines) + "\n"
+    return tables.document(
+        "Dense test, multi-scale; top-1 / top-5 error, %. "
+        f"{intervals.heading(len(members[ENSEMBLE]))}. A member that diverged counts 100 % and is "
+        "left out of its ensemble; an ensemble of none counts 100 % too.",
+        tables.markdown(("", "paper, ImageNet, top-5", "ours"), rows),
+    )
 
 
-SCALES = {scale: functools.partial(of_scale, scale) for scale in large_models.SCALES}
 EXPERIMENT = Experiment("ensemble", SCALES, report, plan, default_seeds=5)
 
 if __name__ == "__main__":

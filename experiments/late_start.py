@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.harness import cli, configs, convergence, drawing, results, tables, until_trained
 from experiments.harness.claims import Claim
+from experiments.harness.configs import every
 from experiments.harness.convergence import XAVIER
 from experiments.harness.experiment import Experiment, Report
 from experiments.harness.plans import Plan
@@ -45,16 +46,16 @@ class Config(convergence.ConvergenceConfig):
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: about two hours on two cores."""
-    return Config(
+SCALES = {
+    # Digits at 32 pixels: about two hours on two cores.
+    "laptop": Config(
         **until_trained.LAPTOP,
         arch="small_30_reduced",
         learning_rate=0.002,
         num_steps=10_000,
-        log_every=50,
-        eval_every=50,
+        **every(50, 50, 500),
     )
+}
 
 
 def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
@@ -112,8 +113,8 @@ def _count(steps: Sequence[float]) -> str:
 def markdown(config: Config, curves: until_trained.Curves) -> str:
     """Return the table: a row for each variant, with every seed."""
     rows = [(v, until_trained.cell(config, curves[XAVIER, v])) for v in config.variants]
-    lines = [until_trained.explain(config), "", *tables.markdown(("changed", "steps"), rows)]
-    return "\n".join(lines) + "\n"
+    table = tables.markdown(("changed", "steps"), rows)
+    return tables.document(until_trained.explain(config), table)
 
 
 def draw(config: Config, folders: Mapping[str, Path]) -> Any:
@@ -154,7 +155,7 @@ def _place(kernel: str) -> tuple[int, str, int]:
     return layer.startswith("fc"), stage, int(number or 0)
 
 
-EXPERIMENT = Experiment("late_start", {"laptop": laptop}, report, plan)
+EXPERIMENT = Experiment("late_start", SCALES, report, plan)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

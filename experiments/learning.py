@@ -1,4 +1,4 @@
-"""How well two nets of He et al. 2015 learn on a longer schedule: what a change must not lose.
+"""How well two nets of He et al. 2015 learn on a longer schedule: a guard against regressions.
 
     python -m experiments.learning --scale=laptop
 
@@ -17,32 +17,24 @@ from experiments.harness import (
     cli,
     configs,
     drawing,
+    errors,
     figures,
     intervals,
-    machine,
     plans,
     results,
     tables,
     testing,
 )
 from experiments.harness.claims import Claim
-from experiments.harness.configs import CIFAR10, DIGITS
+from experiments.harness.configs import CIFAR10, DIGITS, every
 from experiments.harness.experiment import Experiment, Report
 from experiments.harness.plans import Arm, Plan
-from experiments.harness.testing import TEN_VIEW, Pair, ScoredConfig
-from prelu_jax import arch, files
+from experiments.harness.testing import TEN_VIEW, ScoredConfig
+from prelu_jax import files
 
 CENTRE = "crop in the middle"
 
-Errors = Mapping[str, Sequence[Pair]]  # arch -> centre crop, ten views, of each seed
-
-
-_SIDES: dict[str, Any] = {
-    "min_side": 36,
-    "max_side": 40,
-    "ten_view_scale": 36,
-    "test_batch_size": 100,
-}
+Errors = Mapping[str, Mapping[str, Sequence[float]]]  # arch -> test -> top-1 error of each seed
 
 
 @dataclasses.dataclass
@@ -55,24 +47,25 @@ class Config(ScoredConfig):
     rectifier: str = "prelu"
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: about two minutes a run on two cores."""
-    return Config(
+_SIDES: dict[str, Any] = {
+    "min_side": 36,
+    "max_side": 40,
+    "ten_view_scale": 36,
+    "test_batch_size": 100,
+}
+SCALES = {
+    # Digits at 32 pixels: about two minutes a run on two cores.
+    "laptop": Config(
         **DIGITS,
         **_SIDES,
         learned=(0.03, 0.03),
         learning_rate=0.005,
         num_steps=1000,
         drop_epochs="25,35",
-        log_every=50,
-        eval_every=100,
-        checkpoint_every=500,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, 15 epochs."""
-    return Config(
+        **every(50, 100, 500),
+    ),
+    # 15 epochs.
+    "cifar10": Config(
         **{**CIFAR10, "test_examples": 0},
         **_SIDES,
         learned=(0.26, 0.27),  # seed 0 has 23.9 and 24.7 %; others may have a point or two more
@@ -82,10 +75,9 @@ def cifar10() -> Config:
         learning_rate=0.01,
         num_steps=11_700,
         drop_epochs="10,13",
-        log_every=100,
-        eval_every=1300,
-        checkpoint_every=1300,
-    )
+        **every(100, 1300, 1300),
+    ),
+}
 
 
 def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
@@ -96,10 +88,7 @@ def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
         raise ValueError(
             f"config.learned is {config.learned}, expected one for each of {config.archs}."
         )
-    parallel = machine.devices(config.batch_size)
-    for name in config.archs:
-        testing.check(config, arch.get(name).image_size, parallel, [TEN_VIEW])
-    return plans.of_arms(config, workdir, seeds, _arms(config))
+    return testing.plan(config, workdir, seeds, _arms(config), [TEN_VIEW])
 
 
 def _arms(config: Config) -> list[Arm]:
@@ -109,30 +98,29 @@ def _arms(config: Config) -> list[Arm]:
 def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     """Return the table, the figure and the claims."""
     folders = plans.folders(workdir, seeds, _arms(config))
-    parallel = machine.devices(config.batch_size)
     curves = results.read_curves(folders)
-    tens = {
-        name: [testing.scores(folder, config, parallel, [TEN_VIEW]) for folder in of]
-        for name, of in folders.items()
-    }
-    errors = {
-        name: [
-            (curve.final_error(), testing.errors(scores, TEN_VIEW)[0])
-            for curve, scores in zip(curves[name], tens[name], strict=True)
-        ]
+    tens = testing.score_all(config, workdir, seeds, _arms(config), [TEN_VIEW])
+    by_net = {
+        name: {
+            CENTRE: [curve.final_error() for curve in curves[name]],
+            TEN_VIEW: [errors.errors(scores, TEN_VIEW)[0] for scores in tens[name]],
+        }
         for name in config.archs
     }
-    every = [curve for of in curves.values() for curve in of]
+    all_curves = [curve for of_net in curves.values() for curve in of_net]
     caption = (
         f"{config.dataset}; SGD {config.learning_rate:g}, a tenth after {config.drop_epochs} "
         f"epochs, batch {config.batch_size};\n{drawing.seeds(seeds)}; thin: each "
         "seed, bold: median"
     )
     return Report(
-        judge(config, errors),
-        markdown(config, errors, {name: parameters(of[0]) for name, of in folders.items()}),
-        {"curves.csv": results.rows(every), "errors.csv": testing.rows(_by_test(errors), seeds)},
-        {"figure": figures.error_curves(every, "PReLU on a longer schedule", caption)},
+        judge(config, by_net),
+        markdown(config, by_net, {name: parameters(of[0]) for name, of in folders.items()}),
+        {
+            "curves.csv": results.rows(*curves.values()),
+            "errors.csv": errors.rows(_pairs(by_net), seeds),
+        },
+        {"figure": figures.error_curves(all_curves, "PReLU on a longer schedule", caption)},
     )
 
 
@@ -143,51 +131,42 @@ def parameters(folder: Path) -> int:
     return sum(math.prod(row["shape"]) for row in layers)
 
 
-def judge(config: Config, errors: Errors) -> list[Claim]:
+def judge(config: Config, by_net: Errors) -> list[Claim]:
     """Judge the regression band of each net."""
     return [
         Claim(
-            f"{name}: {testing.label(TEN_VIEW, config)} error at most {band:.1%} in every seed",
-            max(tens) <= band,
-            intervals.summary(tens, " %", 100),
+            f"{name}: {errors.label(TEN_VIEW, config)} error at most {band:.1%} in every seed",
+            max(by_test[TEN_VIEW]) <= band,
+            intervals.summary(by_test[TEN_VIEW], " %", 100),
         )
-        for band, (name, tens) in zip(config.learned, _ten_view(errors).items(), strict=True)
+        for band, (name, by_test) in zip(config.learned, by_net.items(), strict=True)
     ]
 
 
-def _ten_view(errors: Errors) -> dict[str, list[float]]:
-    return {name: [ten for _, ten in of] for name, of in errors.items()}
-
-
-def _by_test(errors: Errors) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Return the errors by net and test, without a top-5 error."""
+def _pairs(by_net: Errors) -> errors.ByTest:
+    """Return the errors without a top-5 error."""
     return {
-        name: {
-            test: [(error, math.nan) for error in values]
-            for test, values in zip((CENTRE, TEN_VIEW), zip(*pairs, strict=True), strict=True)
-        }
-        for name, pairs in errors.items()
+        name: {test: [(error, math.nan) for error in values] for test, values in by_test.items()}
+        for name, by_test in by_net.items()
     }
 
 
-def markdown(config: Config, errors: Errors, sizes: Mapping[str, int]) -> str:
+def markdown(config: Config, by_net: Errors, sizes: Mapping[str, int]) -> str:
     """Return the table of both nets' errors."""
+    heads = ["net", "parameters", "steps", CENTRE, errors.label(TEN_VIEW, config)]
     rows = []
-    for name, of in errors.items():
-        middle, ten = (intervals.short(values, 100) for values in zip(*of, strict=True))
-        rows.append([name, f"{sizes[name]:,}", f"{config.num_steps:,}", middle, ten])
-    heads = ["net", "parameters", "steps", CENTRE, testing.label(TEN_VIEW, config)]
-    lines = [
+    for name, by_test in by_net.items():
+        cells = (intervals.short(by_test[test], 100) for test in (CENTRE, TEN_VIEW))
+        rows.append([name, f"{sizes[name]:,}", f"{config.num_steps:,}", *cells])
+    return tables.document(
         f"Test error, %, on all test images of {config.dataset}. "
-        f"{intervals.heading(len(errors[config.archs[0]]))}.{testing.unmirrored(config)} "
+        f"{intervals.heading(len(by_net[config.archs[0]][CENTRE]))}.{errors.unmirrored(config)} "
         "A run that diverged counts 100 %.",
-        "",
-        *tables.markdown(heads, rows),
-    ]
-    return "\n".join(lines) + "\n"
+        tables.markdown(heads, rows),
+    )
 
 
-EXPERIMENT = Experiment("learning", {"laptop": laptop, "cifar10": cifar10}, report, plan)
+EXPERIMENT = Experiment("learning", SCALES, report, plan)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments.harness import cli, configs, convergence, tables, until_trained
 from experiments.harness.claims import Claim
+from experiments.harness.configs import every
 from experiments.harness.convergence import HE, XAVIER
 from experiments.harness.experiment import Experiment, Report
 from experiments.harness.plans import Plan
@@ -28,15 +29,12 @@ class Config(convergence.ConvergenceConfig):
     rate_times_steps: float = 20.0  # of every run, but between 1,000 and num_steps steps
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: about two hours on two cores."""
-    return Config(
-        **until_trained.LAPTOP,
-        arch="small_30_reduced",
-        num_steps=6000,
-        log_every=50,
-        eval_every=50,
+SCALES = {
+    # Digits at 32 pixels: about two hours on two cores.
+    "laptop": Config(
+        **until_trained.LAPTOP, arch="small_30_reduced", num_steps=6000, **every(50, 50, 500)
     )
+}
 
 
 def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
@@ -105,15 +103,13 @@ def markdown(config: Config, curves: until_trained.Curves) -> str:
     for rate in config.rates:
         cells = (until_trained.cell(config, curves[a, f"rate {rate:g}"]) for a in (HE, XAVIER))
         rows.append([f"{rate:g}", *cells, f"{last_step(config, rate):,}"])
-    lines = [
+    return tables.document(
         f"{until_trained.explain(config)} At high rates a run ends earlier, in the last column.",
-        "",
-        *tables.markdown(("rate", HE, XAVIER, "last step"), rows),
-    ]
-    return "\n".join(lines) + "\n"
+        tables.markdown(("rate", HE, XAVIER, "last step"), rows),
+    )
 
 
-EXPERIMENT = Experiment("rates", {"laptop": laptop}, report, plan)
+EXPERIMENT = Experiment("rates", SCALES, report, plan)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

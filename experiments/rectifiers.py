@@ -1,4 +1,4 @@
-"""He et al. 2015, Tables 1 and 2: do learned slopes beat ReLU, and what slopes are learned?
+"""He et al. 2015, Tables 1 and 2: do learned slopes beat ReLU, and which slopes are learned?
 
     python -m experiments.rectifiers --scale=laptop
 
@@ -19,9 +19,9 @@ from experiments.harness import (
     cli,
     configs,
     drawing,
+    errors,
     figures,
     intervals,
-    machine,
     plans,
     results,
     slope_figures,
@@ -30,11 +30,12 @@ from experiments.harness import (
     testing,
 )
 from experiments.harness.claims import Claim
-from experiments.harness.configs import CIFAR10, DIGITS, IMAGENET, NEVER
+from experiments.harness.configs import CIFAR10, DIGITS, IMAGENET, NEVER, every
+from experiments.harness.errors import Pair
 from experiments.harness.experiment import Experiment, Report
 from experiments.harness.plans import Arm, Plan
 from experiments.harness.slopes import Slopes
-from experiments.harness.testing import TEN_VIEW, Pair, ScoredConfig
+from experiments.harness.testing import TEN_VIEW, ScoredConfig
 from prelu_jax import arch, models
 
 RELU, LEAKY = "ReLU", f"leaky ReLU, a = {models.LEAKY_SLOPE:g}"
@@ -64,51 +65,38 @@ class Config(ScoredConfig):
     learned: float = 0.45  # the regression band: no run ends above this top-1 error
 
 
-def laptop() -> Config:
-    """Digits, crops of 32 of 36 pixels: about half a minute a run on two cores."""
-    return Config(
+_REDUCED: dict[str, Any] = {
+    "min_side": 36,  # 256 / 224 of the crop, as in the paper
+    "max_side": 36,
+    "ten_view_scale": 36,
+    "test_batch_size": 100,
+    "arch": "small_14_reduced",
+    "plateau_patience": NEVER,
+}
+SCALES = {
+    # Digits: about half a minute a run on two cores.
+    "laptop": Config(
         learned=0.05,
         **DIGITS,
-        min_side=36,  # 256 / 224 of the crop, as in the paper
-        max_side=36,
-        ten_view_scale=36,
-        test_batch_size=100,
-        arch="small_14_reduced",
+        **_REDUCED,
         # Chosen on ReLU alone, so that the baseline is not hurt, on images not cropped, at seeds
         # that the tables do not use: at 100 and 101 mean errors of 1.3, 0.8 and 2.2 % with 0.002,
         # 0.005 and 0.01. 102 to 104, run afterwards, bring the first two to 1.7 and 1.5 %: no
         # clear winner.
         learning_rate=0.005,
         num_steps=500,
-        plateau_patience=NEVER,
-        log_every=25,
-        eval_every=50,
-        checkpoint_every=250,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, the same network."""
-    return Config(
+        **every(25, 50, 250),
+    ),
+    "cifar10": Config(
         learned=0.60,  # after 1,500 steps, the schedule of docs/results.md
         **CIFAR10,
-        min_side=36,
-        max_side=36,
-        ten_view_scale=36,
-        test_batch_size=100,
-        arch="small_14_reduced",
+        **_REDUCED,
         learning_rate=0.002,  # of convergence_30, where ReLU lives
         num_steps=3000,
-        plateau_patience=NEVER,
-        log_every=50,
-        eval_every=250,
-        checkpoint_every=500,
-    )
-
-
-def imagenet() -> Config:
-    """The paper's own setting: 75 epochs at one scale."""
-    return Config(
+        **every(50, 250, 500),
+    ),
+    # The paper's own setting: 75 epochs at one scale.
+    "imagenet": Config(
         **IMAGENET,
         max_side=256,
         arch="small_14",
@@ -116,41 +104,33 @@ def imagenet() -> Config:
         learning_rate=0.01,
         weight_decay=5e-4,
         drop_epochs="40,60",  # of all arms, as of those of Table 4; the paper gives no epochs
-        eval_every=5000,
-        checkpoint_every=5000,
-    )
+        **every(100, 5000, 5000),
+    ),
+}
 
 
 def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
     """Return the runs of every arm."""
     configs.check_fractions(config, "learned")
     configs.check_unset(config, ["rectifier"])
-    parallel = machine.devices(config.batch_size)
-    testing.check(config, arch.get(config.arch).image_size, parallel, [TEN_VIEW])
-    return plans.of_arms(config, workdir, seeds, _ARMS)
+    return testing.plan(config, workdir, seeds, _ARMS, [TEN_VIEW])
 
 
 def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     """Return both tables, the figures and the claims."""
     folders = plans.folders(workdir, seeds, _ARMS)
-    parallel = machine.devices(config.batch_size)
-    scores = {
-        arm: [testing.scores(folder, config, parallel, [TEN_VIEW]) for folder in of]
-        for arm, of in folders.items()
-    }
-    errors = {arm: [testing.errors(one, TEN_VIEW) for one in of] for arm, of in scores.items()}
-    top_1 = {arm: [testing.top_1(one, TEN_VIEW) for one in of] for arm, of in scores.items()}
     layers = rectified(config.arch)
     learned = {arm: [slopes.read(folder, layers) for folder in folders[arm]] for arm in LEARNED}
-    curves = results.read_curves(folders).values()
-    by_test = {arm: {TEN_VIEW: of_arm} for arm, of_arm in errors.items()}
+    scores = testing.score_all(config, workdir, seeds, _ARMS, [TEN_VIEW])
+    by_arm = {arm: [errors.errors(one, TEN_VIEW) for one in of] for arm, of in scores.items()}
+    top_1 = {arm: [errors.top_1(one, TEN_VIEW) for one in of] for arm, of in scores.items()}
     return Report(
-        judge(config, errors, learned),
-        markdown(config, errors, learned),
+        judge(config, by_arm, learned),
+        markdown(config, by_arm, learned),
         {
-            "curves.csv": results.rows(curve for of_arm in curves for curve in of_arm),
+            "curves.csv": results.rows(*results.read_curves(folders).values()),
             "slopes.csv": slopes.rows(learned),
-            "errors.csv": testing.rows(by_test, seeds),
+            "errors.csv": errors.rows(errors.by_test(scores, [TEN_VIEW]), seeds),
         },
         draw(config, seeds, top_1, learned),
     )
@@ -163,30 +143,30 @@ def rectified(name: str) -> tuple[str, ...]:
     )
 
 
-def judge(config: Config, errors: Errors, learned: Learned) -> list[Claim]:
+def judge(config: Config, by_arm: Errors, learned: Learned) -> list[Claim]:
     """Return the paper's statements on learned slopes, each as a number of every seed.
 
     A claim passes if the whole interval of the number has the claimed sign, and fails if none of it
     has. A slope of a run that diverged is not a number: its claims fail.
     """
-    top_1 = {arm: [one for one, _ in of] for arm, of in errors.items()}
+    top_1 = {arm: [one for one, _ in of] for arm, of in by_arm.items()}
     return [
-        testing.learned(top_1, config.learned, config),
-        *(_lower_error(errors, arm) for arm in (CHANNEL_WISE, SHARED)),
+        errors.learned(top_1, config.learned, config),
+        *(_lower_error(by_arm, arm) for arm in (CHANNEL_WISE, SHARED)),
         *(_first_is_largest(learned, arm) for arm in (CHANNEL_WISE, SHARED)),
         _shrink(learned, CHANNEL_WISE),
     ]
 
 
-def _lower_error(errors: Errors, arm: str) -> Claim:
+def _lower_error(by_arm: Errors, arm: str) -> Claim:
     statement = f"Table 2: [{arm}] ends at a lower error than [{RELU}]"
-    differences = against_relu(errors, arm)
+    differences = against_relu(by_arm, arm)
     return claims.below_zero_claim(statement, differences, " points", 100, claims=_CLAIMS)
 
 
-def against_relu(errors: Errors, arm: str) -> list[float]:
+def against_relu(by_arm: Errors, arm: str) -> list[float]:
     """Return the top-1 error of an arm less that of ReLU, within each seed."""
-    return [one - relu for (one, _), (relu, _) in zip(errors[arm], errors[RELU], strict=True)]
+    return [one - relu for (one, _), (relu, _) in zip(by_arm[arm], by_arm[RELU], strict=True)]
 
 
 def _first_is_largest(learned: Learned, arm: str) -> Claim:
@@ -203,7 +183,7 @@ def _first_is_largest(learned: Learned, arm: str) -> Claim:
 def _shrink(learned: Learned, arm: str) -> Claim:
     finals = np.array([of.final() for of in learned[arm]])
     correlations = [slopes.with_depth(of_seed) for of_seed in finals]
-    means = finals.mean(axis=0)  # ranks do not say whether slopes have moved at all
+    means = finals.mean(axis=0)  # ranks do not show whether slopes have moved at all
     paper = slopes.paper(learned[arm][0].layers, LEARNED)
     beside = f"; the paper's {slopes.with_depth(paper[arm]):.3g}" if paper else ""
     statement = f"Table 1: [{arm}] slopes shrink with depth: Spearman's correlation is below 0"
@@ -215,31 +195,26 @@ def _shrink(learned: Learned, arm: str) -> Claim:
     return dataclasses.replace(claim, measured=claim.measured + more)
 
 
-def markdown(config: Config, errors: Errors, learned: Learned) -> str:
+def markdown(config: Config, by_arm: Errors, learned: Learned) -> str:
     """Return Tables 2 and 1: the paper beside this experiment's seeds."""
     compared = ("rectifier", "paper", "ours", "ours against ReLU, top-1, points")
     sources = (f"{kind}, {of}" for kind in ("channel-shared", "channel-wise") for of in _SOURCES)
-    lines = [
-        f"{intervals.heading(len(errors[RELU]))} of {config.dataset}, {config.arch}; differences "
+    return tables.document(
+        f"{intervals.heading(len(by_arm[RELU]))} of {config.dataset}, {config.arch}; differences "
         "are within seeds. The paper's errors are on ImageNet's validation images: only the scale "
-        f"imagenet compares with them.{testing.unmirrored(config)} A run that diverged counts "
+        f"imagenet compares with them.{errors.unmirrored(config)} A run that diverged counts "
         "100 %, and has no slopes.",
-        "",
-        f"Table 2, top-1 / top-5 error, %, {testing.beside_paper(config)}:",
-        "",
-        *tables.markdown(compared, (_error_row(errors, arm) for arm in errors)),
-        "",
+        f"Table 2, top-1 / top-5 error, %, {errors.beside_paper(config)}:",
+        tables.markdown(compared, (_error_row(by_arm, arm) for arm in by_arm)),
         f"Table 1, learned slopes (means over channels; {initial_slope():g} before training):",
-        "",
-        *tables.markdown(("layer", *sources), _slope_rows(learned)),
-    ]
-    return "\n".join(lines) + "\n"
+        tables.markdown(("layer", *sources), _slope_rows(learned)),
+    )
 
 
-def _error_row(errors: Errors, arm: str) -> Sequence[str]:
+def _error_row(by_arm: Errors, arm: str) -> Sequence[str]:
     paper = " / ".join(f"{error:.2f}" for error in TABLE_2[arm]) if arm in TABLE_2 else "–"
-    against = "–" if arm == RELU else intervals.short(against_relu(errors, arm), 100)
-    return arm, paper, testing.cell(errors[arm]), against
+    against = "–" if arm == RELU else intervals.short(against_relu(by_arm, arm), 100)
+    return arm, paper, errors.cell(by_arm[arm]), against
 
 
 def _slope_rows(learned: Learned) -> Iterator[Sequence[str]]:
@@ -276,7 +251,7 @@ def draw(
     )
     of_slopes = f"{caption}; dotted: before training"
     initial, paper = initial_slope(), slopes.paper(learned[SHARED][0].layers, LEARNED)
-    tested = {testing.label(TEN_VIEW, config): top_1}
+    tested = {errors.label(TEN_VIEW, config): top_1}
     return {
         "figure": figures.errors_by_test(tested, caption, "Rectifier"),
         "slopes_training": slope_figures.over_training(learned, initial, of_slopes),
@@ -284,7 +259,6 @@ def draw(
     }
 
 
-SCALES = {"laptop": laptop, "cifar10": cifar10, "imagenet": imagenet}
 EXPERIMENT = Experiment("rectifiers", SCALES, report, plan, default_seeds=5)
 
 if __name__ == "__main__":

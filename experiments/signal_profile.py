@@ -44,14 +44,10 @@ class Config:
     batch_size: int = 8
 
 
-def laptop() -> Config:
-    """The reductions to 32 pixels: a minute on two cores."""
-    return Config()
-
-
-def imagenet() -> Config:
-    """The networks of the paper at 224 pixels."""
-    return Config(archs=("small_14", "model_b", "small_30"))
+SCALES = {
+    "laptop": Config(),  # the reductions to 32 pixels: a minute on two cores
+    "imagenet": Config(archs=("small_14", "model_b", "small_30")),  # 224 pixels
+}
 
 
 def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
@@ -223,9 +219,7 @@ def _counts(verdicts: Mapping[tuple[str, str], Sequence[str]]) -> str:
     )
 
 
-EXPERIMENT = Experiment(
-    "signal_profile", {"laptop": laptop, "imagenet": imagenet}, report, default_seeds=16
-)
+EXPERIMENT = Experiment("signal_profile", SCALES, report, default_seeds=16)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

@@ -28,7 +28,7 @@ from experiments.harness import (
     until_trained,
 )
 from experiments.harness.claims import Claim
-from experiments.harness.configs import CIFAR10
+from experiments.harness.configs import CIFAR10, every
 from experiments.harness.convergence import HE, XAVIER
 from experiments.harness.experiment import Experiment, Report
 from experiments.harness.plans import Plan
@@ -43,35 +43,23 @@ class Config(convergence.ConvergenceConfig):
 
     depths: tuple[int, ...] = (14, 18, 22, 26, 30, 36, 44)
     arch: str = ""  # set for each depth; leave it empty
+    num_steps: int = 20_000
     soon: int = 1000  # steps within which He trains
     flat: float = 1.1  # He's steps grow by less than this factor a layer
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: some three hours on two cores, most of them for 36 and 44 layers."""
-    return Config(
-        **until_trained.LAPTOP,
-        learning_rate=0.002,  # of convergence_30
-        num_steps=20_000,
-        log_every=25,
-        eval_every=25,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, three depths."""
-    return Config(
+SCALES = {
+    # Digits at 32 pixels: some three hours on two cores, most of them for 36 and 44 layers.
+    "laptop": Config(**until_trained.LAPTOP, learning_rate=0.002, **every(25, 25, 500)),
+    "cifar10": Config(
         depths=(14, 22, 30),
         **CIFAR10,
         learning_rate=0.002,
-        num_steps=20_000,
         stop_error=0.7,
-        log_every=100,
-        eval_every=100,
-        checkpoint_every=500,
-        keep_last=1,
-        keep_best=0,
-    )
+        **every(100, 100, 500),
+        **until_trained.CHECKPOINTS,
+    ),
+}
 
 
 def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
@@ -100,12 +88,13 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     }
     fitted = predicted(points[XAVIER])
     theory = {"theory: 2^(L/2) / (L - 2)": fitted} if fitted else {}
-    titles = _title(config), _caption(config, seeds)
+    title = f"{config.dataset}: steps until {config.stop_error:.0%} error, by depth"
+    caption, limit = _caption(config, seeds), config.num_steps
     return Report(
         judge(config, points),
         markdown(config, curves, points),
         until_trained.tables(config, curves),
-        {"figure": takeoff_figures.takeoff(points, theory, *titles, limit=config.num_steps)},
+        {"figure": takeoff_figures.takeoff(points, theory, title, caption, limit=limit)},
     )
 
 
@@ -114,11 +103,16 @@ def predicted(measured: Mapping[int, Sequence[float]]) -> dict[int, float]:
 
     Only depths at which every seed trained count for the fit; none: an empty prediction.
     """
-    trained = {n: of for n, of in measured.items() if np.isfinite(of).all()}
+    trained = _trained(measured)
     if not trained:
         return {}
     offsets = [np.mean(np.log(of)) - _log_theory(L) for L, of in trained.items()]
     return {L: float(np.exp(np.mean(offsets) + _log_theory(L))) for L in measured}
+
+
+def _trained(measured: Mapping[int, Sequence[float]]) -> dict[int, Sequence[float]]:
+    """Return the depths at which every seed trained."""
+    return {depth: steps for depth, steps in measured.items() if np.isfinite(steps).all()}
 
 
 def _log_theory(depth: int) -> float:
@@ -129,17 +123,14 @@ def _log_theory(depth: int) -> float:
 class Growth:
     """The factor by which the steps grow from a layer to the next, with its interval.
 
-    Attributes:
-        factor, low, high: measured; not a number where fewer than two depths trained.
-        theory: the factor between the same depths by 2^(L/2) / (L - 2), fitted in the same way.
-        depths: those at which every seed trained.
+    Factors are not numbers where fewer than two depths trained.
     """
 
     factor: float
     low: float
     high: float
-    theory: float
-    depths: tuple[int, ...]
+    theory: float  # between the same depths by 2^(L/2) / (L - 2), fitted in the same way
+    depths: tuple[int, ...]  # at which every seed trained
 
     def holds_theory(self) -> bool | None:
         """Return whether the theory's factor lies in the interval; None if there is none."""
@@ -154,7 +145,7 @@ class Growth:
 
 def growth(measured: Mapping[int, Sequence[float]]) -> Growth:
     """Fit log(steps) with a line over the depths at which every seed trained."""
-    trained = {n: of for n, of in measured.items() if np.isfinite(of).all()}
+    trained = _trained(measured)
     x = np.array([L for L, of in trained.items() for _ in of], np.float64)
     y = np.array([np.log(value) for of in trained.values() for value in of])
     theory = np.array([_log_theory(L) for L, of in trained.items() for _ in of])
@@ -169,9 +160,7 @@ def growth(measured: Mapping[int, Sequence[float]]) -> Growth:
 def judge(config: Config, points: Points) -> list[Claim]:
     """Judge the cost of depth with each start."""
     he, xavier = points[HE], points[XAVIER]
-    pairs = [
-        (mine, other) for L in he for mine, other in zip(he[L], xavier[L], strict=True)
-    ]  # fmt: skip
+    pairs = [pair for depth in he for pair in zip(he[depth], xavier[depth], strict=True)]
     of_he, of_xavier = growth(he), growth(xavier)
     return [
         Claim(
@@ -197,9 +186,7 @@ def judge(config: Config, points: Points) -> list[Claim]:
         ),
         Claim(
             "Xavier's steps grow as 2^(L/2) / (L - 2): that factor lies in the interval",
-            None
-            if math.isnan(of_xavier.low)
-            else of_xavier.low <= of_xavier.theory <= of_xavier.high,
+            of_xavier.holds_theory(),
             f"theory × {of_xavier.theory:.3f} a layer; measured {of_xavier}",
         ),
     ]
@@ -213,12 +200,7 @@ def markdown(config: Config, curves: until_trained.Curves, points: Points) -> st
         cells = (until_trained.cell(config, curves[a, f"layers {depth}"]) for a in (HE, XAVIER))
         rows.append([str(depth), *cells, f"{ratio:.3g}" if math.isfinite(ratio) else "–"])
     heads = ("layers", HE, XAVIER, "median Xavier / median He")
-    lines = [until_trained.explain(config), "", *tables.markdown(heads, rows)]
-    return "\n".join(lines) + "\n"
-
-
-def _title(config: Config) -> str:
-    return f"{config.dataset}: steps until {config.stop_error:.0%} error, by depth"
+    return tables.document(until_trained.explain(config), tables.markdown(heads, rows))
 
 
 def _caption(config: Config, seeds: Sequence[int]) -> str:
@@ -231,9 +213,7 @@ def _caption(config: Config, seeds: Sequence[int]) -> str:
     )
 
 
-EXPERIMENT = Experiment(
-    "takeoff", {"laptop": laptop, "cifar10": cifar10}, report, plan, default_seeds=5
-)
+EXPERIMENT = Experiment("takeoff", SCALES, report, plan, default_seeds=5)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

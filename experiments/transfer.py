@@ -15,10 +15,11 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.harness import claims, cli, configs, figures, intervals, plans, results, tables
 from experiments.harness.claims import Claim
-from experiments.harness.configs import CIFAR10, DIGITS, NEVER, TrainConfig
+from experiments.harness.configs import CIFAR10, DIGITS, NEVER, TrainConfig, every
 from experiments.harness.experiment import Experiment, Report
 from experiments.harness.plans import Plan, Run
 from experiments.harness.results import Curve
@@ -46,36 +47,29 @@ class Config(TrainConfig):
     reached: float = 0.2  # steps are counted to this error
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels, ten examples a class: about five minutes on two cores."""
-    return Config(
-        **{**DIGITS, "batch_size": 32},
+_REDUCED: dict[str, Any] = {
+    "arch": "small_14_reduced",
+    "learning_rate": 0.002,
+    "plateau_patience": NEVER,
+}
+SCALES = {
+    # Digits at 32 pixels, ten examples a class: about five minutes on two cores.
+    "laptop": Config(
+        **{**DIGITS, **_REDUCED, "batch_size": 32},
         examples_per_class=10,
-        arch="small_14_reduced",
-        learning_rate=0.002,
         num_steps=100,
-        plateau_patience=NEVER,
-        log_every=5,
-        eval_every=5,
-        checkpoint_every=100,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, twenty examples a class, the same network."""
-    return Config(
+        **every(5, 5, 100),
+    ),
+    "cifar10": Config(
         reached=0.5,
         pretrain_steps=2000,
         **CIFAR10,
+        **_REDUCED,
         examples_per_class=20,
-        arch="small_14_reduced",
-        learning_rate=0.002,
         num_steps=300,
-        plateau_patience=NEVER,
-        log_every=20,
-        eval_every=20,
-        checkpoint_every=100,
-    )
+        **every(20, 20, 100),
+    ),
+}
 
 
 def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
@@ -102,7 +96,7 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     return Report(
         judge(config, curves),
         markdown(config, curves),
-        {"curves.csv": results.rows(c for of_arm in curves.values() for c in of_arm)},
+        {"curves.csv": results.rows(*curves.values())},
         {"figure": figures.final_errors(curves, *_titles(config, seeds))},
     )
 
@@ -161,11 +155,9 @@ def judge(config: Config, curves: Curves) -> list[Claim]:
 
 
 def _lower_error(curves: Curves, arm: str, other: str) -> Claim:
-    differences = [
-        a.final_error() - b.final_error() for a, b in zip(curves[arm], curves[other], strict=True)
-    ]
+    own, others = ([curve.final_error() for curve in curves[name]] for name in (arm, other))
     statement = f"[{arm}] ends at a lower error than [{other}]"
-    return claims.below_zero_claim(statement, differences, " points", 100, claims=_CLAIMS)
+    return claims.lower_error_claim(statement, own, others, _CLAIMS)
 
 
 def _fewer_steps(config: Config, curves: Curves, arm: str, other: str) -> Claim:
@@ -184,13 +176,11 @@ def markdown(config: Config, curves: Curves) -> str:
     """Return a table with a row for each arm."""
     steps = f"steps to {config.reached:.0%} error, evaluated every {config.eval_every}"
     heads = ("trunk", "new layers", "final error, %", "against plain, points", steps)
-    lines = [
+    return tables.document(
         f"{intervals.heading(len(curves[SCRATCH]))}; differences are within seeds. From scratch, "
         "calibrations are of all layers and plain is without one.",
-        "",
-        *tables.markdown(heads, (_row(config, curves, arm) for arm in curves)),
-    ]
-    return "\n".join(lines) + "\n"
+        tables.markdown(heads, (_row(config, curves, arm) for arm in curves)),
+    )
 
 
 def _row(config: Config, curves: Curves, arm: str) -> Sequence[str]:
@@ -216,9 +206,7 @@ def _titles(config: Config, seeds: Sequence[int]) -> tuple[str, str]:
     )
 
 
-EXPERIMENT = Experiment(
-    "transfer", {"laptop": laptop, "cifar10": cifar10}, report, plan, default_seeds=5
-)
+EXPERIMENT = Experiment("transfer", SCALES, report, plan, default_seeds=5)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

@@ -37,13 +37,8 @@ class Status(enum.IntEnum):
 
 CRASHED = Status.CRASHED
 
-# Flags of absl that only `absl.app.run` carries out, and the module of Python that does the same.
-_DEBUGGING = {
-    "run_with_pdb": "pdb",
-    "pdb_post_mortem": "pdb",
-    "run_with_profiling": "cProfile",
-    "profile_file": "cProfile",
-}
+# Flags that absl defines and only `absl.app.run` carries out.
+_DEBUGGING = ("run_with_pdb", "pdb_post_mortem", "run_with_profiling", "profile_file")
 _HELP = ("h", "help", "helpshort", "?")
 _WIDTH = 100
 
@@ -122,11 +117,11 @@ def parse_flags(define: Callable[[], Fields] = dict) -> list[str]:
 
 def _check_debugging() -> None:
     """Refuse the flags of absl that have no effect here."""
-    for name, module in _DEBUGGING.items():
+    for name in _DEBUGGING:
         if flags.FLAGS[name].value != flags.FLAGS[name].default:
             raise SystemExit(
-                f"error: --{name} has no effect here. Use Python's own module: python -m {module} "
-                "-m MODULE FLAGS."
+                f"error: --{name} has no effect here. Use Python's own: python -m pdb -m MODULE, "
+                "python -m cProfile -m MODULE."
             )
 
 

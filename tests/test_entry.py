@@ -140,6 +140,11 @@ def test_other_ways_to_ask_for_help(script, flag):
     assert (done.returncode, "--steps" in done.stdout) == (0, True), done.stderr
 
 
+def test_flags_can_be_checked_alone(script):
+    done = shell(script, ["--steps=2", "--only_check_args"])
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
@@ -169,6 +174,7 @@ def test_the_flag_that_was_meant(given, meant):
         (["--steps=two"], "--steps=two"),
         (["--flagfile=/no/such"], "--flagfile=/no/such cannot be read"),
         (["--flagfile=/"], "--flagfile=/ cannot be read"),
+        (["--run_with_pdb"], "--run_with_pdb has no effect here. Use Python's own: python -m pdb"),
     ],
 )
 def test_bad_flags_are_refused_in_words(script, arguments, said):

@@ -1,1 +1,1 @@
-"""Parts that the experiments share; `experiment` and `cli` say what an experiment is."""
+"""Parts that the experiments share; `experiment` defines an experiment, `cli` its command."""

@@ -14,17 +14,11 @@ OUTCOMES = ("PASS", "FAIL", "UNDECIDED")
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A statement of a paper as a check over n seeds.
+    """A statement of a paper as a check over n seeds."""
 
-    Attributes:
-        statement: the claim itself.
-        passed: False if the measurement refutes it, None if it decides neither.
-        measured: the numbers that decide, for people.
-    """
-
-    statement: str
-    passed: bool | None
-    measured: str
+    statement: str  # the claim itself
+    passed: bool | None  # False if the measurement refutes it, None if it decides neither
+    measured: str  # the numbers that decide, for people
 
     def __post_init__(self) -> None:
         if isinstance(self.passed, np.bool):  # of a comparison of NumPy's numbers: not for JSON
@@ -45,6 +39,23 @@ def all_above(curves: Sequence[Curve], error: float) -> bool:
     A run that diverged did not stay there.
     """
     return all(curve.status == "done" and curve.lowest_error() >= error for curve in curves)
+
+
+def converged(subject: str, curves: Sequence[Curve], limit: float) -> Claim:
+    """Claim that the final error of every run is at most a limit."""
+    errors = [curve.final_error() for curve in curves]
+    statement = f"{subject}: final error at most {limit:.0%} in every seed"
+    return Claim(statement, max(errors) <= limit, intervals.summary(errors, " %", 100))
+
+
+def stalled(subject: str, curves: Sequence[Curve], limit: float) -> Claim:
+    """Claim that no run has an error below a limit at any time."""
+    errors = [curve.lowest_error() for curve in curves]
+    return Claim(
+        f"{subject}: error never below {limit:.0%} in any seed",
+        all_above(curves, limit),
+        f"lowest error of each run: {intervals.summary(errors, ' %', 100)}",
+    )
 
 
 def below_zero(values: Sequence[float], claims: int = 1) -> bool | None:
@@ -97,3 +108,11 @@ def below_zero_claim(
         if claims > 1:
             measured += f"; {claims} claims are judged on these runs"
     return Claim(statement, below_zero(values, claims), measured)
+
+
+def lower_error_claim(
+    statement: str, errors: Sequence[float], others: Sequence[float], claims: int
+) -> Claim:
+    """Claim that errors lie below others on average, by the differences within seeds."""
+    differences = [a - b for a, b in zip(errors, others, strict=True)]
+    return below_zero_claim(statement, differences, " points", 100, claims=claims)

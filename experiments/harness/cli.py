@@ -31,30 +31,21 @@ _FLAGS = (
 )
 _MOST_SEEDS = 10_000
 
+Group = tuple[str | None, int | None, int | None]  # arguments of `processes.join`
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The command line of an experiment.
+    """The command line of an experiment."""
 
-    Attributes:
-        scale: name of the configuration.
-        config: the configuration, with the fields that the command line sets.
-        workdir: folder of the runs.
-        seeds: their number.
-        strict: claims that are undecided fail too.
-        part: the runs to train; None for all of them and the report.
-        processes: arguments of `processes.join`; None for one process.
-        stall_timeout: seconds without progress after which the process ends; 0 for none.
-    """
-
-    scale: str
-    config: Any
-    workdir: Path
-    seeds: int
-    strict: bool
-    part: schedule.Part | None
-    processes: tuple[str | None, int | None, int | None] | None
-    stall_timeout: float
+    scale: str  # name of the configuration
+    config: Any  # the configuration, with the fields that the command line sets
+    workdir: Path  # folder of the runs
+    seeds: int  # their number
+    strict: bool  # claims that are undecided fail too
+    part: schedule.Part | None  # the runs to train; None for all of them and the report
+    processes: Group | None  # None for one process
+    stall_timeout: float  # seconds without progress after which the process ends; 0 for none
 
 
 def main(experiment: Experiment) -> NoReturn:
@@ -185,14 +176,12 @@ def parse(experiment: Experiment) -> Options:
 
 def _define(experiment: Experiment) -> entry.Fields:
     """Define the flags, and return the fields of the configuration at the scale asked for."""
-    flags.DEFINE_string("scale", "laptop", f"One of {', '.join(experiment.configs)}.")
+    flags.DEFINE_string("scale", "laptop", f"One of {', '.join(experiment.scales)}.")
     flags.DEFINE_string("workdir", "", "Where runs go; default runs/<name>_<scale>.")
     flags.DEFINE_integer("seeds", experiment.default_seeds, "How many seeds.", 1, _MOST_SEEDS)
     flags.DEFINE_bool("strict", False, "Status 1 for a claim that is UNDECIDED, too.")
     # The scale decides the configuration whose fields are the other flags.
-    scale = _scale()
-    names.check("scale", scale, experiment.configs)
-    config = experiment.configs[scale]()
+    config = experiment.config(_scale())
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     _check_fields(sys.argv, fields)
     about = "The configuration of this scale; --config.FIELD=VALUE sets a field."
@@ -265,7 +254,7 @@ def _check_workdir(folder: Path) -> None:
         raise ValueError(f"--workdir is {folder}, but {there} {why}; give a folder for the runs.")
 
 
-def _processes() -> tuple[str | None, int | None, int | None] | None:
+def _processes() -> Group | None:
     """Return the arguments of `processes.join`; None if the flags ask for one process.
 
     Raises:

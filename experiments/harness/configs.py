@@ -33,8 +33,12 @@ IMAGENET: dict[str, Any] = {
     "min_side": 256,
     "colour": 0.1,
     "batch_size": 128,
-    "log_every": 100,
 }
+
+
+def every(log: int, evaluate: int, checkpoint: int) -> dict[str, Any]:
+    """Return the fields of the numbers of steps between records, evaluations and checkpoints."""
+    return {"log_every": log, "eval_every": evaluate, "checkpoint_every": checkpoint}
 
 
 def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
@@ -46,10 +50,7 @@ def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
 def check_unset(config: Any, fields: Sequence[str], instead: str = "") -> None:
     """Raise a ValueError if a field that an experiment sets for each run is not at its default.
 
-    Args:
-        config: of the experiment.
-        fields: names of the fields.
-        instead: the fields that the user may set, for the error.
+    The error names the fields that the user may set ``instead``.
     """
     for field in fields:
         if getattr(config, field) != getattr(type(config), field):

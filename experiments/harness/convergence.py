@@ -1,19 +1,20 @@
 """He against Xavier on one network: the common part of Figures 2 and 3 of He et al. 2015."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.harness import configs, figures, plans, results
 from experiments.harness.claims import Claim
 from experiments.harness.configs import NEVER, TrainConfig
-from experiments.harness.experiment import Report
+from experiments.harness.experiment import Experiment, Report
 from experiments.harness.plans import Arm, Plan
 from experiments.harness.results import Curve
 
 HE, XAVIER = "He", "Xavier"
 
-Judge = Callable[[Sequence[Curve], Sequence[Curve]], list[Claim]]  # (He's, Xavier's)
+Judge = Callable[[Any, Sequence[Curve], Sequence[Curve]], list[Claim]]
 
 
 @dataclasses.dataclass
@@ -34,28 +35,35 @@ def arms(config: ConvergenceConfig) -> tuple[Arm, Arm]:
     )
 
 
-def plan(config: ConvergenceConfig, workdir: Path, seeds: Sequence[int]) -> Plan:
-    """Return the runs of both arms."""
-    instead = "config.he_initializer, config.xavier_initializer"
-    configs.check_unset(config, ["initializer"], instead)
-    return plans.of_arms(config, workdir, seeds, arms(config))
-
-
-def report(
-    config: ConvergenceConfig, workdir: Path, seeds: Sequence[int], title: str, judge: Judge
-) -> Report:
-    """Return the figure, the curves and the claims.
+def experiment(
+    name: str, scales: Mapping[str, Any], judge: Judge, title: str, fractions: Sequence[str]
+) -> Experiment:
+    """Return the experiment that trains both arms over the seeds.
 
     Args:
-        config, workdir, seeds: as in `plan`.
+        name: of its module.
+        scales: name -> `ConvergenceConfig`.
+        judge: returns the claims from the configuration, He's curves and Xavier's.
         title: of the figure.
-        judge: returns the claims of the figure.
+        fractions: fields of the configuration that are errors.
     """
-    he, xavier = results.read_curves(plans.folders(workdir, seeds, arms(config))).values()
-    curves = [curve for pair in zip(he, xavier, strict=True) for curve in pair]
-    figure = figures.error_curves(curves, title, _caption(config, seeds))
-    tables = {"curves.csv": results.rows(curves)}
-    return Report(judge(he, xavier), tables=tables, figures={"figure": figure})
+
+    def plan(config: ConvergenceConfig, workdir: Path, seeds: Sequence[int]) -> Plan:
+        configs.check_fractions(config, *fractions)
+        instead = "config.he_initializer, config.xavier_initializer"
+        configs.check_unset(config, ["initializer"], instead)
+        return plans.of_arms(config, workdir, seeds, arms(config))
+
+    def report(config: ConvergenceConfig, workdir: Path, seeds: Sequence[int]) -> Report:
+        he, xavier = results.read_curves(plans.folders(workdir, seeds, arms(config))).values()
+        curves = [curve for pair in zip(he, xavier, strict=True) for curve in pair]
+        return Report(
+            judge(config, he, xavier),
+            tables={"curves.csv": results.rows(curves)},
+            figures={"figure": figures.error_curves(curves, title, _caption(config, seeds))},
+        )
+
+    return Experiment(name, scales, report, plan)
 
 
 def _caption(config: ConvergenceConfig, seeds: Sequence[int]) -> str:

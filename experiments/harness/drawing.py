@@ -92,13 +92,15 @@ def cross(axes: Any, x: float, y: float, colour: Any, **transform: Any) -> None:
 def crosses(
     axes: Any, of_arm: Iterable[Curve], beside: Sequence[Curve], along: str, colour: str
 ) -> None:
-    """Draw a cross for every run that diverged, at its last evaluation.
+    """Draw a cross for every run of an arm that diverged, at its last evaluation.
+
+    A run without evaluations has its cross where other curves begin: its net was not trained.
 
     Args:
         axes: to draw in.
-        of_arm: its curves; those that did not diverge have no cross.
+        of_arm: the curves of the arm.
         beside: all curves of the panel.
-        along: the attribute of a curve that is the horizontal axis.
+        along: attribute of a curve that is the horizontal axis, 'steps' or 'epochs'.
         colour: of the arm.
     """
     for curve in of_arm:
@@ -108,15 +110,7 @@ def crosses(
 
 
 def _last_point(curve: Curve, beside: Iterable[Curve], along: str) -> tuple[float, float]:
-    """Return the last evaluation of a curve, the place of the cross of a run that diverged.
-
-    A run without evaluations has its cross where other curves begin: its net was not trained.
-
-    Args:
-        curve: of a run that diverged.
-        beside: the curves of its panel.
-        along: the attribute of a curve that is the horizontal axis, 'steps' or 'epochs'.
-    """
+    """Return the place of the cross of a run; see `crosses`."""
     if len(curve.errors):
         return float(getattr(curve, along)[-1]), float(curve.errors[-1])
     first = [other.errors[0] for other in beside if len(other.errors)]
@@ -210,12 +204,10 @@ def legend(figure: Any, handles: Sequence[Any]) -> None:
 
 
 def subplots(rows: int, columns: int, size: tuple[float, float], **shared: Any) -> tuple[Any, Any]:
-    """Return a figure and its axes ``[rows, columns]``.
+    """Return a figure of a size in inches, and its axes ``[rows, columns]``.
 
-    Args:
-        rows, columns: of axes.
-        size: of the figure, inches.
-        shared: as of `matplotlib.figure.Figure.subplots`.
+    It takes keywords of `matplotlib.figure.Figure.subplots`. Pyplot is not used: no window opens,
+    and a notebook keeps its backend.
     """
     from matplotlib.figure import Figure
 

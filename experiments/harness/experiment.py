@@ -1,7 +1,11 @@
 """Experiments as data and two functions, and the running of one, from a command or a notebook.
 
-from experiments import convergence_30
-report = convergence_30.EXPERIMENT.run(convergence_30.laptop(), "runs/mine", seeds=3)
+    from experiments import convergence_30
+
+    config = convergence_30.EXPERIMENT.config("laptop", learning_rate=0.001)
+    report = convergence_30.EXPERIMENT.run(config, "runs/mine", seeds=3)
+
+The report holds the claims, the tables and the figures.
 """
 
 import csv
@@ -14,7 +18,7 @@ from experiments.harness import drawing, schedule
 from experiments.harness.claims import Claim
 from experiments.harness.plans import Plan
 from experiments.harness.schedule import Part
-from prelu_jax import files
+from prelu_jax import files, names
 from prelu_jax.training import processes
 
 Rows = Iterable[Sequence[Any]]  # of a CSV file, the heads of the columns first
@@ -59,7 +63,7 @@ class Experiment:
 
     Attributes:
         name: of its module.
-        configs: scale -> function that returns its configuration, a dataclass.
+        scales: name -> configuration, a dataclass.
         report: returns the result, when the runs are trained; or an iterator over reports, each
             with the results of further seeds.
         plan: returns the runs to train; None for an experiment in one process without run folders.
@@ -68,10 +72,15 @@ class Experiment:
     """
 
     name: str
-    configs: Mapping[str, Callable[[], Any]]
+    scales: Mapping[str, Any]
     report: Callable[[Any, Path, Sequence[int]], Report | Iterator[Report]]
     plan: Callable[[Any, Path, Sequence[int]], Plan] | None = None
     default_seeds: int = 3
+
+    def config(self, scale: str = "laptop", **fields: Any) -> Any:
+        """Return the configuration of a scale, with some fields changed."""
+        names.check("scale", scale, self.scales)
+        return dataclasses.replace(self.scales[scale], **fields)
 
     def run(
         self,

@@ -1,4 +1,4 @@
-"""Figures of errors, drawn from curves alone."""
+"""Figures of errors, drawn from curves alone; their caption is the setting of the runs."""
 
 import itertools
 import re
@@ -22,8 +22,6 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str) -> Any:
 
     Args:
         curves: of one or more arms; the seeds of an arm share their epochs.
-        title: above the axes.
-        caption: below them: the setting of the runs.
     """
     from matplotlib.lines import Line2D
 
@@ -64,7 +62,6 @@ def method_errors(curves: Mapping[str, Mapping[str, Sequence[Curve]]], caption: 
 
     Args:
         curves: condition -> method -> the curve of every seed.
-        caption: below the axes: the setting of the runs.
     """
     from matplotlib.lines import Line2D
 
@@ -128,8 +125,6 @@ def final_errors(curves: Mapping[str, Sequence[Curve]], title: str, caption: str
 
     Args:
         curves: arm -> the curve of every seed; 'group: arm' has the colour of its group.
-        title: above the axes.
-        caption: below them: the setting of the runs.
     """
     figure, ((axes,),) = drawing.subplots(1, 1, (8, 2 + 0.55 * len(curves)))
     groups = list(dict.fromkeys(arm.partition(":")[0] for arm in curves))
@@ -173,7 +168,6 @@ def errors_by_test(
 
     Args:
         errors: model -> test -> fractions, one for each seed; not a number for one that diverged.
-        caption: below the axes: the setting of the runs.
         along: the label of the tests' axis.
     """
     figure, ((axes,),) = drawing.subplots(1, 1, (8, 5))

@@ -1,4 +1,4 @@
-"""Drawing second moments and change rates, layer by layer."""
+"""Figures of second moments and change rates by layer; their caption is the setting."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,6 @@ def signal_profiles(profiles: Sequence[Profile], caption: str) -> Any:
 
     Args:
         profiles: both directions of every initialisation of every network.
-        caption: below the axes: the setting of the measurement.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -58,7 +57,6 @@ def change_rates(rates: Mapping[str, Mapping[str, np.ndarray]], caption: str) ->
 
     Args:
         rates: condition -> method -> the rates of every seed ``[n, L]``.
-        caption: below the axes: the setting of the measurement.
     """
     figure, panels = drawing.panels(rates, height=5.0)
     for axes, by_method in zip(panels, rates.values(), strict=True):

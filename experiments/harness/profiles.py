@@ -39,23 +39,14 @@ class Factor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Profile:
-    """Second moments of a network at initialisation, layer by layer.
+    """Second moments of a network at initialisation, layer by layer."""
 
-    Attributes:
-        net: the network's name.
-        arm: its initialisation.
-        direction: 'forward', E[y²], or 'backward', E[Δy²].
-        layers: the layers' names ``[L]``.
-        predicted: logs of the moments by theory ``[L]``.
-        measured: logs of the moments of each seed ``[n, L]``.
-    """
-
-    net: str
-    arm: str
-    direction: str
-    layers: tuple[str, ...]
-    predicted: np.ndarray
-    measured: np.ndarray
+    net: str  # the network's name
+    arm: str  # its initialisation
+    direction: str  # 'forward', E[y²], or 'backward', E[Δy²]
+    layers: tuple[str, ...]  # the layers' names ``[L]``
+    predicted: np.ndarray  # logs of the moments by theory ``[L]``
+    measured: np.ndarray  # logs of the moments of each seed ``[n, L]``
 
     def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
         """Return the log of the mean over the seeds ``[L]``, and half its interval ``[L]``."""
@@ -105,14 +96,12 @@ def markdown(profiles: Sequence[Profile], level: float) -> str:
         inside, widths = p.inside(level), np.exp(p.interval(level)[1])
         factors = [f"× {np.median(widths):.3g}", f"× {widths.max():.3g}"]
         rows.append([p.net, p.arm, p.direction, f"{inside.sum()} of {len(inside)}", *factors])
-    lines = [
+    return tables.document(
         f"Layers whose predicted moment lies in the {100 * level:g} % interval of the mean over "
         f"n = {n} seeds, and half the width of these intervals as a factor: × 2 is from half the "
         "measured moment to twice it.",
-        "",
-        *tables.markdown([*heads, "median half-width", "largest half-width"], rows),
-    ]
-    return "\n".join(lines) + "\n"
+        tables.markdown([*heads, "median half-width", "largest half-width"], rows),
+    )
 
 
 def means(profiles: Sequence[Profile]) -> list[list[Any]]:

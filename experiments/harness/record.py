@@ -22,15 +22,15 @@ _BEGUN = "experiment.begun"  # beside the record, from the beginning of a comman
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One experiment as it was run; its tables and figures lie beside it.
+    """The command, time and claims of one experiment; its tables and figures lie beside it.
 
     Attributes:
         name, scale, seeds: of the experiment.
         command: that ran it.
         finished: the day, ISO 8601.
         seconds: wall-clock, compilation included, of all commands that finished in the folder.
-        resumed: one that did not finish was there before: the time is not all of it.
-        hardware, versions: what it ran on.
+        resumed: a command before did not finish: the time is not all of it.
+        hardware, versions: of the machine, and of Python and its packages.
         claims: with the outcome of each.
         commands: how many finished in the folder.
     """

@@ -1,6 +1,7 @@
 """Results of finished runs, read from their folders without JAX."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,14 @@ _AGAIN = "Give the experiment's command again: it repairs the run or names what 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """The test error of one run over its training.
+    """The test error of one run over its training."""
 
-    Attributes:
-        arm: what is compared, e.g. 'He'.
-        seed: of the run.
-        status: 'done' or 'diverged' (or 'running', if it was stopped).
-        steps: the evaluations' steps ``[n]``.
-        epochs: the same in passes over the training set ``[n]``.
-        errors: the error there, a fraction ``[n]``.
-    """
-
-    arm: str
-    seed: int
-    status: str
-    steps: np.ndarray
-    epochs: np.ndarray
-    errors: np.ndarray
+    arm: str  # name of the setting that is compared, e.g. 'He'
+    seed: int  # of the run
+    status: str  # 'done' or 'diverged' (or 'running', if it was stopped)
+    steps: np.ndarray  # the evaluations' steps ``[n]``
+    epochs: np.ndarray  # the same in passes over the training set ``[n]``
+    errors: np.ndarray  # the error there, a fraction ``[n]``
 
     def final_error(self) -> float:
         """Return the last error; 1 for a run that diverged, whatever it reached before."""
@@ -123,10 +115,10 @@ def diverged(folder: Path) -> bool:
     return status(folder) == "diverged"
 
 
-def rows(curves: Iterable[Curve]) -> list[list[Any]]:
+def rows(*arms: Iterable[Curve]) -> list[list[Any]]:
     """Return a table with a row for every evaluation of every curve, the heads first."""
     table: list[list[Any]] = [["arm", "seed", "step", "epoch", "test_error"]]
-    for curve in curves:
+    for curve in itertools.chain(*arms):
         evaluations = zip(curve.steps, curve.epochs, curve.errors, strict=True)
         table += [[curve.arm, curve.seed, *evaluation] for evaluation in evaluations]
     return table

@@ -1,4 +1,4 @@
-"""Drawing learned slopes: over training, and over depth beside the paper's."""
+"""Figures of learned slopes: over training, and over depth beside the paper's."""
 
 import itertools
 import math
@@ -23,7 +23,6 @@ def over_training(slopes: Mapping[str, Sequence[Slopes]], initial: float, captio
     Args:
         slopes: arm -> those of every seed; runs that diverged are left out.
         initial: every slope before training.
-        caption: below the axes: the setting of the runs.
     """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
@@ -88,7 +87,6 @@ def over_depth(
         slopes: arm -> those of every seed; runs that diverged are left out.
         initial: every slope before training.
         paper: arm -> the paper's slopes ``[L]``; empty for a network that it does not have.
-        caption: below the axes: the setting of the runs.
     """
     layers = next(iter(slopes.values()))[0].layers
     x = np.arange(len(layers))

@@ -30,21 +30,13 @@ TABLE_1 = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slopes:
-    """The slope after every rectified layer over the training of one run.
+    """The slope after every rectified layer over the training of one run."""
 
-    Attributes:
-        seed: of the run.
-        status: 'done' or 'diverged' (or 'running', if it was stopped).
-        layers: the layers' names, in order of depth ``[L]``.
-        steps: how many steps had been taken ``[n]``.
-        values: the slopes there, means over channels ``[n, L]``.
-    """
-
-    seed: int
-    status: str
-    layers: tuple[str, ...]
-    steps: np.ndarray
-    values: np.ndarray
+    seed: int  # of the run
+    status: str  # 'done' or 'diverged' (or 'running', if it was stopped)
+    layers: tuple[str, ...]  # the layers' names, in order of depth ``[L]``
+    steps: np.ndarray  # how many steps had been taken ``[n]``
+    values: np.ndarray  # the slopes there, means over channels ``[n, L]``
 
     def final(self) -> np.ndarray:
         """Return the last slopes ``[L]``; not a number for a run that diverged: it learned none."""
@@ -52,12 +44,7 @@ class Slopes:
 
 
 def read(folder: Path, layers: Sequence[str]) -> Slopes:
-    """Return the slopes of one run folder.
-
-    Args:
-        folder: of a run with PReLU.
-        layers: the rectified layers' names, in order of depth.
-    """
+    """Return the slopes of the folder of a run with PReLU; ``layers``: names in order of depth."""
     logged = [record for record in results.read_metrics(folder) if "slope_mean" in record]
     values = [[r["slope_mean"][f"{layer}_prelu"] for layer in layers] for r in logged]
     return Slopes(
@@ -70,11 +57,7 @@ def read(folder: Path, layers: Sequence[str]) -> Slopes:
 
 
 def rows(slopes: Mapping[str, Sequence[Slopes]]) -> list[list[Any]]:
-    """Return a table with a row for every slope of every run, the heads first.
-
-    Args:
-        slopes: arm -> those of every seed.
-    """
+    """Return a table with a row for every slope of every run of every arm, the heads first."""
     table: list[list[Any]] = [["rectifier", "seed", "steps_taken", "layer", "slope"]]
     for arm, of_arm in slopes.items():
         for run in of_arm:

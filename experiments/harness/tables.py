@@ -1,11 +1,16 @@
-"""Markdown tables."""
+"""Markdown of sentences and tables."""
 
 from collections.abc import Iterable, Sequence
 
 
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table: the heads of its columns, and its rows of cells."""
-    return [_line(heads), "|---" * len(heads) + "|", *map(_line, rows)]
+def document(*blocks: str) -> str:
+    """Return paragraphs and tables with an empty line between them."""
+    return "\n\n".join(blocks) + "\n"
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table: the heads of its columns, and its rows of cells."""
+    return "\n".join([_line(heads), "|---" * len(heads) + "|", *map(_line, rows)])
 
 
 def _line(cells: Sequence[str]) -> str:

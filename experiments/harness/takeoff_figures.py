@@ -1,4 +1,4 @@
-"""Figures of steps until a net trains, against its depth."""
+"""Figures of steps until a net trains, against its depth; the caption is the setting."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,6 @@ def takeoff(
     Args:
         points: arm -> depth -> steps of every seed, infinite for a seed that did not train.
         predicted: label -> depth -> steps; a thin black line each.
-        title: above the axes.
-        caption: below them: the setting of the runs.
         limit: the last step of the runs.
     """
     from matplotlib.lines import Line2D

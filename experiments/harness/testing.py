@@ -10,7 +10,6 @@ scores/crops_<s>.npy       the same of every window as a crop of its own
 
 import dataclasses
 import functools
-import math
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,20 +18,18 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from tqdm import tqdm
 
-from experiments.harness import intervals, results
-from experiments.harness.claims import Claim
+from experiments.harness import machine, plans, results
 from experiments.harness.configs import TrainConfig
-from prelu_jax import evaluation, files
+from experiments.harness.plans import Arm, Plan
+from prelu_jax import arch, evaluation, files
 from prelu_jax.data import pipeline
 from prelu_jax.training import finished, identity, run_data, start
 from prelu_jax.training.parallel import AXIS, Parallel
 
-# Names of the tests in scores, tables and `Scores`; `label` returns those for people.
+# Names of the tests in tables and `Scores`; `errors.label` returns those for people.
 TEN_VIEW, MULTI_SCALE = "10-view", "multi-scale"
-_FIVE_VIEW = "5-view"
-
-Pair = tuple[float, float]  # top-1 and top-5 error
 
 # Made once: `Parallel` compiles a function once.
 _STEPS = {
@@ -57,26 +54,49 @@ class ScoredConfig(TrainConfig):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of a run for every test example.
+    """The scores of a run for every test example."""
 
-    Attributes:
-        labels: int32 ``[n]``.
-        by_test: test -> softmax scores ``[n, classes]``.
+    labels: np.ndarray  # int32 ``[n]``
+    by_test: Mapping[str, np.ndarray]  # test -> softmax scores ``[n, classes]``
+
+
+def plan(
+    config: ScoredConfig,
+    workdir: Path,
+    seeds: Sequence[int],
+    arms: Sequence[Arm],
+    tests: Sequence[str],
+) -> Plan:
+    """Return the plan of runs that are tested afterwards.
+
+    Raises:
+        ValueError: they cannot be tested as the configuration asks.
     """
+    parallel = machine.devices(config.batch_size)
+    for name in dict.fromkeys(arm.fields.get("arch", config.arch) for arm in arms):
+        check(config, arch.get(name).image_size, parallel, tests)
+    return plans.of_arms(config, workdir, seeds, arms)
 
-    labels: np.ndarray
-    by_test: Mapping[str, np.ndarray]
+
+def score_all(
+    config: ScoredConfig,
+    workdir: Path,
+    seeds: Sequence[int],
+    arms: Sequence[Arm],
+    tests: Sequence[str],
+) -> dict[str, list[Scores | None]]:
+    """Return the scores of the trained runs of a `plan` by arm, in the order of the seeds."""
+    parallel = machine.devices(config.batch_size)
+    folders = plans.folders(workdir, seeds, arms)
+    runs = [(name, folder) for name, of_arm in folders.items() for folder in of_arm]
+    found: dict[str, list[Scores | None]] = {name: [] for name in folders}
+    for name, folder in tqdm(runs, desc="tests", unit="run"):
+        found[name].append(scores(folder, config, parallel, tests))
+    return found
 
 
 def check(config: ScoredConfig, size: int, parallel: Parallel, tests: Sequence[str]) -> None:
-    """Raise a ValueError if networks for images of a size cannot be tested so.
-
-    Args:
-        config: how they are tested.
-        size: of the images, pixels.
-        parallel: the devices.
-        tests: see `scores`.
-    """
+    """Raise a ValueError if networks for images of ``size`` pixels cannot be tested so."""
     asked: dict[str, Sequence[int]] = {}
     if TEN_VIEW in tests:
         asked["ten_view_scale"] = [config.ten_view_scale]
@@ -103,27 +123,6 @@ def dense_test_name(side: int) -> str:
 def crops_test_name(side: int) -> str:
     """Return the name of the test on crops, one for each window of the dense test at a scale."""
     return f"{dense_test_name(side)}, crops"
-
-
-def label(test: str, config: TrainConfig) -> str:
-    """Return the label of a test: without mirrored images the ten views are five.
-
-    Args:
-        test: as in `scores`.
-        config: of the runs, whose training decides whether images are mirrored.
-    """
-    return _FIVE_VIEW if test == TEN_VIEW and not config.flip else test
-
-
-def beside_paper(config: TrainConfig) -> str:
-    """Return the label of the paper's test in ten views in a table beside that of the runs."""
-    views = label(TEN_VIEW, config)
-    return views if views == TEN_VIEW else f"{TEN_VIEW} in the paper, {views} here"
-
-
-def unmirrored(config: TrainConfig) -> str:
-    """Return the sentence of a table whose tests mirror no image; empty if they mirror."""
-    return "" if config.flip else " As in training, no image is mirrored."
 
 
 def scores(
@@ -211,58 +210,6 @@ def check_comparable(folders: Iterable[Path], field: str) -> list[TrainConfig]:
             f"{'; '.join(f'{folder}: {of_run}' for folder, of_run in data.items())}."
         )
     return list(found.values())
-
-
-def errors(scores: Scores | None, test: str) -> Pair:
-    """Return the top-1 and top-5 error; with five classes or fewer the latter is not a number.
-
-    A run that diverged has no scores and is wrong everywhere.
-    """
-    if scores is None:
-        return 1.0, 1.0
-    found, labels = scores.by_test[test], scores.labels
-    top_5 = evaluation.top_error(found, labels, 5) if found.shape[1] > 5 else math.nan
-    return evaluation.top_error(found, labels, 1), top_5
-
-
-def top_1(scores: Scores | None, test: str) -> float:
-    """Return the top-1 error of a run for a figure; not a number for a run that diverged."""
-    return math.nan if scores is None else errors(scores, test)[0]
-
-
-def learned(top_1: Mapping[str, Sequence[float]], at_most: float, config: TrainConfig) -> Claim:
-    """Return the claim that every run learns, by its top-1 error in ten views or five."""
-    views = label(TEN_VIEW, config)
-    return Claim(
-        f"Every run learns: {views} top-1 error at most {at_most:.0%} in every seed",
-        max(error for of in top_1.values() for error in of) <= at_most,
-        "\n      ".join(f"{arm}: {intervals.summary(of, ' %', 100)}" for arm, of in top_1.items()),
-    )
-
-
-def cell(of_seeds: Sequence[Pair]) -> str:
-    """Return a cell of a table: top-1 / top-5 error in %; – for an error that there is not."""
-    by_k = zip(*of_seeds, strict=True)
-    return " / ".join("–" if np.isnan(of_k).any() else intervals.short(of_k, 100) for of_k in by_k)
-
-
-def rows(
-    errors: Mapping[str, Mapping[str, Sequence[Pair]]], seeds: Sequence[int | str]
-) -> list[list[Any]]:
-    """Return a table with a row for every run and test, the heads first.
-
-    Args:
-        errors: arm -> test -> top-1 and top-5 error of each seed; a cell is empty where an error
-            is not a number.
-        seeds: in the order of the errors.
-    """
-    table: list[list[Any]] = [["arm", "test", "seed", "top_1_error", "top_5_error"]]
-    for arm, by_test in errors.items():
-        for test, of_seeds in by_test.items():
-            for seed, pair in zip(seeds, of_seeds, strict=True):
-                cells = ("" if math.isnan(error) else error for error in pair)
-                table.append([arm, test, seed, *cells])
-    return table
 
 
 def _load(file: Path, axes: int, missing: Any = None) -> Any:

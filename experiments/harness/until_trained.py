@@ -18,13 +18,8 @@ from experiments.harness.plans import Arm, Plan
 from experiments.harness.results import Curve
 
 # Fields of every run at the scale `laptop`.
-LAPTOP: dict[str, Any] = {
-    **DIGITS,
-    "stop_error": 0.5,
-    "checkpoint_every": 500,
-    "keep_last": 1,
-    "keep_best": 0,
-}
+CHECKPOINTS: dict[str, Any] = {"keep_last": 1, "keep_best": 0}
+LAPTOP: dict[str, Any] = {**DIGITS, **CHECKPOINTS, "stop_error": 0.5}
 
 Case = tuple[str, str]  # (arm, name of the setting)
 Cases = Mapping[Case, Mapping[str, Any]]  # the fields that a case sets
@@ -100,5 +95,4 @@ def tables(config: ConvergenceConfig, curves: Curves) -> dict[str, Rows]:
             last = int(curve.steps[-1]) if len(curve.steps) else ""
             lowest = f"{curve.lowest_error():.4f}"
             rows.append([*case, curve.seed, shown, curve.status, last, lowest])
-    every = [curve for of_case in curves.values() for curve in of_case]
-    return {"steps.csv": rows, "curves.csv": results.rows(every)}
+    return {"steps.csv": rows, "curves.csv": results.rows(*curves.values())}

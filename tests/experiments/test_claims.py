@@ -92,7 +92,7 @@ def test_a_claim_that_passes_alone_may_be_undecided_among_others():
 
 
 def claims_of_large_models():
-    return large_models.judge(large_models.laptop(), errors_of_models(a=[0.2, 0.3, 0.4]))
+    return large_models.judge(large_models.EXPERIMENT.config(), errors_of_models(a=[0.2, 0.3, 0.4]))
 
 
 def claims_of_the_ensemble():
@@ -103,8 +103,13 @@ def claims_of_the_ensemble():
 @pytest.mark.parametrize(
     ("judged", "of_one"),
     [
-        (lambda: rectifiers.judge(rectifiers.laptop(), errors_of(), LEARNED), 5),
-        (lambda: transfer.judge(transfer.laptop(), curves(**{"from scratch": [0.3, 0.4, 0.5]})), 5),
+        (lambda: rectifiers.judge(rectifiers.EXPERIMENT.config(), errors_of(), LEARNED), 5),
+        (
+            lambda: transfer.judge(
+                transfer.EXPERIMENT.config(), curves(**{"from scratch": [0.3, 0.4, 0.5]})
+            ),
+            5,
+        ),
         (claims_of_large_models, 5),
         (claims_of_the_ensemble, 6),
     ],
@@ -196,7 +201,7 @@ def ended(arm, steps, *errors):
 
 
 def test_the_headline_is_a_claim_about_the_steps_of_the_run_and_no_more():
-    config = convergence_30.laptop()
+    config = convergence_30.EXPERIMENT.config()
     xavier = [ended("Xavier", config.num_steps, 0.9, 0.92)]
     judged = convergence_30.judge(config, [ended("He", config.num_steps, 0.9, 0.03)], xavier)
     assert [claim.passed for claim in judged] == [True, True]
@@ -205,7 +210,7 @@ def test_the_headline_is_a_claim_about_the_steps_of_the_run_and_no_more():
 
 @pytest.mark.parametrize(("needed", "passed"), [(200, True), (400, False)])
 def test_a_stall_is_twenty_times_the_steps_that_he_needs(needed, passed):
-    config = convergence_30.stall()
+    config = convergence_30.EXPERIMENT.config("stall")
     xavier = [ended("Xavier", config.num_steps, 0.9, 0.9)]
     *_, stalled = convergence_30.judge(config, [ended("He", needed, 0.9, 0.09)], xavier)
     assert stalled.passed is passed

@@ -142,15 +142,17 @@ def test_help_fits_a_screen():
 
 
 def test_the_arms_differ_in_their_initialiser_alone():
-    config = convergence_30.laptop()
-    he, xavier = (run.config for run in convergence_30.plan(config, Path("w"), [3]).values())
+    config = convergence_30.EXPERIMENT.config()
+    he, xavier = (
+        run.config for run in convergence_30.EXPERIMENT.plan(config, Path("w"), [3]).values()
+    )
     differing = [k for k in vars(he) if getattr(he, k) != getattr(xavier, k)]
     assert differing == ["initializer"]
     assert (he.initializer, xavier.initializer, he.seed) == ("he_normal", "xavier_normal", 3)
 
 
 def test_ctrl_c_waits_for_no_thread(tmp_path):
-    """One that was being started when it came is told to end by nobody."""
+    """Nothing ends a thread that was being started when it came."""
     code = (
         "import dataclasses, threading\n"
         "from experiments import convergence_30\n"

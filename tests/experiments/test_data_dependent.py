@@ -49,7 +49,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
 
 
 def test_a_schedule_that_would_make_the_ladder_one_rate_is_refused(tmp_path):
-    config = dataclasses.replace(data_dependent.laptop(), drop_epochs="1")
+    config = data_dependent.EXPERIMENT.config("laptop", drop_epochs="1")
     with pytest.raises(ValueError, match="config.drop_epochs is 1, expected it to be empty"):
         data_dependent.EXPERIMENT.run(config, tmp_path / "run", 1)
     assert not (tmp_path / "run").exists()
@@ -87,12 +87,12 @@ def grid(**changed):
     ],
 )
 def test_claims(changed, passed):
-    claims = data_dependent.judge(data_dependent.laptop(), grid(**changed))
+    claims = data_dependent.judge(data_dependent.EXPERIMENT.config(), grid(**changed))
     assert [claim.passed for claim in claims] == passed
 
 
 def test_runs_differ_in_what_they_are_called_alone():
-    config = data_dependent.laptop()
+    config = data_dependent.EXPERIMENT.config()
     condition = Condition("small_14_reduced", "prelu", "same")
     he, lsuv = (data_dependent.of_run(config, condition, m, 3) for m in (HE, LSUV))
     assert dataclasses.replace(he, datadep="lsuv") == lsuv
@@ -113,7 +113,7 @@ def test_a_start_has_the_mean_image_of_its_own_data_and_is_measured_in_float32(m
 
     monkeypatch.setattr(short_runs.start, "state", state)
     monkeypatch.setattr(short_runs.signal, "measure", measure)
-    config = dataclasses.replace(data_dependent.laptop(), examples_per_class=2)
+    config = data_dependent.EXPERIMENT.config("laptop", examples_per_class=2)
     for seed in (0, 1):
         condition = Condition("small_14_reduced", "relu", "same")
         run = data_dependent.of_run(config, condition, HE, seed)
@@ -124,12 +124,14 @@ def test_a_start_has_the_mean_image_of_its_own_data_and_is_measured_in_float32(m
 
 
 def test_the_table_counts_seeds_that_do_not_get_there():
-    text = data_dependent.markdown(data_dependent.laptop(), grid(PCA=trials("PCA", [0.4, 0.9])))
+    text = data_dependent.markdown(
+        data_dependent.EXPERIMENT.config(), grid(PCA=trials("PCA", [0.4, 0.9]))
+    )
     assert "| PCA | in 1 of 2 | 40, 90 | 0.5, 0.5 | 0.1, 0.1 | 2, 2 |" in text
     assert "| He | in 0 of 2 | 90, 85 |" in text
     assert "| steps to 50% error, evaluated every 25 |" in text
     # t(0.975, 4) = 2.776, times 50 / √5 / √5 points.
     five = grid(**{method: trials(method, [0.4] * 4 + [0.9]) for method in METHODS})
     assert "| PCA | in 4 of 5 | 50 ± 27.8 | 0.5 ± 0 |" in data_dependent.markdown(
-        data_dependent.laptop(), five
+        data_dependent.EXPERIMENT.config(), five
     )

@@ -1,7 +1,6 @@
 """Experiments as a notebook runs them: without a command line."""
 
 import csv
-import dataclasses
 import subprocess
 import sys
 
@@ -25,7 +24,7 @@ TINY = {
 
 
 def tiny():
-    return dataclasses.replace(convergence_30.laptop(), **TINY)
+    return convergence_30.EXPERIMENT.config("laptop", **TINY)
 
 
 @pytest.mark.slow
@@ -48,11 +47,11 @@ def test_a_report_is_returned_and_written(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_second_experiment_runs_on_the_devices_of_the_first(tmp_path):
     code = (
-        "import dataclasses, sys\n"
+        "import sys\n"
         "from experiments import convergence_30\n"
         "for batch_size, folder in ((64, 'first'), (32, 'second')):\n"
         f"    fields = {{**{TINY}, 'batch_size': batch_size}}\n"
-        "    config = dataclasses.replace(convergence_30.laptop(), **fields)\n"
+        "    config = convergence_30.EXPERIMENT.config('laptop', **fields)\n"
         "    report = convergence_30.EXPERIMENT.run(config, f'{sys.argv[1]}/{folder}', seeds=1)\n"
         "    assert report.claims\n"
     )
@@ -82,7 +81,7 @@ def test_without_runs_there_are_no_parts(tmp_path):
 
 
 def test_parts_are_all_runs_that_wait_for_no_other(tmp_path):
-    runs = convergence_30.plan(tiny(), tmp_path, range(3))
+    runs = convergence_30.EXPERIMENT.plan(tiny(), tmp_path, range(3))
     parts = [schedule.select(runs, Part(i, 4)) for i in range(4)]
     assert [len(part) for part in parts] == [2, 2, 1, 1]
     assert sorted(folder for part in parts for folder in part) == sorted(runs)

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import borders, ensemble, large_models
 from experiments.ensemble import ENSEMBLE
+from experiments.harness import errors as error_of
 from experiments.harness import figures, record, testing
 from experiments.harness.experiment import Report
 from experiments.harness.testing import MULTI_SCALE, TEN_VIEW, Scores
@@ -37,7 +38,7 @@ AT_32 = {
 
 
 def at_32(**fields):
-    return dataclasses.replace(large_models.laptop(), **{**AT_32, **fields})
+    return large_models.EXPERIMENT.config("laptop", **{**AT_32, **fields})
 
 
 @pytest.mark.slow
@@ -126,14 +127,18 @@ def test_models_differ_in_network_and_rectifier_alone():
     assert {run.seed for run in runs.values()} == {3}
 
 
+def pairs(*top_1):
+    return [(error, error / 10) for error in top_1]
+
+
 def errors(**multi):
     """Errors of every test, 0.3 but for the multi-scale ones given by model."""
     short = {"a_relu": A_RELU, "a": A, "b": B, "c": C}
     n = len(next(iter(multi.values())))
     tests = (TEN_VIEW, "s = 40", "s = 48", MULTI_SCALE)
-    by_model = {model: {test: [0.3] * n for test in tests} for model in MODELS}
+    by_model = {model: {test: pairs(*[0.3] * n) for test in tests} for model in MODELS}
     for key, values in multi.items():
-        by_model[short[key]][MULTI_SCALE] = values
+        by_model[short[key]][MULTI_SCALE] = pairs(*values)
     return by_model
 
 
@@ -141,14 +146,14 @@ def test_every_run_has_to_learn():
     config, by_model = at_32(), errors(a=[0.2, 0.2])
     assert not large_models.judge(config, by_model)[0].passed
     for by_test in by_model.values():
-        by_test[TEN_VIEW] = [0.01, config.learned]
+        by_test[TEN_VIEW] = pairs(0.01, config.learned)
     assert large_models.judge(config, by_model)[0].passed
 
 
 @pytest.mark.parametrize(
     ("multi", "passed"),
     [
-        # Seeds differ more than models: what counts is the difference within each.
+        # Seeds differ more than models: the difference within each decides.
         (
             {"a_relu": [0.2, 0.3], "a": [0.19, 0.2901], "b": [0.1, 0.2], "c": [0.05, 0.1501]},
             [True, True, None, None, True, True],
@@ -175,17 +180,14 @@ def sure(*wrong, classes=6):
     return Scores(labels, dict.fromkeys((TEN_VIEW, "s = 40", "s = 48", MULTI_SCALE), scores))
 
 
-LOST = {(B, 1): None}  # the second seed of model B diverged
-
-
 def test_a_run_that_diverged_is_wrong_everywhere():
-    assert testing.errors(sure(1), TEN_VIEW) == (0.25, 0)
-    assert testing.errors(None, TEN_VIEW) == (1.0, 1.0)
+    assert error_of.errors(sure(1), TEN_VIEW) == (0.25, 0)
+    assert error_of.errors(None, TEN_VIEW) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("classes", "cell"), [(6, "25.0 / 0.0"), (5, "25.0 / –")])
 def test_of_five_classes_there_is_no_top_5_error(classes, cell):
-    assert testing.cell([testing.errors(sure(1, classes=classes), TEN_VIEW)]) == cell
+    assert error_of.cell([error_of.errors(sure(1, classes=classes), TEN_VIEW)]) == cell
 
 
 def test_tests_on_disk_are_read_without_the_network_and_alone(tmp_path, monkeypatch):
@@ -211,9 +213,8 @@ def test_views_are_named_by_their_number_and_a_run_that_diverged_has_no_error_in
 ):
     config = at_32(flip=flip, scales=(40, 48))
     drawn = {}
-    monkeypatch.setattr(
-        large_models, "test", lambda _, __, runs, *___: dict.fromkeys(runs, sure(1)) | LOST
-    )
+    scores = {model: [sure(1), None if model == B else sure(1)] for model in MODELS}
+    monkeypatch.setattr(testing, "score_all", lambda *_: scores)
     monkeypatch.setattr(figures, "errors_by_test", lambda errors, *_: drawn.update(errors))
     report = large_models.report(config, tmp_path, [0, 1])
     other = {"5-view": "10-view", "10-view": "5-view"}[label]
@@ -290,7 +291,7 @@ def test_an_ensemble_is_judged_by_its_best_member(together, passed):
     ],
 )
 def test_members_that_cannot_be_are_refused_before_anything_trains(fields, message, tmp_path):
-    config = dataclasses.replace(ensemble.of_scale("laptop"), **{**AT_32, **fields})
+    config = ensemble.EXPERIMENT.config("laptop", **{**AT_32, **fields})
     with pytest.raises(ValueError, match=message):
         ensemble.EXPERIMENT.run(config, tmp_path / "runs", 1)
     with pytest.raises(ValueError, match="config.members is one ensemble: expected --seeds=1"):
@@ -300,7 +301,7 @@ def test_members_that_cannot_be_are_refused_before_anything_trains(fields, messa
 
 def test_a_folder_that_holds_an_ensemble_of_others_is_refused(tmp_path, monkeypatch):
     scores = iter([sure(), sure(1), sure(), sure(2)])
-    config = dataclasses.replace(ensemble.of_scale("laptop"), **AT_32, arch="model_a_reduced")
+    config = ensemble.EXPERIMENT.config("laptop", **AT_32, arch="model_a_reduced")
     monkeypatch.setattr(testing, "check_comparable", lambda folders, field: [config])
     monkeypatch.setattr(testing, "scores", lambda *args: next(scores))
     monkeypatch.setattr("experiments.harness.machine.devices", lambda batch_size: Parallel())
@@ -345,20 +346,14 @@ def test_given_members_are_not_tested_at_scales_that_cannot_be(
 ):
     monkeypatch.setattr("experiments.harness.machine.devices", lambda batch_size: Parallel())
     members.update({name: {"arch": "model_a_reduced"} for name in "ab"})
-    config = dataclasses.replace(
-        ensemble.of_scale("laptop"), **{**AT_32, "scales": scales}, members="a,b"
-    )
+    config = ensemble.EXPERIMENT.config("laptop", **{**AT_32, "scales": scales}, members="a,b")
     with pytest.raises(ValueError, match="config.scales is .*expected sides of at least the 32"):
         ensemble.EXPERIMENT.run(config, tmp_path / "runs", 1)
     assert not (tmp_path / "runs").exists()
 
 
 def test_the_tables_set_the_paper_beside_means_and_intervals():
-    pairs = {
-        model: {test: [(e, e / 10) for e in of] for test, of in by.items()}
-        for model, by in errors(a=[0.2, 0.1], c=[0.05, 0.05]).items()
-    }
-    text = large_models.markdown(at_32(), pairs)
+    text = large_models.markdown(at_32(), errors(a=[0.2, 0.1], c=[0.05, 0.05]))
     row = "| multi-scale | 24.02 / 6.51 | 30.0, 30.0 / 3.0, 3.0 | 22.97 / 6.28 | 20.0, 10.0 /"
     assert row in text
     assert "| 40 | 26.25 / 8.25 |" in text
@@ -381,7 +376,7 @@ def test_a_dense_test_that_errs_more_than_its_crops_is_told():
 
 def test_the_errors_of_every_seed_are_written(tmp_path):
     errors = {"A": {TEN_VIEW: [(0.25, 0.0), (0.5, float("nan"))], MULTI_SCALE: [(0.1, 0.0)] * 2}}
-    Report([], tables={"errors.csv": testing.rows(errors, [3, 4])}).write(tmp_path)
+    Report([], tables={"errors.csv": error_of.rows(errors, [3, 4])}).write(tmp_path)
     assert (tmp_path / "errors.csv").read_text().splitlines() == [
         "arm,test,seed,top_1_error,top_5_error",
         "A,10-view,3,0.25,0.0",

@@ -1,4 +1,4 @@
-"""What experiments make of the machine."""
+"""Settings for the machine that experiments run on."""
 
 import os
 import platform

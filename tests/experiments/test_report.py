@@ -48,7 +48,7 @@ def experiment(folder, figures=("figure",), table="", **fields):
 
 
 def written(runs, out, text=None):
-    """What the command makes of ``out/results.md``."""
+    """The ``out/results.md`` that the command writes."""
     if text is not None:
         out.mkdir(exist_ok=True)
         (out / "results.md").write_text(text)
@@ -257,7 +257,7 @@ def test_the_time_says_of_which_commands_it_is(tmp_path, out, fields, shown):
 )
 def test_markers_that_do_not_match_are_refused(runs, out, text):
     text = text.format(begin=report.BEGIN, end=report.END)
-    with pytest.raises(ValueError, match=r"results.md has the marker lines .*Mend them"):
+    with pytest.raises(ValueError, match=r"results.md has the marker lines .*Correct them"):
         written(runs, out, text)
     assert (out / "results.md").read_text() == text
 
@@ -390,7 +390,7 @@ def test_from_a_flag_to_a_page(runs, out):
         folder.mkdir(parents=True)
         (folder / "status.json").write_text(json.dumps({"status": status, "step": 4}))
     done = run("report", f"--runs={runs}", f"--out={out}")
-    assert done.returncode == 0, done.stderr  # though a claim fails: it is told
+    assert done.returncode == 0, done.stderr  # though a claim fails: it is reported
     assert done.stdout.splitlines() == [
         f"not finished, left out: {runs}/convergence_30_laptop/he/seed_1",
         "1 PASS, 1 FAIL, 1 UNDECIDED  convergence_30 (laptop)",

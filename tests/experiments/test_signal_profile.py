@@ -68,7 +68,7 @@ def test_from_the_command_to_the_picture(tmp_path):
     ],
 )
 def test_bad_input_is_named(fields, seeds, message, tmp_path):
-    config = dataclasses.replace(signal_profile.laptop(), **fields)
+    config = signal_profile.EXPERIMENT.config("laptop", **fields)
     with pytest.raises(ValueError, match=message):
         signal_profile.EXPERIMENT.run(config, tmp_path / "run", seeds)
     assert not (tmp_path / "run").exists()
@@ -90,7 +90,7 @@ def test_the_last_stage_has_no_pool_in_it():
 
 
 def initialised(arm, verdicts, factor, spread=0.01):
-    """A network whose moments change by a factor a layer, as measured; the theory says ½."""
+    """A network whose moments change by a factor a layer, as measured; the theory has ½."""
     depth = np.arange(len(LAYERS))
     wobble = spread * np.linspace(-1, 1, 8)[:, None] * depth
     forward, backward = (

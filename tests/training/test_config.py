@@ -25,7 +25,7 @@ def test_no_number_is_negative_infinite_or_beyond_32_bits(field, value):
 
 
 def test_the_laptop_scale_can_be():
-    config = convergence_30.laptop()
+    config = convergence_30.EXPERIMENT.config()
     config_lib.check_values(config)
     config_lib.validate(configs.train_config(config, initializer="he_normal"))
 
