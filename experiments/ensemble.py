@@ -105,12 +105,14 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     else:
         runs = large_models.folder_of_runs(config.runs, workdir)
         scores = testing.score_all(config, runs, seeds, _arms(config), [MULTI_SCALE])
-        ensembles = [{name: of[i] for name, of in scores.items()} for i in range(len(seeds))]
+        ensembles = [
+            dict(zip(scores, one, strict=True)) for one in zip(*scores.values(), strict=True)
+        ]
         caption, labels = large_models.caption(config, seeds), seeds
     members = errors_of(ensembles)
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_text(workdir / _MEMBERS, f"{_members(config, workdir, seeds)}\n")
-    rows = errors.rows({name: {MULTI_SCALE: of} for name, of in members.items()}, labels)
+    rows = errors.rows({name: {MULTI_SCALE: pairs} for name, pairs in members.items()}, labels)
     top_1 = {MULTI_SCALE: drawn(ensembles, members)}
     return Report(
         [] if config.members else judge(members),
@@ -158,11 +160,11 @@ def errors_of(ensembles: Ensembles) -> dict[str, list[Pair]]:
     Raises:
         ValueError: two members were tested on other examples.
     """
-    found: dict[str, list[Pair]] = {member: [] for member in (*ensembles[0], ENSEMBLE)}
+    by_member: dict[str, list[Pair]] = {member: [] for member in (*ensembles[0], ENSEMBLE)}
     for members in ensembles:
         for member, tested in {**members, ENSEMBLE: _together(members)}.items():
-            found[member].append(errors.errors(tested, MULTI_SCALE))
-    return found
+            by_member[member].append(errors.errors(tested, MULTI_SCALE))
+    return by_member
 
 
 def _together(members: Mapping[str, Scores | None]) -> Scores | None:

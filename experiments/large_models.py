@@ -15,7 +15,6 @@ from experiments.harness import (
     claims,
     cli,
     configs,
-    drawing,
     errors,
     figures,
     intervals,
@@ -179,7 +178,7 @@ def caption(config: Config, seeds: Sequence[int]) -> str:
     return (
         f"{config.dataset}, {', '.join(config.archs)}, width {config.width:g}; "
         f"SGD {config.learning_rate:g}, {config.num_steps} steps of {config.batch_size};\n"
-        f"{drawing.seeds(seeds)}; mean and 95 % interval"
+        f"{intervals.seeds(seeds)}; mean and 95 % interval"
     )
 
 
@@ -191,7 +190,7 @@ def judge(config: Config, by_model: ByTest) -> list[Claim]:
     }
     multi = {model: by_test[MULTI_SCALE] for model, by_test in top_1.items()}
     views = errors.label(TEN_VIEW, config)
-    singles = [of for test, of in top_1[A].items() if test not in (TEN_VIEW, MULTI_SCALE)]
+    singles = [one for test, one in top_1[A].items() if test not in (TEN_VIEW, MULTI_SCALE)]
     best = min(singles, key=sum)
     tens = {model: by_test[TEN_VIEW] for model, by_test in top_1.items()}
     return [

@@ -74,7 +74,7 @@ def _cases(config: Config) -> until_trained.Cases:
 def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     """Return the table, the figure and the claims."""
     curves = until_trained.read(workdir, seeds, _cases(config))
-    needed = {variant: until_trained.steps(config, of) for (_, variant), of in curves.items()}
+    needed = {v: until_trained.steps(config, of_variant) for (_, v), of_variant in curves.items()}
     folders = {
         variant: until_trained.folder(workdir, (XAVIER, variant), seeds[0])
         for variant in DRAWN

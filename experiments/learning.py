@@ -16,7 +16,6 @@ from typing import Any
 from experiments.harness import (
     cli,
     configs,
-    drawing,
     errors,
     figures,
     intervals,
@@ -110,12 +109,12 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     all_curves = [curve for of_net in curves.values() for curve in of_net]
     caption = (
         f"{config.dataset}; SGD {config.learning_rate:g}, a tenth after {config.drop_epochs} "
-        f"epochs, batch {config.batch_size};\n{drawing.seeds(seeds)}; thin: each "
+        f"epochs, batch {config.batch_size};\n{intervals.seeds(seeds)}; thin: each "
         "seed, bold: median"
     )
     return Report(
         judge(config, by_net),
-        markdown(config, by_net, {name: parameters(of[0]) for name, of in folders.items()}),
+        markdown(config, by_net, {name: parameters(runs[0]) for name, runs in folders.items()}),
         {
             "curves.csv": results.rows(*curves.values()),
             "errors.csv": errors.rows(_pairs(by_net), seeds),

@@ -18,7 +18,6 @@ from experiments.harness import (
     claims,
     cli,
     configs,
-    drawing,
     errors,
     figures,
     intervals,
@@ -122,8 +121,8 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     layers = rectified(config.arch)
     learned = {arm: [slopes.read(folder, layers) for folder in folders[arm]] for arm in LEARNED}
     scores = testing.score_all(config, workdir, seeds, _ARMS, [TEN_VIEW])
-    by_arm = {arm: [errors.errors(one, TEN_VIEW) for one in of] for arm, of in scores.items()}
-    top_1 = {arm: [errors.top_1(one, TEN_VIEW) for one in of] for arm, of in scores.items()}
+    by_arm = {arm: [errors.errors(run, TEN_VIEW) for run in runs] for arm, runs in scores.items()}
+    top_1 = {arm: [errors.top_1(run, TEN_VIEW) for run in runs] for arm, runs in scores.items()}
     return Report(
         judge(config, by_arm, learned),
         markdown(config, by_arm, learned),
@@ -149,7 +148,7 @@ def judge(config: Config, by_arm: Errors, learned: Learned) -> list[Claim]:
     A claim passes if the whole interval of the number has the claimed sign, and fails if none of it
     has. A slope of a run that diverged is not a number: its claims fail.
     """
-    top_1 = {arm: [one for one, _ in of] for arm, of in by_arm.items()}
+    top_1 = {arm: [one for one, _ in pairs] for arm, pairs in by_arm.items()}
     return [
         errors.learned(top_1, config.learned, config),
         *(_lower_error(by_arm, arm) for arm in (CHANNEL_WISE, SHARED)),
@@ -174,20 +173,22 @@ def _first_is_largest(learned: Learned, arm: str) -> Claim:
     after = [float(np.max(run.final()[1:]) - run.final()[0]) for run in learned[arm]]
     first = learned[arm][0].layers[0]
     statement = f"Table 1: [{arm}] the slope of {first} is the largest of all layers in every seed"
-    of = f"largest other slope less that of {first}"
-    claim = claims.below_zero_claim(statement, after, "", of=of, claims=_CLAIMS)
+    quantity = f"largest other slope less that of {first}"
+    claim = claims.below_zero_claim(statement, after, "", quantity=quantity, claims=_CLAIMS)
     in_every_seed = all(value < 0 for value in after)
     return claim if in_every_seed else dataclasses.replace(claim, passed=False)
 
 
 def _shrink(learned: Learned, arm: str) -> Claim:
-    finals = np.array([of.final() for of in learned[arm]])
+    finals = np.array([run.final() for run in learned[arm]])
     correlations = [slopes.with_depth(of_seed) for of_seed in finals]
     means = finals.mean(axis=0)  # ranks do not show whether slopes have moved at all
     paper = slopes.paper(learned[arm][0].layers, LEARNED)
     beside = f"; the paper's {slopes.with_depth(paper[arm]):.3g}" if paper else ""
     statement = f"Table 1: [{arm}] slopes shrink with depth: Spearman's correlation is below 0"
-    claim = claims.below_zero_claim(statement, correlations, "", of="correlation", claims=_CLAIMS)
+    claim = claims.below_zero_claim(
+        statement, correlations, "", quantity="correlation", claims=_CLAIMS
+    )
     more = (
         f"{beside}; means over seeds between {means.min():.3f} and {means.max():.3f}, "
         f"{initial_slope():g} before training"
@@ -198,7 +199,9 @@ def _shrink(learned: Learned, arm: str) -> Claim:
 def markdown(config: Config, by_arm: Errors, learned: Learned) -> str:
     """Return Tables 2 and 1: the paper beside this experiment's seeds."""
     compared = ("rectifier", "paper", "ours", "ours against ReLU, top-1, points")
-    sources = (f"{kind}, {of}" for kind in ("channel-shared", "channel-wise") for of in _SOURCES)
+    sources = (
+        f"{kind}, {source}" for kind in ("channel-shared", "channel-wise") for source in _SOURCES
+    )
     return tables.document(
         f"{intervals.heading(len(by_arm[RELU]))} of {config.dataset}, {config.arch}; differences "
         "are within seeds. The paper's errors are on ImageNet's validation images: only the scale "
@@ -224,7 +227,7 @@ def _slope_rows(learned: Learned) -> Iterator[Sequence[str]]:
         cells = [layer]
         for arm in LEARNED:
             cells.append(f"{printed[arm][i]:.3f}" if printed else "–")
-            cells.append(intervals.short([of.final()[i] for of in learned[arm]], digits=3))
+            cells.append(intervals.short([run.final()[i] for run in learned[arm]], digits=3))
         yield cells
 
 
@@ -247,7 +250,7 @@ def draw(
     caption = (
         f"{config.dataset}, {config.arch}, width {config.width:g}; {config.num_steps} steps of "
         f"{config.batch_size}, SGD {config.learning_rate:g}, momentum {config.momentum:g};\n"
-        f"{drawing.seeds(seeds)}; mean and 95 % interval"
+        f"{intervals.seeds(seeds)}; mean and 95 % interval"
     )
     of_slopes = f"{caption}; dotted: before training"
     initial, paper = initial_slope(), slopes.paper(learned[SHARED][0].layers, LEARNED)

@@ -110,20 +110,20 @@ def section(folder: Path) -> Section:
     Raises:
         ValueError: a file of it is damaged.
     """
-    found, own = record.read(folder), _unicode(folder.resolve().name)
-    base, at = f"{found.name}_{found.scale}", found.scale
+    done, own = record.read(folder), _unicode(folder.resolve().name)
+    base, at = f"{done.name}_{done.scale}", done.scale
     if own != base:  # not the folder that the experiment takes by itself: name it
         base, at = f"{base}_in_{own}", f"{at}, in {own}"
-    heading = _escape(f"{_title(found.name)} ({at})")
+    heading = _escape(f"{_title(done.name)} ({at})")
     figures = {_unicode(png.stem): png for png in sorted(folder.glob("*.png"))}
     for png in figures.values():
         _check_png(png)
     stems = {"" if stem == "figure" else f"_{stem}": png for stem, png in figures.items()}
     # A name with a slash would lead out of the folder of figures.
     shown = {f"figures/{f'{base}{stem}'.replace('/', '_')}.png": stem for stem in sorted(stems)}
-    outcomes = Counter(claim.outcome for claim in found.claims)
+    outcomes = Counter(claim.outcome for claim in done.claims)
     counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES)
-    blocks = [f"## {heading}", *_facts(found)]
+    blocks = [f"## {heading}", *_facts(done)]
     for path, stem in shown.items():
         words = _escape(stem.replace("_", ": ", 1).replace("_", " "))
         blocks.append(f"![{_without_brackets(heading + words)}]({quote(path)})")
@@ -131,30 +131,30 @@ def section(folder: Path) -> Section:
         advice = "Give the experiment's command again: it writes the file again."
         blocks.append(_harmless(files.read_text(table, advice).strip()))
     return Section(
-        key=(quote(found.name, ""), quote(found.scale, ""), quote(own, "")),
+        key=(quote(done.name, ""), quote(done.scale, ""), quote(own, "")),
         folder=folder,
         markdown="\n\n".join(blocks),
         figures={path: stems[stem] for path, stem in shown.items()},
-        summary=f"{counts}  {found.name} ({at})",
+        summary=f"{counts}  {done.name} ({at})",
     )
 
 
-def _facts(found: record.Record) -> Iterator[str]:
+def _facts(done: record.Record) -> Iterator[str]:
     """Yield the command, its facts, and the claims, if there are any."""
     # Where things lie on one machine helps on no other: paths from here, if they lead below it.
     here = re.compile(rf"(?<![\w/.-]){re.escape(str(Path.cwd()))}/")
-    seeds = f"n = {found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    several = f" in {found.commands} commands" if found.commands > 1 else ""
-    more = ", and what a stopped command took before," if found.resumed else ""
-    ran = f"{_duration(found.seconds)}{several}{more} on {found.hardware}"
+    seeds = f"n = {done.seeds} seed{'s' if done.seeds > 1 else ''}"
+    several = f" in {done.commands} commands" if done.commands > 1 else ""
+    more = ", and what a stopped command took before," if done.resumed else ""
+    ran = f"{_duration(done.seconds)}{several}{more} on {done.hardware}"
     claims = [
         f"| {_escape(claim.statement)} | {_escape(claim.measured)} | {claim.outcome} |"
-        for claim in found.claims
+        for claim in done.claims
     ]
-    command = "".join(c if c.isprintable() else repr(c)[1:-1] for c in here.sub("", found.command))
+    command = "".join(c if c.isprintable() else repr(c)[1:-1] for c in here.sub("", done.command))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     yield f"{fence}bash\n{command}\n{fence}"
-    yield _escape(f"{seeds}; {ran}; {found.versions}; {found.finished}.")
+    yield _escape(f"{seeds}; {ran}; {done.versions}; {done.finished}.")
     if claims:
         yield "\n".join(["| claim | measured | |", "|---|---|---|", *claims])
 

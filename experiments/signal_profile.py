@@ -140,7 +140,7 @@ def _initialised(
     net: str, arm: str, predicted: Sequence[LayerMoments], measured: Sequence[Measurement]
 ) -> Initialised:
     by_name = {layer.name: layer for layer in predicted}
-    verdicts = [signal.Report(net, each, by_name).verdict for each in measured]
+    verdicts = [signal.Report(net, measurement, by_name).verdict for measurement in measured]
     forward, backward = (
         Profile(
             net,
@@ -148,7 +148,7 @@ def _initialised(
             direction,
             tuple(by_name),
             np.log([getattr(layer, direction) for layer in predicted]),
-            np.log([[getattr(row, moment) for row in each.layers] for each in measured]),
+            np.log([[getattr(row, moment) for row in m.layers] for m in measured]),
         )
         for direction, moment in (
             ("forward", "second_moment"),
@@ -214,8 +214,8 @@ def judge(nets: Sequence[Arch], measured: Sequence[Initialised]) -> list[Claim]:
 def _counts(verdicts: Mapping[tuple[str, str], Sequence[str]]) -> str:
     """Return how often each verdict was given, by network and initialisation."""
     return "\n      ".join(
-        f"{net}, {arm}: " + ", ".join(f"{v} {n}" for v, n in collections.Counter(of).items())
-        for (net, arm), of in verdicts.items()
+        f"{net}, {arm}: " + ", ".join(f"{v} {n}" for v, n in collections.Counter(given).items())
+        for (net, arm), given in verdicts.items()
     )
 
 

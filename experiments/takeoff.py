@@ -21,7 +21,6 @@ from experiments.harness import (
     cli,
     configs,
     convergence,
-    drawing,
     intervals,
     tables,
     takeoff_figures,
@@ -106,7 +105,7 @@ def predicted(measured: Mapping[int, Sequence[float]]) -> dict[int, float]:
     trained = _trained(measured)
     if not trained:
         return {}
-    offsets = [np.mean(np.log(of)) - _log_theory(L) for L, of in trained.items()]
+    offsets = [np.mean(np.log(steps)) - _log_theory(L) for L, steps in trained.items()]
     return {L: float(np.exp(np.mean(offsets) + _log_theory(L))) for L in measured}
 
 
@@ -146,9 +145,9 @@ class Growth:
 def growth(measured: Mapping[int, Sequence[float]]) -> Growth:
     """Fit log(steps) with a line over the depths at which every seed trained."""
     trained = _trained(measured)
-    x = np.array([L for L, of in trained.items() for _ in of], np.float64)
-    y = np.array([np.log(value) for of in trained.values() for value in of])
-    theory = np.array([_log_theory(L) for L, of in trained.items() for _ in of])
+    x = np.array([L for L, steps in trained.items() for _ in steps], np.float64)
+    y = np.array([np.log(value) for steps in trained.values() for value in steps])
+    theory = np.array([_log_theory(L) for L, steps in trained.items() for _ in steps])
     if len(trained) < 2 or len(x) < 3:
         return Growth(math.nan, math.nan, math.nan, math.nan, tuple(trained))
     slope, half = intervals.line(x, y, _LEVEL)
@@ -209,7 +208,7 @@ def _caption(config: Config, seeds: Sequence[int]) -> str:
         f"{config.rectifier}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
         f"{config.batch_size}{frozen}; {config.he_initializer} against "
         f"{config.xavier_initializer}, {config.mode};\n"
-        f"{drawing.seeds(seeds)} at each depth"
+        f"{intervals.seeds(seeds)} at each depth"
     )
 
 

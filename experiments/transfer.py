@@ -168,8 +168,10 @@ def _fewer_steps(config: Config, curves: Curves, arm: str, other: str) -> Claim:
         for a, b in zip(curves[arm], curves[other], strict=True)
     ]
     statement = f"[{arm}] reaches {config.reached:.0%} error in fewer steps than [{other}]"
-    of = f"difference, evaluated every {config.eval_every} steps"
-    return claims.below_zero_claim(statement, differences, " steps", of=of, claims=_CLAIMS)
+    quantity = f"difference, evaluated every {config.eval_every} steps"
+    return claims.below_zero_claim(
+        statement, differences, " steps", quantity=quantity, claims=_CLAIMS
+    )
 
 
 def markdown(config: Config, curves: Curves) -> str:

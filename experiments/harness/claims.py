@@ -83,7 +83,7 @@ def below_zero_claim(
     values: Sequence[float],
     unit: str,
     scale: float = 1.0,
-    of: str = "difference",
+    quantity: str = "difference",
     claims: int = 1,
 ) -> Claim:
     """Claim that the mean over seeds lies below 0, which its interval decides.
@@ -95,11 +95,11 @@ def below_zero_claim(
         statement: of the claim.
         values: one per seed; not finite where something did not happen.
         unit, scale: as `intervals.summary` takes them.
-        of: name of the values, for people.
+        quantity: name of the values, for people.
         claims: how many are judged by intervals on the same runs; see `intervals.confidence`.
     """
     level = confidence(claims)
-    measured = f"{of}: {intervals.summary(values, unit, scale, level)}"
+    measured = f"{quantity}: {intervals.summary(values, unit, scale, level)}"
     if np.isfinite(values).all():
         if len(values) == 1:
             measured += "; not decided: one seed has no interval"

@@ -193,10 +193,10 @@ def _define(experiment: Experiment) -> entry.Fields:
 
 
 def _define_processes() -> None:
-    flags.DEFINE_bool("distributed", False, "One of several processes, as TPU pods and SLURM tell.")
-    flags.DEFINE_string("coordinator_address", None, "Elsewhere: of process 0, host:port.")
-    flags.DEFINE_integer("num_processes", None, "Elsewhere: how many there are.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Elsewhere: which this one is.", lower_bound=0)
+    flags.DEFINE_bool("distributed", False, "One of several processes of a TPU pod or a SLURM job.")
+    flags.DEFINE_string("coordinator_address", None, "Elsewhere: address of process 0, host:port.")
+    flags.DEFINE_integer("num_processes", None, "Elsewhere: their number.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Elsewhere: the number of this one.", lower_bound=0)
     flags.DEFINE_string(
         "part", None, "I/N: train every Nth run, from the Ith on, 0 the first; then end."
     )

@@ -157,12 +157,6 @@ def count(statistic: str, n: int, diverged: int) -> str:
     return f"{shown}, {diverged} diverged" if diverged else shown
 
 
-def seeds(chosen: Sequence[int]) -> str:
-    """Return the seeds in the words of a caption."""
-    n = len(chosen)
-    return f"seeds {chosen[0]} to {chosen[-1]}, n = {n}" if n > 1 else f"seed {chosen[0]}, n = 1"
-
-
 def jitter(n: int, width: float) -> np.ndarray:
     """Return offsets ``[n]`` that keep marks of equal values side by side."""
     return width * np.linspace(-1, 1, n) if n > 1 else np.zeros(n)

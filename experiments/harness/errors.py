@@ -25,9 +25,9 @@ def errors(scores: Scores | None, test: str) -> Pair:
     """
     if scores is None:
         return 1.0, 1.0
-    found, labels = scores.by_test[test], scores.labels
-    top_5 = evaluation.top_error(found, labels, 5) if found.shape[1] > 5 else math.nan
-    return evaluation.top_error(found, labels, 1), top_5
+    predicted, labels = scores.by_test[test], scores.labels
+    top_5 = evaluation.top_error(predicted, labels, 5) if predicted.shape[1] > 5 else math.nan
+    return evaluation.top_error(predicted, labels, 1), top_5
 
 
 def by_test(scores: Mapping[str, Sequence[Scores | None]], tests: Sequence[str]) -> ByTest:
@@ -48,8 +48,8 @@ def learned(top_1: Mapping[str, Sequence[float]], at_most: float, config: TrainC
     views = label(TEN_VIEW, config)
     return Claim(
         f"Every run learns: {views} top-1 error at most {at_most:.0%} in every seed",
-        max(error for of in top_1.values() for error in of) <= at_most,
-        "\n      ".join(f"{arm}: {intervals.summary(of, ' %', 100)}" for arm, of in top_1.items()),
+        max(error for of_arm in top_1.values() for error in of_arm) <= at_most,
+        "\n      ".join(f"{arm}: {intervals.summary(e, ' %', 100)}" for arm, e in top_1.items()),
     )
 
 

@@ -108,7 +108,7 @@ def _draw_medians(
     done = {method: drawing.finished(of_method) for method, of_method in by_method.items()}
     # All runs share their evaluations, unless they diverged.
     steps = max((c.steps for of_method in by_method.values() for c in of_method), key=len)
-    medians = {m: drawing.median(of, len(steps)) for m, of in done.items() if of}
+    medians = {m: drawing.median(curves, len(steps)) for m, curves in done.items() if curves}
     for group in drawing.touching(medians):
         lines = zip(group, drawing.overlaid(len(group)), strict=True)
         for i, (method, (width, dashes)) in enumerate(lines):

@@ -67,6 +67,12 @@ def heading(n: int) -> str:
     return f"Means and {100 * LEVEL:g} % Student intervals over n = {n} seeds"
 
 
+def seeds(chosen: Sequence[int]) -> str:
+    """Return the seeds in the words of a caption."""
+    n = len(chosen)
+    return f"seeds {chosen[0]} to {chosen[-1]}, n = {n}" if n > 1 else f"seed {chosen[0]}, n = 1"
+
+
 def summary(values: Sequence[float], unit: str, scale: float = 1.0, level: float = LEVEL) -> str:
     """Return the values of a few seeds, or else mean, Student interval, extremes and n.
 

@@ -48,8 +48,8 @@ def read_curve(folder: Path, arm: str) -> Curve:
     evaluations = [record for record in read_metrics(folder) if "test_error" in record]
     if evaluations and evaluations[0]["step"] > 0:
         logging.warning(
-            "%s has no test error before step %d: those records were lost. What the claims and "
-            "figures say of earlier steps is wrong.",
+            "%s has no test error before step %d: those records were lost. The claims and "
+            "figures are wrong about earlier steps.",
             *(folder / "metrics.jsonl", evaluations[0]["step"]),
         )
     ended = status(folder)
@@ -70,7 +70,7 @@ def read_curve(folder: Path, arm: str) -> Curve:
 
 def read_curves(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Curve]]:
     """Return the curves of all runs by arm, from the run folders by arm."""
-    return {arm: [read_curve(folder, arm) for folder in of] for arm, of in folders.items()}
+    return {arm: [read_curve(folder, arm) for folder in runs] for arm, runs in folders.items()}
 
 
 def diverged_curve(arm: str, seed: int) -> Curve:
@@ -97,10 +97,10 @@ def seed(folder: Path) -> int:
 
 def status(folder: Path) -> str:
     """Return 'running', 'done' or 'diverged', from a run's status.json."""
-    found = str(_field(folder / "status.json", "status", str))
-    if found not in ("running", "done", "diverged"):
-        raise ValueError(f"{folder / 'status.json'} is damaged (status is {found!r}). {_AGAIN}")
-    return found
+    written = str(_field(folder / "status.json", "status", str))
+    if written not in ("running", "done", "diverged"):
+        raise ValueError(f"{folder / 'status.json'} is damaged (status is {written!r}). {_AGAIN}")
+    return written
 
 
 def _field(file: Path, name: str, kind: type) -> Any:

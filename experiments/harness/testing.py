@@ -89,10 +89,10 @@ def score_all(
     parallel = machine.devices(config.batch_size)
     folders = plans.folders(workdir, seeds, arms)
     runs = [(name, folder) for name, of_arm in folders.items() for folder in of_arm]
-    found: dict[str, list[Scores | None]] = {name: [] for name in folders}
+    by_arm: dict[str, list[Scores | None]] = {name: [] for name in folders}
     for name, folder in tqdm(runs, desc="tests", unit="run"):
-        found[name].append(scores(folder, config, parallel, tests))
-    return found
+        by_arm[name].append(scores(folder, config, parallel, tests))
+    return by_arm
 
 
 def check(config: ScoredConfig, size: int, parallel: Parallel, tests: Sequence[str]) -> None:
@@ -157,10 +157,10 @@ def scores(
     if missing:
         _test(folder, missing, config.test_batch_size, parallel)
         labels = np.load(kept)
-    found = {test: np.load(file) for test, file in paths.items()}
+    by_test = {test: np.load(file) for test, file in paths.items()}
     if MULTI_SCALE in tests:
-        found[MULTI_SCALE] = evaluation.average({test: found[test] for test in dense})
-    return Scores(labels, {test: found[test] for test in tests})
+        by_test[MULTI_SCALE] = evaluation.average({test: by_test[test] for test in dense})
+    return Scores(labels, {test: by_test[test] for test in tests})
 
 
 def _test(
@@ -179,10 +179,10 @@ def _test(
         # A seventh of the crop is two places of the last map of models A to C: few shapes.
         images = pipeline.whole_images(split, side, model.arch.image_size // 7, tally)
         score = functools.partial(_score, step, net, parallel)
-        found, labels = evaluation.predict(score, images, batch_size)
+        predicted, labels = evaluation.predict(score, images, batch_size)
         file.parent.mkdir(exist_ok=True)
         _save(file.with_name("labels.npy"), labels)
-        _save(file, found)
+        _save(file, predicted)
 
 
 def _score(step: Any, net: Any, parallel: Parallel, batch: Any) -> Any:
@@ -199,9 +199,9 @@ def check_comparable(folders: Iterable[Path], field: str) -> list[TrainConfig]:
     Raises:
         ValueError: the runs were tested on other examples, or their classes differ.
     """
-    found = {folder: finished.config(folder, field) for folder in folders}
+    runs = {folder: finished.config(folder, field) for folder in folders}
     data = {}
-    for folder, c in found.items():
+    for folder, c in runs.items():
         place = f" in {c.data_dir}" if c.data_dir else ""
         data[folder] = f"{c.dataset}/{c.test_split}{place}, classes {c.classes or 'all'}"
     if len(set(data.values())) > 1:
@@ -209,7 +209,7 @@ def check_comparable(folders: Iterable[Path], field: str) -> list[TrainConfig]:
             f"{field}: expected runs with the same test examples and classes, got "
             f"{'; '.join(f'{folder}: {of_run}' for folder, of_run in data.items())}."
         )
-    return list(found.values())
+    return list(runs.values())
 
 
 def _load(file: Path, axes: int, missing: Any = None) -> Any:

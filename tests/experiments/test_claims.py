@@ -55,7 +55,7 @@ def test_what_decides_is_shown():
     assert (
         measured([-50.0]) == "difference: -50 points, n = 1; not decided: one seed has no interval"
     )
-    assert measured([-1.0, -2.0, -3.0], of="correlation") == (
+    assert measured([-1.0, -2.0, -3.0], quantity="correlation") == (
         "correlation: -1, -2, -3 points, n = 3 seeds; mean -2 points, 95 % interval ± 2.5 points"
     )
     assert measured(FIVE) == (

@@ -1,8 +1,10 @@
 """Experiments as a notebook runs them: without a command line."""
 
 import csv
+import dataclasses
 import subprocess
 import sys
+import traceback
 
 import pytest
 
@@ -85,3 +87,16 @@ def test_parts_are_all_runs_that_wait_for_no_other(tmp_path):
     parts = [schedule.select(runs, Part(i, 4)) for i in range(4)]
     assert [len(part) for part in parts] == [2, 2, 1, 1]
     assert sorted(folder for part in parts for folder in part) == sorted(runs)
+
+
+def test_two_calls_lie_between_the_command_and_the_training_of_a_run(tmp_path, monkeypatch):
+    calls = []
+
+    def train(*args):
+        calls.append([frame.name for frame in traceback.extract_stack()])
+        return {"status": "done", "step": 2}
+
+    monkeypatch.setattr(schedule.loop, "train", train)
+    experiment = dataclasses.replace(convergence_30.EXPERIMENT, report=lambda *_: Report([]))
+    experiment.run(tiny(), tmp_path, seeds=1)
+    assert [names[-3:] for names in calls] == [["run", "train_all", "train"]] * 2

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.harness import drawing, figures, slope_figures, takeoff_figures
+from experiments.harness import drawing, figures, intervals, slope_figures, takeoff_figures
 from experiments.harness.results import Curve
 from experiments.harness.slopes import Slopes
 
@@ -112,8 +112,8 @@ def test_take_off_is_drawn_for_one_seed_one_depth_and_no_prediction(tmp_path):
 
 
 def test_seeds_in_a_caption():
-    assert drawing.seeds(range(3, 8)) == "seeds 3 to 7, n = 5"
-    assert drawing.seeds([3]) == "seed 3, n = 1"
+    assert intervals.seeds(range(3, 8)) == "seeds 3 to 7, n = 5"
+    assert intervals.seeds([3]) == "seed 3, n = 1"
 
 
 def test_a_run_that_ended_since_it_had_trained_keeps_its_last_error_in_the_median():
