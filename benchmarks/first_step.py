@@ -9,7 +9,7 @@ It does the same work as an experiment, without the imports that only experiment
 import jax
 
 from benchmarks.training import Case
-from experiments import machine
+from experiments.harness import machine
 from prelu_jax import arch, entry
 
 

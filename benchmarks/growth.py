@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.timing import Ratio, Result, Row, device, memory, samples
 from benchmarks.training import Case
-from experiments import machine
+from experiments.harness import machine
 from prelu_jax import arch, entry
 from prelu_jax.training import parallel, step
 
@@ -166,7 +166,7 @@ def _of_devices(sizes: Sizes, repeats: int) -> Result:
     for n in sizes.devices:
         command = [sys.executable, "-m", "benchmarks.growth"]
         command += [sizes.net, str(sizes.batch_size), str(repeats)]
-        # More threads than can wait for one another; see `experiments.machine`.
+        # More threads than can wait for one another; see `experiments.harness.machine`.
         threads = 4 * max(n, os.cpu_count() or 1)
         variables = {"JAX_NUM_CPU_DEVICES": str(n), "JAX_PLATFORMS": "cpu", "NPROC": str(threads)}
         output = subprocess.run(

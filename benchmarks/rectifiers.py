@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from benchmarks.timing import Ratio, Result, absent, device, milliseconds, samples
 from benchmarks.training import Case, in_new_process
-from experiments import machine
+from experiments.harness import machine
 from prelu_jax import arch, prelu, relu
 
 SHAPES = {"A, conv1": (112, 112, 96), "C, conv2": (56, 56, 384), "B, conv4": (14, 14, 512)}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import Ratio, Result, markdown
-from experiments import machine
+from experiments.harness import machine
 from prelu_jax import names
 
 # name of the module -> devices for which it is meant. Modules are imported when they run, so that a

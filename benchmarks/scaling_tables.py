@@ -108,12 +108,10 @@ def _cases() -> Iterator[tuple[Machine, Load]]:
 
 def figure(file: Path) -> None:
     """Draw efficiency against devices for model A, by machine and by way to share a batch."""
-    from experiments.figures import pyplot
+    from experiments.harness import drawing
 
     model_a = LOADS[0]
-    plt = pyplot()
-    size = {"figsize": (10, 7), "layout": "constrained"}
-    drawn, grid = plt.subplots(2, len(MACHINES), sharey=True, squeeze=False, **size)
+    drawn, grid = drawing.subplots(2, len(MACHINES), (10, 7), sharey=True)
     for column, machine in enumerate(MACHINES):
         for row, (title, most) in enumerate(
             ((f"{BATCH} images a device", 1024), (f"{BATCH} images in all", BATCH))
@@ -143,7 +141,6 @@ def figure(file: Path) -> None:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     drawn.savefig(file, dpi=120)
-    plt.close(drawn)
 
 
 if __name__ == "__main__":

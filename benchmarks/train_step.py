@@ -26,7 +26,7 @@ from benchmarks.training import (
     in_new_process,
     taking,
 )
-from experiments import machine
+from experiments.harness import machine
 from prelu_jax import arch, models
 
 CASES = {

@@ -8,16 +8,17 @@ comparison of the two tests (Tables 5 and 6) is then a comparison of padding.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import common, large_models, results, testing
+from experiments import large_models
+from experiments.harness import claims, cli, configs, errors, intervals, tables, testing
+from experiments.harness.claims import Claim
+from experiments.harness.errors import ByTest, Pair
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Arm, Plan
+from experiments.harness.testing import crops_test_name, dense_test_name
 from experiments.large_models import A_RELU, A
-from experiments.results import Claim
-from prelu_jax import files
-
-Errors = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]  # model -> test -> of each seed
 
 
 @dataclasses.dataclass
@@ -28,75 +29,75 @@ class Config(large_models.Config):
     apart: float = 0.03  # the dense test errs at most this much more than the crops, on average
 
 
-def of_scale(scale: str) -> Config:
-    """The configuration of `experiments.large_models`."""
-    return Config(**dataclasses.asdict(large_models.SCALES[scale]()))
+SCALES = {
+    scale: Config(**dataclasses.asdict(config)) for scale, config in large_models.SCALES.items()
+}
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Train the runs that are missing, test all of them both ways, and write the table."""
-    common.check_fractions(config, "apart")
+def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
+    """Return the runs of models A."""
+    large_models.check(config)
+    configs.check_fractions(config, "apart")
     runs = large_models.folder_of_runs(config.runs, workdir)
-    which = [(m, seed) for seed in range(config.seed, config.seed + seeds) for m in (A_RELU, A)]
-    tests = [test(side) for side in config.scales for test in (testing.at, testing.crops_at)]
-    errors: dict[str, dict[str, list[tuple[float, float]]]] = {
-        model: {test: [] for test in tests} for model in (A_RELU, A)
-    }
-    for (model, _), tested in large_models.train_and_test(config, which, runs, tests).items():
-        for test in tests:
-            errors[model][test].append(testing.errors(tested, test))
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = markdown(config, errors)
-    table, rows = workdir / "table.md", workdir / "errors.csv"
-    files.write_text(table, text)
-    testing.write_csv(errors, range(config.seed, config.seed + seeds), rows)
-    print(f"\n{text}\nWritten:", table, rows, sep="\n  ")
-    return judge(config, errors)
+    return testing.plan(config, runs, seeds, _arms(config), _tests(config))
 
 
-def judge(config: Config, errors: Errors) -> list[Claim]:
+def _arms(config: Config) -> list[Arm]:
+    return [arm for arm in large_models.arms(config) if arm.name in (A_RELU, A)]
+
+
+def _tests(config: Config) -> list[str]:
+    return [name(side) for side in config.scales for name in (dense_test_name, crops_test_name)]
+
+
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Return the table and the claims."""
+    runs = large_models.folder_of_runs(config.runs, workdir)
+    tests = _tests(config)
+    by_model = errors.by_test(testing.score_all(config, runs, seeds, _arms(config), tests), tests)
+    rows = errors.rows(by_model, seeds)
+    return Report(judge(config, by_model), markdown(config, by_model), {"errors.csv": rows})
+
+
+def judge(config: Config, by_model: ByTest) -> list[Claim]:
     """Judge at every scale whether the dense test errs more than its crops do."""
     return [
-        results.below_zero_claim(
+        claims.below_zero_claim(
             f"{model}, s = {side}: the dense test errs at most {100 * config.apart:g} points more "
             "than crops of the same windows",
-            [more - config.apart for more in _more(errors[model], side)],
+            [more - config.apart for more in _more(by_model[model], side)],
             " points",
             100,
             f"difference less {100 * config.apart:g} points",
-            claims=len(errors) * len(config.scales),
+            claims=len(by_model) * len(config.scales),
         )
-        for model in errors
+        for model in by_model
         for side in config.scales
     ]
 
 
-def _more(of_model: Mapping[str, Sequence[tuple[float, float]]], side: int) -> list[float]:
-    """Return how much more the dense test errs, of every seed."""
-    pairs = zip(of_model[testing.at(side)], of_model[testing.crops_at(side)], strict=True)
+def _more(of_model: Mapping[str, Sequence[Pair]], side: int) -> list[float]:
+    """Return how much more the dense test errs, for every seed."""
+    pairs = zip(of_model[dense_test_name(side)], of_model[crops_test_name(side)], strict=True)
     return [dense[0] - crops[0] for dense, crops in pairs]
 
 
-def markdown(config: Config, errors: Errors) -> str:
+def markdown(config: Config, by_model: ByTest) -> str:
     """Return the table: a row for each scale."""
-    heads = [f"{model}: {test}" for model in errors for test in ("crops", "densely")]
-    lines = [
-        f"Top-1 / top-5 error, %. {results.heading(len(next(iter(errors[A].values()))))} of "
-        f"{config.dataset}. A run that diverged counts 100 %.",
-        "",
-        f"| shorter side | {' | '.join(heads)} |",
-        "|---" * (1 + len(heads)) + "|",
+    heads = [f"{model}: {test}" for model in by_model for test in ("crops", "densely")]
+    tests = (crops_test_name, dense_test_name)
+    rows = [
+        [str(side), *(errors.cell(by_model[m][name(side)]) for m in by_model for name in tests)]
+        for side in config.scales
     ]
-    for side in config.scales:
-        cells = [
-            testing.cell(errors[model][test(side)])
-            for model in errors
-            for test in (testing.crops_at, testing.at)
-        ]
-        lines.append(f"| {side} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return tables.document(
+        f"Top-1 / top-5 error, %. {intervals.heading(len(next(iter(by_model[A].values()))))} of "
+        f"{config.dataset}. A run that diverged counts 100 %.",
+        tables.markdown(["shorter side", *heads], rows),
+    )
 
+
+EXPERIMENT = Experiment("borders", SCALES, report, plan, default_seeds=5)
 
 if __name__ == "__main__":
-    scales = {scale: functools.partial(of_scale, scale) for scale in large_models.SCALES}
-    common.main("borders", scales, run, default_seeds=5)
+    cli.main(EXPERIMENT)

@@ -8,131 +8,84 @@ threshold of the test error.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from experiments import common, convergence, results
-from experiments.results import Claim, Curve
+from experiments.harness import cli, convergence, intervals
+from experiments.harness.claims import Claim
+from experiments.harness.configs import CIFAR10, DIGITS, FASHION_MNIST, IMAGENET, every
+from experiments.harness.results import Curve
 
 
 @dataclasses.dataclass
 class Config(convergence.ConvergenceConfig):
-    """The comparison and what its claims ask for."""
+    """The comparison and the limits in its claims."""
 
     converged: float = 0.20  # both final errors are at most this
     threshold: float = 0.50  # He reaches this error in fewer steps than Xavier
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: under two minutes a run on two cores."""
-    return Config(
-        dataset="digits",
-        flip=False,  # a mirrored digit is another sign
-        pixel_rms=convergence.PIXEL_RMS,
-        arch="model_b_reduced",
-        batch_size=64,
-        learning_rate=0.003,  # at 0.01 some of He's runs die (docs/findings.md)
-        num_steps=2400,
-        plateau_patience=convergence.NEVER,
-        log_every=25,
-        eval_every=25,
-        checkpoint_every=200,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, the same network: about three minutes a run on two cores."""
-    return Config(
-        converged=0.75,
-        threshold=0.80,
-        dataset="cifar10",
-        test_examples=3000,
-        pixel_rms=convergence.PIXEL_RMS,
-        arch="model_b_reduced",
-        batch_size=64,
-        learning_rate=0.003,  # at 0.01 some of He's runs die (docs/findings.md)
-        num_steps=3000,
-        plateau_patience=convergence.NEVER,
-        log_every=50,
-        eval_every=100,
-        checkpoint_every=500,
-    )
-
-
-def fashion_mnist() -> Config:
-    """Fashion-MNIST, the same network: about three minutes a run on two cores."""
-    return Config(
+# At a learning rate of 0.01 some of He's runs die (docs/findings.md).
+_REDUCED: dict[str, Any] = {"arch": "model_b_reduced", "learning_rate": 0.003}
+SCALES = {
+    # Digits at 32 pixels: under two minutes a run on two cores.
+    "laptop": Config(**DIGITS, **_REDUCED, num_steps=2400, **every(25, 25, 200)),
+    # About three minutes a run on two cores, as with CIFAR-10.
+    "fashion_mnist": Config(
         converged=0.40,
         threshold=0.50,
-        dataset="fashion_mnist",
-        test_examples=3000,
-        pixel_rms=convergence.PIXEL_RMS,
-        arch="model_b_reduced",
-        batch_size=64,
-        learning_rate=0.003,
+        **FASHION_MNIST,
+        **_REDUCED,
         num_steps=3000,
-        plateau_patience=convergence.NEVER,
-        log_every=50,
-        eval_every=50,
-        checkpoint_every=500,
-    )
-
-
-def imagenet() -> Config:
-    """The paper's own setting: 224-pixel crops, batch 128, 3,000 random validation images."""
-    return Config(
+        **every(50, 50, 500),
+    ),
+    "cifar10": Config(
+        converged=0.75,
+        threshold=0.80,
+        **CIFAR10,
+        **_REDUCED,
+        num_steps=3000,
+        **every(50, 100, 500),
+    ),
+    # The paper's own setting: 224-pixel crops, batch 128, 3,000 random validation images.
+    "imagenet": Config(
         converged=0.90,  # read off the figure: 79 % and 85.5 % at epoch 3
         threshold=0.95,
-        dataset="imagenet2012",
-        test_split="validation",
+        **IMAGENET,
         test_examples=3000,
-        min_side=256,
         max_side=512,
-        colour=0.1,
         arch="model_b",
-        batch_size=128,
         num_steps=30_000,  # 3 epochs, the figure's range
         plateau_patience=50,
-        log_every=100,
-        eval_every=500,
-        checkpoint_every=2500,
-    )
+        **every(100, 500, 2500),
+    ),
+}
 
 
 def judge(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> list[Claim]:
-    """What the figure claims, checked on the curves of each arm."""
+    """Judge the claims of the figure on the curves of each arm."""
     final = [[curve.final_error() for curve in arm] for arm in (he, xavier)]
     steps = [[curve.steps_to(config.threshold) for curve in arm] for arm in (he, xavier)]
     return [
         Claim(
             f"Both converge: final error at most {config.converged:.0%} in every seed",
             max(final[0] + final[1]) <= config.converged,
-            f"He: {results.summary(final[0], ' %', 100)}; "
-            f"Xavier: {results.summary(final[1], ' %', 100)}",
+            f"He: {intervals.summary(final[0], ' %', 100)}; "
+            f"Xavier: {intervals.summary(final[1], ' %', 100)}",
         ),
         Claim(
             f"He starts earlier: {config.threshold:.0%} error in fewer steps in every seed",
             all(mine < other for mine, other in zip(*steps, strict=True)),
-            f"He: {results.summary(steps[0], ' steps')}; "
-            f"Xavier: {results.summary(steps[1], ' steps')}; "
+            f"He: {intervals.summary(steps[0], ' steps')}; "
+            f"Xavier: {intervals.summary(steps[1], ' steps')}; "
             f"evaluated every {config.eval_every} steps",
         ),
     ]
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Runs the comparison and judges it."""
-    common.check_fractions(config, "converged", "threshold")
-    title = "22 layers (model B), after He et al. 2015, Figure 2"
-    return convergence.run(config, workdir, seeds, title, functools.partial(judge, config))
-
+TITLE = "22 layers (model B), after He et al. 2015, Figure 2"
+FRACTIONS = ("converged", "threshold")
+EXPERIMENT = convergence.experiment("convergence_22", SCALES, judge, TITLE, FRACTIONS)
 
 if __name__ == "__main__":
-    configs = {
-        "laptop": laptop,
-        "fashion_mnist": fashion_mnist,
-        "cifar10": cifar10,
-        "imagenet": imagenet,
-    }
-    common.main("convergence_22", configs, run)
+    cli.main(EXPERIMENT)

@@ -7,156 +7,95 @@
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from experiments import common, convergence, results
-from experiments.results import Claim, Curve
+from experiments.harness import claims, cli, convergence
+from experiments.harness.claims import Claim
+from experiments.harness.configs import CIFAR10, DIGITS, FASHION_MNIST, IMAGENET, every
+from experiments.harness.results import Curve
 
 
 @dataclasses.dataclass
 class Config(convergence.ConvergenceConfig):
-    """The comparison and what its claims ask for."""
+    """The comparison and the limits in its claims."""
 
     converged: float = 0.10  # He's final error is at most this
     stalled: float = 0.80  # Xavier's error is never below this; chance on digits is 0.90
     times: float = 20  # with stop_error: Xavier is at chance this many times He's steps
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: under half a minute a run on two cores."""
-    return Config(
-        dataset="digits",
-        flip=False,  # a mirrored digit is another sign
-        pixel_rms=convergence.PIXEL_RMS,
-        arch="small_30_reduced",
-        batch_size=64,
-        learning_rate=0.002,  # at 0.01 most of He's runs die (docs/findings.md)
-        num_steps=500,
-        plateau_patience=convergence.NEVER,
-        log_every=25,
-        eval_every=25,
-        checkpoint_every=100,
-    )
-
-
-def stall() -> Config:
-    """The digits with biases frozen, until He trains; Xavier has 6,000 steps.
-
-    About ten minutes for a pair of runs on two cores. Biases stay at zero, as those of the paper
-    nearly do beside inputs in [-128, 128]. What is left to let Xavier out is the gradient of its
-    kernels, and the weight decay is larger (docs/findings.md, "A stall and a late start").
-    """
-    return dataclasses.replace(
-        laptop(), frozen="bias", num_steps=6000, stop_error=0.10, checkpoint_every=500
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, the same network: about three minutes a run on two cores."""
-    return Config(
-        converged=0.65,
-        stalled=0.85,
-        dataset="cifar10",
-        pixel_rms=convergence.PIXEL_RMS,
-        test_examples=3000,
-        arch="small_30_reduced",
-        batch_size=64,
-        learning_rate=0.002,
-        num_steps=2000,
-        plateau_patience=convergence.NEVER,
-        log_every=50,
-        eval_every=100,
-        checkpoint_every=500,
-    )
-
-
-def fashion_mnist() -> Config:
-    """Fashion-MNIST, the same network: under a minute a run on two cores."""
-    return Config(
+# At a learning rate of 0.01 most of He's runs die (docs/findings.md).
+_REDUCED: dict[str, Any] = {"arch": "small_30_reduced", "learning_rate": 0.002}
+_LAPTOP = Config(**DIGITS, **_REDUCED, num_steps=500, **every(25, 25, 100))
+SCALES = {
+    # Digits at 32 pixels: under half a minute a run on two cores.
+    "laptop": _LAPTOP,
+    # The digits with biases frozen, until He trains; Xavier has 6,000 steps. About ten minutes for
+    # a pair of runs on two cores. Biases stay at zero, as those of the paper nearly do beside
+    # inputs in [-128, 128]. Xavier can then train by the gradient of its kernels alone, and the
+    # weight decay is larger (docs/findings.md, "A stall and a late start").
+    "stall": dataclasses.replace(
+        _LAPTOP, frozen="bias", num_steps=6000, stop_error=0.10, checkpoint_every=500
+    ),
+    # Under a minute a run on two cores.
+    "fashion_mnist": Config(
         converged=0.40,
         stalled=0.80,
-        dataset="fashion_mnist",
-        pixel_rms=convergence.PIXEL_RMS,
-        test_examples=3000,
-        arch="small_30_reduced",
-        batch_size=64,
-        learning_rate=0.002,
+        **FASHION_MNIST,
+        **_REDUCED,
         num_steps=1500,
-        plateau_patience=convergence.NEVER,
-        log_every=50,
-        eval_every=100,
-        checkpoint_every=500,
-    )
-
-
-def imagenet() -> Config:
-    """The paper's own setting: 224-pixel crops, batch 128, 3,000 random validation images."""
-    return Config(
+        **every(50, 100, 500),
+    ),
+    # About three minutes a run on two cores.
+    "cifar10": Config(
+        converged=0.65,
+        stalled=0.85,
+        **CIFAR10,
+        **_REDUCED,
+        num_steps=2000,
+        **every(50, 100, 500),
+    ),
+    # The paper's own setting: 224-pixel crops, batch 128, 3,000 random validation images.
+    "imagenet": Config(
         converged=0.90,  # read off the figure: 80 % at epoch 10
         stalled=0.99,
-        dataset="imagenet2012",
-        test_split="validation",
+        **IMAGENET,
         test_examples=3000,
-        min_side=256,  # Table 2: the small model is trained at one scale
-        max_side=256,
-        colour=0.1,
+        max_side=256,  # Table 2: the small model is trained at one scale
         arch="small_30",
-        batch_size=128,
         num_steps=100_000,  # 10 epochs, the figure's range
         plateau_patience=50,
-        log_every=100,
-        eval_every=1000,
-        checkpoint_every=5000,
-    )
+        **every(100, 1000, 5000),
+    ),
+}
 
 
 def judge(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> list[Claim]:
-    """What the figure claims, checked on the curves of each arm."""
-    he_errors = [curve.final_error() for curve in he]
-    xavier_errors = [curve.lowest_error() for curve in xavier]
-    claims = [
-        Claim(
-            f"He converges: final error at most {config.converged:.0%} in every seed",
-            max(he_errors) <= config.converged,
-            results.summary(he_errors, " %", 100),
-        ),
-        Claim(
-            f"Xavier stays at chance for the {config.num_steps:,} steps of the run: "
-            f"error never below {config.stalled:.0%} in any seed",
-            results.all_above(xavier, config.stalled),
-            f"lowest error of each run: {results.summary(xavier_errors, ' %', 100)}",
-        ),
+    """Judge the claims of the figure on the curves of each arm."""
+    run = f"the {config.num_steps:,} steps of the run"
+    judged = [
+        claims.converged("He converges", he, config.converged),
+        claims.stalled(f"Xavier stays at chance for {run}", xavier, config.stalled),
     ]
-    return [*claims, _stall(config, he, xavier)] if config.stop_error else claims
+    return [*judged, _stall(config, he, xavier)] if config.stop_error else judged
 
 
 def _stall(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> Claim:
-    """Whether Xavier's runs are at chance for many times as long as He's runs take to train."""
+    """Judge whether Xavier's runs are at chance for many times the steps in which He's train."""
     needed = max(curve.steps_to(config.stop_error) for curve in he)
     seen = min((curve.steps[-1] for curve in xavier if len(curve.steps)), default=0)
     return Claim(
         f"Xavier is at chance for at least {config.times:g} times the steps that He needs to reach "
         f"{config.stop_error:.0%} error, in every seed",
-        results.all_above(xavier, config.stalled) and seen >= config.times * needed,
+        claims.all_above(xavier, config.stalled) and seen >= config.times * needed,
         f"He reaches it in at most {needed:,.0f} steps; Xavier's runs have {seen:,}",
     )
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Runs the comparison and judges it."""
-    common.check_fractions(config, "converged", "stalled", "stop_error")
-    title = "30 layers, after He et al. 2015, Figure 3"
-    return convergence.run(config, workdir, seeds, title, functools.partial(judge, config))
-
+TITLE = "30 layers, after He et al. 2015, Figure 3"
+FRACTIONS = ("converged", "stalled", "stop_error")
+EXPERIMENT = convergence.experiment("convergence_30", SCALES, judge, TITLE, FRACTIONS)
 
 if __name__ == "__main__":
-    configs = {
-        "laptop": laptop,
-        "stall": stall,
-        "fashion_mnist": fashion_mnist,
-        "cifar10": cifar10,
-        "imagenet": imagenet,
-    }
-    common.main("convergence_30", configs, run)
+    cli.main(EXPERIMENT)

@@ -2,32 +2,40 @@
 
     python -m experiments.data_dependent --scale=laptop
 
-Random initialisations against those that look at a batch, which start from He's. Of each: the error
-over training, the spread of the change rates C̃ over layers at step 0, the seconds it takes, and the
-highest learning rate of a ladder at which a short run learns. The whole grid:
+Random initialisations against those that look at a batch, which start from He's. Each is measured
+by its error over training, the spread of the change rates C̃ over layers at step 0, the seconds it
+takes, and the highest learning rate of a ladder at which a short run learns. The whole grid:
 
     --config.archs="('small_14_reduced','small_30_reduced')" --config.rectifiers="('relu','prelu')"
 """
 
-import csv
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments import common, convergence, figures, machine, profile_figures, results, starts
-from experiments.results import Claim, Curve
-from prelu_jax import files, names
+from experiments.harness import (
+    claims,
+    cli,
+    configs,
+    figures,
+    intervals,
+    profile_figures,
+    short_runs,
+    tables,
+)
+from experiments.harness.claims import Claim
+from experiments.harness.configs import CIFAR10, DIGITS, every
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.results import Curve
+from prelu_jax import names
 from prelu_jax.datadep.report import BetweenStage
-from prelu_jax.training.batches import Batches
 from prelu_jax.training.config import TrainConfig
-from prelu_jax.training.parallel import Parallel
-from prelu_jax.training.recipe import resolve
 
 HE, LSUV, WITHIN, BOTH = "He", "LSUV", "within", "within + between"
 METHODS = {  # -> initializer of the convolutions, datadep
@@ -48,7 +56,7 @@ OF_ARM = ("arch", "rectifier", "padding", "initializer", "datadep")
 
 @dataclasses.dataclass
 class Config(TrainConfig):
-    """The runs, the grid, the ladder of learning rates, and what the claims ask for."""
+    """The runs, the grid, the ladder of learning rates, and the limits in the claims."""
 
     archs: tuple[str, ...] = ("small_30_reduced",)
     rectifiers: tuple[str, ...] = ("relu",)
@@ -56,43 +64,23 @@ class Config(TrainConfig):
     methods: tuple[str, ...] = tuple(METHODS)  # the claims need those of `JUDGED`
     ladder: tuple[float, ...] = (0.001, 0.004, 0.016)
     ladder_steps: int = 20  # at most num_steps
-    reached: float = 0.5  # steps are counted to this error; what ends at or below it trains
+    reached: float = 0.5  # steps are counted to this error; a run that ends at or below it trains
     stalled: float = 0.8  # a run that is never below this error has stayed at chance
     equal: float = 0.05  # spread of log C̃ under the loss that between-layer evens it for
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels, 30 layers, both paddings."""
-    return Config(
-        dataset="digits",
-        flip=False,  # a mirrored digit is another sign
-        pixel_rms=convergence.PIXEL_RMS,
-        batch_size=64,
-        learning_rate=0.002,
-        num_steps=250,
-        eval_every=25,
-        log_every=25,
-        checkpoint_every=100,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, the same networks."""
-    return Config(
-        reached=0.75,
-        dataset="cifar10",
-        pixel_rms=convergence.PIXEL_RMS,
-        test_examples=3000,
-        batch_size=64,
-        learning_rate=0.002,
-        num_steps=1000,
-        ladder_steps=60,
-    )
+SCALES = {
+    # Digits at 32 pixels, 30 layers, both paddings.
+    "laptop": Config(**DIGITS, learning_rate=0.002, num_steps=250, **every(25, 25, 100)),
+    "cifar10": Config(
+        reached=0.75, **CIFAR10, learning_rate=0.002, num_steps=1000, ladder_steps=60
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What methods are compared in."""
+    """A setting in which the methods are compared."""
 
     arch: str
     rectifier: str
@@ -103,132 +91,111 @@ class Condition:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """One run of one method.
+class Trial:
+    """One run of one method."""
 
-    Attributes:
-        curve: of the training.
-        change_rates: C̃ of every layer at step 0 ``[L]``, under a random loss of its own.
-        spread: the standard deviation of their logarithms.
-        left: the same as between-layer leaves it, under the loss it works with; nan without.
-        seconds, first_call_seconds: of the calibration, see `starts.Start`.
-        highest_rate: of the ladder, at which a short run learns; 0 for none.
-    """
-
-    curve: Curve
-    change_rates: np.ndarray
-    spread: float
-    left: float
-    seconds: float
-    first_call_seconds: float
-    highest_rate: float
+    curve: Curve  # of the training
+    change_rates: np.ndarray  # C̃ of every layer at step 0 ``[L]``, under a random loss of its own
+    spread: float  # the standard deviation of their logarithms
+    left: float  # the same after between-layer, under the loss it works with; nan without it
+    seconds: float  # of the calibration, see `short_runs.Start`
+    first_call_seconds: float  # of the calibration, see `short_runs.Start`
+    highest_rate: float  # of the ladder, at which a short run learns; 0 for none
 
 
-Grid = Mapping[Condition, Mapping[str, Sequence[Found]]]  # method -> its runs, by seed
+Grid = Mapping[Condition, Mapping[str, Sequence[Trial]]]  # method -> its runs, by seed
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Trains every method in every condition; writes the table, two figures and the claims."""
-    common.check_unset(config, OF_ARM, "config.archs, config.rectifiers, config.paddings")
-    common.check_fractions(config, "reached", "stalled")
-    starts.check(config)
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Iterator[Report]:
+    """Train every method in every condition; yield the report after each seed."""
+    configs.check_unset(config, OF_ARM, "config.archs, config.rectifiers, config.paddings")
+    configs.check_fractions(config, "reached", "stalled")
     for method in config.methods:
         names.check("method", method, METHODS)
     if missing := set(JUDGED) - set(config.methods):
-        raise ValueError(f"config.methods lacks {sorted(missing)}, which the claims speak of.")
-    grid = itertools.product(config.archs, config.rectifiers, config.paddings)
-    conditions = [Condition(*each) for each in grid]
+        raise ValueError(f"config.methods lacks {sorted(missing)}, which the claims need.")
+    product = itertools.product(config.archs, config.rectifiers, config.paddings)
+    conditions = [Condition(*values) for values in product]
     runs = [
         (condition, method, of_run(config, condition, method, seed))
-        for seed in range(config.seed, config.seed + seeds)
+        for seed in seeds
         for condition in conditions
         for method in config.methods
     ]
-    for _, _, each in runs:
-        resolve(each)  # before the first trains
+    parallel = short_runs.check([run for _, _, run in runs])
     if config.ladder_steps > config.num_steps:
         raise ValueError(f"config.ladder_steps is over config.num_steps, {config.num_steps}.")
-    parallel = machine.devices(config.batch_size)
-    parallel.check_batch_size(config.batch_size)
-    found: dict[Condition, dict[str, list[Found]]] = {
+    grid: dict[Condition, dict[str, list[Trial]]] = {
         condition: {method: [] for method in config.methods} for condition in conditions
     }
-    workdir.mkdir(parents=True, exist_ok=True)
-    for condition, method, each in (bar := tqdm(runs, unit="run")):
-        bar.set_description(f"{condition}, {method}, seed {each.seed}")
-        found[condition][method].append(_run(config, each, method, parallel))
+    for condition, method, run in (bar := tqdm(runs, unit="run")):
+        bar.set_description(f"{condition}, {method}, seed {run.seed}")
+        grid[condition][method].append(_trial(config, short_runs.begin(run, parallel), method))
         if (condition, method) == runs[-1][:2]:
-            claims = _write(config, found, workdir)  # of the seeds so far
-    return claims
+            yield _report(config, grid)
 
 
 def of_run(config: Config, condition: Condition, method: str, seed: int) -> TrainConfig:
-    """The configuration of one run."""
+    """Return the configuration of one run."""
     initializer, datadep = METHODS[method]
     fields = {"initializer": initializer, "datadep": datadep, "seed": seed}
-    return common.train_config(config, **dataclasses.asdict(condition), **fields)
+    return configs.train_config(config, **dataclasses.asdict(condition), **fields)
 
 
-def _run(config: Config, of: TrainConfig, method: str, parallel: Parallel) -> Found:
-    recipe = resolve(of)
-    data = Batches(recipe)
-    begun = starts.begin(recipe, data, parallel)
-    learned = (
-        rate
-        for rate in sorted(config.ladder, reverse=True)
-        if starts.learns(recipe, begun, data, parallel, rate, config.ladder_steps)
-    )
-    stages = [stage for report in begun.reports for stage in report.stages]
+def _trial(config: Config, start: short_runs.Start, method: str) -> Trial:
+    """Return the result of a method: of its start, of short runs and of the whole run."""
+    rates = sorted(config.ladder, reverse=True)
+    learned = (rate for rate in rates if start.learns(rate, config.ladder_steps))
+    stages = [stage for calibration in start.reports for stage in calibration.stages]
     evened = (stage.spread_after for stage in stages if isinstance(stage, BetweenStage))
-    return Found(
-        curve=starts.train(recipe, begun, data, parallel, method),
-        change_rates=begun.change_rates,
-        spread=begun.spread,
+    return Trial(
+        curve=start.train(method),
+        change_rates=start.change_rates,
+        spread=start.spread,
         left=next(evened, math.nan),
-        seconds=begun.seconds,
-        first_call_seconds=begun.first_call_seconds,
+        seconds=start.seconds,
+        first_call_seconds=start.first_call_seconds,
         highest_rate=next(learned, 0.0),
     )
 
 
-def _write(config: Config, found: Grid, workdir: Path) -> list[Claim]:
-    claims = judge(config, found)
-    seeds = len(found[next(iter(found))][HE])
+def _report(config: Config, grid: Grid) -> Report:
+    seeds = len(grid[next(iter(grid))][HE])
     caption = (
         f"{config.dataset}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
         f"{config.batch_size}; seeds from {config.seed} on, n = {seeds}"
     )
     curves = {
-        str(condition): {method: [each.curve for each in runs] for method, runs in by.items()}
-        for condition, by in found.items()
+        str(condition): {m: [trial.curve for trial in trials] for m, trials in by.items()}
+        for condition, by in grid.items()
     }
     rates = {
-        str(condition): {m: np.stack([r.change_rates for r in runs]) for m, runs in by.items()}
-        for condition, by in found.items()
+        str(condition): {m: np.stack([t.change_rates for t in trials]) for m, trials in by.items()}
+        for condition, by in grid.items()
     }
-    written = [
-        *figures.method_errors(curves, caption, workdir / "errors"),
-        *profile_figures.change_rates(rates, caption, workdir / "rates"),
-    ]
-    table, rows = workdir / "table.md", workdir / "runs.csv"
-    text = markdown(config, found)
-    files.write_text(table, text)
-    write_csv(found, rows)
-    print(f"\n{text}\nWritten:", *written, table, rows, sep="\n  ")
-    return claims
+    return Report(
+        judge(config, grid),
+        markdown(config, grid),
+        {"runs.csv": rows(grid)},
+        {
+            "errors": figures.method_errors(curves, caption),
+            "rates": profile_figures.change_rates(rates, caption),
+        },
+    )
 
 
-def judge(config: Config, found: Grid) -> list[Claim]:
-    """What is expected of the last arch and the first rectifier, with padding 'same'; any spread.
+def judge(config: Config, grid: Grid) -> list[Claim]:
+    """Judge the spread in all conditions, and training in one, with padding 'same'.
 
-    With 'same' the borders lose signal in every layer, which He's derivation does not know of.
+    That is with the last arch and the first rectifier. With 'same' the borders lose signal in
+    every layer, which He's derivation leaves out.
     """
-    left = [each.left for by in found.values() for each in by[BOTH]]
+    left = [trial.left for by in grid.values() for trial in by[BOTH]]
     spreads = [
-        {method: float(np.mean([each.spread for each in runs])) for method, runs in by.items()}
-        for by in found.values()
+        {method: float(np.mean([trial.spread for trial in runs])) for method, runs in by.items()}
+        for by in grid.values()
     ]
-    claims = [
+    of_spread = [
         Claim(
             f"[{BOTH}] leaves a spread of log C̃ of at most {config.equal} under the loss it works "
             "with",
@@ -244,78 +211,63 @@ def judge(config: Config, found: Grid) -> list[Claim]:
             ),
         ),
     ]
-    judged = found.get(Condition(config.archs[-1], config.rectifiers[0], SAME))
+    judged = grid.get(Condition(config.archs[-1], config.rectifiers[0], SAME))
     if judged is None:
-        return claims
-    lowest = [each.curve.lowest_error() for each in judged[HE]]
+        return of_spread
+    by_method = {m: [trial.curve for trial in trials] for m, trials in judged.items()}
+    he = f"With padding 'same' He stays at chance for {config.num_steps:,} steps"
+    trains = "With padding 'same' [{}] trains"
     return [
-        Claim(
-            f"With padding 'same' He stays at chance for {config.num_steps:,} steps: "
-            f"error never below {config.stalled:.0%} in any seed",
-            results.all_above([each.curve for each in judged[HE]], config.stalled),
-            f"lowest error of each run: {results.summary(lowest, ' %', 100)}",
-        ),
-        *(_trains(config, method, judged[method]) for method in (WITHIN, LSUV)),
-        *claims,
+        claims.stalled(he, by_method[HE], config.stalled),
+        *(claims.converged(trains.format(m), by_method[m], config.reached) for m in (WITHIN, LSUV)),
+        *of_spread,
     ]
 
 
-def _trains(config: Config, method: str, runs: Sequence[Found]) -> Claim:
-    errors = [each.curve.final_error() for each in runs]
-    return Claim(
-        f"With padding 'same' [{method}] trains: final error at most {config.reached:.0%} in every "
-        "seed",
-        max(errors) <= config.reached,
-        results.summary(errors, " %", 100),
-    )
-
-
-def markdown(config: Config, found: Grid) -> str:
+def markdown(config: Config, grid: Grid) -> str:
     """Return a table for each condition, a row for each method."""
-    shown = results.heading(len(next(iter(found.values()))[HE]))
-    columns: dict[str, Callable[[Found], float]] = {
-        f"steps to {config.reached:.0%} error, evaluated every {config.eval_every}": lambda each: (
-            each.curve.steps_to(config.reached)
+    shown = intervals.heading(len(next(iter(grid.values()))[HE]))
+    columns: dict[str, Callable[[Trial], float]] = {
+        f"steps to {config.reached:.0%} error, evaluated every {config.eval_every}": lambda trial: (
+            trial.curve.steps_to(config.reached)
         ),
-        "final error, %": lambda each: 100 * each.curve.final_error(),
-        "spread of log C̃": lambda each: each.spread,
-        "init., s": lambda each: each.seconds,
-        "highest rate that learns × 1000": lambda each: 1000 * each.highest_rate,
+        "final error, %": lambda trial: 100 * trial.curve.final_error(),
+        "spread of log C̃": lambda trial: trial.spread,
+        "init., s": lambda trial: trial.seconds,
+        "highest rate that learns × 1000": lambda trial: 1000 * trial.highest_rate,
     }
-    lines = [
-        f"{shown}. Steps: in how many seeds, if not in all. A run that diverged ends at 100 %.",
+    blocks = [
+        f"{shown}. Steps: in how many seeds, if not in all. A run that diverged ends at 100 %."
     ]
-    for condition, by_method in found.items():
-        lines += ["", f"{condition}:", "", f"| method | {' | '.join(columns)} |"]
-        lines.append("|---" * (1 + len(columns)) + "|")
-        for method, runs in by_method.items():
-            values = ([value(run) for run in runs] for value in columns.values())
-            cells = [results.short(column, digits=3, form="g") for column in values]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    for condition, by_method in grid.items():
+        cells = []
+        for method, trials in by_method.items():
+            values = ([value(trial) for trial in trials] for value in columns.values())
+            cells.append([method, *(intervals.short(v, digits=3, form="g") for v in values)])
+        blocks += [f"{condition}:", tables.markdown(["method", *columns], cells)]
+    return tables.document(*blocks)
 
 
-def write_csv(found: Grid, file: Path) -> None:
-    """A row for each run; change rates in one cell, in the order of layers."""
+def rows(grid: Grid) -> list[list[Any]]:
+    """Return a table with a row for each run; change rates in one cell, in the order of layers."""
     own = ("spread", "left", "seconds", "first_call_seconds", "highest_rate")
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        known: list[Any] = ["arch", "rectifier", "padding", "method", "seed", "status"]
-        writer.writerow([*known, "steps", "errors", *own, "change_rates"])
-        for condition, by_method in found.items():
-            for method, runs in by_method.items():
-                for each in runs:
-                    c = each.curve
-                    known = [*dataclasses.astuple(condition), method, c.seed, c.status]
-                    lists = [
-                        " ".join(f"{v:.6g}" for v in of)
-                        for of in (c.steps, c.errors, each.change_rates)
-                    ]
-                    numbers = [f"{getattr(each, name):.6g}" for name in own]
-                    writer.writerow([*known, *lists[:2], *numbers, lists[2]])
+    known = ["arch", "rectifier", "padding", "method", "seed", "status"]
+    table: list[list[Any]] = [[*known, "steps", "errors", *own, "change_rates"]]
+    for condition, by_method in grid.items():
+        for method, trials in by_method.items():
+            for trial in trials:
+                c = trial.curve
+                steps, errors, rates = (
+                    " ".join(f"{v:.6g}" for v in values)
+                    for values in (c.steps, c.errors, trial.change_rates)
+                )
+                numbers = (f"{getattr(trial, name):.6g}" for name in own)
+                setting = (*dataclasses.astuple(condition), method, c.seed, c.status)
+                table.append([*setting, steps, errors, *numbers, rates])
+    return table
 
+
+EXPERIMENT = Experiment("data_dependent", SCALES, report, default_seeds=2)
 
 if __name__ == "__main__":
-    common.main(
-        "data_dependent", {"laptop": laptop, "cifar10": cifar10}, run, default_seeds=2, alone=True
-    )
+    cli.main(EXPERIMENT)

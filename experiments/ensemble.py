@@ -9,33 +9,35 @@ scores are averaged. With ``runs``, those of `experiments.large_models` are not 
 """
 
 import dataclasses
-import functools
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments import common, figures, large_models, machine, results, testing
-from experiments.large_models import A_RELU, A, B, C
-from experiments.results import Claim
-from experiments.testing import MULTI_SCALE, Scores
+from experiments import large_models
+from experiments.harness import claims, cli, errors, figures, intervals, machine, tables, testing
+from experiments.harness.claims import Claim
+from experiments.harness.errors import Pair
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Arm, Plan
+from experiments.harness.testing import MULTI_SCALE, Scores
+from experiments.large_models import A, B, C
 from prelu_jax import arch, evaluation, files
-from prelu_jax.runs import finished
-from prelu_jax.training.config import TrainConfig
 
 ENSEMBLE = "ensemble"
+# "Six models including those of Table 6", "only one model C" (§4): the paper does not name the
+# others.
+_AGAIN = (A, B)
 _OTHER_SEED = 1000  # of the fifth and the sixth member: ensembles of several seeds share none
-# "Six models including those of Table 6", "only one model C" (§4): what the others are, it leaves
-# open.
-MEMBERS = ((A_RELU, 0), (A, 0), (B, 0), (C, 0), (A, _OTHER_SEED), (B, _OTHER_SEED))
 _CLAIMS = 1 + large_models.CLAIMS  # that intervals decide on the runs of these models
-_CLAIM = "members.txt"  # in the work folder: whose ensemble is there
+_MEMBERS = "members.txt"  # in the work folder: names the members of its ensemble
 _MODELS = "the models in "
 _PAPER_TOP_5 = {C: "5.71 (validation)", ENSEMBLE: "4.94 (test)"}
 
-Errors = Mapping[str, Sequence[tuple[float, float]]]  # member or ensemble -> of each seed
+Errors = Mapping[str, Sequence[Pair]]  # member or ensemble -> of each seed
+Ensembles = Sequence[Mapping[str, Scores | None]]  # of each seed: member -> scores
 
 
 @dataclasses.dataclass
@@ -46,61 +48,94 @@ class Config(large_models.Config):
     members: str = ""  # folders of finished runs, comma-separated: their ensemble, nothing trained
 
 
-def of_scale(scale: str) -> Config:
-    """The configuration of `experiments.large_models`."""
-    return Config(**dataclasses.asdict(large_models.SCALES[scale]()))
+SCALES = {
+    scale: Config(**dataclasses.asdict(config)) for scale, config in large_models.SCALES.items()
+}
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Trains and tests the members, or reads them; writes the table and the figure."""
+def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
+    """Return the runs of the members; none where ``members`` names finished ones."""
+    _check_members(workdir, _members(config, workdir, seeds))
     if config.members:
-        return _given(config, workdir, seeds)
-    # The same folder by whatever path: members.txt lists the members of this ensemble.
+        return {}
+    large_models.check(config)
     runs = large_models.folder_of_runs(config.runs, workdir)
-    members = f"{_MODELS}{os.path.relpath(os.path.realpath(runs), os.path.realpath(workdir))}"
-    check_claim(workdir, members)
-    first = range(config.seed, config.seed + seeds)
-    which = [(model, seed + other) for seed in first for model, other in MEMBERS]
-    tested = large_models.train_and_test(config, which, runs, [MULTI_SCALE])
-    ensembles = [
-        {name(member): tested[member[0], seed + member[1]] for member in MEMBERS} for seed in first
+    return testing.plan(config, runs, seeds, _arms(config), [MULTI_SCALE])
+
+
+def _arms(config: Config) -> list[Arm]:
+    """Return the members of every ensemble."""
+    models = large_models.arms(config)
+    return models + [
+        dataclasses.replace(model, name=f"{model.name}, again", offset=_OTHER_SEED)
+        for model in models
+        if model.name in _AGAIN
     ]
-    errors = errors_of(ensembles)
-    _write(workdir, members, ensembles, errors, large_models.caption(config, seeds), first)
-    return judge(errors)
 
 
-def _given(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """The ensemble of finished runs; it claims nothing."""
+def _members(config: Config, workdir: Path, seeds: Sequence[int]) -> str:
+    """Return the content of members.txt, or raise a ValueError if there cannot be such members."""
+    if config.members:
+        return ", ".join(map(str, _folders(config, seeds)))
+    # The same for every path of the folder.
+    runs = large_models.folder_of_runs(config.runs, workdir)
+    return f"{_MODELS}{os.path.relpath(os.path.realpath(runs), os.path.realpath(workdir))}"
+
+
+def _folders(config: Config, seeds: Sequence[int]) -> list[Path]:
+    """Return the finished runs that ``members`` names."""
     folders = [
         files.local_path(folder.strip(), "config.members") for folder in config.members.split(",")
     ]
-    common.check_in_one_piece("config.members")
-    if seeds > 1:
+    if len(seeds) > 1:
         raise ValueError("config.members is one ensemble: expected --seeds=1.")
     if config.runs or not 1 < len(folders) == len(set(folders)):
         raise ValueError(
             f"config.members is {config.members}, expected two folders or more, each once, and "
             "config.runs to be empty."
         )
-    members = ", ".join(map(str, folders))
-    check_claim(workdir, members)
+    return folders
+
+
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Return the table, the figure and the claims; finished runs of the user claim nothing."""
+    if config.members:
+        ensembles, caption = _test_given(config, _folders(config, seeds))
+        labels: Sequence[int | str] = [""]  # the members' seeds are their own
+    else:
+        runs = large_models.folder_of_runs(config.runs, workdir)
+        scores = testing.score_all(config, runs, seeds, _arms(config), [MULTI_SCALE])
+        ensembles = [
+            dict(zip(scores, one, strict=True)) for one in zip(*scores.values(), strict=True)
+        ]
+        caption, labels = large_models.caption(config, seeds), seeds
+    members = errors_of(ensembles)
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_text(workdir / _MEMBERS, f"{_members(config, workdir, seeds)}\n")
+    rows = errors.rows({name: {MULTI_SCALE: pairs} for name, pairs in members.items()}, labels)
+    top_1 = {MULTI_SCALE: drawn(ensembles, members)}
+    return Report(
+        [] if config.members else judge(members),
+        markdown(members),
+        {"errors.csv": rows},
+        {"figure": figures.errors_by_test(top_1, caption, "Model")},
+    )
+
+
+def _test_given(config: Config, folders: Sequence[Path]) -> tuple[Ensembles, str]:
+    """Return the scores of finished runs, and the caption of their figure."""
     parallel = machine.devices(config.test_batch_size)  # before anything is read on them
-    tests = [MULTI_SCALE]
-    runs = check_alike(folders)
-    for of_run in runs:
-        testing.check(config, arch.get(of_run.arch).image_size, parallel, tests)
-    tested = {str(folder): testing.scores(folder, config, parallel, tests) for folder in folders}
-    steps = ", ".join(str(n) for n in sorted({of_run.num_steps for of_run in runs}))
-    caption = f"{runs[0].dataset}; {len(runs)} finished runs of {steps} steps; n = 1"
-    no_seeds = [""]  # the members' seeds are their own
-    _write(workdir, members, [tested], errors_of([tested]), caption, no_seeds)
-    return []
+    runs = testing.check_comparable(folders, "config.members")
+    for run in runs:
+        testing.check(config, arch.get(run.arch).image_size, parallel, [MULTI_SCALE])
+    tested = {str(f): testing.scores(f, config, parallel, [MULTI_SCALE]) for f in folders}
+    steps = ", ".join(str(n) for n in sorted({run.num_steps for run in runs}))
+    return [tested], f"{runs[0].dataset}; {len(runs)} finished runs of {steps} steps; n = 1"
 
 
-def check_claim(workdir: Path, members: str) -> None:
-    """Raises a ValueError if the work folder holds the ensemble of others."""
-    file = workdir / _CLAIM
+def _check_members(workdir: Path, members: str) -> None:
+    """Raise a ValueError if the work folder holds the ensemble of other members."""
+    file = workdir / _MEMBERS
     there = files.read_text(file, "Remove it.").strip() if file.exists() else members
     if there != members and _places(workdir, there) != _places(workdir, members):
         raise ValueError(
@@ -119,51 +154,21 @@ def _places(workdir: Path, members: str) -> list[str]:
     return [os.path.realpath(start / folder) for folder in models.split(", ")]
 
 
-def check_alike(folders: Iterable[Path]) -> list[TrainConfig]:
-    """Raises a ValueError unless the runs were tested on the same examples of the same classes.
-
-    Returns:
-        Their configurations.
-    """
-    configs = {folder: finished.config(folder, "config.members") for folder in folders}
-    about = {}
-    for folder, c in configs.items():
-        place = f" in {c.data_dir}" if c.data_dir else ""
-        about[folder] = f"{c.dataset}/{c.test_split}{place}, classes {c.classes or 'all'}"
-    if len(set(about.values())) > 1:
-        raise ValueError(
-            "config.members: expected runs with the same test examples and classes, got "
-            f"{'; '.join(f'{folder}: {of}' for folder, of in about.items())}."
-        )
-    return list(configs.values())
-
-
-def name(member: tuple[str, int]) -> str:
-    """What a member of every ensemble is called."""
-    model, other = member
-    return f"{model}, again" if other else model
-
-
-def errors_of(
-    ensembles: Sequence[Mapping[str, Scores | None]],
-) -> dict[str, list[tuple[float, float]]]:
-    """Multi-scale errors of every member, and of the ensemble of those that did not diverge.
-
-    Args:
-        ensembles: of each seed: member -> what it says of the test examples.
+def errors_of(ensembles: Ensembles) -> dict[str, list[Pair]]:
+    """Return multi-scale errors of every member, and of the ensemble without diverged members.
 
     Raises:
         ValueError: two members were tested on other examples.
     """
-    errors: dict[str, list[tuple[float, float]]] = {m: [] for m in (*ensembles[0], ENSEMBLE)}
+    by_member: dict[str, list[Pair]] = {member: [] for member in (*ensembles[0], ENSEMBLE)}
     for members in ensembles:
         for member, tested in {**members, ENSEMBLE: _together(members)}.items():
-            errors[member].append(testing.errors(tested, MULTI_SCALE))
-    return errors
+            by_member[member].append(errors.errors(tested, MULTI_SCALE))
+    return by_member
 
 
 def _together(members: Mapping[str, Scores | None]) -> Scores | None:
-    """What an ensemble says; None if all its members diverged."""
+    """Return the scores of an ensemble; None if all its members diverged."""
     sound = {member: tested for member, tested in members.items() if tested is not None}
     if not sound:
         return None
@@ -176,22 +181,19 @@ def _together(members: Mapping[str, Scores | None]) -> Scores | None:
     return Scores(labels, {MULTI_SCALE: average})
 
 
-def judge(errors: Errors) -> list[Claim]:
+def judge(members: Errors) -> list[Claim]:
     """Return Table 7's statement, as a difference within seeds whose interval decides."""
-    top_1 = {name: [one for one, _ in of] for name, of in errors.items()}
-    members = [of for name, of in top_1.items() if name != ENSEMBLE]
-    best = min(members, key=sum)
-    differences = [a - b for a, b in zip(top_1[ENSEMBLE], best, strict=True)]
+    top_1 = {name: [one for one, _ in pairs] for name, pairs in members.items()}
+    ensemble = top_1.pop(ENSEMBLE)
+    best = min(top_1.values(), key=sum)
     statement = "Table 7: the ensemble has a lower top-1 error than its best member"
-    return [results.below_zero_claim(statement, differences, " points", 100, claims=_CLAIMS)]
+    return [claims.lower_error_claim(statement, ensemble, best, _CLAIMS)]
 
 
-def drawn(
-    ensembles: Sequence[Mapping[str, Scores | None]], errors: Errors
-) -> dict[str, list[float]]:
+def drawn(ensembles: Ensembles, members: Errors) -> dict[str, list[float]]:
     """Return the top-1 errors for the figure; not a number for a member that diverged, or all."""
     top_1: dict[str, list[float]] = {}
-    for name, of_seeds in errors.items():
+    for name, of_seeds in members.items():
         tested = [[one[name]] if name in one else list(one.values()) for one in ensembles]
         top_1[name] = [
             error if any(scores is not None for scores in of_seed) else math.nan
@@ -200,42 +202,21 @@ def drawn(
     return top_1
 
 
-def _write(
-    workdir: Path,
-    members: str,
-    ensembles: Sequence[Mapping[str, Scores | None]],
-    errors: Errors,
-    caption: str,
-    seeds: Sequence[int | str],
-) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_text(workdir / _CLAIM, f"{members}\n")
-    of_test = {MULTI_SCALE: drawn(ensembles, errors)}
-    written = figures.errors_by_test(of_test, caption, workdir / "figure", "Model")
-    table, rows = workdir / "table.md", workdir / "errors.csv"
-    text = markdown(errors)
-    files.write_text(table, text)
-    testing.write_csv({name: {MULTI_SCALE: of} for name, of in errors.items()}, seeds, rows)
-    print(f"\n{text}\nWritten:", *written, table, rows, sep="\n  ")
-
-
-def markdown(errors: Errors) -> str:
+def markdown(members: Errors) -> str:
     """Return Table 7: the paper beside this experiment's seeds."""
-    shown = results.heading(len(errors[ENSEMBLE]))
-    lines = [
-        f"Dense test, multi-scale; top-1 / top-5 error, %. {shown}. A member that diverged counts "
-        "100 % and is left out of its ensemble; an ensemble of none counts 100 % too.",
-        "",
-        "| | paper, ImageNet, top-5 | ours |",
-        "|---|---|---|",
+    rows = [
+        (name, _PAPER_TOP_5.get(name, "–"), errors.cell(of_seeds))
+        for name, of_seeds in members.items()
     ]
-    lines += [
-        f"| {name} | {_PAPER_TOP_5.get(name, '–')} | {testing.cell(of)} |"
-        for name, of in errors.items()
-    ]
-    return "\n".join(lines) + "\n"
+    return tables.document(
+        "Dense test, multi-scale; top-1 / top-5 error, %. "
+        f"{intervals.heading(len(members[ENSEMBLE]))}. A member that diverged counts 100 % and is "
+        "left out of its ensemble; an ensemble of none counts 100 % too.",
+        tables.markdown(("", "paper, ImageNet, top-5", "ours"), rows),
+    )
 
+
+EXPERIMENT = Experiment("ensemble", SCALES, report, plan, default_seeds=5)
 
 if __name__ == "__main__":
-    scales = {scale: functools.partial(of_scale, scale) for scale in large_models.SCALES}
-    common.main("ensemble", scales, run, default_seeds=5)
+    cli.main(EXPERIMENT)

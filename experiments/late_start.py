@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments import common, convergence, figures, results, until_trained
-from experiments.convergence import XAVIER
-from experiments.results import Claim
-from prelu_jax import files, names
+from experiments.harness import cli, configs, convergence, drawing, results, tables, until_trained
+from experiments.harness.claims import Claim
+from experiments.harness.configs import every
+from experiments.harness.convergence import XAVIER
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Plan
+from prelu_jax import names
 
 BASE, NO_BIASES, NO_DECAY, NEITHER = (
     *("as it is", "biases frozen", "no weight decay", "biases frozen, no weight decay"),
@@ -43,41 +46,46 @@ class Config(convergence.ConvergenceConfig):
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: about two hours on two cores."""
-    return Config(
+SCALES = {
+    # Digits at 32 pixels: about two hours on two cores.
+    "laptop": Config(
         **until_trained.LAPTOP,
         arch="small_30_reduced",
         learning_rate=0.002,
         num_steps=10_000,
-        log_every=50,
-        eval_every=50,
+        **every(50, 50, 500),
     )
+}
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Train every variant, write the table and the figure, and judge the claims."""
-    common.check_unset(config, ["initializer", "frozen"])
+def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
+    """Return the runs of every variant."""
+    configs.check_unset(config, ["initializer", "frozen"])
     for variant in config.variants:
         names.check("config.variants", variant, VARIANTS)
-    initializer = config.xavier_initializer
-    cases = {
-        (XAVIER, variant): {"initializer": initializer, **VARIANTS[variant]}
-        for variant in config.variants
-    }
-    curves = until_trained.train(config, workdir, seeds, cases)
-    needed = {variant: until_trained.steps(config, of) for (_, variant), of in curves.items()}
+    return until_trained.plan(config, workdir, seeds, _cases(config))
+
+
+def _cases(config: Config) -> until_trained.Cases:
+    initializer = {"initializer": config.xavier_initializer}
+    return {(XAVIER, variant): {**initializer, **VARIANTS[variant]} for variant in config.variants}
+
+
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Return the table, the figure and the claims."""
+    curves = until_trained.read(workdir, seeds, _cases(config))
+    needed = {v: until_trained.steps(config, of_variant) for (_, v), of_variant in curves.items()}
     folders = {
-        variant: until_trained.folder(workdir, (XAVIER, variant), config.seed)
+        variant: until_trained.folder(workdir, (XAVIER, variant), seeds[0])
         for variant in DRAWN
         if variant in config.variants
     }
-    written = draw(config, folders, workdir / "figure")
-    text = markdown(config, curves)
-    files.write_text(workdir / "table.md", text)
-    tables = ("table.md", "steps.csv", "curves.csv")
-    print(f"\n{text}\nWritten:", *written, *map(workdir.joinpath, tables), sep="\n  ")
-    return judge(needed)
+    return Report(
+        judge(needed),
+        markdown(config, curves),
+        until_trained.tables(config, curves),
+        {"figure": draw(config, folders)},
+    )
 
 
 def judge(needed: Mapping[str, Sequence[float]]) -> list[Claim]:
@@ -104,19 +112,15 @@ def _count(steps: Sequence[float]) -> str:
 
 def markdown(config: Config, curves: until_trained.Curves) -> str:
     """Return the table: a row for each variant, with every seed."""
-    lines = [until_trained.explain(config), "", "| changed | steps |", "|---|---|"]
-    lines += [
-        f"| {variant} | {until_trained.cell(config, curves[XAVIER, variant])} |"
-        for variant in config.variants
-    ]
-    return "\n".join(lines) + "\n"
+    rows = [(v, until_trained.cell(config, curves[XAVIER, v])) for v in config.variants]
+    table = tables.markdown(("changed", "steps"), rows)
+    return tables.document(until_trained.explain(config), table)
 
 
-def draw(config: Config, folders: Mapping[str, Path], stem: Path) -> list[Path]:
+def draw(config: Config, folders: Mapping[str, Path]) -> Any:
     """Draw root mean squares of gradients and kernels by layer over the steps of one run each."""
-    size = {"figsize": (4 * len(folders), 7), "layout": "constrained"}
-    shared = {"sharey": "row", "sharex": "col", "squeeze": False}
-    figure, grid = figures.pyplot().subplots(2, len(folders), **size, **shared)
+    size = (4.0 * len(folders), 7.0)
+    figure, grid = drawing.subplots(2, len(folders), size, sharey="row", sharex="col")
     for column, (variant, folder) in zip(grid.T, folders.items(), strict=True):
         records = [r for r in results.read_metrics(folder) if "grad_rms" in r]
         for axes, quantity in zip(column, ("grad_rms", "param_rms"), strict=True):
@@ -130,12 +134,12 @@ def draw(config: Config, folders: Mapping[str, Path], stem: Path) -> list[Path]:
         f"{config.learning_rate:g}; seed {config.seed}; dark: first layers, light: last"
     )
     figure.supxlabel(caption, fontsize=11, color="0.35")
-    return figures.save(figure, stem)
+    return figure
 
 
 def _draw_layers(axes: Any, records: Sequence[Mapping[str, Any]], quantity: str) -> None:
     kernels = [name for name in records[0][quantity] if name.endswith("/kernel")] if records else []
-    colours = figures.pyplot().get_cmap("viridis")(np.linspace(0, 0.9, len(kernels)))
+    colours = drawing.shades(len(kernels))
     steps = [record["step"] for record in records]
     for name, colour in zip(sorted(kernels, key=_place), colours, strict=True):
         axes.plot(steps, [r[quantity][name] for r in records], color=colour, lw=1.2)
@@ -151,5 +155,7 @@ def _place(kernel: str) -> tuple[int, str, int]:
     return layer.startswith("fc"), stage, int(number or 0)
 
 
+EXPERIMENT = Experiment("late_start", SCALES, report, plan)
+
 if __name__ == "__main__":
-    common.main("late_start", {"laptop": laptop}, run, default_seeds=3)
+    cli.main(EXPERIMENT)

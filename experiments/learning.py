@@ -1,4 +1,4 @@
-"""How well two nets of He et al. 2015 learn on a longer schedule: what a change must not lose.
+"""How well two nets of He et al. 2015 learn on a longer schedule: a guard against regressions.
 
     python -m experiments.learning --scale=laptop
 
@@ -11,22 +11,34 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments import common, convergence, figures, machine, results, testing
-from experiments.results import Claim
-from experiments.testing import TEN_VIEW, ScoredConfig
-from prelu_jax import arch, files
-from prelu_jax.training.config import TrainConfig
-from prelu_jax.training.parallel import Parallel
+from experiments.harness import (
+    cli,
+    configs,
+    errors,
+    figures,
+    intervals,
+    plans,
+    results,
+    tables,
+    testing,
+)
+from experiments.harness.claims import Claim
+from experiments.harness.configs import CIFAR10, DIGITS, every
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Arm, Plan
+from experiments.harness.testing import TEN_VIEW, ScoredConfig
+from prelu_jax import files
 
 CENTRE = "crop in the middle"
 
-Errors = Mapping[str, Sequence[tuple[float, float]]]  # arch -> centre crop, ten views, of each seed
+Errors = Mapping[str, Mapping[str, Sequence[float]]]  # arch -> test -> top-1 error of each seed
 
 
 @dataclasses.dataclass
 class Config(ScoredConfig):
-    """The training and the tests of both nets, and what the claims ask for."""
+    """The training and the tests of both nets, and the limits in the claims."""
 
     archs: tuple[str, ...] = ("small_14_reduced", "model_a_reduced")
     learned: tuple[float, ...] = (1.0, 1.0)  # bands: no run of the arch ends above, in ten views
@@ -34,26 +46,27 @@ class Config(ScoredConfig):
     rectifier: str = "prelu"
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: about two minutes a run on two cores."""
-    return dataclasses.replace(
-        _reduced(),
-        dataset="digits",
+_SIDES: dict[str, Any] = {
+    "min_side": 36,
+    "max_side": 40,
+    "ten_view_scale": 36,
+    "test_batch_size": 100,
+}
+SCALES = {
+    # Digits at 32 pixels: about two minutes a run on two cores.
+    "laptop": Config(
+        **DIGITS,
+        **_SIDES,
         learned=(0.03, 0.03),
-        flip=False,  # a mirrored digit is another sign
+        learning_rate=0.005,
         num_steps=1000,
         drop_epochs="25,35",
-        log_every=50,
-        eval_every=100,
-        checkpoint_every=500,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, 15 epochs."""
-    return dataclasses.replace(
-        _reduced(),
-        dataset="cifar10",
+        **every(50, 100, 500),
+    ),
+    # 15 epochs.
+    "cifar10": Config(
+        **{**CIFAR10, "test_examples": 0},
+        **_SIDES,
         learned=(0.26, 0.27),  # seed 0 has 23.9 and 24.7 %; others may have a point or two more
         colour=0.1,
         # The paper's. After 1,500 steps at seed 100, which no table uses, the 14-layer net has
@@ -61,131 +74,98 @@ def cifar10() -> Config:
         learning_rate=0.01,
         num_steps=11_700,
         drop_epochs="10,13",
-        log_every=100,
-        eval_every=1300,
-        checkpoint_every=1300,
-    )
+        **every(100, 1300, 1300),
+    ),
+}
 
 
-def _reduced() -> Config:
-    return Config(
-        min_side=36,
-        max_side=40,
-        ten_view_scale=36,
-        test_batch_size=100,
-        pixel_rms=convergence.PIXEL_RMS,
-        batch_size=64,
-        learning_rate=0.005,
-    )
-
-
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Trains and tests both nets over the seeds, writes the table, the figure and the claims."""
-    common.check_unset(config, ["arch"], "config.archs")
-    common.check_fractions(config, "learned")
+def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
+    """Return the runs of both nets."""
+    configs.check_unset(config, ["arch"], "config.archs")
+    configs.check_fractions(config, "learned")
     if len(config.learned) != len(config.archs):
         raise ValueError(
             f"config.learned is {config.learned}, expected one for each of {config.archs}."
         )
-    which = range(config.seed, config.seed + seeds)
-    folders = {name: [workdir / name / f"seed_{seed}" for seed in which] for name in config.archs}
-    parallel = machine.devices(config.batch_size)
-    for name in config.archs:
-        testing.check(config, arch.get(name).image_size, parallel, [TEN_VIEW])
-    common.train_all(
-        {
-            folder: (f"{name} seed {seed}", of_net(config, name, seed))
-            for name, of in folders.items()
-            for seed, folder in zip(which, of, strict=True)
-        },
-        parallel,
-    )
-    curves = {name: [results.read_curve(f, name) for f in of] for name, of in folders.items()}
-    errors = {
-        name: [
-            (curve.final_error(), ten_view_error(folder, config, parallel))
-            for curve, folder in zip(curves[name], of, strict=True)
-        ]
-        for name, of in folders.items()
+    return testing.plan(config, workdir, seeds, _arms(config), [TEN_VIEW])
+
+
+def _arms(config: Config) -> list[Arm]:
+    return [Arm(name, name, {"arch": name}) for name in config.archs]
+
+
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Return the table, the figure and the claims."""
+    folders = plans.folders(workdir, seeds, _arms(config))
+    curves = results.read_curves(folders)
+    tens = testing.score_all(config, workdir, seeds, _arms(config), [TEN_VIEW])
+    by_net = {
+        name: {
+            CENTRE: [curve.final_error() for curve in curves[name]],
+            TEN_VIEW: [errors.errors(scores, TEN_VIEW)[0] for scores in tens[name]],
+        }
+        for name in config.archs
     }
-    every = [curve for of in curves.values() for curve in of]
+    all_curves = [curve for of_net in curves.values() for curve in of_net]
     caption = (
         f"{config.dataset}; SGD {config.learning_rate:g}, a tenth after {config.drop_epochs} "
-        f"epochs, batch {config.batch_size};\n{figures.seeds(config.seed, seeds)}; thin: each "
+        f"epochs, batch {config.batch_size};\n{intervals.seeds(seeds)}; thin: each "
         "seed, bold: median"
     )
-    written = figures.error_curves(every, "PReLU on a longer schedule", caption, workdir / "figure")
-    table, points, tested = (workdir / name for name in ("table.md", "curves.csv", "errors.csv"))
-    sizes = {name: parameters(of[0]) for name, of in folders.items()}
-    text = markdown(config, errors, sizes)
-    files.write_text(table, text)
-    results.write_csv(every, points)
-    testing.write_csv(_by_test(errors), which, tested)
-    print(f"\n{text}\nWritten:", *written, table, points, tested, sep="\n  ")
-    return judge(config, errors)
-
-
-def of_net(config: Config, name: str, seed: int) -> TrainConfig:
-    """The configuration of one run."""
-    return common.train_config(config, arch=name, seed=seed)
-
-
-def ten_view_error(folder: Path, config: Config, parallel: Parallel) -> float:
-    """Of a finished run, top-1."""
-    scores = testing.scores(folder, config, parallel, [TEN_VIEW])
-    return testing.errors(scores, TEN_VIEW)[0]
+    return Report(
+        judge(config, by_net),
+        markdown(config, by_net, {name: parameters(runs[0]) for name, runs in folders.items()}),
+        {
+            "curves.csv": results.rows(*curves.values()),
+            "errors.csv": errors.rows(_pairs(by_net), seeds),
+        },
+        {"figure": figures.error_curves(all_curves, "PReLU on a longer schedule", caption)},
+    )
 
 
 def parameters(folder: Path) -> int:
-    """How many parameters a run's network has."""
+    """Return the number of parameters of a run's network."""
     advice = "Give the experiment's command again: it writes the file again."
-    report = files.read_json(folder / "init_report.json", list, advice)
-    return sum(math.prod(row["shape"]) for row in report)
+    layers = files.read_json(folder / "init_report.json", list, advice)
+    return sum(math.prod(row["shape"]) for row in layers)
 
 
-def judge(config: Config, errors: Errors) -> list[Claim]:
-    """The regression band of each net."""
+def judge(config: Config, by_net: Errors) -> list[Claim]:
+    """Judge the regression band of each net."""
     return [
         Claim(
-            f"{name}: {testing.name(TEN_VIEW, config)} error at most {band:.1%} in every seed",
-            max(tens) <= band,
-            results.summary(tens, " %", 100),
+            f"{name}: {errors.label(TEN_VIEW, config)} error at most {band:.1%} in every seed",
+            max(by_test[TEN_VIEW]) <= band,
+            intervals.summary(by_test[TEN_VIEW], " %", 100),
         )
-        for band, (name, tens) in zip(config.learned, _ten_view(errors).items(), strict=True)
+        for band, (name, by_test) in zip(config.learned, by_net.items(), strict=True)
     ]
 
 
-def _ten_view(errors: Errors) -> dict[str, list[float]]:
-    return {name: [ten for _, ten in of] for name, of in errors.items()}
-
-
-def _by_test(errors: Errors) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Return the errors by net and test, without a top-5 error."""
+def _pairs(by_net: Errors) -> errors.ByTest:
+    """Return the errors without a top-5 error."""
     return {
-        name: {
-            test: [(error, math.nan) for error in values]
-            for test, values in zip((CENTRE, TEN_VIEW), zip(*pairs, strict=True), strict=True)
-        }
-        for name, pairs in errors.items()
+        name: {test: [(error, math.nan) for error in values] for test, values in by_test.items()}
+        for name, by_test in by_net.items()
     }
 
 
-def markdown(config: Config, errors: Errors, sizes: Mapping[str, int]) -> str:
+def markdown(config: Config, by_net: Errors, sizes: Mapping[str, int]) -> str:
     """Return the table of both nets' errors."""
-    shown = results.heading(len(errors[config.archs[0]]))
-    lines = [
-        f"Test error, %, on all test images of {config.dataset}. {shown}."
-        f"{testing.unmirrored(config)} A run that diverged counts 100 %.",
-        "",
-        f"| net | parameters | steps | {CENTRE} | {testing.name(TEN_VIEW, config)} |",
-        "|---|---|---|---|---|",
-    ]
-    for name, of in errors.items():
-        middle, ten = (results.short(values, 100) for values in zip(*of, strict=True))
-        lines.append(f"| {name} | {sizes[name]:,} | {config.num_steps:,} | {middle} | {ten} |")
-    return "\n".join(lines) + "\n"
+    heads = ["net", "parameters", "steps", CENTRE, errors.label(TEN_VIEW, config)]
+    rows = []
+    for name, by_test in by_net.items():
+        cells = (intervals.short(by_test[test], 100) for test in (CENTRE, TEN_VIEW))
+        rows.append([name, f"{sizes[name]:,}", f"{config.num_steps:,}", *cells])
+    return tables.document(
+        f"Test error, %, on all test images of {config.dataset}. "
+        f"{intervals.heading(len(by_net[config.archs[0]][CENTRE]))}.{errors.unmirrored(config)} "
+        "A run that diverged counts 100 %.",
+        tables.markdown(heads, rows),
+    )
 
+
+EXPERIMENT = Experiment("learning", SCALES, report, plan)
 
 if __name__ == "__main__":
-    scales = {"laptop": laptop, "cifar10": cifar10}
-    common.main("learning", scales, run, default_seeds=3)
+    cli.main(EXPERIMENT)

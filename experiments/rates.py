@@ -12,10 +12,12 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import common, convergence, until_trained
-from experiments.convergence import HE, XAVIER
-from experiments.results import Claim
-from prelu_jax import files
+from experiments.harness import cli, configs, convergence, tables, until_trained
+from experiments.harness.claims import Claim
+from experiments.harness.configs import every
+from experiments.harness.convergence import HE, XAVIER
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Plan
 
 
 @dataclasses.dataclass
@@ -27,36 +29,38 @@ class Config(convergence.ConvergenceConfig):
     rate_times_steps: float = 20.0  # of every run, but between 1,000 and num_steps steps
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: about two hours on two cores."""
-    return Config(
-        **until_trained.LAPTOP,
-        arch="small_30_reduced",
-        num_steps=6000,
-        log_every=50,
-        eval_every=50,
+SCALES = {
+    # Digits at 32 pixels: about two hours on two cores.
+    "laptop": Config(
+        **until_trained.LAPTOP, arch="small_30_reduced", num_steps=6000, **every(50, 50, 500)
     )
+}
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Train at every rate from both starts, write the table, and judge the claims."""
-    common.check_unset(config, ["initializer", "learning_rate"], "config.rates")
-    initializers = {HE: config.he_initializer, XAVIER: config.xavier_initializer}
-    cases = {
-        (arm, f"rate {rate:g}"): {
-            "initializer": initializer,
+def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
+    """Return the runs of every rate from both starts."""
+    configs.check_unset(config, ["initializer", "learning_rate"], "config.rates")
+    return until_trained.plan(config, workdir, seeds, _cases(config))
+
+
+def _cases(config: Config) -> until_trained.Cases:
+    return {
+        (arm.name, f"rate {rate:g}"): {
+            **arm.fields,
             "learning_rate": rate,
             "num_steps": last_step(config, rate),
         }
         for rate in config.rates
-        for arm, initializer in initializers.items()
+        for arm in convergence.arms(config)
     }
-    curves = until_trained.train(config, workdir, seeds, cases)
-    text = markdown(config, curves)
-    files.write_text(workdir / "table.md", text)
-    tables = ("table.md", "steps.csv", "curves.csv")
-    print(f"\n{text}\nWritten:", *map(workdir.joinpath, tables), sep="\n  ")
-    return judge({case: until_trained.steps(config, of_case) for case, of_case in curves.items()})
+
+
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Return the table and the claims."""
+    curves = until_trained.read(workdir, seeds, _cases(config))
+    needed = {case: until_trained.steps(config, of_case) for case, of_case in curves.items()}
+    written = until_trained.tables(config, curves)
+    return Report(judge(needed), markdown(config, curves), written)
 
 
 def last_step(config: Config, rate: float) -> int:
@@ -95,19 +99,17 @@ def _shown(steps: float) -> str:
 
 def markdown(config: Config, curves: until_trained.Curves) -> str:
     """Return the table: a row for each rate, with every seed."""
-    lines = [
-        f"{until_trained.explain(config)} At high rates a run ends earlier, in the last column.",
-        "",
-        "| rate | He | Xavier | last step |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for rate in config.rates:
-        cells = (
-            until_trained.cell(config, curves[arm, f"rate {rate:g}"]) for arm in (HE, XAVIER)
-        )  # fmt: skip
-        lines.append(f"| {rate:g} | {' | '.join(cells)} | {last_step(config, rate):,} |")
-    return "\n".join(lines) + "\n"
+        cells = (until_trained.cell(config, curves[a, f"rate {rate:g}"]) for a in (HE, XAVIER))
+        rows.append([f"{rate:g}", *cells, f"{last_step(config, rate):,}"])
+    return tables.document(
+        f"{until_trained.explain(config)} At high rates a run ends earlier, in the last column.",
+        tables.markdown(("rate", HE, XAVIER, "last step"), rows),
+    )
 
+
+EXPERIMENT = Experiment("rates", SCALES, report, plan)
 
 if __name__ == "__main__":
-    common.main("rates", {"laptop": laptop}, run)
+    cli.main(EXPERIMENT)

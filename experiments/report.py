@@ -1,8 +1,8 @@
-"""Gathers finished experiments into results.md, and into a page of its own, figures inside.
+"""Finished experiments gathered in results.md, and on a page of its own with their figures.
 
     python -m experiments.report --runs=runs --out=docs
 
-Of OUT/results.md this command owns what stands between its two marker lines: a section for every
+This command owns the text between its two marker lines in OUT/results.md: a section for every
 experiment, made from its folder alone. All other text stays. So does a section whose folder is not
 there: it comes from another machine. OUT/results.html shows the whole file. Exit status 0: written.
 """
@@ -19,15 +19,15 @@ from urllib.parse import quote
 
 from absl import app, flags
 
-from experiments import page, record, results
-from experiments.results import OUTCOMES
+from experiments.harness import page, record, results
+from experiments.harness.claims import OUTCOMES
 from prelu_jax import entry, files
 
 BEGIN, END = "<!-- experiments.report: begin -->", "<!-- experiments.report: end -->"
 # A line before each section: name, scale and the folder's name, %-quoted.
 _KEY = re.compile(r"^<!-- experiment: (\S+) (\S+) (\S+) -->$", re.MULTILINE)
 _SEEDS = re.compile(r"^n = (\d+) seeds?;", re.MULTILINE)  # in a section, of its experiment
-# What Markdown, GitHub's too, would take for its own.
+# Text that Markdown, GitHub's too, would take for its own.
 _MARKUP = re.compile(
     r"[\\`*|~$]|&(?=[\w#])|<(?=[\w/!?])"
     r"|(?<![^\W_])_|_(?![^\W_])"  # not within a word: names of layers stay as they are
@@ -43,21 +43,13 @@ Key = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """One experiment as results.md tells it.
+    """One experiment in results.md."""
 
-    Attributes:
-        key: name, scale and folder's name, %-quoted: sections are told apart and sorted by it.
-        folder: of the experiment.
-        markdown: from the heading on.
-        figures: path in OUT -> the file to copy there.
-        summary: a line for the terminal.
-    """
-
-    key: Key
-    folder: Path
-    markdown: str
-    figures: Mapping[str, Path]
-    summary: str
+    key: Key  # name, scale and folder's name, %-quoted, by which sections are identified and sorted
+    folder: Path  # of the experiment
+    markdown: str  # from the heading on
+    figures: Mapping[str, Path]  # path in OUT -> the file to copy there
+    summary: str  # a line for the terminal
 
 
 def report(
@@ -74,7 +66,7 @@ def report(
         The sections gathered.
 
     Raises:
-        ValueError: no finished experiment; two that cannot be told apart; markers that do not
+        ValueError: no finished experiment; two that cannot be distinguished; markers that do not
             match; a section of more seeds in its place; a figure shown that is not there. Nothing
             is written then.
     """
@@ -113,25 +105,25 @@ def report(
 
 
 def section(folder: Path) -> Section:
-    """Return what the folder of a finished experiment says.
+    """Return the section of a finished experiment from its folder.
 
     Raises:
         ValueError: a file of it is damaged.
     """
-    found, own = record.read(folder), _unicode(folder.resolve().name)
-    base, at = f"{found.name}_{found.scale}", found.scale
-    if own != base:  # not the folder that the experiment takes by itself: say which
+    done, own = record.read(folder), _unicode(folder.resolve().name)
+    base, at = f"{done.name}_{done.scale}", done.scale
+    if own != base:  # not the folder that the experiment takes by itself: name it
         base, at = f"{base}_in_{own}", f"{at}, in {own}"
-    heading = _escape(f"{_title(found.name)} ({at})")
+    heading = _escape(f"{_title(done.name)} ({at})")
     figures = {_unicode(png.stem): png for png in sorted(folder.glob("*.png"))}
     for png in figures.values():
         _check_png(png)
     stems = {"" if stem == "figure" else f"_{stem}": png for stem, png in figures.items()}
     # A name with a slash would lead out of the folder of figures.
     shown = {f"figures/{f'{base}{stem}'.replace('/', '_')}.png": stem for stem in sorted(stems)}
-    outcomes = Counter(claim.outcome for claim in found.claims)
+    outcomes = Counter(claim.outcome for claim in done.claims)
     counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES)
-    blocks = [f"## {heading}", *_facts(found)]
+    blocks = [f"## {heading}", *_facts(done)]
     for path, stem in shown.items():
         words = _escape(stem.replace("_", ": ", 1).replace("_", " "))
         blocks.append(f"![{_without_brackets(heading + words)}]({quote(path)})")
@@ -139,36 +131,36 @@ def section(folder: Path) -> Section:
         advice = "Give the experiment's command again: it writes the file again."
         blocks.append(_harmless(files.read_text(table, advice).strip()))
     return Section(
-        key=(quote(found.name, ""), quote(found.scale, ""), quote(own, "")),
+        key=(quote(done.name, ""), quote(done.scale, ""), quote(own, "")),
         folder=folder,
         markdown="\n\n".join(blocks),
         figures={path: stems[stem] for path, stem in shown.items()},
-        summary=f"{counts}  {found.name} ({at})",
+        summary=f"{counts}  {done.name} ({at})",
     )
 
 
-def _facts(found: record.Record) -> Iterator[str]:
-    """The command, how it ran, and the claims, if there are any."""
+def _facts(done: record.Record) -> Iterator[str]:
+    """Yield the command, its facts, and the claims, if there are any."""
     # Where things lie on one machine helps on no other: paths from here, if they lead below it.
     here = re.compile(rf"(?<![\w/.-]){re.escape(str(Path.cwd()))}/")
-    seeds = f"n = {found.seeds} seed{'s' if found.seeds > 1 else ''}"
-    several = f" in {found.commands} commands" if found.commands > 1 else ""
-    more = ", and what a stopped command took before," if found.resumed else ""
-    ran = f"{_duration(found.seconds)}{several}{more} on {found.hardware}"
+    seeds = f"n = {done.seeds} seed{'s' if done.seeds > 1 else ''}"
+    several = f" in {done.commands} commands" if done.commands > 1 else ""
+    more = ", and what a stopped command took before," if done.resumed else ""
+    ran = f"{_duration(done.seconds)}{several}{more} on {done.hardware}"
     claims = [
         f"| {_escape(claim.statement)} | {_escape(claim.measured)} | {claim.outcome} |"
-        for claim in found.claims
+        for claim in done.claims
     ]
-    command = "".join(c if c.isprintable() else repr(c)[1:-1] for c in here.sub("", found.command))
+    command = "".join(c if c.isprintable() else repr(c)[1:-1] for c in here.sub("", done.command))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     yield f"{fence}bash\n{command}\n{fence}"
-    yield _escape(f"{seeds}; {ran}; {found.versions}; {found.finished}.")
+    yield _escape(f"{seeds}; {ran}; {done.versions}; {done.finished}.")
     if claims:
         yield "\n".join(["| claim | measured | |", "|---|---|---|", *claims])
 
 
 def _title(name: str) -> str:
-    """The first line of the experiment's docstring, read without importing it."""
+    """Return the first line of the experiment's docstring, read without importing it."""
     module = Path(__file__).with_name(f"{name}.py") if name.isidentifier() else None
     source = module.read_text(encoding="utf-8") if module and module.exists() else ""
     docstring = ast.get_docstring(ast.parse(source))
@@ -176,7 +168,7 @@ def _title(name: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Markdown that shows this text, in a cell of a table too: its lines with <br> between."""
+    """Return Markdown that shows this text, in a cell of a table too, with <br> between lines."""
     return "<br>".join(_MARKUP.sub(r"\\\g<0>", line.strip()) for line in text.splitlines())
 
 
@@ -228,7 +220,7 @@ def _duration(seconds: float) -> str:
 
 
 def merge(text: str, sections: Mapping[Key, Section], file: Path) -> str:
-    """The text of ``file`` with these sections, and those it has of others, between the markers."""
+    """Return the text of ``file`` with its sections, these ones replaced, between the markers."""
     lines = re.compile(f"^({BEGIN}|{END})$", re.MULTILINE)
     before, *rest = lines.split(text)
     if not rest:
@@ -237,8 +229,8 @@ def merge(text: str, sections: Mapping[Key, Section], file: Path) -> str:
         _, part, _, after = rest
     else:
         raise ValueError(
-            f"{file} has the marker lines {rest[::2]}; expected {[BEGIN, END]}. Mend them, or "
-            "remove all: the sections are then appended anew."
+            f"{file} has the marker lines {rest[::2]}; expected {[BEGIN, END]}. Correct them, "
+            "or remove all: the sections are then appended again."
         )
     _, *pieces = _KEY.split(part)
     merged = {tuple(pieces[i : i + 3]): pieces[i + 3].strip() for i in range(0, len(pieces), 4)}
@@ -252,7 +244,7 @@ def merge(text: str, sections: Mapping[Key, Section], file: Path) -> str:
 
 
 def _check_seeds(old: str, new: Section, file: Path) -> None:
-    """Raises a ValueError if a section would take the place of one of more seeds."""
+    """Raise a ValueError if a section would take the place of one of more seeds."""
     had, has = _SEEDS.search(old), _SEEDS.search(new.markdown)
     if had and has and int(had[1]) > int(has[1]):
         raise ValueError(
@@ -276,7 +268,7 @@ _OUT = flags.DEFINE_string("out", "docs", "Folder of results.md, results.html an
 
 
 def main(argv: list[str]) -> None:
-    """The command; see the module."""
+    """Run the command; see the module."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
     try:
@@ -286,9 +278,10 @@ def main(argv: list[str]) -> None:
         sections = report(runs, out, print)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(*(each.summary for each in sections), "Written:", sep="\n")
+    print(*(section.summary for section in sections), "Written:", sep="\n")
     print(*(f"  {out / name}" for name in ("results.md", "results.html")), sep="\n")
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    with entry.command():
+        main(entry.parse_flags())

@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import common, machine, profile_figures, profiles
-from experiments.profiles import Profile
-from experiments.results import Claim
-from prelu_jax import arch, files, initializers, models, names, signal, theory
+from experiments.harness import cli, machine, profile_figures, profiles
+from experiments.harness.claims import Claim
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.profiles import Profile
+from prelu_jax import arch, initializers, models, names, signal, theory
 from prelu_jax.arch import Arch, Conv
-from prelu_jax.signal import Measurement, Report
+from prelu_jax.signal import Measurement
 from prelu_jax.signal.verdict import HEALTHY, VANISHING
 from prelu_jax.theory import LayerMoments
 
@@ -43,47 +44,41 @@ class Config:
     batch_size: int = 8
 
 
-def laptop() -> Config:
-    """The reductions to 32 pixels: a minute on two cores."""
-    return Config()
+SCALES = {
+    "laptop": Config(),  # the reductions to 32 pixels: a minute on two cores
+    "imagenet": Config(archs=("small_14", "model_b", "small_30")),  # 224 pixels
+}
 
 
-def imagenet() -> Config:
-    """The networks of the paper at 224 pixels."""
-    return Config(archs=("small_14", "model_b", "small_30"))
-
-
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Measure; write the figure, the table and the moments of every seed."""
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Measure, and return the figure, the table and the moments of every seed."""
     names.check("padding", config.padding, arch.PADDINGS)
     names.check("rectifier", config.rectifier, models.RECTIFIERS)
     nets = [arch.with_padding(arch.get(name), config.padding) for name in config.archs]
     if config.batch_size < 1:
         raise ValueError(f"config.batch_size is {config.batch_size}, expected at least 1.")
-    if seeds < 2:
-        raise ValueError(f"--seeds is {seeds}, expected at least 2: of one there is no interval.")
+    if len(seeds) < 2:
+        raise ValueError(
+            f"--seeds is {len(seeds)}, expected at least 2: of one there is no interval."
+        )
     machine.cache_compilations()
-    found = [each for net in nets for each in _measure(net, config, seeds)]
-    measured = [profile for each in found for profile in each.profiles]
-    claims = judge(nets, found)
-    workdir.mkdir(parents=True, exist_ok=True)
+    measured = [initialised for net in nets for initialised in _measure(net, config, seeds)]
+    both = [profile for initialised in measured for profile in initialised.profiles]
     caption = (
         f"{config.rectifier}, padding {config.padding}, batch {config.batch_size}, white noise in "
-        f"and back; seeds 0 to {seeds - 1}; lines: theory; points: mean over the seeds, as of a "
-        "log-normal variable, with 95 % intervals"
+        f"and back; seeds {seeds[0]} to {seeds[-1]}; lines: theory; points: mean over the seeds, "
+        "as of a log-normal variable, with 95 % intervals"
     )
-    written = profile_figures.signal_profiles(measured, caption, workdir / "figure")
-    table, rows, by_seed = (workdir / name for name in ("table.md", "profile.csv", "seeds.csv"))
-    text = profiles.markdown(measured, OF_LAYERS)
-    files.write_text(table, text)
-    profiles.write_csv(measured, rows)
-    profiles.write_seeds(measured, by_seed)
-    print(f"\n{text}\nWritten:", *written, table, rows, by_seed, sep="\n  ")
-    return claims
+    return Report(
+        judge(nets, measured),
+        profiles.markdown(both, OF_LAYERS),
+        {"profile.csv": profiles.means(both), "seeds.csv": profiles.seeds(both)},
+        {"figure": profile_figures.signal_profiles(both, caption)},
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Initialised:
     """One initialisation of one network: both directions, and a verdict on every seed."""
 
     net: str
@@ -93,7 +88,7 @@ class Found:
 
 
 def rules(slope: float) -> dict[str, Any]:
-    """The initialisers of the convolutions before rectifiers of this slope."""
+    """Return the initialisers of the convolutions before rectifiers of this slope."""
     return {
         HE_IN: initializers.he_normal("fan_in", slope),  # Eq. 10, Eq. 15
         HE_OUT: initializers.he_normal("fan_out", slope),  # Eq. 14
@@ -102,8 +97,8 @@ def rules(slope: float) -> dict[str, Any]:
     }
 
 
-def _measure(net: Arch, config: Config, seeds: int) -> Iterator[Found]:
-    """A network with every initialisation."""
+def _measure(net: Arch, config: Config, seeds: Sequence[int]) -> Iterator[Initialised]:
+    """Yield a network with every initialisation."""
     slope, _ = models.RECTIFIERS[config.rectifier]
     model = models.build(net, CLASSES, config.rectifier, initializers.gaussian(1.0))
     side = net.image_size
@@ -118,7 +113,7 @@ def _measure(net: Arch, config: Config, seeds: int) -> Iterator[Found]:
 
     @jax.jit
     def measure(seed: jax.Array, stddev: dict[str, jax.Array]) -> Any:
-        """All arms are Gaussians: one unit draw serves them all."""
+        """Measure a draw: all arms are Gaussians, and one unit draw serves them all."""
         of_weights, of_images, of_scores = jax.random.split(jax.random.key(seed), 3)
         images = jax.random.normal(of_images, image.shape, image.dtype)
         params = {**model.init(of_weights, images)["params"]}
@@ -126,7 +121,7 @@ def _measure(net: Arch, config: Config, seeds: int) -> Iterator[Found]:
             params[conv] = {**params[conv], "kernel": stddev[conv] * params[conv]["kernel"]}
         return probe.statistics({"params": params}, images, of_scores)
 
-    runs = [(arm, seed) for arm in ARMS for seed in range(seeds)]
+    runs = [(arm, seed) for arm in ARMS for seed in seeds]
     measured: dict[str, list[Measurement]] = {arm: [] for arm in ARMS}
     for arm, seed in tqdm(runs, desc=net.name, unit="pass"):
         measured[arm].append(probe.read(measure(seed, stddevs[arm])))
@@ -138,14 +133,14 @@ def _measure(net: Arch, config: Config, seeds: int) -> Iterator[Found]:
             num_classes=CLASSES,
             negative_slope=slope,
         )
-        yield _found(net.name, arm, predicted, measured[arm])
+        yield _initialised(net.name, arm, predicted, measured[arm])
 
 
-def _found(
+def _initialised(
     net: str, arm: str, predicted: Sequence[LayerMoments], measured: Sequence[Measurement]
-) -> Found:
+) -> Initialised:
     by_name = {layer.name: layer for layer in predicted}
-    verdicts = [Report(net, each, by_name).verdict for each in measured]
+    verdicts = [signal.Report(net, measurement, by_name).verdict for measurement in measured]
     forward, backward = (
         Profile(
             net,
@@ -153,18 +148,18 @@ def _found(
             direction,
             tuple(by_name),
             np.log([getattr(layer, direction) for layer in predicted]),
-            np.log([[getattr(row, moment) for row in each.layers] for each in measured]),
+            np.log([[getattr(row, moment) for row in m.layers] for m in measured]),
         )
         for direction, moment in (
             ("forward", "second_moment"),
             ("backward", "gradient_second_moment"),
         )
     )
-    return Found(net, arm, (forward, backward), verdicts)
+    return Initialised(net, arm, (forward, backward), verdicts)
 
 
 def last_stage(net: Arch) -> list[str]:
-    """The convolutions behind the last pooling before the fully connected layers."""
+    """Return the convolutions after the last pooling before the fully connected layers."""
     stages: list[list[str]] = [[]]
     for layer in net.layers:
         if isinstance(layer, Conv):
@@ -174,18 +169,20 @@ def last_stage(net: Arch) -> list[str]:
     return [stage for stage in stages if stage][-1]
 
 
-def judge(nets: Sequence[Arch], found: Sequence[Found]) -> list[Claim]:
-    """What the paper says of the initialisations, and whether the theory holds.
+def judge(nets: Sequence[Arch], measured: Sequence[Initialised]) -> list[Claim]:
+    """Judge the paper's statements on the initialisations, and whether the theory holds.
 
-    The theory is held against the factor per layer along the last stage: there no pool comes
-    between, and it is exact.
+    The theory is compared with the factor per layer along the last stage, which has no pooling:
+    there it is exact.
     """
     stages = {net.name: last_stage(net) for net in nets}
-    factors = {p: p.factor_per_layer(stages[p.net], LEVEL) for each in found for p in each.profiles}
+    factors = {
+        p: p.factor_per_layer(stages[p.net], LEVEL) for one in measured for p in one.profiles
+    }
     missed = [f"{p.net}, {p.arm}, {p.direction}: {f}" for p, f in factors.items() if not f.agrees]
     widths = [100 * f.width for f in factors.values()]
     he, xavier, gaussian = (
-        {(each.net, each.arm): each.verdicts for each in found if each.arm in arms}
+        {(one.net, one.arm): one.verdicts for one in measured if one.arm in arms}
         for arms in ((HE_IN, HE_OUT), (XAVIER,), (GAUSSIAN,))
     )
     deepest = max(nets, key=lambda net: len(net.layers)).name
@@ -215,18 +212,14 @@ def judge(nets: Sequence[Arch], found: Sequence[Found]) -> list[Claim]:
 
 
 def _counts(verdicts: Mapping[tuple[str, str], Sequence[str]]) -> str:
-    """How often each verdict was given, by network and initialisation."""
+    """Return how often each verdict was given, by network and initialisation."""
     return "\n      ".join(
-        f"{net}, {arm}: " + ", ".join(f"{v} {n}" for v, n in collections.Counter(of).items())
-        for (net, arm), of in verdicts.items()
+        f"{net}, {arm}: " + ", ".join(f"{v} {n}" for v, n in collections.Counter(given).items())
+        for (net, arm), given in verdicts.items()
     )
 
+
+EXPERIMENT = Experiment("signal_profile", SCALES, report, default_seeds=16)
 
 if __name__ == "__main__":
-    common.main(
-        "signal_profile",
-        {"laptop": laptop, "imagenet": imagenet},
-        run,
-        default_seeds=16,
-        alone=True,
-    )
+    cli.main(EXPERIMENT)

@@ -16,14 +16,24 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import common, convergence, figures, results, until_trained
-from experiments.convergence import HE, XAVIER
-from experiments.results import Claim
-from prelu_jax import files
+from experiments.harness import (
+    claims,
+    cli,
+    configs,
+    convergence,
+    intervals,
+    tables,
+    takeoff_figures,
+    until_trained,
+)
+from experiments.harness.claims import Claim
+from experiments.harness.configs import CIFAR10, every
+from experiments.harness.convergence import HE, XAVIER
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Plan
 
 Points = Mapping[str, Mapping[int, Sequence[float]]]  # arm -> layers -> steps of every seed
-_LEVEL = results.confidence(3)  # three claims on the same runs are decided by an interval
-TABLES = ("table.md", "steps.csv", "curves.csv")
+_LEVEL = intervals.confidence(3)  # three claims on the same runs are decided by an interval
 
 
 @dataclasses.dataclass
@@ -32,67 +42,59 @@ class Config(convergence.ConvergenceConfig):
 
     depths: tuple[int, ...] = (14, 18, 22, 26, 30, 36, 44)
     arch: str = ""  # set for each depth; leave it empty
+    num_steps: int = 20_000
     soon: int = 1000  # steps within which He trains
     flat: float = 1.1  # He's steps grow by less than this factor a layer
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels: some three hours on two cores, most of them for 36 and 44 layers."""
-    return Config(
-        **until_trained.LAPTOP,
-        learning_rate=0.002,  # of convergence_30
-        num_steps=20_000,
-        log_every=25,
-        eval_every=25,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, three depths."""
-    return Config(
+SCALES = {
+    # Digits at 32 pixels: some three hours on two cores, most of them for 36 and 44 layers.
+    "laptop": Config(**until_trained.LAPTOP, learning_rate=0.002, **every(25, 25, 500)),
+    "cifar10": Config(
         depths=(14, 22, 30),
-        dataset="cifar10",
-        test_examples=3000,
-        pixel_rms=convergence.PIXEL_RMS,
-        batch_size=64,
+        **CIFAR10,
         learning_rate=0.002,
-        num_steps=20_000,
         stop_error=0.7,
-        plateau_patience=convergence.NEVER,
-        log_every=100,
-        eval_every=100,
-        checkpoint_every=500,
-        keep_last=1,
-        keep_best=0,
-    )
+        **every(100, 100, 500),
+        **until_trained.CHECKPOINTS,
+    ),
+}
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Train every depth from both starts, write the table and the figure, and judge the claims."""
-    common.check_unset(config, ["initializer", "arch"], "config.depths")
-    initializers = {HE: config.he_initializer, XAVIER: config.xavier_initializer}
-    cases = {
-        (arm, f"layers {depth}"): {"initializer": initializer, "arch": f"small_{depth}_reduced"}
+def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
+    """Return the runs of every depth from both starts."""
+    configs.check_unset(config, ["initializer", "arch"], "config.depths")
+    return until_trained.plan(config, workdir, seeds, _cases(config))
+
+
+def _cases(config: Config) -> until_trained.Cases:
+    return {
+        (arm.name, f"layers {depth}"): {**arm.fields, "arch": f"small_{depth}_reduced"}
         for depth in config.depths
-        for arm, initializer in initializers.items()
+        for arm in convergence.arms(config)
     }
-    curves = until_trained.train(config, workdir, seeds, cases)
+
+
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Return the table, the figure and the claims."""
+    curves = until_trained.read(workdir, seeds, _cases(config))
     points = {
         arm: {
             depth: until_trained.steps(config, curves[arm, f"layers {depth}"])
             for depth in config.depths
         }
-        for arm in initializers
+        for arm in (HE, XAVIER)
     }
     fitted = predicted(points[XAVIER])
     theory = {"theory: 2^(L/2) / (L - 2)": fitted} if fitted else {}
-    titles = _title(config), _caption(config, seeds)
-    limit = config.num_steps
-    written = figures.takeoff(points, theory, *titles, workdir / "figure", limit=limit)
-    text = markdown(config, curves, points)
-    files.write_text(workdir / "table.md", text)
-    print(f"\n{text}\nWritten:", *written, *map(workdir.joinpath, TABLES), sep="\n  ")
-    return judge(config, points)
+    title = f"{config.dataset}: steps until {config.stop_error:.0%} error, by depth"
+    caption, limit = _caption(config, seeds), config.num_steps
+    return Report(
+        judge(config, points),
+        markdown(config, curves, points),
+        until_trained.tables(config, curves),
+        {"figure": takeoff_figures.takeoff(points, theory, title, caption, limit=limit)},
+    )
 
 
 def predicted(measured: Mapping[int, Sequence[float]]) -> dict[int, float]:
@@ -100,11 +102,16 @@ def predicted(measured: Mapping[int, Sequence[float]]) -> dict[int, float]:
 
     Only depths at which every seed trained count for the fit; none: an empty prediction.
     """
-    trained = {n: of for n, of in measured.items() if np.isfinite(of).all()}
+    trained = _trained(measured)
     if not trained:
         return {}
-    offsets = [np.mean(np.log(of)) - _log_theory(L) for L, of in trained.items()]
+    offsets = [np.mean(np.log(steps)) - _log_theory(L) for L, steps in trained.items()]
     return {L: float(np.exp(np.mean(offsets) + _log_theory(L))) for L in measured}
+
+
+def _trained(measured: Mapping[int, Sequence[float]]) -> dict[int, Sequence[float]]:
+    """Return the depths at which every seed trained."""
+    return {depth: steps for depth, steps in measured.items() if np.isfinite(steps).all()}
 
 
 def _log_theory(depth: int) -> float:
@@ -115,17 +122,14 @@ def _log_theory(depth: int) -> float:
 class Growth:
     """The factor by which the steps grow from a layer to the next, with its interval.
 
-    Attributes:
-        factor, low, high: measured; not a number where fewer than two depths trained.
-        theory: the factor between the same depths by 2^(L/2) / (L - 2), fitted in the same way.
-        depths: those at which every seed trained.
+    Factors are not numbers where fewer than two depths trained.
     """
 
     factor: float
     low: float
     high: float
-    theory: float
-    depths: tuple[int, ...]
+    theory: float  # between the same depths by 2^(L/2) / (L - 2), fitted in the same way
+    depths: tuple[int, ...]  # at which every seed trained
 
     def holds_theory(self) -> bool | None:
         """Return whether the theory's factor lies in the interval; None if there is none."""
@@ -140,14 +144,14 @@ class Growth:
 
 def growth(measured: Mapping[int, Sequence[float]]) -> Growth:
     """Fit log(steps) with a line over the depths at which every seed trained."""
-    trained = {n: of for n, of in measured.items() if np.isfinite(of).all()}
-    x = np.array([L for L, of in trained.items() for _ in of], np.float64)
-    y = np.array([np.log(value) for of in trained.values() for value in of])
-    theory = np.array([_log_theory(L) for L, of in trained.items() for _ in of])
+    trained = _trained(measured)
+    x = np.array([L for L, steps in trained.items() for _ in steps], np.float64)
+    y = np.array([np.log(value) for steps in trained.values() for value in steps])
+    theory = np.array([_log_theory(L) for L, steps in trained.items() for _ in steps])
     if len(trained) < 2 or len(x) < 3:
         return Growth(math.nan, math.nan, math.nan, math.nan, tuple(trained))
-    slope, half = results.line(x, y, _LEVEL)
-    by_theory, _ = results.line(x, theory)
+    slope, half = intervals.line(x, y, _LEVEL)
+    by_theory, _ = intervals.line(x, theory)
     factor, low, high, of_theory = np.exp([slope, slope - half, slope + half, by_theory]).tolist()
     return Growth(factor, low, high, of_theory, tuple(trained))
 
@@ -155,9 +159,7 @@ def growth(measured: Mapping[int, Sequence[float]]) -> Growth:
 def judge(config: Config, points: Points) -> list[Claim]:
     """Judge the cost of depth with each start."""
     he, xavier = points[HE], points[XAVIER]
-    pairs = [
-        (mine, other) for L in he for mine, other in zip(he[L], xavier[L], strict=True)
-    ]  # fmt: skip
+    pairs = [pair for depth in he for pair in zip(he[depth], xavier[depth], strict=True)]
     of_he, of_xavier = growth(he), growth(xavier)
     return [
         Claim(
@@ -173,19 +175,17 @@ def judge(config: Config, points: Points) -> list[Claim]:
         ),
         Claim(
             f"He's steps hardly depend on the depth: a factor below {config.flat:g} a layer",
-            results.is_below(config.flat, of_he.low, of_he.high),
+            claims.is_below(config.flat, of_he.low, of_he.high),
             f"{of_he}",
         ),
         Claim(
             f"Xavier's steps grow with every layer by more than He's limit, {config.flat:g}",
-            results.is_below(-config.flat, -of_xavier.high, -of_xavier.low),
+            claims.is_below(-config.flat, -of_xavier.high, -of_xavier.low),
             f"{of_xavier}",
         ),
         Claim(
             "Xavier's steps grow as 2^(L/2) / (L - 2): that factor lies in the interval",
-            None
-            if math.isnan(of_xavier.low)
-            else of_xavier.low <= of_xavier.theory <= of_xavier.high,
+            of_xavier.holds_theory(),
             f"theory × {of_xavier.theory:.3f} a layer; measured {of_xavier}",
         ),
     ]
@@ -193,36 +193,26 @@ def judge(config: Config, points: Points) -> list[Claim]:
 
 def markdown(config: Config, curves: until_trained.Curves, points: Points) -> str:
     """Return the table: a row for each depth, with every seed."""
-    lines = [
-        until_trained.explain(config),
-        "",
-        "| layers | He | Xavier | median Xavier / median He |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for depth in points[HE]:
         ratio = float(np.median(points[XAVIER][depth])) / float(np.median(points[HE][depth]))
-        cells = [
-            str(depth),
-            *(until_trained.cell(config, curves[arm, f"layers {depth}"]) for arm in (HE, XAVIER)),
-            f"{ratio:.3g}" if math.isfinite(ratio) else "–",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        cells = (until_trained.cell(config, curves[a, f"layers {depth}"]) for a in (HE, XAVIER))
+        rows.append([str(depth), *cells, f"{ratio:.3g}" if math.isfinite(ratio) else "–"])
+    heads = ("layers", HE, XAVIER, "median Xavier / median He")
+    return tables.document(until_trained.explain(config), tables.markdown(heads, rows))
 
 
-def _title(config: Config) -> str:
-    return f"{config.dataset}: steps until {config.stop_error:.0%} error, by depth"
-
-
-def _caption(config: Config, seeds: int) -> str:
+def _caption(config: Config, seeds: Sequence[int]) -> str:
     frozen = f", frozen: {config.frozen}" if config.frozen else ""
     return (
         f"{config.rectifier}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
         f"{config.batch_size}{frozen}; {config.he_initializer} against "
         f"{config.xavier_initializer}, {config.mode};\n"
-        f"{figures.seeds(config.seed, seeds)} at each depth"
+        f"{intervals.seeds(seeds)} at each depth"
     )
 
 
+EXPERIMENT = Experiment("takeoff", SCALES, report, plan, default_seeds=5)
+
 if __name__ == "__main__":
-    common.main("takeoff", {"laptop": laptop, "cifar10": cifar10}, run, default_seeds=5)
+    cli.main(EXPERIMENT)

@@ -3,22 +3,26 @@
     python -m experiments.transfer --scale=laptop
 
 A net is trained on some classes, then fine-tuned on a few examples of each of the others. Its fully
-connected layers are drawn anew and left so (plain), or rescaled on data (within: Algorithm 1), or
+connected layers are drawn again and left so (plain), or rescaled on data (within: Algorithm 1), or
 that and then all layers brought to one change rate (within + between: Algorithm 2). Its
 convolutions are trained further or frozen. Two arms have no pre-training and see the few examples
-alone: one from He's random weights, one with all layers calibrated on data by both algorithms, to
-tell what pre-training adds to the calibration. All arms of a seed share the pre-trained net, the
-examples and their order.
+alone: one from He's random weights, one with all layers calibrated on data by both algorithms,
+which shows how much pre-training adds to the calibration. All arms of a seed share the pre-trained
+net, the examples and their order.
 """
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments import common, convergence, figures, results
-from experiments.results import Claim, Curve
-from prelu_jax import files
+from experiments.harness import claims, cli, configs, figures, intervals, plans, results, tables
+from experiments.harness.claims import Claim
+from experiments.harness.configs import CIFAR10, DIGITS, NEVER, every
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Plan, Run
+from experiments.harness.results import Curve
 from prelu_jax.training.config import TrainConfig
 
 SCRATCH = "from scratch"
@@ -34,7 +38,7 @@ Curves = Mapping[str, Sequence[Curve]]  # arm -> its curve of every seed, in the
 
 @dataclasses.dataclass
 class Config(TrainConfig):
-    """The fine-tuning run, the run before it, and what the claims ask for."""
+    """The fine-tuning run, the run before it, and the limit in the claims."""
 
     pretrain_classes: str = "0-4"
     pretrain_steps: int = 200
@@ -44,83 +48,71 @@ class Config(TrainConfig):
     reached: float = 0.2  # steps are counted to this error
 
 
-def laptop() -> Config:
-    """Digits at 32 pixels, ten examples a class: about five minutes on two cores."""
-    return Config(
-        dataset="digits",
+_REDUCED: dict[str, Any] = {
+    "arch": "small_14_reduced",
+    "learning_rate": 0.002,
+    "plateau_patience": NEVER,
+}
+SCALES = {
+    # Digits at 32 pixels, ten examples a class: about five minutes on two cores.
+    "laptop": Config(
+        **{**DIGITS, **_REDUCED, "batch_size": 32},
         examples_per_class=10,
-        flip=False,  # a mirrored digit is another sign
-        pixel_rms=convergence.PIXEL_RMS,
-        arch="small_14_reduced",
-        batch_size=32,
-        learning_rate=0.002,
         num_steps=100,
-        plateau_patience=convergence.NEVER,
-        log_every=5,
-        eval_every=5,
-        checkpoint_every=100,
-    )
-
-
-def cifar10() -> Config:
-    """CIFAR-10 photos, twenty examples a class, the same network."""
-    return Config(
+        **every(5, 5, 100),
+    ),
+    "cifar10": Config(
         reached=0.5,
         pretrain_steps=2000,
-        dataset="cifar10",
+        **CIFAR10,
+        **_REDUCED,
         examples_per_class=20,
-        test_examples=3000,
-        pixel_rms=convergence.PIXEL_RMS,
-        arch="small_14_reduced",
-        batch_size=64,
-        learning_rate=0.002,
         num_steps=300,
-        plateau_patience=convergence.NEVER,
-        log_every=20,
-        eval_every=20,
-        checkpoint_every=100,
+        **every(20, 20, 100),
+    ),
+}
+
+
+def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
+    """Return the pre-training of every seed, and the runs of all arms that start from it."""
+    configs.check_unset(config, ["pretrained", "datadep", "datadep_only"])
+    configs.check_fractions(config, "reached")
+    runs = {}
+    for seed in seeds:
+        first = plans.folder(workdir, "pretrained", seed)
+        runs[first] = Run(f"pre-training seed {seed}", pretraining(config, seed))
+        for arm in ARMS:
+            run = Run(f"{arm} seed {seed}", of_arm(config, arm, seed, first))
+            runs[_folder(workdir, arm, seed)] = run
+    return runs
+
+
+def _folder(workdir: Path, arm: str, seed: int) -> Path:
+    return plans.folder(workdir, re.sub(r"\W+", "_", arm), seed)
+
+
+def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
+    """Return the table, the figure and the claims."""
+    curves = {arm: [_curve(workdir, arm, seed) for seed in seeds] for arm in ARMS}
+    return Report(
+        judge(config, curves),
+        markdown(config, curves),
+        {"curves.csv": results.rows(*curves.values())},
+        {"figure": figures.final_errors(curves, *_titles(config, seeds))},
     )
 
 
-def run(config: Config, workdir: Path, seeds: int) -> list[Claim]:
-    """Trains every arm over the seeds, writes the table, the figure and the claims."""
-    common.check_unset(config, ["pretrained", "datadep", "datadep_only"])
-    common.check_fractions(config, "reached")
-    runs: dict[Path, tuple[str, TrainConfig]] = {}
-    arms: dict[str, list[Path]] = {arm: [] for arm in ARMS}
-    for seed in range(config.seed, config.seed + seeds):
-        first = workdir / "pretrained" / f"seed_{seed}"
-        runs[first] = f"pre-training seed {seed}", pretraining(config, seed)
-        for arm, folders in arms.items():
-            folder = workdir / _slug(arm) / f"seed_{seed}"
-            runs[folder] = f"{arm} seed {seed}", of_arm(config, arm, seed, first)
-            folders.append(folder)
-    common.train_all(runs)
-
-    curves = {
-        arm: [_curve(folder, arm, runs[folder][1]) for folder in folders]
-        for arm, folders in arms.items()
-    }
-    claims = judge(config, curves)
-    written = figures.final_errors(curves, *_titles(config, seeds), workdir / "figure")
-    table, points = workdir / "table.md", workdir / "curves.csv"
-    text = markdown(config, curves)
-    files.write_text(table, text)
-    results.write_csv([curve for of_arm in curves.values() for curve in of_arm], points)
-    print(f"\n{text}\nWritten:", *written, table, points, *runs, sep="\n  ")
-    return claims
-
-
-def _curve(folder: Path, arm: str, config: TrainConfig) -> Curve:
-    """Return the curve of a run; of one whose pre-training diverged, which did not start, too."""
-    if config.pretrained and results.diverged(Path(config.pretrained)):
-        return results.diverged_curve(arm, config.seed)
-    return results.read_curve(folder, arm)
+def _curve(workdir: Path, arm: str, seed: int) -> Curve:
+    """Return the curve of a run; it did not start if its pre-training diverged."""
+    first = plans.folder(workdir, "pretrained", seed)
+    if not arm.startswith(SCRATCH) and results.diverged(first):
+        return results.diverged_curve(arm, seed)
+    return results.read_curve(_folder(workdir, arm, seed), arm)
 
 
 def pretraining(config: Config, seed: int) -> TrainConfig:
-    """The run on the first classes, all examples of them."""
-    return common.train_config(
+    """Return the run on all examples of the first classes."""
+    return configs.train_config(
         config,
         seed=seed,
         classes=config.pretrain_classes,
@@ -136,8 +128,8 @@ def of_arm(config: Config, arm: str, seed: int, pretrained: Path) -> TrainConfig
     trunk, _, init = arm.partition(": ")
     if trunk == SCRATCH:  # no layer is pre-trained: a calibration is of all of them
         datadep = DATADEP[init or PLAIN]
-        return common.train_config(config, seed=seed, fresh="", frozen="", datadep=datadep)
-    return common.train_config(
+        return configs.train_config(config, seed=seed, fresh="", frozen="", datadep=datadep)
+    return configs.train_config(
         config,
         seed=seed,
         pretrained=str(pretrained),
@@ -145,10 +137,6 @@ def of_arm(config: Config, arm: str, seed: int, pretrained: Path) -> TrainConfig
         datadep=DATADEP[init],
         datadep_only="" if init == PLAIN else config.fresh,
     )
-
-
-def _slug(arm: str) -> str:
-    return re.sub(r"\W+", "_", arm)
 
 
 def judge(config: Config, curves: Curves) -> list[Claim]:
@@ -168,11 +156,9 @@ def judge(config: Config, curves: Curves) -> list[Claim]:
 
 
 def _lower_error(curves: Curves, arm: str, other: str) -> Claim:
-    differences = [
-        a.final_error() - b.final_error() for a, b in zip(curves[arm], curves[other], strict=True)
-    ]
+    own, others = ([curve.final_error() for curve in curves[name]] for name in (arm, other))
     statement = f"[{arm}] ends at a lower error than [{other}]"
-    return results.below_zero_claim(statement, differences, " points", 100, claims=_CLAIMS)
+    return claims.lower_error_claim(statement, own, others, _CLAIMS)
 
 
 def _fewer_steps(config: Config, curves: Curves, arm: str, other: str) -> Claim:
@@ -183,46 +169,47 @@ def _fewer_steps(config: Config, curves: Curves, arm: str, other: str) -> Claim:
         for a, b in zip(curves[arm], curves[other], strict=True)
     ]
     statement = f"[{arm}] reaches {config.reached:.0%} error in fewer steps than [{other}]"
-    of = f"difference, evaluated every {config.eval_every} steps"
-    return results.below_zero_claim(statement, differences, " steps", of=of, claims=_CLAIMS)
+    quantity = f"difference, evaluated every {config.eval_every} steps"
+    return claims.below_zero_claim(
+        statement, differences, " steps", quantity=quantity, claims=_CLAIMS
+    )
 
 
 def markdown(config: Config, curves: Curves) -> str:
     """Return a table with a row for each arm."""
-    shown = results.heading(len(curves[SCRATCH]))
-    lines = [
-        f"{shown}; differences are within seeds. From scratch, calibrations are of all layers and "
-        "plain is without one.",
-        "",
-        "| trunk | new layers | final error, % | against plain, points "
-        f"| steps to {config.reached:.0%} error, evaluated every {config.eval_every} |",
-        "|---|---|---|---|---|",
-    ]
-    for arm, of_arm in curves.items():
-        trunk, _, init = arm.partition(": ")
-        errors = [curve.final_error() for curve in of_arm]
-        against = "–"
-        if init not in ("", PLAIN):
-            arm_plain = SCRATCH if trunk == SCRATCH else f"{trunk}: {PLAIN}"
-            plain = [curve.final_error() for curve in curves[arm_plain]]
-            against = results.short([a - b for a, b in zip(errors, plain, strict=True)], 100)
-        steps = results.short([curve.steps_to(config.reached) for curve in of_arm])
-        cells = (trunk, init or PLAIN, results.short(errors, 100), against, steps)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    steps = f"steps to {config.reached:.0%} error, evaluated every {config.eval_every}"
+    heads = ("trunk", "new layers", "final error, %", "against plain, points", steps)
+    return tables.document(
+        f"{intervals.heading(len(curves[SCRATCH]))}; differences are within seeds. From scratch, "
+        "calibrations are of all layers and plain is without one.",
+        tables.markdown(heads, (_row(config, curves, arm) for arm in curves)),
+    )
 
 
-def _titles(config: Config, seeds: int) -> tuple[str, str]:
-    last = config.seed + seeds - 1
+def _row(config: Config, curves: Curves, arm: str) -> Sequence[str]:
+    trunk, _, init = arm.partition(": ")
+    errors = [curve.final_error() for curve in curves[arm]]
+    against = "–"
+    if init not in ("", PLAIN):
+        arm_plain = SCRATCH if trunk == SCRATCH else f"{trunk}: {PLAIN}"
+        plain = [curve.final_error() for curve in curves[arm_plain]]
+        against = intervals.short([a - b for a, b in zip(errors, plain, strict=True)], 100)
+    steps = intervals.short([curve.steps_to(config.reached) for curve in curves[arm]])
+    return trunk, init or PLAIN, intervals.short(errors, 100), against, steps
+
+
+def _titles(config: Config, seeds: Sequence[int]) -> tuple[str, str]:
     return (
         f"{config.dataset}: from classes {config.pretrain_classes} to "
         f"{config.examples_per_class} examples of each of {config.classes}",
         f"{config.arch}, {config.rectifier}; {config.pretrain_steps} steps, then "
         f"{config.num_steps}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
-        f"{config.batch_size};\ndrawn anew: {config.fresh}; seeds {config.seed} to {last}; "
+        f"{config.batch_size};\ndrawn anew: {config.fresh}; seeds {seeds[0]} to {seeds[-1]}; "
         "small: each seed, large: mean and 95 % interval",
     )
 
 
+EXPERIMENT = Experiment("transfer", SCALES, report, plan, default_seeds=5)
+
 if __name__ == "__main__":
-    common.main("transfer", {"laptop": laptop, "cifar10": cifar10}, run, default_seeds=5)
+    cli.main(EXPERIMENT)

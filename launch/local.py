@@ -139,4 +139,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    with entry.command():
+        sys.exit(main(entry.parse_flags()))

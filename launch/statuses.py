@@ -12,8 +12,7 @@ Every other status, such as that of a signal, is a crash. After a status that is
 command continues from the last checkpoint.
 """
 
-from prelu_jax.entry import CLAIM_FAILED, INTERRUPTED, REFUSED, STOPPED
+from prelu_jax.entry import Status
 
-__all__ = ["FINAL", "STOPPED"]
-
-FINAL = (0, CLAIM_FAILED, 2, REFUSED, INTERRUPTED)
+STOPPED = Status.STOPPED
+FINAL = (0, Status.CLAIM_FAILED, 2, Status.REFUSED, Status.INTERRUPTED)

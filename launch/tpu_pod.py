@@ -280,7 +280,7 @@ def _act(pod: Pod) -> int:
         raise SystemExit(f"error: the pod is lost: {error}.") from error
     except KeyboardInterrupt:
         _print("the experiment continues; --action=resume follows its log again.")
-        return entry.INTERRUPTED
+        return entry.Status.INTERRUPTED
     return 0
 
 
@@ -299,4 +299,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    with entry.command():
+        sys.exit(main(entry.parse_flags()))

@@ -1,10 +1,16 @@
 """Entry point of every command: its streams, its flags, its help and its exit statuses.
 
+    with entry.command():
+        arguments = entry.parse_flags()
+        ...
+
 It imports neither JAX nor anything of the project: launchers and `experiments.report` need none.
 """
 
 import contextlib
 import difflib
+import enum
+import faulthandler
 import inspect
 import io
 import os
@@ -12,18 +18,25 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import app, command_name, flags, logging
 
-CLAIM_FAILED = 1  # of an experiment that ran to its end
-CRASHED = 70  # sysexits.h, EX_SOFTWARE: a launcher starts the command again
-STOPPED = 75  # sysexits.h, EX_TEMPFAIL: saved; a launcher starts the command again
-REFUSED = 78  # sysexits.h, EX_CONFIG: a flag, the data or a folder; refused again if repeated
-INTERRUPTED = 130  # Ctrl-C, as shells report it
 
+class Status(enum.IntEnum):
+    """Exit status of a command that did not succeed."""
+
+    CLAIM_FAILED = 1  # of an experiment that ran to its end
+    CRASHED = 70  # sysexits.h, EX_SOFTWARE: a launcher starts the command again
+    STOPPED = 75  # sysexits.h, EX_TEMPFAIL: saved; a launcher starts the command again
+    REFUSED = 78  # sysexits.h, EX_CONFIG: a flag, the data or a folder; refused again if repeated
+    INTERRUPTED = 130  # Ctrl-C, as shells report it
+
+
+# Flags that absl defines and only `absl.app.run` carries out.
+_DEBUGGING = ("run_with_pdb", "pdb_post_mortem", "run_with_profiling", "profile_file")
 _HELP = ("h", "help", "helpshort", "?")
 _WIDTH = 100
 
@@ -46,42 +59,68 @@ class _Lossy(io.FileIO):
         return written
 
 
-def run(main: Callable[[list[str]], int | None], define: Callable[[], Fields] = dict) -> NoReturn:
-    """Run a command with the flags of `sys.argv` and exit with its status.
+@contextlib.contextmanager
+def command() -> Iterator[None]:
+    """Exit with the status of a command for every way in which the body of the `with` ends.
 
     Output that cannot be written or encoded never ends the command. An error that refuses the
-    command (`SystemExit` with a message, `app.UsageError`, a bad flag) exits with `REFUSED`, any
-    other exception with `CRASHED` and its traceback, without waiting for threads.
-
-    Args:
-        main: takes the arguments that are no flags, program first; returns the exit status.
-        define: defines flags that depend on others, and returns the fields of --config, for hints
-            and help.
+    command (`SystemExit` with a message, `app.UsageError`) exits with `Status.REFUSED`, any other
+    exception with `Status.CRASHED` and its traceback, without waiting for threads.
     """
     keep_streams()
     try:
-        _check_flag_files(sys.argv[1:])
-        try:
-            fields = define()
-        except (flags.Error, ValueError, OSError) as error:
-            raise SystemExit(f"error: {error}") from error
-
-        def start(arguments: list[str]) -> int | None:
-            try:
-                return main(arguments)
-            except app.UsageError as error:
-                raise SystemExit(f"error: {error}") from error
-
-        app.run(start, flags_parser=lambda arguments: _parse(arguments, fields))
+        yield
     except SystemExit as end:
         sys.exit(status_of(end))
+    except app.UsageError as error:
+        sys.exit(status_of(SystemExit(f"error: {error}")))
     except KeyboardInterrupt:
         complain("Interrupted.")
-        end_now(INTERRUPTED)
+        end_now(Status.INTERRUPTED)
     except BaseException:
         complain(traceback.format_exc())
-        end_now(CRASHED)
-    raise AssertionError("app.run returned")  # it exits
+        end_now(Status.CRASHED)
+
+
+def parse_flags(define: Callable[[], Fields] = dict) -> list[str]:
+    """Set the flags from `sys.argv` and return the other arguments, program first.
+
+    A request for help is answered, and the command ends with status 0.
+
+    Args:
+        define: defines flags that depend on others, and returns the fields of --config, for hints
+            and help.
+
+    Raises:
+        SystemExit: a flag is refused; its message names the flag that was meant, if one is near.
+    """
+    _check_flag_files(sys.argv[1:])
+    try:
+        fields = define()
+    except (flags.Error, ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    app.define_help_flags()
+    command_name.make_process_name_useful()
+    logging.use_absl_handler()
+    arguments = _parse(sys.argv, fields)
+    _check_debugging()
+    if flags.FLAGS.only_check_args:
+        raise SystemExit(0)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.INFO)
+    with contextlib.suppress(Exception):  # stderr may be closed
+        faulthandler.enable()
+    return arguments
+
+
+def _check_debugging() -> None:
+    """Refuse the flags of absl that have no effect here."""
+    for name in _DEBUGGING:
+        if flags.FLAGS[name].value != flags.FLAGS[name].default:
+            raise SystemExit(
+                f"error: --{name} has no effect here. Use Python's own: python -m pdb -m MODULE, "
+                "python -m cProfile -m MODULE."
+            )
 
 
 def status_of(end: SystemExit) -> int:
@@ -89,7 +128,7 @@ def status_of(end: SystemExit) -> int:
     if end.code is None or isinstance(end.code, int):
         return end.code or 0
     complain(str(end.code))
-    return REFUSED
+    return Status.REFUSED
 
 
 def complain(message: str) -> None:

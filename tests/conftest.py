@@ -4,7 +4,7 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["NPROC"] = "16"  # threads; see experiments.machine.use_every_core
+os.environ["NPROC"] = "16"  # threads; see experiments.harness.machine.use_every_core
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import machine
+from experiments.harness import machine
 
 machine.cache_compilations()  # most of the suite's time is compilation
 if not jax.config.jax_enable_x64:  # with 64-bit defaults, tests mix them with 32-bit parameters

@@ -28,7 +28,9 @@ def main(argv):
         case "memory": raise MemoryError
     return int(argv[1])
 
-entry.run(main, lambda: {"learning_rate": 0.1, "num_steps": 3, "flip": True})
+with entry.command():
+    fields = {"learning_rate": 0.1, "num_steps": 3, "flip": True}
+    sys.exit(main(entry.parse_flags(lambda: fields)))
 """
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
 MODULES = (
@@ -140,6 +142,11 @@ def test_other_ways_to_ask_for_help(script, flag):
     assert (done.returncode, "--steps" in done.stdout) == (0, True), done.stderr
 
 
+def test_flags_can_be_checked_alone(script):
+    done = shell(script, ["--steps=2", "--only_check_args"])
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
@@ -169,6 +176,7 @@ def test_the_flag_that_was_meant(given, meant):
         (["--steps=two"], "--steps=two"),
         (["--flagfile=/no/such"], "--flagfile=/no/such cannot be read"),
         (["--flagfile=/"], "--flagfile=/ cannot be read"),
+        (["--run_with_pdb"], "--run_with_pdb has no effect here. Use Python's own: python -m pdb"),
     ],
 )
 def test_bad_flags_are_refused_in_words(script, arguments, printed):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.training import Case
-from experiments import machine
+from experiments.harness import machine
 from prelu_jax import models
 from prelu_jax.datadep.filters import KINDS, filters
 from prelu_jax.datadep.homogeneity import freedom

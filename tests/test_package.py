@@ -74,6 +74,16 @@ def imports(file):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def test_the_harness_knows_no_command():
+    commands = {f"experiments.{file.stem}" for file in (ROOT / "experiments").glob("[!_]*.py")}
+    for module, file in modules():
+        if module in commands:
+            assert 'if __name__ == "__main__":' in file.read_text(encoding="utf-8"), module
+        if module.startswith("experiments.harness"):
+            used = {".".join(name.split(".")[:2]) for name in imports(file)}
+            assert not used & (commands | {"launch"}), (module, used)
+
+
 def test_imports_follow_the_layers():
     for module, file in modules():
         for name in imports(file):
@@ -95,15 +105,16 @@ def test_imports_follow_the_layers():
         (
             r"(import|from) matplotlib",
             {
-                *("experiments.drawing", "experiments.figures", "experiments.profile_figures"),
-                *("experiments.slope_figures", "prelu_jax.signal.plot"),
+                *("experiments.harness.drawing", "experiments.harness.figures"),
+                *("experiments.harness.profile_figures", "experiments.harness.slope_figures"),
+                *("experiments.harness.takeoff_figures", "prelu_jax.signal.plot"),
             },
         ),
         (
             r"absl import .*\bflags\b",
             {
                 *("prelu_jax.data.folder", "prelu_jax.data.idx", "prelu_jax.data.statistics"),
-                *("experiments.common", "experiments.report"),
+                *("experiments.harness.cli", "experiments.report"),
                 *("launch.local", "launch.slurm", "launch.tpu_pod"),
                 "prelu_jax.entry",
             },
@@ -149,7 +160,7 @@ def test_a_run_starts_without_unneeded_imports():
 
 
 def test_figures_are_drawn_and_results_gathered_without_jax():
-    loaded = modules_after("import experiments.figures, experiments.report")
+    loaded = modules_after("import experiments.harness.figures, experiments.report")
     assert not {"jax", "flax"}.intersection(loaded)
 
 

@@ -236,4 +236,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    with entry.command():
+        main(entry.parse_flags())

@@ -121,4 +121,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("images", None, "IDX file of images.", required=True)
     flags.DEFINE_string("labels", None, "IDX file of their labels.", required=True)
     flags.DEFINE_string("folder", None, "Folder to write: DIR/train, DIR/test.", required=True)
-    entry.run(main)
+    with entry.command():
+        main(entry.parse_flags())

@@ -75,4 +75,5 @@ if __name__ == "__main__":
         "A record with more pixels counts as one that does not decode.",
         lower_bound=1,
     )
-    entry.run(main)
+    with entry.command():
+        main(entry.parse_flags())

@@ -92,7 +92,7 @@ def exit_all_on_failure() -> Iterator[None]:
         if isinstance(error, SystemExit):
             entry.end_now(entry.status_of(error))
         entry.complain(traceback.format_exc())
-        entry.end_now(entry.CRASHED)
+        entry.end_now(entry.Status.CRASHED)
 
 
 def is_of_lost_process(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 import jax
 
 from prelu_jax import entry
+from prelu_jax.entry import Status
 from prelu_jax.runs import backstop
 
 T = TypeVar("T")
@@ -87,10 +88,10 @@ class Watchdog:
                 entry.complain(
                     f"\nNo progress for {self._seconds:g} s in {self._doing} (process "
                     f"{jax.process_index()}, on {platform.node()}); ended with status "
-                    f"{entry.CRASHED}. The same command goes on from the last checkpoint. Every "
+                    f"{Status.CRASHED}. The same command continues from the last checkpoint. Every "
                     f"thread:\n{_every_thread()}"
                 )
-                entry.end_now(entry.CRASHED)
+                entry.end_now(Status.CRASHED)
 
     def _tell_backstop(self) -> None:
         if self._backstop and self._backstop.stdin:

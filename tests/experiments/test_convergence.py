@@ -2,10 +2,12 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from experiments import convergence, convergence_30, record
+from experiments import convergence_30
+from experiments.harness import record
 from prelu_jax.data import folder
 from tests.conftest import write_images
 from tests.experiments.conftest import ROOT, SHORT, environment, run, start
@@ -79,7 +81,7 @@ def test_devices_of_a_cpu_have_threads_to_spare():
     # With as many threads as devices, steps that are queued wait for each other for ever.
     program = """
 import collections, os, pathlib
-from experiments import machine
+from experiments.harness import machine
 machine.use_every_core(64)
 import jax
 jax.devices()
@@ -140,26 +142,31 @@ def test_help_fits_a_screen():
 
 
 def test_the_arms_differ_in_their_initialiser_alone():
-    config = convergence_30.laptop()
-    he, xavier = (convergence._of_arm(config, name, 0) for name in ("he_normal", "xavier_normal"))
+    config = convergence_30.EXPERIMENT.config()
+    he, xavier = (
+        run.config for run in convergence_30.EXPERIMENT.plan(config, Path("w"), [3]).values()
+    )
     differing = [k for k in vars(he) if getattr(he, k) != getattr(xavier, k)]
     assert differing == ["initializer"]
+    assert (he.initializer, xavier.initializer, he.seed) == ("he_normal", "xavier_normal", 3)
 
 
 def test_ctrl_c_waits_for_no_thread(tmp_path):
-    """One that was being started when it came is told to end by nobody."""
+    """Nothing ends a thread that was being started when it came."""
     code = (
-        "import threading; from experiments import common, convergence_30\n"
-        "def run(*_): threading.Thread(target=threading.Event().wait).start(); "
+        "import dataclasses, threading\n"
+        "from experiments import convergence_30\n"
+        "from experiments.harness import cli\n"
+        "def plan(*_): threading.Thread(target=threading.Event().wait).start(); "
         "raise KeyboardInterrupt\n"
-        "common.main('convergence_30', {'laptop': convergence_30.laptop}, run)"
+        "cli.main(dataclasses.replace(convergence_30.EXPERIMENT, plan=plan))"
     )
     command = [sys.executable, "-c", code, f"--workdir={tmp_path}"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 130
-    assert "Interrupted. The same command goes on" in done.stderr
+    assert "Interrupted. The same command continues" in done.stderr
 
 
 @pytest.mark.slow
@@ -184,7 +191,7 @@ def test_a_killed_run_resumes_to_the_bytes_of_an_uninterrupted_one(tmp_path):
         _, said = process.communicate()
         status = json.loads((tmp_path / "killed/he/seed_0/status.json").read_text())
         assert (status["status"], process.returncode) == ("running", code)
-    assert "Interrupted. The same command goes on where it stopped." in said
+    assert "Interrupted. The same command continues where it stopped." in said
     assert "Traceback" not in said
     resumed = run("convergence_30", f"--workdir={tmp_path / 'killed'}", *longer)
     assert "Claims:" in resumed.stdout, resumed.stderr

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from experiments import drawing, figures, slope_figures
-from experiments.results import Curve
-from experiments.slopes import Slopes
+from experiments.harness import drawing, figures, intervals, slope_figures, takeoff_figures
+from experiments.harness.results import Curve
+from experiments.harness.slopes import Slopes
 
 CONVERGES, STALLS = [0.9, 0.4, 0.05], [0.9, 0.9, 0.9]
 
@@ -20,17 +20,9 @@ def lost(errors=(), arm="He"):
 NAN = float("nan")
 
 
-@pytest.fixture
-def axes_of(monkeypatch, tmp_path):
-    """Calls a drawing function and returns its figure's axes."""
-    monkeypatch.setattr(figures, "save", lambda figure, stem: figure)
-
-    def draw(function, *args, **kwargs):
-        figure = function(*args, "caption", tmp_path / "x", **kwargs)
-        figures.pyplot().close(figure)
-        return figure.axes
-
-    return draw
+def axes_of(function, *args):
+    """The axes of the figure that a function draws."""
+    return function(*args, "caption").axes
 
 
 def crosses(axes):
@@ -55,31 +47,22 @@ def test_the_figure_is_drawn_for_one_seed_and_for_one_that_diverged(tmp_path):
     he = [curve(CONVERGES, seed=s) for s in range(3)]
     xavier = [curve(STALLS[:2], "Xavier", status="diverged"), curve(STALLS, "Xavier", 1)]
     for name, curves in (("several", he + xavier), ("one", [he[0], xavier[1]])):
-        written = figures.error_curves(curves, "title", "caption", tmp_path / name)
+        figure = figures.error_curves(curves, "title", "caption")
+        written = drawing.save(figure, tmp_path / name)
         assert [file.suffix for file in written] == [".png", ".pdf"]
         assert all(file.stat().st_size > 5000 for file in written)
 
 
-def drawn_by_test(stem):
-    return figures.errors_by_test({"A": {"10-view": [0.0, 0.0]}}, "caption", stem)
-
-
-def drawn_by_arm(stem):
-    return figures.final_errors({"A": [curve([0.0])] * 2}, "title", "caption", stem)
-
-
-def drawn_over_steps(stem):
-    return figures.method_errors({"c": {"He": [curve([0.9, 0.0])] * 2}}, "caption", stem)
-
-
-@pytest.mark.parametrize("draw", [drawn_by_test, drawn_by_arm, drawn_over_steps])
-def test_a_mark_at_no_error_is_whole_and_its_interval_ends_at_the_frame(
-    draw, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(figures, "save", lambda figure, stem: figure)
-    figure = draw(tmp_path / "x")
-    figures.pyplot().close(figure)
-    axes = figure.axes[0]
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        (figures.errors_by_test, {"A": {"10-view": [0.0, 0.0]}}),
+        (figures.final_errors, {"A": [curve([0.0])] * 2}, "title"),
+        (figures.method_errors, {"c": {"He": [curve([0.9, 0.0])] * 2}}),
+    ],
+)
+def test_a_mark_at_no_error_is_whole_and_its_interval_ends_at_the_frame(drawn):
+    axes = axes_of(*drawn)[0]
     marks = [line for line in axes.lines if line.get_marker() in ("o", "D")]
     assert marks
     assert not any(mark.get_clip_on() for mark in marks)
@@ -93,11 +76,9 @@ TAKEOFF = {
 }
 
 
-def test_take_off_shows_every_seed_the_medians_and_who_did_not_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "save", lambda figure, stem: figure)
+def test_take_off_shows_every_seed_the_medians_and_who_did_not_train():
     predicted = {"theory": {14: 500.0, 30: 128_000.0}}
-    figure = figures.takeoff(TAKEOFF, predicted, "title", "caption", tmp_path / "x", limit=10_000)
-    figures.pyplot().close(figure)
+    figure = takeoff_figures.takeoff(TAKEOFF, predicted, "title", "caption", limit=10_000)
     (axes,) = figure.axes
     drawn = [(line.get_marker(), line.get_color(), line.get_ydata()) for line in axes.lines]
 
@@ -124,14 +105,15 @@ def test_take_off_shows_every_seed_the_medians_and_who_did_not_train(tmp_path, m
 
 def test_take_off_is_drawn_for_one_seed_one_depth_and_no_prediction(tmp_path):
     for name, points in (("one", {"He": {30: [200.0]}}), ("lost", {"LSUV": {30: [NEVER]}})):
-        written = figures.takeoff(points, {}, "title", "caption", tmp_path / name, limit=1000)
+        figure = takeoff_figures.takeoff(points, {}, "title", "caption", limit=1000)
+        written = drawing.save(figure, tmp_path / name)
         assert [file.suffix for file in written] == [".png", ".pdf"]
         assert all(file.stat().st_size > 5000 for file in written)
 
 
 def test_seeds_in_a_caption():
-    assert figures.seeds(3, 5) == "seeds 3 to 7, n = 5"
-    assert figures.seeds(3, 1) == "seed 3, n = 1"
+    assert intervals.seeds(range(3, 8)) == "seeds 3 to 7, n = 5"
+    assert intervals.seeds([3]) == "seed 3, n = 1"
 
 
 def test_a_run_that_ended_since_it_had_trained_keeps_its_last_error_in_the_median():
@@ -139,7 +121,7 @@ def test_a_run_that_ended_since_it_had_trained_keeps_its_last_error_in_the_media
     assert drawing.median(runs, 3).tolist() == [0.9, 0.1, 0.1]
 
 
-def test_a_run_that_diverged_is_a_cross_and_not_in_the_median(axes_of):
+def test_a_run_that_diverged_is_a_cross_and_not_in_the_median():
     he = [curve(CONVERGES), curve([0.9, 0.6, 0.15]), lost([0.8, 0.7])]
     (axes,) = axes_of(figures.error_curves, [*he, lost(arm="Xavier")], "title")
     # Without an evaluation, where the other curves begin.
@@ -154,7 +136,7 @@ def test_a_run_that_diverged_is_a_cross_and_not_in_the_median(axes_of):
     ]
 
 
-def test_a_figure_without_a_diverged_run_speaks_of_none(axes_of):
+def test_a_figure_without_a_diverged_run_speaks_of_none():
     (axes,) = axes_of(figures.error_curves, [curve(CONVERGES), curve(CONVERGES)], "title")
     assert labels_of(axes) == ["He, median of 2 seeds"]
     assert crosses(axes) == ([], [])
@@ -167,14 +149,14 @@ def test_a_figure_without_a_diverged_run_speaks_of_none(axes_of):
         (("Xavier", "He"), ["blue", "red"], ["--", "-"]),
     ],
 )
-def test_he_is_red_and_xavier_blue(arms, colours, dashes, axes_of):
+def test_he_is_red_and_xavier_blue(arms, colours, dashes):
     (axes,) = axes_of(figures.error_curves, [curve(CONVERGES, arm) for arm in arms], "title")
     bold = [line for line in axes.lines if line.get_linewidth() == 2.5]
     assert [line.get_color() for line in bold] == colours
     assert [line.get_linestyle() for line in bold] == dashes
 
 
-def test_other_arms_have_neither_the_colours_of_he_and_xavier_nor_one_of_their_own_twice(axes_of):
+def test_other_arms_have_neither_the_colours_of_he_and_xavier_nor_one_of_their_own_twice():
     arms = ("small_14_reduced", "model_a_reduced", "third")
     curves = [curve(CONVERGES, arm) for arm in arms for _ in range(2)]
     (axes,) = axes_of(figures.error_curves, curves, "title")
@@ -184,7 +166,7 @@ def test_other_arms_have_neither_the_colours_of_he_and_xavier_nor_one_of_their_o
     assert [line.get_color() for line in bold[:2]] == ["0.15", "tab:orange"]
 
 
-def test_methods_that_diverged_are_crosses_and_the_title_has_their_number(axes_of):
+def test_methods_that_diverged_are_crosses_and_the_title_has_their_number():
     by_method = {
         "He": [curve(CONVERGES), curve([0.9, 0.6, 0.15])],
         "within": [curve([0.9, 0.8, 0.7]), lost([0.95, 0.9]), lost()],
@@ -203,7 +185,7 @@ def test_methods_that_diverged_are_crosses_and_the_title_has_their_number(axes_o
     assert labels_of(axes_of(figures.method_errors, {"c": {"He": by_method["He"]}})[0]) == ["He"]
 
 
-def test_lines_that_lie_on_each_other_are_told_apart(axes_of):
+def test_lines_that_lie_on_each_other_are_told_apart():
     flat = [0.9, *5 * [0.926]]
     by_method = {
         "He": [curve([0.9, 0.7, 0.5, 0.3, 0.1, 0.05])],
@@ -222,7 +204,7 @@ def test_lines_that_lie_on_each_other_are_told_apart(axes_of):
         np.testing.assert_array_equal(line.get_ydata(), one.errors)  # moved nowhere
 
 
-def test_final_errors_of_runs_that_diverged_are_crosses(axes_of):
+def test_final_errors_of_runs_that_diverged_are_crosses():
     arms = {
         "trained: plain": [curve([0.9, 0.24]), curve([0.9, 0.26]), lost([0.9, 0.6])],
         "trained: both": [lost(), lost()],
@@ -243,7 +225,7 @@ def test_final_errors_of_runs_that_diverged_are_crosses(axes_of):
     assert "×: diverged" in axes.figure.get_supxlabel().replace("\n", " ")
 
 
-def test_errors_by_test_of_runs_that_diverged_are_crosses_above_the_frame(axes_of):
+def test_errors_by_test_of_runs_that_diverged_are_crosses_above_the_frame():
     errors = {
         "A": {"5-view": [0.19, 0.21, NAN], "multi-scale": [0.29, 0.31, NAN]},
         "B": {"5-view": [NAN], "multi-scale": [NAN]},
@@ -290,7 +272,7 @@ def slopes_of(layers, seed=0, status="done"):
 
 @pytest.mark.parametrize("layers", [5, 13, 30])
 @pytest.mark.parametrize("arms", [("shared",), ("shared", "channel-wise")])
-def test_slopes_over_training_are_a_small_panel_for_each_layer(layers, arms, axes_of):
+def test_slopes_over_training_are_a_small_panel_for_each_layer(layers, arms):
     slopes = {arm: [slopes_of(layers, seed) for seed in range(2)] for arm in arms}
     slopes[arms[0]].append(slopes_of(layers, status="diverged"))
     panels = axes_of(slope_figures.over_training, slopes, 0.25)
@@ -309,10 +291,9 @@ def test_slopes_over_training_are_a_small_panel_for_each_layer(layers, arms, axe
     assert labels_of(panels[0]) == [f"{expected[0]}, 1 diverged", *expected[1:]]
 
 
-def test_captions_fit_the_width_of_their_figure(axes_of):
+def test_captions_fit_the_width_of_their_figure():
     for width in (4, 8):
-        figure = drawing.pyplot().figure(figsize=(width, 4))
+        figure, _ = drawing.subplots(1, 1, (width, 4))
         drawing.caption(figure, 40 * "many words ")
-        drawing.pyplot().close(figure)
         lines = figure.get_supxlabel().split("\n")
         assert max(map(len, lines)) <= 12 * width

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments import record
+from experiments.harness import record
 from tests.experiments.conftest import ROOT, environment
 
 CLASSES = 20

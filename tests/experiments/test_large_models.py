@@ -1,13 +1,17 @@
 import csv
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import borders, ensemble, figures, large_models, record, testing
+from experiments import borders, ensemble, large_models
 from experiments.ensemble import ENSEMBLE
+from experiments.harness import errors as error_of
+from experiments.harness import figures, record, testing
+from experiments.harness.experiment import Report
+from experiments.harness.testing import MULTI_SCALE, TEN_VIEW, Scores
 from experiments.large_models import A_RELU, MODELS, A, B, C
-from experiments.testing import MULTI_SCALE, TEN_VIEW, Scores
 from prelu_jax.training.parallel import Parallel
 from tests.experiments.conftest import SHORT, run
 
@@ -34,7 +38,7 @@ AT_32 = {
 
 
 def at_32(**fields):
-    return dataclasses.replace(large_models.laptop(), **{**AT_32, **fields})
+    return large_models.EXPERIMENT.config("laptop", **{**AT_32, **fields})
 
 
 @pytest.mark.slow
@@ -104,16 +108,17 @@ def test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble(tmp_path):
 def test_tests_that_cannot_be_are_refused_before_anything_trains(
     fields, message, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("experiments.machine.devices", lambda batch_size: Parallel())
+    monkeypatch.setattr("experiments.harness.machine.devices", lambda batch_size: Parallel())
     config = at_32(**fields)
     with pytest.raises(ValueError, match=message):
-        large_models.run(config, tmp_path / "runs", 1)
+        large_models.EXPERIMENT.run(config, tmp_path / "runs", 1)
     assert not (tmp_path / "runs").exists()
 
 
 def test_models_differ_in_network_and_rectifier_alone():
     config = at_32()
-    runs = {model: large_models.of_model(config, model, 3) for model in MODELS}
+    planned = large_models.plan(config, Path("w"), [3]).values()
+    runs = {model: run.config for model, run in zip(MODELS, planned, strict=True)}
     a, b = runs[A_RELU], runs[A]
     assert [k for k in vars(a) if getattr(a, k) != getattr(b, k)] == ["rectifier"]
     assert {run.arch for run in runs.values()} == set(config.archs)
@@ -122,14 +127,18 @@ def test_models_differ_in_network_and_rectifier_alone():
     assert {run.seed for run in runs.values()} == {3}
 
 
+def pairs(*top_1):
+    return [(error, error / 10) for error in top_1]
+
+
 def errors(**multi):
     """Errors of every test, 0.3 but for the multi-scale ones given by model."""
     short = {"a_relu": A_RELU, "a": A, "b": B, "c": C}
     n = len(next(iter(multi.values())))
     tests = (TEN_VIEW, "s = 40", "s = 48", MULTI_SCALE)
-    by_model = {model: {test: [0.3] * n for test in tests} for model in MODELS}
+    by_model = {model: {test: pairs(*[0.3] * n) for test in tests} for model in MODELS}
     for key, values in multi.items():
-        by_model[short[key]][MULTI_SCALE] = values
+        by_model[short[key]][MULTI_SCALE] = pairs(*values)
     return by_model
 
 
@@ -137,14 +146,14 @@ def test_every_run_has_to_learn():
     config, by_model = at_32(), errors(a=[0.2, 0.2])
     assert not large_models.judge(config, by_model)[0].passed
     for by_test in by_model.values():
-        by_test[TEN_VIEW] = [0.01, config.learned]
+        by_test[TEN_VIEW] = pairs(0.01, config.learned)
     assert large_models.judge(config, by_model)[0].passed
 
 
 @pytest.mark.parametrize(
     ("multi", "passed"),
     [
-        # Seeds differ more than models: what counts is the difference within each.
+        # Seeds differ more than models: the difference within each decides.
         (
             {"a_relu": [0.2, 0.3], "a": [0.19, 0.2901], "b": [0.1, 0.2], "c": [0.05, 0.1501]},
             [True, True, None, None, True, True],
@@ -171,17 +180,14 @@ def sure(*wrong, classes=6):
     return Scores(labels, dict.fromkeys((TEN_VIEW, "s = 40", "s = 48", MULTI_SCALE), scores))
 
 
-LOST = {(B, 1): None}  # the second seed of model B diverged
-
-
 def test_a_run_that_diverged_is_wrong_everywhere():
-    assert testing.errors(sure(1), TEN_VIEW) == (0.25, 0)
-    assert testing.errors(None, TEN_VIEW) == (1.0, 1.0)
+    assert error_of.errors(sure(1), TEN_VIEW) == (0.25, 0)
+    assert error_of.errors(None, TEN_VIEW) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("classes", "cell"), [(6, "25.0 / 0.0"), (5, "25.0 / –")])
 def test_of_five_classes_there_is_no_top_5_error(classes, cell):
-    assert testing.cell([testing.errors(sure(1, classes=classes), TEN_VIEW)]) == cell
+    assert error_of.cell([error_of.errors(sure(1, classes=classes), TEN_VIEW)]) == cell
 
 
 def test_tests_on_disk_are_read_without_the_network_and_alone(tmp_path, monkeypatch):
@@ -207,20 +213,19 @@ def test_views_are_named_by_their_number_and_a_run_that_diverged_has_no_error_in
 ):
     config = at_32(flip=flip, scales=(40, 48))
     drawn = {}
-    monkeypatch.setattr(
-        large_models, "train_and_test", lambda _, which, *__: dict.fromkeys(which, sure(1)) | LOST
-    )
-    monkeypatch.setattr(figures, "errors_by_test", lambda errors, *_: drawn.update(errors) or [])
-    claims = large_models.run(config, tmp_path, 2)
+    scores = {model: [sure(1), None if model == B else sure(1)] for model in MODELS}
+    monkeypatch.setattr(testing, "score_all", lambda *_: scores)
+    monkeypatch.setattr(figures, "errors_by_test", lambda errors, *_: drawn.update(errors))
+    report = large_models.report(config, tmp_path, [0, 1])
     other = {"5-view": "10-view", "10-view": "5-view"}[label]
     assert list(drawn[A]) == [label, "s = 40", "s = 48", MULTI_SCALE]
     np.testing.assert_array_equal(drawn[B][label], [0.25, np.nan])
     assert drawn[A][label] == [0.25, 0.25]
-    statements = [claim.statement for claim in claims]
+    statements = [claim.statement for claim in report.claims]
     assert statements[0].startswith(f"Every run learns: {label} top-1 error")
     assert f"multi-scale has a lower error than {label}" in statements[3]
     assert not any(other in statement.split() for statement in statements)
-    table = (tmp_path / "table.md").read_text()
+    table = report.text
     title = "10-view" if flip else "10-view in the paper, 5-view here"
     assert f"Table 5, {title}:" in table
     assert ("no image is mirrored" in table) == (not flip)
@@ -286,27 +291,27 @@ def test_an_ensemble_is_judged_by_its_best_member(together, passed):
     ],
 )
 def test_members_that_cannot_be_are_refused_before_anything_trains(fields, message, tmp_path):
-    config = dataclasses.replace(ensemble.of_scale("laptop"), **{**AT_32, **fields})
+    config = ensemble.EXPERIMENT.config("laptop", **{**AT_32, **fields})
     with pytest.raises(ValueError, match=message):
-        ensemble.run(config, tmp_path / "runs", 1)
+        ensemble.EXPERIMENT.run(config, tmp_path / "runs", 1)
     with pytest.raises(ValueError, match="config.members is one ensemble: expected --seeds=1"):
-        ensemble.run(dataclasses.replace(config, members="a,b"), tmp_path / "runs", 5)
+        ensemble.EXPERIMENT.run(dataclasses.replace(config, members="a,b"), tmp_path / "runs", 5)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_folder_that_holds_an_ensemble_of_others_is_refused(tmp_path, monkeypatch):
     scores = iter([sure(), sure(1), sure(), sure(2)])
-    config = dataclasses.replace(ensemble.of_scale("laptop"), **AT_32, arch="model_a_reduced")
-    monkeypatch.setattr(ensemble, "check_alike", lambda folders: [config])
+    config = ensemble.EXPERIMENT.config("laptop", **AT_32, arch="model_a_reduced")
+    monkeypatch.setattr(testing, "check_comparable", lambda folders, field: [config])
     monkeypatch.setattr(testing, "scores", lambda *args: next(scores))
-    monkeypatch.setattr("experiments.machine.devices", lambda batch_size: Parallel())
+    monkeypatch.setattr("experiments.harness.machine.devices", lambda batch_size: Parallel())
     for members in ("a,b", "a, b"):
-        ensemble.run(dataclasses.replace(config, members=members), tmp_path, 1)
+        ensemble.EXPERIMENT.run(dataclasses.replace(config, members=members), tmp_path, 1)
     table = (tmp_path / "table.md").read_bytes()
     for other in ({"members": "a,c"}, {"runs": str(tmp_path)}):
         (tmp_path / "a_prelu").mkdir(exist_ok=True)
         with pytest.raises(ValueError, match="holds the ensemble of a, b, not of .*Choose another"):
-            ensemble.run(dataclasses.replace(config, **other), tmp_path, 1)
+            ensemble.EXPERIMENT.run(dataclasses.replace(config, **other), tmp_path, 1)
     assert (tmp_path / "table.md").read_bytes() == table
 
 
@@ -318,7 +323,7 @@ def members(monkeypatch):
     def config(folder, what):
         return at_32(**configs[folder.name])
 
-    monkeypatch.setattr(ensemble.finished, "config", config)
+    monkeypatch.setattr(testing.finished, "config", config)
     return configs
 
 
@@ -332,29 +337,23 @@ def members(monkeypatch):
 def test_members_of_other_classes_or_data_are_refused(a, b, message, tmp_path, members):
     members.update(a=a, b=b)
     with pytest.raises(ValueError, match=message):
-        ensemble.check_alike([tmp_path / "a", tmp_path / "b"])
+        testing.check_comparable([tmp_path / "a", tmp_path / "b"], "config.members")
 
 
 @pytest.mark.parametrize("scales", [(), (40, 31), (40, 40)])
 def test_given_members_are_not_tested_at_scales_that_cannot_be(
     scales, tmp_path, members, monkeypatch
 ):
-    monkeypatch.setattr("experiments.machine.devices", lambda batch_size: Parallel())
+    monkeypatch.setattr("experiments.harness.machine.devices", lambda batch_size: Parallel())
     members.update({name: {"arch": "model_a_reduced"} for name in "ab"})
-    config = dataclasses.replace(
-        ensemble.of_scale("laptop"), **{**AT_32, "scales": scales}, members="a,b"
-    )
+    config = ensemble.EXPERIMENT.config("laptop", **{**AT_32, "scales": scales}, members="a,b")
     with pytest.raises(ValueError, match="config.scales is .*expected sides of at least the 32"):
-        ensemble.run(config, tmp_path / "runs", 1)
+        ensemble.EXPERIMENT.run(config, tmp_path / "runs", 1)
     assert not (tmp_path / "runs").exists()
 
 
 def test_the_tables_set_the_paper_beside_means_and_intervals():
-    pairs = {
-        model: {test: [(e, e / 10) for e in of] for test, of in by.items()}
-        for model, by in errors(a=[0.2, 0.1], c=[0.05, 0.05]).items()
-    }
-    text = large_models.markdown(at_32(), pairs)
+    text = large_models.markdown(at_32(), errors(a=[0.2, 0.1], c=[0.05, 0.05]))
     row = "| multi-scale | 24.02 / 6.51 | 30.0, 30.0 / 3.0, 3.0 | 22.97 / 6.28 | 20.0, 10.0 /"
     assert row in text
     assert "| 40 | 26.25 / 8.25 |" in text
@@ -377,7 +376,7 @@ def test_a_dense_test_that_errs_more_than_its_crops_is_told():
 
 def test_the_errors_of_every_seed_are_written(tmp_path):
     errors = {"A": {TEN_VIEW: [(0.25, 0.0), (0.5, float("nan"))], MULTI_SCALE: [(0.1, 0.0)] * 2}}
-    testing.write_csv(errors, [3, 4], tmp_path / "errors.csv")
+    Report([], tables={"errors.csv": error_of.rows(errors, [3, 4])}).write(tmp_path)
     assert (tmp_path / "errors.csv").read_text().splitlines() == [
         "arm,test,seed,top_1_error,top_5_error",
         "A,10-view,3,0.25,0.0",

@@ -1,9 +1,11 @@
 import csv
-import dataclasses
 
 import pytest
 
-from experiments import learning, record
+from experiments import learning
+from experiments.harness import record
+from experiments.harness.testing import TEN_VIEW
+from experiments.learning import CENTRE
 from tests.experiments.conftest import SHORT, run
 
 
@@ -32,15 +34,16 @@ def test_from_a_flag_to_the_table(tmp_path):
     ],
 )
 def test_bands_and_nets_have_to_match(fields, message, tmp_path):
+    config = learning.EXPERIMENT.config("laptop", **fields)
     with pytest.raises(ValueError, match=message):
-        learning.run(dataclasses.replace(learning.laptop(), **fields), tmp_path / "runs", 1)
+        learning.EXPERIMENT.run(config, tmp_path / "runs", 1)
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(("flip", "label"), [(False, "5-view"), (True, "10-view")])
 def test_the_views_are_named_by_their_number(flip, label):
-    config = dataclasses.replace(learning.laptop(), flip=flip)
-    errors = {name: [(0.0, 0.1)] for name in config.archs}
+    config = learning.EXPERIMENT.config("laptop", flip=flip)
+    errors = {name: {CENTRE: [0.0], TEN_VIEW: [0.1]} for name in config.archs}
     assert all(f": {label} error at most" in c.statement for c in learning.judge(config, errors))
     table = learning.markdown(config, errors, dict.fromkeys(config.archs, 1))
     assert f"| crop in the middle | {label} |" in table
@@ -48,9 +51,12 @@ def test_the_views_are_named_by_their_number(flip, label):
 
 
 def test_one_seed_above_the_band_fails_its_net_alone():
-    config = dataclasses.replace(learning.laptop(), learned=(0.1, 0.2))
+    config = learning.EXPERIMENT.config("laptop", learned=(0.1, 0.2))
     first, second = config.archs
-    errors = {first: [(0.0, 0.1), (0.0, 0.1)], second: [(0.0, 0.1), (0.0, 0.21)]}
+    errors = {
+        first: {CENTRE: [0.0, 0.0], TEN_VIEW: [0.1, 0.1]},
+        second: {CENTRE: [0.0, 0.0], TEN_VIEW: [0.1, 0.21]},
+    }
     assert [claim.passed for claim in learning.judge(config, errors)] == [True, False]
     table = learning.markdown(config, errors, {first: 1234, second: 5})
     assert f"| {first} | 1,234 | 1,000 | 0.0, 0.0 | 10.0, 10.0 |" in table

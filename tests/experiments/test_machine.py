@@ -1,4 +1,4 @@
-"""What experiments make of the machine."""
+"""Settings for the machine that experiments run on."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from tests.experiments.conftest import ROOT
 
 def test_small_programs_too_are_kept_between_commands(tmp_path):
     code = (
-        "import jax; from experiments import machine; machine.cache_compilations();"
+        "import jax; from experiments.harness import machine; machine.cache_compilations();"
         "jax.jit(lambda x: x + 1)(1)"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
@@ -36,7 +36,7 @@ pwd.getpwuid = no_entry
 def test_without_a_home_folder_nothing_is_kept_and_all_else_is_as_ever(home):
     code = (
         f"{NO_HOME}\n{home}\nos.environ.pop('XDG_CACHE_HOME', None)\n"
-        "import jax; from experiments import machine; machine.cache_compilations();"
+        "import jax; from experiments.harness import machine; machine.cache_compilations();"
         "print(jax.jit(lambda x: x + 1)(1), jax.config.jax_compilation_cache_dir)"
     )
     environment = {**os.environ}
@@ -53,7 +53,7 @@ def test_memory_that_is_given_back_stays_for_the_next_step():
     code = """
 import resource, sys
 import numpy as np
-from experiments import machine
+from experiments.harness import machine
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

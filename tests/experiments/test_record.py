@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from experiments import record
-from experiments.results import Claim
+from experiments.harness import record
+from experiments.harness.claims import Claim
 
 CLAIMS = [
     Claim("He converges", True, "3 %"),
@@ -40,25 +40,25 @@ def test_commands_that_finish_in_a_folder_add_up(tmp_path, interrupted):
 
 def test_a_longer_command_that_was_stopped_after_a_finished_one_is_told(tmp_path):
     folder = tmp_path / "runs"
-    assert not record.begin(folder)
+    assert not record.mark_started(folder)
     assert not folder.exists()  # the command may be refused
     folder.mkdir()
     write(folder, resumed=False)
-    assert not record.begin(folder)
-    record.refuse(folder, False)  # as if it had not been given
-    assert not record.begin(folder)  # and is killed
-    stopped = record.begin(folder)
-    record.refuse(folder, stopped)
-    write(folder, resumed=record.begin(folder))
+    assert not record.mark_started(folder)
+    record.clear_mark(folder, False)  # as if it had not been given
+    assert not record.mark_started(folder)  # and is killed
+    stopped = record.mark_started(folder)
+    record.clear_mark(folder, stopped)
+    write(folder, resumed=record.mark_started(folder))
     found = record.read(folder)
     assert (found.resumed, found.commands, found.seconds) == (True, 2, 20.0)
-    assert not record.begin(folder)
+    assert not record.mark_started(folder)
 
 
 def test_a_folder_without_a_record_is_that_of_a_stopped_command(tmp_path):
-    assert not record.begin(tmp_path)  # made by hand
+    assert not record.mark_started(tmp_path)  # made by hand
     (tmp_path / "he").mkdir()
-    assert record.begin(tmp_path)
+    assert record.mark_started(tmp_path)
 
 
 def test_a_damaged_record_does_not_lose_what_was_computed(tmp_path):
@@ -122,4 +122,4 @@ def test_a_field_of_another_type_is_no_record(tmp_path, fields):
 def test_a_directory_in_the_place_of_a_record_is_refused_before_anything_runs(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(ValueError, match=rf"{name} is a directory"):
-        record.begin(tmp_path)
+        record.mark_started(tmp_path)

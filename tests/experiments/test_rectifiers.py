@@ -1,13 +1,15 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import rectifiers, slope_figures, slopes
+from experiments import rectifiers
+from experiments.harness import drawing, slope_figures, slopes
+from experiments.harness.slopes import Slopes
 from experiments.rectifiers import CHANNEL_WISE, LEAKY, RELU, SHARED
-from experiments.slopes import Slopes
 from prelu_jax import arch, models
 from tests.experiments.conftest import SHORT, run
 
@@ -43,7 +45,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 4 * len(LAYERS)  # arms, logging steps, layers
     assert [row["steps_taken"] for row in rows[:: len(LAYERS)]] == 2 * ["1", "3", "5", "7"]
-    # What is drawn and tabled is what the run folders logged, layer by layer.
+    # The figures and tables show the slopes that the runs logged, layer by layer.
     last = {of: last_slopes(tmp_path / of / "seed_0") for of in ("prelu_shared", "prelu")}
     for of, written in (
         ("prelu_shared", rows[: len(rows) // 2]),
@@ -68,8 +70,9 @@ def last_slopes(folder):
 
 @pytest.mark.parametrize("scale", ["laptop", "cifar10", "imagenet"])
 def test_arms_differ_in_their_rectifier_alone(scale):
-    config = getattr(rectifiers, scale)()
-    runs = [vars(rectifiers.of_arm(config, arm, 3)) for arm in rectifiers.ARMS]
+    config = rectifiers.EXPERIMENT.config(scale)
+    config.ten_view_scale, config.test_batch_size = 256, 100  # also for the suite's four devices
+    runs = [vars(run.config) for run in rectifiers.plan(config, Path("w"), [3]).values()]
     names = {"relu", "leaky_relu", "prelu", "prelu_shared"}
     assert {of["rectifier"] for of in runs} == names
     assert all({**of, "rectifier": "relu"} == runs[0] for of in runs)
@@ -77,7 +80,7 @@ def test_arms_differ_in_their_rectifier_alone(scale):
 
 
 def test_imagenet_is_the_papers_protocol():
-    config = rectifiers.imagenet()
+    config = rectifiers.EXPERIMENT.config("imagenet")
     assert config.num_steps * 128 == pytest.approx(75 * 1_281_167, abs=64)
     assert (config.batch_size, config.min_side, config.max_side) == (128, 256, 256)
     assert (config.learning_rate, config.weight_decay, config.momentum) == (0.01, 5e-4, 0.9)
@@ -111,7 +114,7 @@ def errors_of(**errors):
 
 
 def judge(errors, learned):
-    return rectifiers.judge(rectifiers.laptop(), errors, learned)
+    return rectifiers.judge(rectifiers.EXPERIMENT.config(), errors, learned)
 
 
 def run_with(final, seed=0, status="done"):
@@ -135,7 +138,7 @@ LEARNED = {arm: seeds_of(*around(final)) for arm, final in PAPER.items()}
 @pytest.mark.parametrize(
     ("errors", "passed"),
     [
-        # Seeds differ more than arms: what counts is the difference within each.
+        # Seeds differ more than arms: the difference within each decides.
         ({"relu": [0.3, 0.34, 0.38], "prelu": [0.28, 0.32, 0.359]}, [True, False]),
         ({"relu": [0.3, 0.34, 0.38], "prelu_shared": [0.28, 0.32, 0.359]}, [False, True]),
         # 95 % of one claim would do, 99 % of five do not.
@@ -152,7 +155,7 @@ def test_errors_are_judged_within_seeds(errors, passed):
 
 
 def test_one_seed_of_one_arm_above_the_regression_band_fails_it():
-    at_most = rectifiers.laptop().learned
+    at_most = rectifiers.EXPERIMENT.config().learned
     within, above = [at_most] * 3, [at_most, at_most, at_most + 1e-3]
     for arm in ("relu", "prelu"):
         errors = {"relu": within, "prelu": within, arm: above}
@@ -185,12 +188,12 @@ GROWING = np.linspace(0.1, 0.4, len(LAYERS))
 )
 def test_slopes_are_judged_by_the_interval_over_seeds(finals, first, shrink):
     claims = rectifiers.judge(
-        rectifiers.laptop(), errors_of(), {**LEARNED, CHANNEL_WISE: seeds_of(*finals)}
+        rectifiers.EXPERIMENT.config(), errors_of(), {**LEARNED, CHANNEL_WISE: seeds_of(*finals)}
     )
     of_channel_wise, of_shared, of_depth = (claim.passed for claim in claims[3:])
     assert (of_channel_wise, of_shared, of_depth) == (first, True, shrink)
     shared = rectifiers.judge(
-        rectifiers.laptop(), errors_of(), {**LEARNED, SHARED: seeds_of(*finals)}
+        rectifiers.EXPERIMENT.config(), errors_of(), {**LEARNED, SHARED: seeds_of(*finals)}
     )
     assert [claim.passed for claim in shared[3:]] == [True, first, True]
 
@@ -200,7 +203,7 @@ def test_a_run_that_diverged_fails_its_claims_and_is_counted_in_the_table():
     learned = {**LEARNED, CHANNEL_WISE: lost + LEARNED[CHANNEL_WISE][1:]}
     claims = judge(errors_of(), learned)
     assert [claim.passed for claim in claims[3:]] == [False, True, False]
-    table = rectifiers.markdown(rectifiers.laptop(), errors_of(), learned)
+    table = rectifiers.markdown(rectifiers.EXPERIMENT.config(), errors_of(), learned)
     assert "| 0.596 | in 2 of 3 |" in table
 
 
@@ -224,7 +227,7 @@ def test_the_table_has_the_paper_beside_ours_with_differences_within_seeds():
     by_arm = errors_of(relu=[0.3, 0.1], prelu=[0.28, 0.08], leaky_relu=[0.1, 0.1])
     learned = {arm: of[:2] for arm, of in LEARNED.items()}
     learned[SHARED] = seeds_of(np.full(13, 0.2), np.full(13, 0.2))
-    lines = rectifiers.markdown(rectifiers.laptop(), by_arm, learned).splitlines()
+    lines = rectifiers.markdown(rectifiers.EXPERIMENT.config(), by_arm, learned).splitlines()
     assert f"| {RELU} | 33.82 / 13.34 | 30.0, 10.0 / 3.0, 1.0 | – |" in lines
     assert f"| {CHANNEL_WISE} | 32.64 / 12.75 | 28.0, 8.0 / 2.8, 0.8 | -2.0, -2.0 |" in lines
     assert f"| {LEAKY} | – | 10.0, 10.0 / 1.0, 1.0 | -20.0, 0.0 |" in lines
@@ -235,8 +238,8 @@ def test_the_table_has_the_paper_beside_ours_with_differences_within_seeds():
 
 
 @pytest.mark.parametrize(("flip", "label"), [(False, "5-view"), (True, "10-view")])
-def test_the_views_are_named_by_their_number(flip, label, tmp_path, monkeypatch):
-    config = dataclasses.replace(rectifiers.laptop(), flip=flip)
+def test_the_views_are_named_by_their_number(flip, label, monkeypatch):
+    config = rectifiers.EXPERIMENT.config("laptop", flip=flip)
     (claim, *_) = rectifiers.judge(config, errors_of(), LEARNED)
     assert claim.statement.startswith(f"Every run learns: {label} top-1 error")
     title = "10-view" if flip else "10-view in the paper, 5-view here"
@@ -244,11 +247,9 @@ def test_the_views_are_named_by_their_number(flip, label, tmp_path, monkeypatch)
     assert f"Table 2, top-1 / top-5 error, %, {title}:" in text
     assert ("no image is mirrored" in text) == (not flip)
     drawn = []
-    monkeypatch.setattr(rectifiers.figures, "errors_by_test", lambda of, *_: drawn.append(of) or [])
-    for name in ("over_training", "over_depth"):
-        monkeypatch.setattr(slope_figures, name, lambda *_: [])
+    monkeypatch.setattr(rectifiers.figures, "errors_by_test", lambda of, *_: drawn.append(of))
     top_1 = {RELU: [0.1, float("nan")]}
-    rectifiers.draw(config, top_1, LEARNED, tmp_path)
+    rectifiers.draw(config, [0, 1], top_1, LEARNED)
     assert drawn == [{label: top_1}]
 
 
@@ -260,9 +261,14 @@ def test_figures_are_drawn_for_one_seed_and_for_runs_that_diverged(tmp_path):
     several = {SHARED: lost + LEARNED[SHARED], CHANNEL_WISE: lost}
     one = {arm: of[:1] for arm, of in LEARNED.items()}
     for name, learned, paper in (("one", one, PAPER), ("several", several, {})):
+        drawn = {
+            "training": slope_figures.over_training(learned, 0.25, "caption"),
+            "depth": slope_figures.over_depth(learned, 0.25, paper, "caption"),
+        }
         written = [
-            *slope_figures.over_training(learned, 0.25, "caption", tmp_path / f"{name}_training"),
-            *slope_figures.over_depth(learned, 0.25, paper, "caption", tmp_path / f"{name}_depth"),
+            file
+            for stem, figure in drawn.items()
+            for file in drawing.save(figure, tmp_path / f"{name}_{stem}")
         ]
         assert [file.suffix for file in written] == 2 * [".png", ".pdf"]
         assert all(file.stat().st_size > 5000 for file in written)
@@ -271,7 +277,7 @@ def test_figures_are_drawn_for_one_seed_and_for_runs_that_diverged(tmp_path):
 def test_slopes_are_read_in_order_of_depth_at_the_steps_taken(tmp_path):
     records = [
         {"step": 0, "test_error": 0.9},
-        # Sorted by name, as Flax has it: conv3_10 before conv3_2.
+        # Sorted by name, as in Flax: conv3_10 before conv3_2.
         {"step": 5, "slope_mean": {"conv3_10_prelu": 0.3, "conv3_2_prelu": 0.2}},
         {"step": 10, "slope_mean": {"conv3_10_prelu": 0.5, "conv3_2_prelu": 0.4}},
     ]

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments import page, report
-from experiments.record import Record
-from experiments.results import Claim
+from experiments import report
+from experiments.harness import page
+from experiments.harness.claims import Claim
+from experiments.harness.record import Record
 from tests.experiments.conftest import ROOT, run
 
 CLAIMS = (
@@ -47,7 +48,7 @@ def experiment(folder, figures=("figure",), table="", **fields):
 
 
 def written(runs, out, text=None):
-    """What the command makes of ``out/results.md``."""
+    """The ``out/results.md`` that the command writes."""
     if text is not None:
         out.mkdir(exist_ok=True)
         (out / "results.md").write_text(text)
@@ -191,7 +192,7 @@ def test_the_page_shows_all_of_it_and_needs_no_other_file(tmp_path, runs, out):
 
 def test_a_figure_of_no_known_kind_is_named(tmp_path):
     (tmp_path / "x.figure").touch()
-    with pytest.raises(ValueError, match="x.figure is shown, but its ending tells no kind of im"):
+    with pytest.raises(ValueError, match="x.figure is shown, but its ending is that of no kind"):
         page.render("![x](x.figure)\n", tmp_path, {})
 
 
@@ -256,13 +257,13 @@ def test_the_time_says_of_which_commands_it_is(tmp_path, out, fields, shown):
 )
 def test_markers_that_do_not_match_are_refused(runs, out, text):
     text = text.format(begin=report.BEGIN, end=report.END)
-    with pytest.raises(ValueError, match=r"results.md has the marker lines .*Mend them"):
+    with pytest.raises(ValueError, match=r"results.md has the marker lines .*Correct them"):
         written(runs, out, text)
     assert (out / "results.md").read_text() == text
 
 
 def test_nothing_is_written_where_something_is_wrong(runs, out):
-    with pytest.raises(ValueError, match="missing.png is shown, but not there. Mend the link"):
+    with pytest.raises(ValueError, match="missing.png is shown, but not there. Correct the link"):
         written(runs, out, "![x](missing.png)\n")
     (out / "results.md").unlink()
     experiment(runs / "sweep/convergence_30_laptop")
@@ -389,7 +390,7 @@ def test_from_a_flag_to_a_page(runs, out):
         folder.mkdir(parents=True)
         (folder / "status.json").write_text(json.dumps({"status": status, "step": 4}))
     done = run("report", f"--runs={runs}", f"--out={out}")
-    assert done.returncode == 0, done.stderr  # though a claim fails: it is told
+    assert done.returncode == 0, done.stderr  # though a claim fails: it is reported
     assert done.stdout.splitlines() == [
         f"not finished, left out: {runs}/convergence_30_laptop/he/seed_1",
         "1 PASS, 1 FAIL, 1 UNDECIDED  convergence_30 (laptop)",

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import convergence_22, convergence_30, figures, results, transfer
-from experiments.results import Curve
+from experiments import convergence_22, convergence_30, transfer
+from experiments.harness import figures, results
+from experiments.harness.experiment import Report
+from experiments.harness.results import Curve
 
 
 def curve(errors, arm="He", seed=0, status="done"):
@@ -26,7 +28,7 @@ def test_a_curve_is_read_from_its_run_folder(tmp_path):
     read = results.read_curve(tmp_path, "He")
     assert (read.seed, read.status, read.steps.tolist()) == (7, "done", [0, 10])
     assert (read.epochs.tolist(), read.errors.tolist()) == ([0.0, 0.5], [0.9, 0.4])
-    results.write_csv([read], tmp_path / "curves.csv")
+    Report([], tables={"curves.csv": results.rows([read])}).write(tmp_path)
     rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
     assert list(rows[1]) == ["arm", "seed", "step", "epoch", "test_error"]
     assert list(rows[1].values()) == ["He", "7", "10", "0.5", "0.4"]
@@ -52,7 +54,7 @@ CONVERGES, STALLS, LATE = [0.9, 0.4, 0.05], [0.9, 0.9, 0.9], [0.9, 0.8, 0.1]
     ],
 )
 def test_the_claims_of_figure_3(he, xavier, passed):
-    config = convergence_30.laptop()
+    config = convergence_30.EXPERIMENT.config()
     claims = convergence_30.judge(config, list(map(curve, he)), list(map(curve, xavier)))
     assert [claim.passed for claim in claims] == passed
     assert "for the 500 steps of the run" in claims[1].statement  # no more than was seen
@@ -69,7 +71,7 @@ def test_the_claims_of_figure_3(he, xavier, passed):
     ],
 )
 def test_xavier_stalls_for_a_multiple_of_hes_steps(he, xavier, passed):
-    config = dataclasses.replace(convergence_30.stall(), stop_error=0.4)
+    config = dataclasses.replace(convergence_30.EXPERIMENT.config("stall"), stop_error=0.4)
     claims = convergence_30.judge(config, list(map(curve, he)), list(map(curve, xavier)))
     assert claims[2].passed is passed  # no np.bool, which JSON refuses
     assert "at least 20 times the steps that He needs to reach 40% error" in claims[2].statement
@@ -77,7 +79,7 @@ def test_xavier_stalls_for_a_multiple_of_hes_steps(he, xavier, passed):
 
 def test_a_run_that_diverged_did_not_stay_at_chance():
     xavier = [curve(STALLS), curve(STALLS[:2], status="diverged")]
-    _, chance = convergence_30.judge(convergence_30.laptop(), [curve(CONVERGES)], xavier)
+    _, chance = convergence_30.judge(convergence_30.EXPERIMENT.config(), [curve(CONVERGES)], xavier)
     assert not chance.passed
 
 
@@ -91,7 +93,7 @@ def test_a_run_that_diverged_did_not_stay_at_chance():
     ],
 )
 def test_the_claims_of_figure_2(he, xavier, passed):
-    config = convergence_22.laptop()
+    config = convergence_22.EXPERIMENT.config()
     claims = convergence_22.judge(config, list(map(curve, he)), list(map(curve, xavier)))
     assert [claim.passed for claim in claims] == passed
     assert claims[1].measured.endswith("; evaluated every 25 steps")
@@ -107,16 +109,18 @@ def test_a_run_that_diverged_before_its_first_record_is_wrong_in_every_claim(log
     assert lost.steps_to(0.5) == float("inf")
     fine = curve([0.9, 0.05, 0.05])
     for he, xavier in (([lost, fine], [fine, fine]), ([lost, lost], [lost, lost])):
-        claims = convergence_30.judge(convergence_30.laptop(), he, xavier)
+        claims = convergence_30.judge(convergence_30.EXPERIMENT.config(), he, xavier)
         assert not any(claim.passed for claim in claims)
-        claims = convergence_30.judge(convergence_30.stall(), he, xavier)
+        claims = convergence_30.judge(convergence_30.EXPERIMENT.config("stall"), he, xavier)
         assert not any(claim.passed for claim in claims)
-        assert not any(c.passed for c in convergence_22.judge(convergence_22.laptop(), he, xavier))
+        assert not any(
+            c.passed for c in convergence_22.judge(convergence_22.EXPERIMENT.config(), he, xavier)
+        )
         for drawn in (he, xavier, [lost]):
-            assert figures.error_curves(drawn, "title", "caption", tmp_path / "figure")
+            assert figures.error_curves(drawn, "title", "caption")
             by_method = {"condition": {"He": drawn}}
-            assert figures.method_errors(by_method, "caption", tmp_path / "figure")
+            assert figures.method_errors(by_method, "caption")
     arms = {arm: [lost, lost] for arm in transfer.ARMS}
-    assert not any(claim.passed for claim in transfer.judge(transfer.laptop(), arms))
-    assert "in 0 of 2" in transfer.markdown(transfer.laptop(), arms)
-    results.write_csv([lost], tmp_path / "curves.csv")
+    assert not any(claim.passed for claim in transfer.judge(transfer.EXPERIMENT.config(), arms))
+    assert "in 0 of 2" in transfer.markdown(transfer.EXPERIMENT.config(), arms)
+    assert len(results.rows([lost])) == 1

@@ -4,15 +4,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments import profiles, record, signal_profile
-from experiments.profiles import Profile
+from experiments import signal_profile
+from experiments.harness import profiles, record
+from experiments.harness.profiles import Profile
 from experiments.signal_profile import (
     ARMS,
     GAUSSIAN,
     HE_IN,
     HE_OUT,
     XAVIER,
-    Found,
+    Initialised,
     judge,
     last_stage,
 )
@@ -67,9 +68,9 @@ def test_from_the_command_to_the_picture(tmp_path):
     ],
 )
 def test_bad_input_is_named(fields, seeds, message, tmp_path):
-    config = dataclasses.replace(signal_profile.laptop(), **fields)
+    config = signal_profile.EXPERIMENT.config("laptop", **fields)
     with pytest.raises(ValueError, match=message):
-        signal_profile.run(config, tmp_path / "run", seeds)
+        signal_profile.EXPERIMENT.run(config, tmp_path / "run", seeds)
     assert not (tmp_path / "run").exists()
 
 
@@ -88,8 +89,8 @@ def test_the_last_stage_has_no_pool_in_it():
     assert last_stage(arch.MODEL_B) == [f"conv4_{i}" for i in range(1, 7)]
 
 
-def found(arm, verdicts, factor, spread=0.01):
-    """A network whose moments change by a factor a layer, as measured; the theory says ½."""
+def initialised(arm, verdicts, factor, spread=0.01):
+    """A network whose moments change by a factor a layer, as measured; the theory has ½."""
     depth = np.arange(len(LAYERS))
     wobble = spread * np.linspace(-1, 1, 8)[:, None] * depth
     forward, backward = (
@@ -103,12 +104,12 @@ def found(arm, verdicts, factor, spread=0.01):
         )
         for direction, sign in (("forward", 1), ("backward", -1))
     )
-    return Found(NET.name, arm, (forward, backward), verdicts)
+    return Initialised(NET.name, arm, (forward, backward), verdicts)
 
 
 def measured(he="healthy", xavier="vanishing", gaussian="vanishing", factor=0.5):
     verdicts = {HE_IN: he, HE_OUT: "healthy", XAVIER: xavier, GAUSSIAN: gaussian}
-    return [found(arm, [v, v], factor) for arm, v in verdicts.items()]
+    return [initialised(arm, [v, v], factor) for arm, v in verdicts.items()]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_each_claim_can_fail(changes, passed):
 
 def test_the_claim_on_factors_states_how_wide_the_intervals_are():
     narrow, wide = (
-        judge([NET], [found(arm, ["healthy"], 0.5, spread) for arm in ARMS])[3]
+        judge([NET], [initialised(arm, ["healthy"], 0.5, spread) for arm in ARMS])[3]
         for spread in (0.01, 0.1)
     )
     # Logs of factors have a deviation of 0.0070, times t(0.9995, 7) / √8 = 5.408 / √8: 1.34 %.
@@ -140,8 +141,8 @@ def test_the_claim_on_factors_states_how_wide_the_intervals_are():
 
 
 def test_the_table_states_how_often_the_theory_holds_and_how_wide_the_intervals_are():
-    of_half = found(XAVIER, [], 0.5).profiles[0]
-    other = found(XAVIER, [], 0.6).profiles[0]
+    of_half = initialised(XAVIER, [], 0.5).profiles[0]
+    other = initialised(XAVIER, [], 0.6).profiles[0]
     lines = profiles.markdown([of_half, other], 0.99).splitlines()
     n = len(LAYERS)
     widths = np.exp(of_half.interval(0.99)[1])
@@ -153,7 +154,7 @@ def test_the_table_states_how_often_the_theory_holds_and_how_wide_the_intervals_
 
 
 def test_a_factor_is_that_of_one_layer_in_the_direction_of_the_signal():
-    (forward, backward) = found(XAVIER, [], 0.6).profiles
+    (forward, backward) = initialised(XAVIER, [], 0.6).profiles
     for profile in (forward, backward):
         factor = profile.factor_per_layer(last_stage(NET), 0.99)
         assert (factor.predicted, factor.measured) == pytest.approx((0.5, 0.6), rel=1e-3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import takeoff
-from experiments.convergence import HE, XAVIER
+from experiments.harness.convergence import HE, XAVIER
 from tests.experiments.conftest import run
 
 NEVER = math.inf
@@ -30,7 +30,10 @@ FLAT = {n: [100.0, 110.0, 90.0, 105.0, 95.0] for n in DEPTHS}
 
 
 def passed(he, xavier):
-    return [claim.passed for claim in takeoff.judge(takeoff.laptop(), {HE: he, XAVIER: xavier})]
+    return [
+        claim.passed
+        for claim in takeoff.judge(takeoff.EXPERIMENT.config(), {HE: he, XAVIER: xavier})
+    ]
 
 
 def test_claims_hold_for_runs_as_the_theory_has_them():

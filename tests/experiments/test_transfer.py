@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import figures, transfer
-from experiments.results import Curve
+from experiments import transfer
+from experiments.harness import drawing, figures
+from experiments.harness.results import Curve
 from tests.experiments.conftest import ROOT, SHORT, run
 
 TINY = (*SHORT, "--config.pretrain_steps=4", "--config.examples_per_class=3")
@@ -54,7 +55,7 @@ def differing(a, b):
 
 
 def test_arms_differ_in_what_they_are_called_alone():
-    config = transfer.laptop()
+    config = transfer.EXPERIMENT.config()
     arms = {arm: transfer.of_arm(config, arm, 3, Path("first")) for arm in transfer.ARMS}
     plain = arms["trained: plain"]
     assert differing(plain, arms["frozen: plain"]) == {"frozen": ("", "conv")}
@@ -98,7 +99,7 @@ CONTROL = "from scratch: within + between"
 @pytest.mark.parametrize(
     ("errors", "passed"),
     [
-        # Seeds differ more than arms: what counts is the difference within each.
+        # Seeds differ more than arms: the difference within each decides.
         (
             {PLAIN: [0.26, 0.28, 0.3], BOTH: [0.24, 0.26, 0.279]},
             [True, True, False, False, True],
@@ -118,14 +119,14 @@ CONTROL = "from scratch: within + between"
     ],
 )
 def test_a_claim_is_decided_by_its_interval(errors, passed):
-    claims = transfer.judge(transfer.laptop(), curves(**errors))
+    claims = transfer.judge(transfer.EXPERIMENT.config(), curves(**errors))
     assert [claim.passed for claim in claims] == passed
     assert "difference, evaluated every 5 steps: " in claims[2].measured
     assert claims[4].statement == f"[{BOTH}] ends at a lower error than [{CONTROL}]"
 
 
 def test_the_table_has_a_row_for_each_arm_with_differences_within_seeds():
-    config = transfer.laptop()
+    config = transfer.EXPERIMENT.config()
     text = transfer.markdown(config, curves(**{PLAIN: [0.3, 0.1], BOTH: [0.28, 0.08]}))
     rows = {tuple(row.split(" | ")[:2]): row for row in text.splitlines()[4:]}
     assert len(rows) == len(transfer.ARMS)
@@ -144,7 +145,7 @@ def test_the_figure_is_drawn_for_one_seed_and_for_one_that_diverged(tmp_path):
     several = curves(**{PLAIN: [0.3, 0.1]})
     several[BOTH][0] = dataclasses.replace(several[BOTH][0], status="diverged")
     for name, by_arm in (("one", curves(**{PLAIN: [0.3]})), ("several", several)):
-        written = figures.final_errors(by_arm, "title", "caption", tmp_path / name)
+        written = drawing.save(figures.final_errors(by_arm, "title", "caption"), tmp_path / name)
         assert [file.suffix for file in written] == [".png", ".pdf"]
         assert all(file.stat().st_size > 5000 for file in written)
 

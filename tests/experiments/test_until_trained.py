@@ -1,15 +1,15 @@
 """Runs that end when they train: rates and variants, judged on made-up steps; one real command."""
 
 import csv
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from experiments import late_start, rates, until_trained
-from experiments.convergence import HE, XAVIER
-from experiments.results import Curve
+from experiments import late_start, rates
+from experiments.harness import drawing, until_trained
+from experiments.harness.convergence import HE, XAVIER
+from experiments.harness.results import Curve
 from prelu_jax import arch
 from prelu_jax.data import sources
 from tests.experiments.conftest import run
@@ -23,7 +23,7 @@ def curve(errors, status="done"):
 
 
 def test_a_cell_has_every_seed_and_what_became_of_it():
-    config = rates.laptop()
+    config = rates.EXPERIMENT.config()
     curves = [
         curve([0.9, 0.9]),
         curve([0.9, 0.9, 0.4]),
@@ -35,10 +35,10 @@ def test_a_cell_has_every_seed_and_what_became_of_it():
 
 
 def test_a_run_without_an_end_is_refused(tmp_path):
-    config = rates.laptop()
+    config = rates.EXPERIMENT.config()
     config.stop_error = 0.0
     with pytest.raises(ValueError, match="config.stop_error is 0"):
-        until_trained.train(config, tmp_path, 1, {})
+        until_trained.plan(config, tmp_path, [0], {})
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,9 @@ def test_gradients_and_kernels_are_drawn_for_a_run_that_logged_nothing_too(tmp_p
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text(text)
     folders = {name: tmp_path / name for name in ("run", "empty")}
-    written = late_start.draw(late_start.laptop(), folders, tmp_path / "figure")
+    written = drawing.save(
+        late_start.draw(late_start.EXPERIMENT.config(), folders), tmp_path / "figure"
+    )
     assert [file.suffix for file in written] == [".png", ".pdf"]
     assert all(file.stat().st_size > 5000 for file in written)
 
@@ -111,7 +113,7 @@ def test_rates_from_a_flag_to_a_table(tmp_path):
 def test_every_variant_can_be_trained(variant):
     """Its net is built, and the digits have the examples that it asks for."""
     fields = late_start.VARIANTS[variant]
-    config = dataclasses.replace(late_start.laptop(), **fields)
+    config = late_start.EXPERIMENT.config("laptop", **fields)
     assert arch.get(config.arch).name == config.arch
     few = sources.subset(sources.load("digits", "train"), "", config.examples_per_class)
     assert len(few) >= 10 * max(1, config.examples_per_class)
@@ -127,14 +129,14 @@ def test_variants_from_a_flag_to_a_picture(tmp_path):
 
 
 def test_an_unknown_variant_is_told_the_nearest(tmp_path):
-    config = late_start.laptop()
+    config = late_start.EXPERIMENT.config()
     config.variants = ("biases froze",)
     with pytest.raises(ValueError, match="biases froze'.*'biases frozen'"):
-        late_start.run(config, tmp_path, 1)
+        late_start.plan(config, tmp_path, [0])
 
 
 def test_rates_end_where_rate_times_steps_is_equal_but_not_too_early():
-    config = rates.laptop()
+    config = rates.EXPERIMENT.config()
     lasts = {rate: rates.last_step(config, rate) for rate in config.rates}
     assert lasts == {
         0.0005: 6000,

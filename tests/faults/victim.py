@@ -6,6 +6,7 @@ If $FAULT_FILE exists and holds 'stall INDEX', the reading threads in the proces
 hang; with 'corrupt INDEX', they read records that are not images.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -14,7 +15,8 @@ from typing import Any
 
 import jax
 
-from experiments import common, convergence_30
+from experiments import convergence_30
+from experiments.harness import cli
 from prelu_jax.data import pipeline, sources
 
 _whole = pipeline._labelled
@@ -34,4 +36,4 @@ def _faulty(split: sources.Split, index: int) -> sources.Record:
 if __name__ == "__main__":
     pipeline._labelled = _faulty
     sys.argv[0] = convergence_30.__file__
-    common.main("faults", {"laptop": convergence_30.laptop}, convergence_30.run)
+    cli.main(dataclasses.replace(convergence_30.EXPERIMENT, name="faults"))

@@ -66,7 +66,8 @@ def main(argv):
         raise RuntimeError("CUDA error: an illegal memory access")
     raise SystemExit("error: --config.dataset")
 
-entry.run(main)
+with entry.command():
+    main(entry.parse_flags())
 """
 
 

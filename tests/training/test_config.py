@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from experiments import common, convergence_30, data_dependent, learning
+from experiments import convergence_30, data_dependent, learning
+from experiments.harness import configs
 from prelu_jax.training import config as config_lib
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.recipe import resolve
@@ -25,9 +26,9 @@ def test_no_number_is_negative_infinite_or_beyond_32_bits(field, value):
 
 
 def test_the_laptop_scale_can_be():
-    config = convergence_30.laptop()
+    config = convergence_30.EXPERIMENT.config()
     config_lib.check_values(config)
-    resolve(common.train_config(config, initializer="he_normal"))
+    resolve(configs.train_config(config, initializer="he_normal"))
 
 
 @pytest.mark.parametrize(
@@ -49,5 +50,5 @@ def test_experiments_own_fields_too(config, fields):
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, (0.1, 2.0)])
 def test_errors_that_claims_compare_with_are_fractions(value):
     with pytest.raises(ValueError, match=r"config.learned is .*, expected fractions"):
-        common.check_fractions(learning.Config(learned=value), "learned")
-    common.check_fractions(learning.Config(learned=(0.0, 1.0)), "learned")
+        configs.check_fractions(learning.Config(learned=value), "learned")
+    configs.check_fractions(learning.Config(learned=(0.0, 1.0)), "learned")

@@ -8,31 +8,29 @@ scores/dense_<s>.npy       the same of every window, densely
 scores/crops_<s>.npy       the same of every window as a crop of its own
 """
 
-import csv
 import dataclasses
 import functools
-import math
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
+from tqdm import tqdm
 
-from experiments import results
-from experiments.results import Claim
-from prelu_jax import evaluation, files
+from experiments.harness import machine, plans, results
+from experiments.harness.plans import Arm, Plan
+from prelu_jax import arch, evaluation, files
 from prelu_jax.data import pipeline
 from prelu_jax.runs import finished, identity
 from prelu_jax.training import recipe
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.parallel import AXIS, Parallel
 
-# The tests as scores, tables and `Scores` have them; `name` has the labels of people.
+# Names of the tests in tables and `Scores`; `errors.label` returns those for people.
 TEN_VIEW, MULTI_SCALE = "10-view", "multi-scale"
-_FIVE_VIEW = "5-view"
 
 # Made once: `Parallel` compiles a function once.
 _STEPS = {
@@ -57,26 +55,49 @@ class ScoredConfig(TrainConfig):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What a run says of every test example.
+    """The scores of a run for every test example."""
 
-    Attributes:
-        labels: int32 ``[n]``.
-        by_test: test -> softmax scores ``[n, classes]``.
+    labels: np.ndarray  # int32 ``[n]``
+    by_test: Mapping[str, np.ndarray]  # test -> softmax scores ``[n, classes]``
+
+
+def plan(
+    config: ScoredConfig,
+    workdir: Path,
+    seeds: Sequence[int],
+    arms: Sequence[Arm],
+    tests: Sequence[str],
+) -> Plan:
+    """Return the plan of runs that are tested afterwards.
+
+    Raises:
+        ValueError: they cannot be tested as the configuration asks.
     """
+    parallel = machine.devices(config.batch_size)
+    for name in dict.fromkeys(arm.fields.get("arch", config.arch) for arm in arms):
+        check(config, arch.get(name).image_size, parallel, tests)
+    return plans.of_arms(config, workdir, seeds, arms)
 
-    labels: np.ndarray
-    by_test: Mapping[str, np.ndarray]
+
+def score_all(
+    config: ScoredConfig,
+    workdir: Path,
+    seeds: Sequence[int],
+    arms: Sequence[Arm],
+    tests: Sequence[str],
+) -> dict[str, list[Scores | None]]:
+    """Return the scores of the trained runs of a `plan` by arm, in the order of the seeds."""
+    parallel = machine.devices(config.batch_size)
+    folders = plans.folders(workdir, seeds, arms)
+    runs = [(name, folder) for name, of_arm in folders.items() for folder in of_arm]
+    by_arm: dict[str, list[Scores | None]] = {name: [] for name in folders}
+    for name, folder in tqdm(runs, desc="tests", unit="run"):
+        by_arm[name].append(scores(folder, config, parallel, tests))
+    return by_arm
 
 
 def check(config: ScoredConfig, size: int, parallel: Parallel, tests: Sequence[str]) -> None:
-    """Raises a ValueError if networks for images of a size cannot be tested so.
-
-    Args:
-        config: how they are tested.
-        size: of the images, pixels.
-        parallel: the devices.
-        tests: see `scores`.
-    """
+    """Raise a ValueError if networks for images of ``size`` pixels cannot be tested so."""
     asked: dict[str, Sequence[int]] = {}
     if TEN_VIEW in tests:
         asked["ten_view_scale"] = [config.ten_view_scale]
@@ -95,56 +116,35 @@ def check(config: ScoredConfig, size: int, parallel: Parallel, tests: Sequence[s
         )
 
 
-def at(side: int) -> str:
-    """What the dense test at a scale is called, ``side`` pixels of the shorter side."""
+def dense_test_name(side: int) -> str:
+    """Return the name of the dense test at a scale, ``side`` pixels of the shorter side."""
     return f"s = {side}"
 
 
-def crops_at(side: int) -> str:
+def crops_test_name(side: int) -> str:
     """Return the name of the test on crops, one for each window of the dense test at a scale."""
-    return f"{at(side)}, crops"
-
-
-def name(test: str, config: TrainConfig) -> str:
-    """Return the label of a test: without mirrored images the ten views are five.
-
-    Args:
-        test: as in `scores`.
-        config: of the runs, whose training decides whether images are mirrored.
-    """
-    return _FIVE_VIEW if test == TEN_VIEW and not config.flip else test
-
-
-def beside_paper(config: TrainConfig) -> str:
-    """Return the label of the paper's test in ten views in a table beside that of the runs."""
-    views = name(TEN_VIEW, config)
-    return views if views == TEN_VIEW else f"{TEN_VIEW} in the paper, {views} here"
-
-
-def unmirrored(config: TrainConfig) -> str:
-    """Return the sentence of a table whose tests mirror no image; empty if they mirror."""
-    return "" if config.flip else " As in training, no image is mirrored."
+    return f"{dense_test_name(side)}, crops"
 
 
 def scores(
     folder: Path, config: ScoredConfig, parallel: Parallel, tests: Sequence[str]
 ) -> Scores | None:
-    """Tests of a run, None if it diverged; those that its folder holds are not made again.
+    """Return the scores of a run, None if it diverged; its folder keeps those computed before.
 
     Args:
         folder: of the run.
         config: how it is tested; the run itself is that of the folder.
         parallel: the devices.
-        tests: those asked for: `TEN_VIEW`, `at` and `crops_at` a scale of ``config.scales``,
-            `MULTI_SCALE`.
+        tests: those asked for: `TEN_VIEW`, `MULTI_SCALE`, and names of dense tests and of crops at
+            scales of the configuration.
 
     Raises:
         ValueError: the run is not finished, or its checkpoint is another network's.
     """
     if results.diverged(folder):
         return None
-    dense = {at(side): ("dense", side) for side in config.scales}
-    crops = {crops_at(side): ("crops", side) for side in config.scales}
+    dense = {dense_test_name(side): ("dense", side) for side in config.scales}
+    crops = {crops_test_name(side): ("crops", side) for side in config.scales}
     singles = {TEN_VIEW: ("ten_view", config.ten_view_scale), **dense, **crops}
     needed = [t for t in singles if t in tests or (MULTI_SCALE in tests and t in dense)]
     paths = {test: folder / "scores/{}_{}.npy".format(*singles[test]) for test in needed}
@@ -158,16 +158,16 @@ def scores(
     if missing:
         _test(folder, missing, config.test_batch_size, parallel)
         labels = np.load(kept)
-    found = {test: np.load(file) for test, file in paths.items()}
+    by_test = {test: np.load(file) for test, file in paths.items()}
     if MULTI_SCALE in tests:
-        found[MULTI_SCALE] = evaluation.average({test: found[test] for test in dense})
-    return Scores(labels, {test: found[test] for test in tests})
+        by_test[MULTI_SCALE] = evaluation.average({test: by_test[test] for test in dense})
+    return Scores(labels, {test: by_test[test] for test in tests})
 
 
 def _test(
     folder: Path, tests: Mapping[Path, tuple[str, int]], batch_size: int, parallel: Parallel
 ) -> None:
-    """Tests the run in a folder, in this process; each test's scores go to its file."""
+    """Test the run in a folder, in this process, and write the scores of each test to its file."""
     parallel = parallel.of_this_process()
     run = finished.load(folder)
     train, split = recipe.splits(run.config)
@@ -180,70 +180,37 @@ def _test(
         # A seventh of the crop is two places of the last map of models A to C: few shapes.
         images = pipeline.whole_images(split, side, model.arch.image_size // 7, issues)
         score = functools.partial(_score, step, net, parallel)
-        found, labels = evaluation.predict(score, images, batch_size)
+        predicted, labels = evaluation.predict(score, images, batch_size)
         file.parent.mkdir(exist_ok=True)
         _save(file.with_name("labels.npy"), labels)
-        _save(file, found)
+        _save(file, predicted)
 
 
 def _score(step: Any, net: Any, parallel: Parallel, batch: Any) -> Any:
     return step(net, parallel.split(batch))
 
 
-def errors(scores: Scores | None, test: str) -> tuple[float, float]:
-    """Top-1 and top-5 error of a run, fractions; of five classes or fewer no top-5: not a number.
-
-    A run that diverged, of which there are no scores, is wrong everywhere.
-    """
-    if scores is None:
-        return 1.0, 1.0
-    found, labels = scores.by_test[test], scores.labels
-    top_5 = evaluation.top_error(found, labels, 5) if found.shape[1] > 5 else math.nan
-    return evaluation.top_error(found, labels, 1), top_5
-
-
-def top_1(scores: Scores | None, test: str) -> float:
-    """Return the top-1 error of a run for a figure; not a number for a run that diverged."""
-    return math.nan if scores is None else errors(scores, test)[0]
-
-
-def learned(top_1: Mapping[str, Sequence[float]], at_most: float, config: TrainConfig) -> Claim:
-    """Return the claim that every run learns, by its top-1 error in ten views or five."""
-    views = name(TEN_VIEW, config)
-    return Claim(
-        f"Every run learns: {views} top-1 error at most {at_most:.0%} in every seed",
-        max(error for of in top_1.values() for error in of) <= at_most,
-        "\n      ".join(f"{arm}: {results.summary(of, ' %', 100)}" for arm, of in top_1.items()),
-    )
-
-
-def cell(of_seeds: Sequence[tuple[float, float]]) -> str:
-    """Return a cell of a table: top-1 / top-5 error in %; – for what there is not."""
-    by_k = zip(*of_seeds, strict=True)
-    return " / ".join("–" if np.isnan(of_k).any() else results.short(of_k, 100) for of_k in by_k)
-
-
-def write_csv(
-    errors: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
-    seeds: Sequence[int | str],
-    file: Path,
-) -> None:
-    """Write the errors of every run in every test, a row each.
+def check_comparable(folders: Iterable[Path], field: str) -> list[TrainConfig]:
+    """Return the configurations of finished runs.
 
     Args:
-        errors: arm -> test -> top-1 and top-5 error of each seed; not a number for what there is
-            not, which leaves a cell empty.
-        seeds: in the order of the errors.
-        file: to write.
+        folders: of the runs.
+        field: of the configuration that names them, for errors.
+
+    Raises:
+        ValueError: the runs were tested on other examples, or their classes differ.
     """
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(["arm", "test", "seed", "top_1_error", "top_5_error"])
-        for arm, by_test in errors.items():
-            for test, of_seeds in by_test.items():
-                for seed, pair in zip(seeds, of_seeds, strict=True):
-                    cells = ("" if math.isnan(error) else error for error in pair)
-                    writer.writerow([arm, test, seed, *cells])
+    runs = {folder: finished.config(folder, field) for folder in folders}
+    data = {}
+    for folder, c in runs.items():
+        place = f" in {c.data_dir}" if c.data_dir else ""
+        data[folder] = f"{c.dataset}/{c.test_split}{place}, classes {c.classes or 'all'}"
+    if len(set(data.values())) > 1:
+        raise ValueError(
+            f"{field}: expected runs with the same test examples and classes, got "
+            f"{'; '.join(f'{folder}: {of_run}' for folder, of_run in data.items())}."
+        )
+    return list(runs.values())
 
 
 def _load(file: Path, axes: int, missing: Any = None) -> Any:

@@ -1,14 +1,14 @@
 """Second moments of networks at initialisation: profiles over depth and factors per layer."""
 
-import csv
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import special
 
-from experiments.results import LEVEL
+from experiments.harness import tables
+from experiments.harness.intervals import LEVEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +39,14 @@ class Factor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Profile:
-    """Second moments of a network at initialisation, layer by layer.
+    """Second moments of a network at initialisation, layer by layer."""
 
-    Attributes:
-        net: the network's name.
-        arm: its initialisation.
-        direction: 'forward', E[y²], or 'backward', E[Δy²].
-        layers: the layers' names ``[L]``.
-        predicted: logs of the moments by theory ``[L]``.
-        measured: logs of the moments of each seed ``[n, L]``.
-    """
-
-    net: str
-    arm: str
-    direction: str
-    layers: tuple[str, ...]
-    predicted: np.ndarray
-    measured: np.ndarray
+    net: str  # the network's name
+    arm: str  # its initialisation
+    direction: str  # 'forward', E[y²], or 'backward', E[Δy²]
+    layers: tuple[str, ...]  # the layers' names ``[L]``
+    predicted: np.ndarray  # logs of the moments by theory ``[L]``
+    measured: np.ndarray  # logs of the moments of each seed ``[n, L]``
 
     def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
         """Return the log of the mean over the seeds ``[L]``, and half its interval ``[L]``."""
@@ -99,47 +90,45 @@ def markdown(profiles: Sequence[Profile], level: float) -> str:
     A half-width of × 2 is an interval from half the measured moment to twice the moment.
     """
     n = len(profiles[0].measured)
-    lines = [
+    heads = ["net", "initialisation", "direction", "layers in the interval"]
+    rows = []
+    for p in profiles:
+        inside, widths = p.inside(level), np.exp(p.interval(level)[1])
+        factors = [f"× {np.median(widths):.3g}", f"× {widths.max():.3g}"]
+        rows.append([p.net, p.arm, p.direction, f"{inside.sum()} of {len(inside)}", *factors])
+    return tables.document(
         f"Layers whose predicted moment lies in the {100 * level:g} % interval of the mean over "
         f"n = {n} seeds, and half the width of these intervals as a factor: × 2 is from half the "
         "measured moment to twice it.",
-        "",
-        "| net | initialisation | direction | layers in the interval | median half-width "
-        "| largest half-width |",
-        "|---|---|---|---|---|---|",
-    ]
-    for p in profiles:
-        inside, widths = p.inside(level), np.exp(p.interval(level)[1])
-        lines.append(
-            f"| {p.net} | {p.arm} | {p.direction} | {inside.sum()} of {len(inside)} "
-            f"| × {np.median(widths):.3g} | × {widths.max():.3g} |"
-        )
-    return "\n".join(lines) + "\n"
+        tables.markdown([*heads, "median half-width", "largest half-width"], rows),
+    )
 
 
-def write_csv(profiles: Sequence[Profile], file: Path) -> None:
-    """Write every layer of every profile, a row each; moments as decimal logarithms."""
+def means(profiles: Sequence[Profile]) -> list[list[Any]]:
+    """Return a table with a row for every layer of every profile; moments as decimal logarithms."""
     numbers = ("predicted", "measured", "low", "high")
-    rows = []
+    logs = []
     for p in profiles:
         log, half = p.interval()
-        rows.append((p, np.stack([p.predicted, log, log - half, log + half], axis=1)))
-    _write(rows, ["seeds", *(f"log10_{name}" for name in numbers)], file)
+        logs.append(np.stack([p.predicted, log, log - half, log + half], axis=1))
+    return _rows(profiles, logs, [f"log10_{name}" for name in numbers])
 
 
-def write_seeds(profiles: Sequence[Profile], file: Path) -> None:
-    """Write the moments of every seed, a row for each layer of each profile."""
-    n = len(profiles[0].measured)
-    rows = [(p, p.measured.T) for p in profiles]
-    _write(rows, ["seeds", *(f"log10_seed_{seed}" for seed in range(n))], file)
+def seeds(profiles: Sequence[Profile]) -> list[list[Any]]:
+    """Return a table with the moments of every seed, a row for each layer of each profile."""
+    columns = [f"log10_seed_{seed}" for seed in range(len(profiles[0].measured))]
+    return _rows(profiles, [p.measured.T for p in profiles], columns)
 
 
-def _write(logs: Sequence[tuple[Profile, np.ndarray]], columns: Sequence[str], file: Path) -> None:
-    """Write natural logarithms ``[L, columns]`` of profiles as decimal ones."""
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(["net", "initialisation", "direction", "layer", *columns])
-        for p, of_layers in logs:
-            for layer, row in zip(p.layers, of_layers / np.log(10), strict=True):
-                known = [p.net, p.arm, p.direction, layer, len(p.measured)]
-                writer.writerow([*known, *(f"{value:.4f}" for value in row)])
+def _rows(
+    profiles: Sequence[Profile], logs: Sequence[np.ndarray], columns: Sequence[str]
+) -> list[list[Any]]:
+    """Return a table with natural logarithms ``[L, columns]`` of profiles as decimal ones."""
+    table: list[list[Any]] = [
+        ["net", "initialisation", "direction", "layer", "seeds", *columns],
+    ]
+    for p, of_layers in zip(profiles, logs, strict=True):
+        for layer, row in zip(p.layers, of_layers / np.log(10), strict=True):
+            known = [p.net, p.arm, p.direction, layer, len(p.measured)]
+            table.append([*known, *(f"{value:.4f}" for value in row)])
+    return table

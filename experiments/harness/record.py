@@ -1,4 +1,4 @@
-"""What is kept of a finished experiment, in its folder, for `experiments.report`."""
+"""The record of a finished experiment in its folder, which `experiments.report` reads."""
 
 import dataclasses
 import datetime
@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from experiments.results import Claim
+from experiments.harness.claims import Claim
 from prelu_jax import files
 
 _FILE = "experiment.json"
@@ -22,15 +22,15 @@ _BEGUN = "experiment.begun"  # beside the record, from the beginning of a comman
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One experiment as it was run; its tables and figures lie beside it.
+    """The command, time and claims of one experiment; its tables and figures lie beside it.
 
     Attributes:
         name, scale, seeds: of the experiment.
         command: that ran it.
         finished: the day, ISO 8601.
         seconds: wall-clock, compilation included, of all commands that finished in the folder.
-        resumed: one that did not finish was there before: the time is not all of it.
-        hardware, versions: what it ran on.
+        resumed: a command before did not finish: the time is not all of it.
+        hardware, versions: of the machine, and of Python and its packages.
         claims: with the outcome of each.
         commands: how many finished in the folder.
     """
@@ -48,14 +48,14 @@ class Record:
     commands: int = 1
 
 
-def begin(folder: Path) -> bool:
-    """Notes in a folder that a command begins there, which `write` or `refuse` ends.
+def mark_started(folder: Path) -> bool:
+    """Mark a folder as that of a command that has started, until `write` or `clear_mark`.
 
     Returns:
-        Whether one before it did not end: its time is in no record.
+        Whether a command before it did not end, so that its time is in no record.
     """
     if not folder.exists() or not any(folder.iterdir()):
-        return False  # nor is it made: the command may be refused
+        return False  # it is not made either: the command may be refused
     for file in (folder / _FILE, folder / _BEGUN):
         if file.is_dir():  # at the end it would be too late
             raise ValueError(f"{file} is a directory, expected a file. Move it away.")
@@ -65,8 +65,8 @@ def begin(folder: Path) -> bool:
     return stopped
 
 
-def refuse(folder: Path, stopped: bool) -> None:
-    """Forgets a command that ended with an error; ``stopped``: what `begin` returned."""
+def clear_mark(folder: Path, stopped: bool) -> None:
+    """Remove the mark of a command that ended with an error; ``stopped`` is of `mark_started`."""
     begun = folder / _BEGUN
     if os.path.exists(begun) and not stopped:  # False where it may not look
         begun.unlink()
@@ -81,18 +81,18 @@ def write(
     resumed: bool,
     claims: Sequence[Claim],
 ) -> None:
-    """Keeps the record of this process's experiment in its folder; see `Record`.
+    """Write the record of this process's experiment to its folder; see `Record`.
 
     Args:
         folder, name, scale, seeds, claims: of the experiment.
         seconds: that this command took.
-        resumed: what `begin` returned.
+        resumed: as `mark_started` returned.
     """
     commands = 1
     if (folder / _FILE).exists():
         try:
             earlier = read(folder)
-        except ValueError as error:  # its time is lost, what was computed now must not be
+        except ValueError as error:  # its time is lost; the new results must not be
             logging.warning("%s It is replaced; the time in it is lost.", error)
             resumed = True
         else:
@@ -116,7 +116,7 @@ def write(
 
 
 def read(folder: Path) -> Record:
-    """The record of an experiment's folder.
+    """Return the record in an experiment's folder.
 
     Raises:
         ValueError: the file is no record.
@@ -152,17 +152,17 @@ def _check_types(record: Record) -> None:
 
 
 def _text(argument: str) -> str:
-    """Return an argument of the command as Unicode, whatever the locale has made of it."""
+    """Return an argument of the command as Unicode in any locale."""
     return os.fsencode(argument).decode("utf-8", "replace")
 
 
 def find(root: Path) -> list[Path]:
-    """Every folder below ``root``, or itself, that holds a record."""
+    """Return the folders that hold a record: ``root`` itself and those below."""
     return sorted(file.parent for file in root.rglob(_FILE))
 
 
 def _hardware() -> str:
-    """The devices that JAX computes on."""
+    """Return the name of the devices that JAX computes on."""
     import jax  # here: records are read without it
 
     devices = jax.devices()
@@ -177,7 +177,7 @@ def _hardware() -> str:
 
 
 def _versions() -> str:
-    """Of Python and of the packages that decide a result."""
+    """Return the versions of Python and of the packages that decide a result."""
     import flax
     import jax
 

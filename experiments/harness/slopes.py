@@ -1,14 +1,14 @@
 """The learned slopes of finished runs, read from their folders without JAX."""
 
-import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from experiments import results
+from experiments.harness import results
 
 # Table 1: layer -> (channel-shared slope, mean of the channel-wise slopes).
 TABLE_1 = {
@@ -30,34 +30,21 @@ TABLE_1 = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slopes:
-    """The slope behind every rectified layer over the training of one run.
+    """The slope after every rectified layer over the training of one run."""
 
-    Attributes:
-        seed: of the run.
-        status: 'done' or 'diverged' (or 'running', if it was stopped).
-        layers: the layers' names, in order of depth ``[L]``.
-        steps: how many steps had been taken ``[n]``.
-        values: the slopes there, means over channels ``[n, L]``.
-    """
-
-    seed: int
-    status: str
-    layers: tuple[str, ...]
-    steps: np.ndarray
-    values: np.ndarray
+    seed: int  # of the run
+    status: str  # 'done' or 'diverged' (or 'running', if it was stopped)
+    layers: tuple[str, ...]  # the layers' names, in order of depth ``[L]``
+    steps: np.ndarray  # how many steps had been taken ``[n]``
+    values: np.ndarray  # the slopes there, means over channels ``[n, L]``
 
     def final(self) -> np.ndarray:
-        """The last slopes ``[L]``; not a number for a run that diverged: it learned none."""
+        """Return the last slopes ``[L]``; not a number for a run that diverged: it learned none."""
         return self.values[-1] if self.status == "done" else np.full(len(self.layers), np.nan)
 
 
 def read(folder: Path, layers: Sequence[str]) -> Slopes:
-    """The slopes of one run folder.
-
-    Args:
-        folder: of a run with PReLU.
-        layers: the rectified layers' names, in order of depth.
-    """
+    """Return the slopes of the folder of a run with PReLU; ``layers``: names in order of depth."""
     logged = [record for record in results.read_metrics(folder) if "slope_mean" in record]
     values = [[r["slope_mean"][f"{layer}_prelu"] for layer in layers] for r in logged]
     return Slopes(
@@ -69,29 +56,23 @@ def read(folder: Path, layers: Sequence[str]) -> Slopes:
     )
 
 
-def write_csv(slopes: Mapping[str, Sequence[Slopes]], file: Path) -> None:
-    """Every slope of every run, a row each.
-
-    Args:
-        slopes: arm -> those of every seed.
-        file: to write.
-    """
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(["rectifier", "seed", "steps_taken", "layer", "slope"])
-        for arm, of_arm in slopes.items():
-            for run in of_arm:
-                for step, values in zip(run.steps, run.values, strict=True):
-                    for layer, value in zip(run.layers, values, strict=True):
-                        writer.writerow([arm, run.seed, step, layer, f"{value:.6f}"])
+def rows(slopes: Mapping[str, Sequence[Slopes]]) -> list[list[Any]]:
+    """Return a table with a row for every slope of every run of every arm, the heads first."""
+    table: list[list[Any]] = [["rectifier", "seed", "steps_taken", "layer", "slope"]]
+    for arm, of_arm in slopes.items():
+        for run in of_arm:
+            for step, values in zip(run.steps, run.values, strict=True):
+                for layer, value in zip(run.layers, values, strict=True):
+                    table.append([arm, run.seed, step, layer, f"{value:.6f}"])
+    return table
 
 
 def paper(layers: Sequence[str], arms: Sequence[str]) -> dict[str, list[float]]:
-    """Table 1 by arm, a slope for every layer; empty for layers that are not the table's.
+    """Return Table 1 by arm, a slope for every layer; empty for layers that are not the table's.
 
     Args:
         layers: of a network.
-        arms: what to call the channel-shared and the channel-wise slopes.
+        arms: names of the channel-shared and the channel-wise slopes.
     """
     if list(layers) != list(TABLE_1):
         return {}
@@ -99,5 +80,5 @@ def paper(layers: Sequence[str], arms: Sequence[str]) -> dict[str, list[float]]:
 
 
 def with_depth(values: Sequence[float] | np.ndarray) -> float:
-    """Spearman's correlation of slopes ``[L]`` with depth; not a number if a slope is none."""
+    """Return Spearman's correlation of slopes ``[L]`` with depth; nan if a slope is none."""
     return float(stats.spearmanr(np.arange(len(values)), values).statistic)

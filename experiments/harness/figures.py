@@ -1,43 +1,31 @@
-"""Drawing errors and take-offs, from curves alone."""
+"""Figures of errors, drawn from curves alone; their caption is the setting of the runs."""
 
 import itertools
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import drawing
-from experiments.drawing import Style, pyplot, save, seeds
-from experiments.results import Curve
-
-__all__ = ["error_curves", "errors_by_test", "final_errors", "method_errors", "takeoff"]
-__all__ += ["pyplot", "save", "seeds"]  # of `drawing`, for the experiments
+from experiments.harness import drawing
+from experiments.harness.results import Curve
 
 _GROUP_COLOURS = ("0.35", "tab:blue", "tab:orange")
-_PREDICTIONS = ("solid", "dashdot", "dotted", (0, (8, 2, 1, 2, 1, 2)))
 _OUTSIDE = 1.03  # of the axes: a cross that has no place on the scale
 
 
-def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) -> list[Path]:
+def error_curves(curves: Sequence[Curve], title: str, caption: str) -> Any:
     """Draw error against epochs, every seed thin and the median bold.
 
     A run that diverged ends in a cross at its last evaluation, and is not in the median.
 
     Args:
         curves: of one or more arms; the seeds of an arm share their epochs.
-        title: above the axes.
-        caption: below them: the setting of the runs.
-        stem: path of the figure without its ending.
-
-    Returns:
-        The files written, a PNG and a PDF.
     """
     from matplotlib.lines import Line2D
 
-    figure, axes = pyplot().subplots(figsize=(7, 5), layout="constrained")
+    figure, ((axes,),) = drawing.subplots(1, 1, (7, 5))
     handles = []
     for arm, (colour, dashes, _) in drawing.styles(curve.arm for curve in curves).items():
         of_arm = [curve for curve in curves if curve.arm == arm]
@@ -63,12 +51,10 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str, stem: Path) 
     axes.set_title(title, fontsize=14)
     drawing.legend(figure, handles)
     drawing.caption(figure, caption)
-    return save(figure, stem)
+    return figure
 
 
-def method_errors(
-    curves: Mapping[str, Mapping[str, Sequence[Curve]]], caption: str, stem: Path
-) -> list[Path]:
+def method_errors(curves: Mapping[str, Mapping[str, Sequence[Curve]]], caption: str) -> Any:
     """Draw error against steps, the median of each method; a panel for each condition.
 
     Runs that diverged are not in the median: each is a thin line that ends in a cross. The title of
@@ -76,11 +62,6 @@ def method_errors(
 
     Args:
         curves: condition -> method -> the curve of every seed.
-        caption: below the axes: the setting of the runs.
-        stem: path of the figure without its ending.
-
-    Returns:
-        The files written, a PNG and a PDF.
     """
     from matplotlib.lines import Line2D
 
@@ -114,7 +95,7 @@ def method_errors(
     place = {"loc": "outside right center", "fontsize": 13, "frameon": False}
     figure.legend(handles=handles, title="at step 0", title_fontsize=13, **place)
     drawing.caption(figure, caption)
-    return save(figure, stem)
+    return figure
 
 
 def _draw_medians(
@@ -127,7 +108,7 @@ def _draw_medians(
     done = {method: drawing.finished(of_method) for method, of_method in by_method.items()}
     # All runs share their evaluations, unless they diverged.
     steps = max((c.steps for of_method in by_method.values() for c in of_method), key=len)
-    medians = {m: drawing.median(of, len(steps)) for m, of in done.items() if of}
+    medians = {m: drawing.median(curves, len(steps)) for m, curves in done.items() if curves}
     for group in drawing.touching(medians):
         lines = zip(group, drawing.overlaid(len(group)), strict=True)
         for i, (method, (width, dashes)) in enumerate(lines):
@@ -137,24 +118,15 @@ def _draw_medians(
             axes.plot(steps, medians[method], lw=width, ls=dashes, markevery=turns, **style)
 
 
-def final_errors(
-    curves: Mapping[str, Sequence[Curve]], title: str, caption: str, stem: Path
-) -> list[Path]:
+def final_errors(curves: Mapping[str, Sequence[Curve]], title: str, caption: str) -> Any:
     """Draw the final error of every arm, a row each: seeds small, mean and interval large.
 
     A run that diverged is a cross at its last evaluation, right of the frame if it had none.
 
     Args:
         curves: arm -> the curve of every seed; 'group: arm' has the colour of its group.
-        title: above the axes.
-        caption: below them: the setting of the runs.
-        stem: path of the figure without its ending.
-
-    Returns:
-        The files written, a PNG and a PDF.
     """
-    size = {"figsize": (8, 2 + 0.55 * len(curves)), "layout": "constrained"}
-    figure, axes = pyplot().subplots(**size)
+    figure, ((axes,),) = drawing.subplots(1, 1, (8, 2 + 0.55 * len(curves)))
     groups = list(dict.fromkeys(arm.partition(":")[0] for arm in curves))
     rows = []
     for row, (arm, of_arm) in enumerate(curves.items()):
@@ -182,29 +154,23 @@ def final_errors(
     if any("diverged" in row for row in rows):
         caption += "; ×: diverged, at its last evaluation, right of the frame if there is none"
     drawing.caption(figure, caption)
-    return save(figure, stem)
+    return figure
 
 
 def errors_by_test(
     errors: Mapping[str, Mapping[str, Sequence[float]]],
     caption: str,
-    stem: Path,
     along: str = "Test",
-) -> list[Path]:
+) -> Any:
     """Draw the error of every model by its test: every seed small, mean and interval large.
 
     A run that diverged is a cross above the frame: it is not tested.
 
     Args:
         errors: model -> test -> fractions, one for each seed; not a number for one that diverged.
-        caption: below the axes: the setting of the runs.
-        stem: path of the figure without its ending.
         along: the label of the tests' axis.
-
-    Returns:
-        The files written, a PNG and a PDF.
     """
-    figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
+    figure, ((axes,),) = drawing.subplots(1, 1, (8, 5))
     tests = list(next(iter(errors.values())))
     handles = []
     lost = False
@@ -235,7 +201,7 @@ def errors_by_test(
     axes.grid(axis="y", alpha=0.25)
     drawing.legend(figure, handles)
     drawing.caption(figure, caption)
-    return save(figure, stem)
+    return figure
 
 
 def _entry(model: str, of_model: Mapping[str, Sequence[float]], colour: str, marker: str) -> Any:
@@ -246,93 +212,3 @@ def _entry(model: str, of_model: Mapping[str, Sequence[float]], colour: str, mar
     diverged = int(np.isnan(errors).sum())
     label = f"{model}, {drawing.count('mean', len(errors), diverged)}" if diverged else model
     return Line2D([], [], color=colour, marker=marker, ms=8, ls="none", label=label)
-
-
-def takeoff(
-    points: Mapping[str, Mapping[int, Sequence[float]]],
-    predicted: Mapping[str, Mapping[int, float]],
-    title: str,
-    caption: str,
-    stem: Path,
-    *,
-    limit: float,
-) -> list[Path]:
-    """Draw steps until an error is reached against depth, every seed and the median of a depth.
-
-    A seed that did not train is a triangle at the limit. Where the median seed did not train, the
-    line of medians has a gap.
-
-    Args:
-        points: arm -> depth -> steps of every seed, infinite for a seed that did not train.
-        predicted: label -> depth -> steps; a thin black line each.
-        title: above the axes.
-        caption: below them: the setting of the runs.
-        stem: path of the figure without its ending.
-        limit: the last step of the runs.
-
-    Returns:
-        The files written, a PNG and a PDF.
-    """
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
-
-    figure, axes = pyplot().subplots(figsize=(7.5, 5.8), layout="constrained")
-    depths = sorted({d for by in (*points.values(), *predicted.values()) for d in by})
-    gap = float(np.diff(depths).min()) if len(depths) > 1 else 1.0
-    handles, styles = [], drawing.styles(points)
-    for i, (arm, by_depth) in enumerate(points.items()):
-        shift = 0.2 * gap * (i - (len(points) - 1) / 2)  # arms of equal steps lie side by side
-        handles.append(_takeoff_of_arm(axes, by_depth, styles[arm], shift, 0.08 * gap, limit))
-        n = {len(steps) for steps in by_depth.values()}
-        shown = f"{min(n)} to {max(n)} seeds" if len(n) > 1 else f"{min(n)} seed{'s' * (n != {1})}"
-        handles[-1].set_label(f"{arm}: {shown}, median")
-    for (label, line), dashes in zip(predicted.items(), itertools.cycle(_PREDICTIONS)):
-        x, y = np.transpose(sorted(line.items()))
-        handles += axes.plot(x, y, color="black", lw=1.2, ls=dashes, label=label)
-    if any(np.isinf(steps).any() for by_depth in points.values() for steps in by_depth.values()):
-        axes.axhline(limit, color="0.3", ls="dashed", lw=1)
-        missing: dict[str, Any] = {"marker": "^", "ls": "none", "mfc": "white", "ms": 9}
-        handles.append(Line2D([], [], label=f"not in {limit:,.0f} steps", mec="0.3", **missing))
-    axes.set_yscale("log")
-    axes.set_ylim(top=min(axes.get_ylim()[1], 1.5 * limit))  # a prediction may go far beyond
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(depths)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("Layers", fontsize=14)
-    axes.set_ylabel("Steps until the net trains", fontsize=14)
-    axes.tick_params(labelsize=12)
-    axes.grid(alpha=0.25)
-    axes.set_title(title, fontsize=14)
-    drawing.legend(figure, handles)
-    drawing.caption(figure, caption)
-    return save(figure, stem)
-
-
-def _takeoff_of_arm(
-    axes: Any,
-    by_depth: Mapping[int, Sequence[float]],
-    style: Style,
-    shift: float,
-    jitter: float,
-    limit: float,
-) -> Any:
-    """Draw the seeds and medians of one arm; return the handle of its legend entry."""
-    from matplotlib.lines import Line2D
-
-    colour, _, marker = style
-    small = {"ls": "none", "color": colour, "alpha": 0.55, "clip_on": False}
-    for depth, steps in by_depth.items():
-        x, y = depth + shift + jitter * np.linspace(-1, 1, len(steps)), np.array(steps)
-        trained = np.isfinite(y)
-        if trained.any():  # an empty line that is not clipped would widen the margins
-            axes.plot(x[trained], y[trained], marker=marker, ms=5.5, mew=0, **small)
-        if not trained.all():
-            at_limit = np.full((~trained).sum(), limit)
-            axes.plot(x[~trained], at_limit, marker="^", ms=9, mfc="white", **small)
-    x, medians = np.transpose([(d, np.median(steps)) for d, steps in sorted(by_depth.items())])
-    medians[~np.isfinite(medians)] = np.nan
-    # The short marks show a median that has gaps on both sides.
-    axes.plot(x + shift, medians, color=colour, lw=2.2, marker="_", ms=10, mew=2.5)
-    return Line2D([], [], color=colour, lw=2.2, marker=marker, ms=10)

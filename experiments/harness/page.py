@@ -33,12 +33,12 @@ img { max-width: 100%; background: white }
 
 
 def render(text: str, folder: Path, figures: Mapping[str, Path]) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         text: CommonMark with tables.
-        folder: that its links start from.
-        figures: files that are to stand there, by their path in it, where they lie now.
+        folder: where its links start from.
+        figures: present place of files that are to be there, by their path in it.
 
     Raises:
         ValueError: a figure is in neither, or no image by its ending.
@@ -47,14 +47,16 @@ def render(text: str, folder: Path, figures: Mapping[str, Path]) -> str:
     tokens = markdown.parse(text)
     for token in (child for block in tokens for child in block.children or ()):
         path = unquote(str(token.attrs.get("src", "")))
-        if token.type != "image" or re.match(r"\w+:", path):  # what is on the web stays there
+        if token.type != "image" or re.match(r"\w+:", path):  # an image on the web stays there
             continue
         file = figures.get(path, folder / os.fsdecode(path.encode()))
         if not file.is_file():
-            raise ValueError(f"{folder / path} is shown, but not there. Mend the link to it.")
+            raise ValueError(f"{folder / path} is shown, but not there. Correct the link to it.")
         kind = mimetypes.guess_type(path)[0] or ""
         if not kind.startswith("image/"):
-            raise ValueError(f"{folder / path} is shown, but its ending tells no kind of image.")
+            raise ValueError(
+                f"{folder / path} is shown, but its ending is that of no kind of image."
+            )
         data = base64.b64encode(file.read_bytes()).decode()
         token.attrs["src"] = f"data:{kind};base64,{data}"
     return f"{_HEAD}{markdown.renderer.render(tokens, markdown.options, {})}</html>\n"

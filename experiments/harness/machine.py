@@ -1,4 +1,4 @@
-"""What experiments make of the machine they run on."""
+"""Settings of JAX and the C library for the machine that experiments run on."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _MOST = -1, -3, 2**31 - 1  # malloc.h; byt
 
 
 def devices(batch_size: int) -> Parallel:
-    """Every device that a batch can feed; what is compiled for them is kept between commands."""
+    """Return all devices that a batch can feed; compiled programs are kept between commands."""
     cache_compilations()
     keep_freed_memory()
     use_every_core(batch_size)
@@ -27,7 +27,7 @@ def devices(batch_size: int) -> Parallel:
 
 
 def use_every_core(batch_size: int) -> None:
-    """On a CPU, makes a device of every core that a batch can feed.
+    """On a CPU, make a device of every core that a batch can feed.
 
     Convolutions of a few channels gain little from threads: the reduced model C takes 1.2 times as
     many steps a second on two devices as on one of two threads, others as many or a few more.
@@ -46,14 +46,15 @@ def use_every_core(batch_size: int) -> None:
         return  # one a process; step by step, one is faster than two
     fitting = range(1, min(cores or 1, batch_size // _EXAMPLES_A_CORE) + 1)
     devices = max((n for n in fitting if batch_size % n == 0), default=1)
-    jax.config.update("jax_num_cpu_devices", devices)
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already, as in a notebook
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def keep_freed_memory() -> None:
-    """On Linux, memory that a step gives back stays with the process, for the next step.
+    """On Linux, keep the memory that a step frees in the process, for the next step.
 
-    By default glibc returns whatever is larger than 32 MB at once, and the next step has every
-    page of it given and cleared anew: a third of a 30-layer step of 64 images on one CPU device.
+    By default glibc returns blocks above 32 MB at once, and the kernel clears every page of them
+    again in the next step: a third of a 30-layer step of 64 images on one CPU device.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another library of C than glibc
@@ -90,11 +91,11 @@ def _cache_folder() -> Path | None:
 
 
 def quiet_orbax() -> None:
-    """What cannot be written or read a run tells in a line; Orbax takes many tracebacks to it."""
+    """Silence Orbax's tracebacks: a run reports in a line whatever it cannot write or read."""
     logging.get_absl_logger().addFilter(lambda line: "/orbax/" not in line.pathname)
 
     def hook(unraisable: Any) -> None:
-        # Of a damaged checkpoint: TensorStore tells it to an event loop that Orbax has closed.
+        # TensorStore reports a damaged checkpoint to an event loop that Orbax has closed.
         if str(unraisable.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(unraisable)
 

@@ -1,23 +1,20 @@
-"""Drawing learned slopes: over training, and over depth beside the paper's."""
+"""Figures of learned slopes: over training, and over depth beside the paper's."""
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import drawing, figures, results
-from experiments.slopes import Slopes
+from experiments.harness import drawing, intervals
+from experiments.harness.slopes import Slopes
 
 _COLUMNS = 6  # of panels, at most
 _STYLES = (("tab:blue", "solid"), ("tab:orange", "dashed"), ("0.2", "dashdot"))
 
 
-def over_training(
-    slopes: Mapping[str, Sequence[Slopes]], initial: float, caption: str, stem: Path
-) -> list[Path]:
+def over_training(slopes: Mapping[str, Sequence[Slopes]], initial: float, caption: str) -> Any:
     """Draw slope against steps, a small panel for each layer; the arms are lines with bands.
 
     All panels share their axes. These are scaled to the means and the seeds: a wide band of few
@@ -26,11 +23,6 @@ def over_training(
     Args:
         slopes: arm -> those of every seed; runs that diverged are left out.
         initial: every slope before training.
-        caption: below the axes: the setting of the runs.
-        stem: path of the figure without its ending.
-
-    Returns:
-        The files written, a PNG and a PDF.
     """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
@@ -46,7 +38,7 @@ def over_training(
         values = np.array([run.values for run in done])  # [seeds, n, L]
         lowest, highest = min(lowest, values.min()), max(highest, values.max())
         for axes, of_layer in zip(panels, np.moveaxis(values, 2, 0), strict=True):
-            mean, half = np.transpose([results.student(at) for at in of_layer.T])
+            mean, half = np.transpose([intervals.student(at) for at in of_layer.T])
             axes.plot(done[0].steps, mean, color=colour, ls=dashes, lw=2.2)
             if len(done) > 1:
                 band = {"color": colour, "alpha": 0.2, "lw": 0}
@@ -61,21 +53,15 @@ def over_training(
     figure.supylabel("Slope a, mean over channels", fontsize=14)
     drawing.legend(figure, handles)
     drawing.caption(figure, caption)
-    return figures.save(figure, stem)
+    return figure
 
 
 def _small_panels(layers: Sequence[str]) -> tuple[Any, Sequence[Any]]:
     """Return a figure with a small panel for each layer, in order of depth."""
     columns = min(_COLUMNS, math.ceil(math.sqrt(1.6 * len(layers))))
     rows = math.ceil(len(layers) / columns)
-    figure, grid = figures.pyplot().subplots(
-        *(rows, columns),
-        figsize=(1 + max(1.9, 6.5 / columns) * columns, 1.6 + 1.75 * rows),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-    )
+    size = (1 + max(1.9, 6.5 / columns) * columns, 1.6 + 1.75 * rows)
+    figure, grid = drawing.subplots(rows, columns, size, sharex=True, sharey=True)
     panels = list(grid.flat[: len(layers)])
     for axes in grid.flat[len(layers) :]:
         axes.remove()
@@ -94,25 +80,18 @@ def over_depth(
     initial: float,
     paper: Mapping[str, Sequence[float]],
     caption: str,
-    stem: Path,
-) -> list[Path]:
+) -> Any:
     """Draw the final slope of every layer beside the paper's; a panel for each arm.
 
     Args:
         slopes: arm -> those of every seed; runs that diverged are left out.
         initial: every slope before training.
         paper: arm -> the paper's slopes ``[L]``; empty for a network that it does not have.
-        caption: below the axes: the setting of the runs.
-        stem: path of the figure without its ending.
-
-    Returns:
-        The files written, a PNG and a PDF.
     """
     layers = next(iter(slopes.values()))[0].layers
     x = np.arange(len(layers))
     width = max(5.2, 0.26 * len(layers))  # room for every name
-    size = {"figsize": (width * len(slopes), 5.4), "layout": "constrained"}
-    figure, grid = figures.pyplot().subplots(1, len(slopes), squeeze=False, sharey=True, **size)
+    figure, grid = drawing.subplots(1, len(slopes), (width * len(slopes), 5.4), sharey=True)
     for axes, (arm, of_arm) in zip(grid[0], slopes.items(), strict=True):
         axes.axhline(initial, color="0.4", ls="dotted", lw=1.5)
         if arm in paper:
@@ -120,7 +99,7 @@ def over_depth(
             axes.plot(x, paper[arm], "s--", label="paper, ImageNet", **style)
         finals = np.array([run.final() for run in of_arm if run.status == "done"])
         if len(finals):
-            mean, half = np.transpose([results.student(of_layer) for of_layer in finals.T])
+            mean, half = np.transpose([intervals.student(of_layer) for of_layer in finals.T])
             interval = {"yerr": half, "elinewidth": 2, "capsize": 4} if len(finals) > 1 else {}
             axes.errorbar(x, mean, fmt="o-", ms=8, color="tab:orange", label="ours", **interval)
         shown = drawing.count("mean", len(of_arm), len(of_arm) - len(finals))
@@ -137,4 +116,4 @@ def over_depth(
     place = {"loc": "outside upper center", "ncols": 2, "fontsize": 13, "frameon": False}
     figure.legend(by_label.values(), by_label.keys(), **place)
     drawing.caption(figure, caption)
-    return figures.save(figure, stem)
+    return figure

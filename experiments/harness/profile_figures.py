@@ -1,34 +1,28 @@
-"""Drawing second moments and change rates, layer by layer."""
+"""Figures of second moments and change rates by layer; their caption is the setting."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments import drawing
-from experiments.profiles import Profile
+from experiments.harness import drawing
+from experiments.harness.profiles import Profile
 
 _DECADES = (-15, 3)  # the rest of a profile is out of the picture
 _PROFILE_COLOURS = ("tab:red", "tab:orange", "tab:blue", "tab:green")
 
 
-def signal_profiles(profiles: Sequence[Profile], caption: str, stem: Path) -> list[Path]:
+def signal_profiles(profiles: Sequence[Profile], caption: str) -> Any:
     """Draw second moments over depth: a column for every network, forward above, backward below.
 
     Args:
         profiles: both directions of every initialisation of every network.
-        caption: below the axes: the setting of the measurement.
-        stem: path of the figure without its ending.
-
-    Returns:
-        The files written, a PNG and a PDF.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     nets = list(dict.fromkeys(p.net for p in profiles))
     arms = list(dict.fromkeys(p.arm for p in profiles))
-    size = {"figsize": (4.3 * len(nets), 7.5), "layout": "constrained"}
-    figure, grid = drawing.pyplot().subplots(2, len(nets), squeeze=False, sharey="row", **size)
+    figure, grid = drawing.subplots(2, len(nets), (4.3 * len(nets), 7.5), sharey="row")
     for p in profiles:
         row, column = ("forward", "backward").index(p.direction), nets.index(p.net)
         axes, colour = grid[row, column], _PROFILE_COLOURS[arms.index(p.arm)]
@@ -55,21 +49,14 @@ def signal_profiles(profiles: Sequence[Profile], caption: str, stem: Path) -> li
     grid[1, 0].set_ylabel("Backward: E[Δy²]", fontsize=13)
     figure.legend(loc="outside upper center", ncols=len(arms), fontsize=13, frameon=False)
     drawing.caption(figure, caption)
-    return drawing.save(figure, stem)
+    return figure
 
 
-def change_rates(
-    rates: Mapping[str, Mapping[str, np.ndarray]], caption: str, stem: Path
-) -> list[Path]:
+def change_rates(rates: Mapping[str, Mapping[str, np.ndarray]], caption: str) -> Any:
     """Draw C̃ of every layer over the geometric mean of its net; a panel for each condition.
 
     Args:
         rates: condition -> method -> the rates of every seed ``[n, L]``.
-        caption: below the axes: the setting of the measurement.
-        stem: path of the figure without its ending.
-
-    Returns:
-        The files written, a PNG and a PDF.
     """
     figure, panels = drawing.panels(rates, height=5.0)
     for axes, by_method in zip(panels, rates.values(), strict=True):
@@ -91,4 +78,4 @@ def change_rates(
     bar.set_label("Layer", fontsize=13)
     bar.ax.tick_params(labelsize=12)
     drawing.caption(figure, f"{caption}; spread: of log C̃ over layers")
-    return drawing.save(figure, stem)
+    return figure

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.results import Curve, student
+from experiments.harness.intervals import student
+from experiments.harness.results import Curve
 
 _PER_INCH = 12  # characters of a caption
 
@@ -91,13 +92,15 @@ def cross(axes: Any, x: float, y: float, colour: Any, **transform: Any) -> None:
 def crosses(
     axes: Any, of_arm: Iterable[Curve], beside: Sequence[Curve], along: str, colour: str
 ) -> None:
-    """Draw a cross for every run that diverged, at its last evaluation.
+    """Draw a cross for every run of an arm that diverged, at its last evaluation.
+
+    A run without evaluations has its cross where other curves begin: its net was not trained.
 
     Args:
         axes: to draw in.
-        of_arm: its curves; those that did not diverge have no cross.
+        of_arm: the curves of the arm.
         beside: all curves of the panel.
-        along: the attribute of a curve that is the horizontal axis.
+        along: attribute of a curve that is the horizontal axis, 'steps' or 'epochs'.
         colour: of the arm.
     """
     for curve in of_arm:
@@ -107,15 +110,7 @@ def crosses(
 
 
 def _last_point(curve: Curve, beside: Iterable[Curve], along: str) -> tuple[float, float]:
-    """Return the last evaluation of a curve, the place of the cross of a run that diverged.
-
-    A run without evaluations has its cross where other curves begin: its net was not trained.
-
-    Args:
-        curve: of a run that diverged.
-        beside: the curves of its panel.
-        along: the attribute of a curve that is the horizontal axis, 'steps' or 'epochs'.
-    """
+    """Return the place of the cross of a run; see `crosses`."""
     if len(curve.errors):
         return float(getattr(curve, along)[-1]), float(curve.errors[-1])
     first = [other.errors[0] for other in beside if len(other.errors)]
@@ -139,6 +134,13 @@ def mean(axes: Any, at: float, errors: Sequence[float], along: str, **style: Any
     drawn[0].set(clip_on=False, zorder=3)  # the bars end at the frame
 
 
+def shades(n: int) -> np.ndarray:
+    """Return n colours ``[n, 4]`` from dark to light."""
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps["viridis"](np.linspace(0, 0.9, n)))
+
+
 def percent(axis: Any) -> None:
     """Label an axis of fractions in percent."""
     from matplotlib.ticker import PercentFormatter
@@ -155,11 +157,6 @@ def count(statistic: str, n: int, diverged: int) -> str:
     return f"{shown}, {diverged} diverged" if diverged else shown
 
 
-def seeds(first: int, n: int) -> str:
-    """Return the seeds as a caption has them."""
-    return f"seeds {first} to {first + n - 1}, n = {n}" if n > 1 else f"seed {first}, n = 1"
-
-
 def jitter(n: int, width: float) -> np.ndarray:
     """Return offsets ``[n]`` that keep marks of equal values side by side."""
     return width * np.linspace(-1, 1, n) if n > 1 else np.zeros(n)
@@ -169,14 +166,8 @@ def panels(conditions: Mapping[str, Any], height: float) -> tuple[Any, Sequence[
     """Return a figure with a panel for each condition, two in a row, titled with its name."""
     columns = min(2, len(conditions))
     rows = -(-len(conditions) // columns)
-    figure, grid = pyplot().subplots(
-        *(rows, columns),
-        figsize=(2.5 + 4.6 * columns, height * rows),
-        squeeze=False,
-        sharey=True,
-        sharex=True,
-        layout="constrained",
-    )
+    size = (2.5 + 4.6 * columns, height * rows)
+    figure, grid = subplots(rows, columns, size, sharex=True, sharey=True)
     for axes in grid.flat[len(conditions) :]:
         axes.remove()
     drawn = list(grid.flat[: len(conditions)])
@@ -206,20 +197,21 @@ def legend(figure: Any, handles: Sequence[Any]) -> None:
     figure.legend(handles=handles, ncols=min(columns, len(handles)), **place)
 
 
-def pyplot() -> Any:
-    """Return pyplot, imported late: it is slow, and results are read without it."""
-    import matplotlib as mpl
+def subplots(rows: int, columns: int, size: tuple[float, float], **shared: Any) -> tuple[Any, Any]:
+    """Return a figure of a size in inches, and its axes ``[rows, columns]``.
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
+    It takes keywords of `matplotlib.figure.Figure.subplots`. Pyplot is not used: no window opens,
+    and a notebook keeps its backend.
+    """
+    from matplotlib.figure import Figure
 
-    return pyplot
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
 def save(figure: Any, stem: Path) -> list[Path]:
-    """Write a figure as a PNG and a PDF, close it and return the files."""
+    """Write a figure as a PNG and a PDF and return the files."""
     files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for file in files:
         figure.savefig(file, dpi=150)
-    pyplot().close(figure)
     return files

@@ -1,0 +1,1 @@
+"""Parts that the experiments share; `experiment` defines an experiment, `cli` its command."""

@@ -1,0 +1,69 @@
+"""Configurations of experiments: fields that scales share, and checks of an experiment's fields."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from prelu_jax.training.config import TrainConfig
+
+NEVER = 1_000_000  # evaluations that no run has: as plateau_patience, the learning rate is constant
+
+# Inputs of the reduced nets. Eq. 14 keeps the gradient; forward it leaves 2 c_1 / d_L of the second
+# moment (by Eq. 9; layer 1 has no rectifier before it): 2 · 3 / 32 in both nets, which inputs of
+# this root mean square, √(16/3), undo.
+PIXEL_RMS = 2.309
+
+# Fields of the scales: data, and a batch that fits it.
+DIGITS: dict[str, Any] = {
+    "dataset": "digits",
+    "flip": False,  # a mirrored digit is another sign
+    "pixel_rms": PIXEL_RMS,
+    "batch_size": 64,
+}
+CIFAR10: dict[str, Any] = {
+    "dataset": "cifar10",
+    "test_examples": 3000,
+    "pixel_rms": PIXEL_RMS,
+    "batch_size": 64,
+}
+FASHION_MNIST: dict[str, Any] = {**CIFAR10, "dataset": "fashion_mnist"}
+IMAGENET: dict[str, Any] = {
+    "dataset": "imagenet2012",
+    "test_split": "validation",
+    "min_side": 256,
+    "colour": 0.1,
+    "batch_size": 128,
+}
+
+
+def every(log: int, evaluate: int, checkpoint: int) -> dict[str, Any]:
+    """Return the fields of the numbers of steps between records, evaluations and checkpoints."""
+    return {"log_every": log, "eval_every": evaluate, "checkpoint_every": checkpoint}
+
+
+def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
+    """Return the configuration of one run: an experiment's without its own fields, some changed."""
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{**own, **fields})
+
+
+def check_unset(config: Any, fields: Sequence[str], instead: str = "") -> None:
+    """Raise a ValueError if a field that an experiment sets for each run is not at its default.
+
+    The error names the fields that the user may set ``instead``.
+    """
+    for field in fields:
+        if getattr(config, field) != getattr(type(config), field):
+            see = f" See {instead}." if instead else ""
+            raise ValueError(f"config.{field} is set for each run; leave it as it is.{see}")
+
+
+def check_fractions(config: Any, *fields: str) -> None:
+    """Raise a ValueError if an error that claims compare with is not from 0 to 1."""
+    for field in fields:
+        value = getattr(config, field)
+        if not all(0 <= one <= 1 for one in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(
+                f"config.{field} is {value}, expected fractions from 0 to 1: 0.2 is an error of "
+                "20 %."
+            )

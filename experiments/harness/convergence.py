@@ -1,0 +1,77 @@
+"""He against Xavier on one network: the common part of Figures 2 and 3 of He et al. 2015."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.harness import configs, figures, plans, results
+from experiments.harness.claims import Claim
+from experiments.harness.configs import NEVER
+from experiments.harness.experiment import Experiment, Report
+from experiments.harness.plans import Arm, Plan
+from experiments.harness.results import Curve
+from prelu_jax.training.config import TrainConfig
+
+HE, XAVIER = "He", "Xavier"
+
+Judge = Callable[[Any, Sequence[Curve], Sequence[Curve]], list[Claim]]
+
+
+@dataclasses.dataclass
+class ConvergenceConfig(TrainConfig):
+    """A `TrainConfig` whose initialiser is that of the arm."""
+
+    he_initializer: str = "he_normal"  # Eq. 14: variance 2 / fan_out
+    xavier_initializer: str = "xavier_normal"  # as the figures' legends: variance 1 / fan_out
+    initializer: str = ""  # set for each arm; leave it empty
+    plateau_patience: int = NEVER
+
+
+def arms(config: ConvergenceConfig) -> tuple[Arm, Arm]:
+    """Return both initialisations."""
+    return (
+        Arm(HE, "he", {"initializer": config.he_initializer}),
+        Arm(XAVIER, "xavier", {"initializer": config.xavier_initializer}),
+    )
+
+
+def experiment(
+    name: str, scales: Mapping[str, Any], judge: Judge, title: str, fractions: Sequence[str]
+) -> Experiment:
+    """Return the experiment that trains both arms over the seeds.
+
+    Args:
+        name: of its module.
+        scales: name -> `ConvergenceConfig`.
+        judge: returns the claims from the configuration, He's curves and Xavier's.
+        title: of the figure.
+        fractions: fields of the configuration that are errors.
+    """
+
+    def plan(config: ConvergenceConfig, workdir: Path, seeds: Sequence[int]) -> Plan:
+        configs.check_fractions(config, *fractions)
+        instead = "config.he_initializer, config.xavier_initializer"
+        configs.check_unset(config, ["initializer"], instead)
+        return plans.of_arms(config, workdir, seeds, arms(config))
+
+    def report(config: ConvergenceConfig, workdir: Path, seeds: Sequence[int]) -> Report:
+        he, xavier = results.read_curves(plans.folders(workdir, seeds, arms(config))).values()
+        curves = [curve for pair in zip(he, xavier, strict=True) for curve in pair]
+        return Report(
+            judge(config, he, xavier),
+            tables={"curves.csv": results.rows(curves)},
+            figures={"figure": figures.error_curves(curves, title, _caption(config, seeds))},
+        )
+
+    return Experiment(name, scales, report, plan)
+
+
+def _caption(config: ConvergenceConfig, seeds: Sequence[int]) -> str:
+    frozen = f"; frozen: {config.frozen}" if config.frozen else ""
+    return (
+        f"{config.arch}, {config.rectifier}, {config.dataset}; SGD {config.learning_rate:g}, "
+        f"momentum {config.momentum:g}, batch {config.batch_size}; {config.he_initializer} against "
+        f"{config.xavier_initializer}, {config.mode};\npadding {config.padding}{frozen}; seeds "
+        f"{seeds[0]} to {seeds[-1]}; thin: each seed, bold: median"
+    )
