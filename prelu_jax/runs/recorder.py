@@ -123,6 +123,7 @@ class Recorder:
         epoch = step / self._recipe.steps_per_epoch
         record = {"step": step, "epoch": epoch, **results, "learning_rate": rate}
         self._folder.metrics.log(record)
+        self._interval_start = time.monotonic()  # an evaluation is no part of steps per second
 
     def progress(self, step: int) -> None:
         """Report the step and the test error to the user."""
