@@ -192,12 +192,7 @@ def paper_formulas(
 
 def plain(arch: Arch, **options: Any) -> tuple[LayerMoments, ...]:
     """Return `paper_formulas`; deprecated, this name will be removed in the next release."""
-    warnings.warn(
-        "theory.plain is now theory.paper_formulas; the old name will be removed in the next "
-        "release.",
-        DeprecationWarning,
-        stacklevel=2,
-    )
+    warnings.warn("theory.plain is now theory.paper_formulas.", DeprecationWarning, stacklevel=2)
     return paper_formulas(arch, **options)
 
 

@@ -290,10 +290,7 @@ def test_an_image_of_too_many_pixels_is_named_with_its_size_or_left_out(images, 
     cv2.imwrite(str(images / "train/cat/large.png"), np.zeros((100, 300), np.uint8))
     failed = command(images, tmp_path, "--max_pixels=29999")
     assert failed.returncode == 78
-    assert (
-        "cat/large.png is an image of 300×100 pixels: with more than 29,999"
-        in failed.stderr
-    )
+    assert "cat/large.png is an image of 300×100 pixels: with more than 29,999" in failed.stderr
     skipped = command(images, tmp_path, "--max_pixels=29999", "--on_bad_image=skip")
     assert "left out, not decodable: 1" in skipped.stdout
     assert "pets/train: 5 images" in skipped.stdout
