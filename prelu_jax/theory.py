@@ -292,7 +292,7 @@ def _advance(step: _Step, signal: Map, correlation: Map) -> tuple[Map, Map, Call
             lambda dy: gain * moment_maps.conv_backward(dy, layer, variance, shape),
         )
     return (  # fully connected: every position has its own weights (Eq. 7 and 12)
-        variance * step.in_features * gain * signal.sum(keepdims=False),
+        np.asarray(variance * step.in_features * gain * signal.sum()),
         correlation,
         lambda dy: np.full(shape, gain * variance * step.fan_out * dy),
     )
