@@ -68,10 +68,8 @@ def plan(pod: Pod, action: str) -> str:
         ("Start the experiment on every worker.", [pod.start()]),
         ("Show its log until it ends.", [pod.follow()]),
     ]
-    again: Step = (
-        "After a status that is not final: from start on; if the pod is lost: from describe on.",
-        [],
-    )
+    after = "After a status that is not final: from start on; if the pod is lost: from describe on."
+    again: Step = (after, [])
     running: list[Step] = [
         ("Show the log of the running experiment until it ends.", [pod.follow()]),
         ("If none runs, or it ended with a status that is not final:", []),

@@ -192,12 +192,7 @@ def paper_formulas(
 
 def plain(arch: Arch, **options: Any) -> tuple[LayerMoments, ...]:
     """Return `paper_formulas`; deprecated, this name will be removed in the next release."""
-    warnings.warn(
-        "theory.plain is now theory.paper_formulas; the old name will be removed in the next "
-        "release.",
-        DeprecationWarning,
-        stacklevel=2,
-    )
+    warnings.warn("theory.plain is now theory.paper_formulas.", DeprecationWarning, stacklevel=2)
     return paper_formulas(arch, **options)
 
 
@@ -297,7 +292,7 @@ def _advance(step: _Step, signal: Map, correlation: Map) -> tuple[Map, Map, Call
             lambda dy: gain * moment_maps.conv_backward(dy, layer, variance, shape),
         )
     return (  # fully connected: every position has its own weights (Eq. 7 and 12)
-        variance * step.in_features * gain * signal.sum(keepdims=False),
+        np.asarray(variance * step.in_features * gain * signal.sum()),
         correlation,
         lambda dy: np.full(shape, gain * variance * step.fan_out * dy),
     )

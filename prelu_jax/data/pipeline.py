@@ -1,7 +1,6 @@
 """Batches of uint8 crops from records, decoded and cropped on the host by Grain.
 
-Batch s is a pure function of (seed, s, batch size). A checkpoint therefore holds no iterator: a run
-that resumes at step s reads the batches from s on.
+Batch s is a pure function of (seed, s, batch size), so that no checkpoint needs an iterator.
 """
 
 import dataclasses
@@ -252,9 +251,9 @@ def whole_images(
     Args:
         split: the source of the images.
         side: the shorter side that images are resized to.
-        multiple: the longer side is trimmed, evenly at both ends, to ``side`` plus a multiple of
-            this number, so that there are fewer shapes to compile for: at most
-            ``2 · (a - 1) · side / multiple + 1`` if the longer side is at most a times the shorter.
+        multiple: the longer side is trimmed at both ends to ``side`` plus a multiple of this, to
+            compile for at most ``2 · (a - 1) · side / multiple + 1`` shapes if no image is longer
+            than a times its shorter side.
         issues: records bad images and decides whether they are left out.
 
     Yields:
@@ -284,7 +283,7 @@ def _middle(height: int, width: int, image_height: int, image_width: int) -> Win
 
 
 def _labelled(split: sources.Split, index: int) -> sources.Record:
-    """Return a record after checking its label: a loss would accept any integer silently."""
+    """Return a record after a check of its label, because a loss would accept any integer."""
     record = split[index]
     if not 0 <= record["label"] < len(split.class_names):
         raise ValueError(

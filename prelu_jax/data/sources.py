@@ -159,10 +159,8 @@ def _digits(split: str) -> Split:
 
 
 def digits_table() -> tuple[np.ndarray, np.ndarray]:
-    """Return scikit-learn's `load_digits()`: images ``[n, 8, 8]`` in 0..16, labels ``[n]``.
-
-    The file is read without importing scikit-learn: the import takes a fifth of a run's start.
-    """
+    """Return scikit-learn's `load_digits()`: images ``[n, 8, 8]`` in 0..16, labels ``[n]``."""
+    # Read without importing scikit-learn, which would take a fifth of a run's start.
     package: Any = importlib.util.find_spec("sklearn")
     table = Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
     numbers = np.loadtxt(table, delimiter=",")
@@ -224,9 +222,9 @@ def tfds_folder(data_dir: str) -> Path:
         return Path.home() / "tensorflow_datasets"
     except RuntimeError as error:  # neither $HOME nor an entry in passwd
         raise ValueError(
-            "TFDS's datasets are looked for in ~/tensorflow_datasets, but this user has no home "
-            "folder. Give their folder: --config.data_dir=DIR for an experiment, --data_dir=DIR "
-            "for prelu_jax.data.*, or TFDS_DATA_DIR=DIR in the environment."
+            "TFDS keeps datasets in ~/tensorflow_datasets, but the user has no home folder. "
+            "Give --config.data_dir=DIR to an experiment, --data_dir=DIR to prelu_jax.data.*, or "
+            "TFDS_DATA_DIR=DIR in the environment."
         ) from error
 
 

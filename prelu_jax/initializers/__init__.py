@@ -24,6 +24,7 @@ convolutions (its fans are swapped).
 """
 
 from prelu_jax.initializers.audit import table
+from prelu_jax.initializers.audited import Finding
 from prelu_jax.initializers.factories import (
     REGISTRY,
     caffe_msra,
@@ -54,7 +55,6 @@ from prelu_jax.initializers.factories import (
     zeros,
 )
 from prelu_jax.initializers.fans import MODES, Layout, Mode, fans
-from prelu_jax.initializers.findings import Finding
 from prelu_jax.initializers.foreign import describe
 from prelu_jax.initializers.layers import for_layer
 from prelu_jax.initializers.listing import Row, Table

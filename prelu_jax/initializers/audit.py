@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from prelu_jax import flax_layers
 from prelu_jax.initializers import candidates, comparisons, findings, fit, parameters, statistics
+from prelu_jax.initializers.audited import Audited, Finding
 from prelu_jax.initializers.declared import Declared, by_modules, by_user
 from prelu_jax.initializers.fans import Layout
-from prelu_jax.initializers.findings import Audited, Finding
 from prelu_jax.initializers.fit import Fit
 from prelu_jax.initializers.layers import for_layer
 from prelu_jax.initializers.listing import Row, Table

@@ -4,8 +4,9 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from prelu_jax.initializers.distributions import NORMAL, TRUNCATED, UNIFORM
 from prelu_jax.initializers.fans import PLAIN
-from prelu_jax.initializers.fit import NORMAL, TRUNCATED, UNIFORM, Candidate
+from prelu_jax.initializers.fit import Candidate
 from prelu_jax.initializers.parameters import Parameter
 
 _GAINS = {"He, 2 / {}": 2.0, "1 / {}": 1.0}

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prelu_jax.initializers import candidates, statistics
-from prelu_jax.initializers.findings import KERNELS, SIGMAS, Audited, Finding
+from prelu_jax.initializers.audited import KERNELS, Audited, Finding
+from prelu_jax.initializers.findings import SIGMAS
 from prelu_jax.initializers.parameters import Parameter
 
 _LIKE = 0.1  # difference of log variances up to which kernels follow one rule

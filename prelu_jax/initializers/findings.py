@@ -4,7 +4,6 @@ A finding has a probability of at most 2e-9 by chance, that of a Gaussian beyond
 deviations.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prelu_jax.initializers import candidates, fit, rules
-from prelu_jax.initializers.declared import Declared
+from prelu_jax.initializers import candidates, distributions, fit, rules
+from prelu_jax.initializers.audited import KERNELS, Audited, Finding
 from prelu_jax.initializers.fit import Fit
 from prelu_jax.initializers.parameters import Parameter
 from prelu_jax.initializers.statistics import Statistics
@@ -29,46 +28,6 @@ _FEW = 300  # distinct values in 16,384 of half precision; rounded from float32 
 _TOLD_APART = 4  # fewer weights may be equal by chance
 _SUBNORMAL = {"bfloat16": 1e-37, "float16": 1e-3}  # below, a type has fewer values
 _COUNTED = 4096  # fewest numbers whose distinct values are counted
-KERNELS = ("kernel", "look-up")
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A mistake in a parameter, with its remedy.
-
-    Attributes:
-        parameter: path of the parameter.
-        kind: a name for programs: 'std', 'wrong fan', 'wrong limit', 'truncation', 'mean',
-            'same draw', 'alike units', 'depth scaling', 'decay', 'few values', 'not finite' or
-            'type'.
-        what: description of the mistake, with figures.
-        advice: the remedy.
-    """
-
-    parameter: str
-    kind: str
-    what: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.parameter}: {self.what}. {self.advice}."
-
-
-@dataclasses.dataclass(frozen=True)
-class Audited:
-    """A parameter with its declared rule, its statistics and the rule that its numbers fit.
-
-    Attributes:
-        parameter: the description of the parameter.
-        declared: the declared rule; None without one.
-        measured: the statistics of its numbers.
-        fit: the rule that the numbers fit.
-    """
-
-    parameter: Parameter
-    declared: Declared | None
-    measured: Statistics
-    fit: Fit
 
 
 def wrong_type(parameter: Parameter, dtype: str) -> Iterator[Finding]:
@@ -148,9 +107,11 @@ def _spread(audited: Audited) -> Iterator[Finding]:
     figures = f"std {measured.std:.3g}, by its rule {expected:.3g}"
     if math.isfinite(sigmas):
         figures += f", {abs(sigmas):.0f} σ off"
-    if math.isclose(ratio**2, 1 / 3, rel_tol=0.05) and fitted.distribution is fit.UNIFORM:
+    if math.isclose(ratio**2, 1 / 3, rel_tol=0.05) and fitted.distribution is distributions.UNIFORM:
         yield _wrong_limit(parameter.name, figures, "√3 too small")
-    elif math.isclose(ratio**2, 3, rel_tol=0.05) and fitted.distribution is not fit.UNIFORM:
+    elif (
+        math.isclose(ratio**2, 3, rel_tol=0.05) and fitted.distribution is not distributions.UNIFORM
+    ):
         yield _wrong_limit(parameter.name, figures, "√3 too large")
     elif isinstance(rule, rules.VarianceScaling) and (fault := _wrong_fan_of(audited, rule)):
         yield _wrong_fan(parameter.name, figures, fault)
@@ -197,9 +158,13 @@ def _wrong_limit(name: str, figures: str, fault: str) -> Finding:
 
 def _kurtosis(rule: Any) -> float | None:
     if isinstance(rule, rules.VarianceScaling):
-        known = {"normal": fit.NORMAL, "truncated_normal": fit.TRUNCATED, "uniform": fit.UNIFORM}
+        known = {
+            "normal": distributions.NORMAL,
+            "truncated_normal": distributions.TRUNCATED,
+            "uniform": distributions.UNIFORM,
+        }
         return known[rule.distribution].kurtosis
-    return fit.NORMAL.kurtosis if isinstance(rule, rules.Gaussian) else None
+    return distributions.NORMAL.kurtosis if isinstance(rule, rules.Gaussian) else None
 
 
 def _truncation(audited: Audited) -> Iterator[Finding]:
@@ -215,7 +180,7 @@ def _truncation(audited: Audited) -> Iterator[Finding]:
     elif not _is_uncut(audited):
         return
     else:
-        reached = measured.largest / (declared.std / fit.std_after_cut(cut))
+        reached = measured.largest / (declared.std / distributions.std_after_cut(cut))
         what = f"its rule cuts a Gaussian at {cut:.3g} σ, but its numbers reach {reached:.3g} σ"
     advice = "JAX's truncated_normal takes its limits in standard deviations, PyTorch's in weights"
     yield Finding(audited.parameter.name, "truncation", what, advice)
@@ -227,15 +192,15 @@ def _is_uncut(audited: Audited) -> bool:
     cut = declared and _cut(declared.rule)
     if not cut or not declared or not declared.std or measured.is_constant:
         return False
-    before = declared.std / fit.std_after_cut(cut)
-    near = abs(fit.deviation(measured, before**2, fit.NORMAL.kurtosis)) < SIGMAS
+    before = declared.std / distributions.std_after_cut(cut)
+    near = abs(fit.deviation(measured, before**2, distributions.NORMAL.kurtosis)) < SIGMAS
     return near and measured.largest > cut * before * (1 + _SAME)
 
 
 def _cut(rule: Any) -> float | None:
     """Return the cut of a rule's Gaussian, in standard deviations before the cut, or None."""
     if isinstance(rule, rules.VarianceScaling) and rule.distribution == "truncated_normal":
-        return fit.CUT
+        return distributions.CUT
     return getattr(rule, "cut", None)
 
 

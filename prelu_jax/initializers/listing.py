@@ -11,8 +11,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from prelu_jax import printing
+from prelu_jax.initializers.audited import Finding
 from prelu_jax.initializers.declared import matches
-from prelu_jax.initializers.findings import Finding
 
 _HTML_WIDTH = 200
 
