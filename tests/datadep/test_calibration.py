@@ -1,4 +1,4 @@
-"""What a calibration promises: its targets, what it leaves alone, and what it says of bad input."""
+"""Calibration: its targets, the parameters that it keeps, and its messages about bad input."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from flax import linen as nn
 
 import prelu_jax as pj
 from prelu_jax import datadep, signal
-from prelu_jax.datadep import moments
+from prelu_jax.datadep import channels as moments
 from tests.datadep.nets import LINEN, SHAPE, nnx_parameters, nnx_with
 from tests.signal.nets import drawn, flat, images
 
@@ -208,7 +208,7 @@ def test_shared_layers_are_calibrated_over_all_their_calls(linear, gain):
 
 
 class Kinds(nn.Module):
-    """Every kind of layer that is calibrated, and what stands between."""
+    """Every kind of layer that is calibrated, and operations between them."""
 
     train: bool = False
 

@@ -63,7 +63,7 @@ def check(found, rows):
             if isinstance(value, float):
                 value = pytest.approx(value, rel=1e-5, abs=small)
             assert getattr(got, field) == value, (got.path, field)
-    assert found.unseen == ()
+    assert found.not_measured == ()
     assert found.first_nonfinite is None
 
 

@@ -1,17 +1,23 @@
-"""Moments of every channel of a layer's output, in float32 where its type is narrower."""
+"""Moments of every channel of a layer's output, and corrections of them.
+
+Both are in float32 where the output's type is narrower.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-# A channel whose std is less than this of its largest value is constant: what is left is rounding.
+from prelu_jax.signal.reductions import pmax, pmean
+
+# A channel whose std is less than this of its largest value is constant: the rest is rounding.
 _CONSTANT = 1e-6
 
 
 class Moments(NamedTuple):
-    """Of every channel, over examples, positions and devices; in the channels' shape.
+    """Moments of every channel, over examples, positions and devices; in the channels' shape.
 
     Attributes:
         mean: E[y].
@@ -24,8 +30,22 @@ class Moments(NamedTuple):
     varies: jax.Array
 
 
+class Correction(NamedTuple):
+    """y ← scale · y + shift, channel by channel; weights and bias change accordingly."""
+
+    scale: jax.Array | np.ndarray
+    shift: jax.Array | np.ndarray
+
+    def of_output(self, y: jax.Array, axes: Sequence[int]) -> jax.Array:
+        """Return scale · y + shift along the channels' axes, in y's own type."""
+        shape = [1] * y.ndim
+        for axis in axes:
+            shape[axis] = y.shape[axis]
+        return affine(y, self.scale.reshape(shape), self.shift.reshape(shape))
+
+
 def of_channels(y: jax.Array, channel_axes: Sequence[int], axis_name: str | None = None) -> Moments:
-    """The moments of an output's channels.
+    """Return the moments of an output's channels.
 
     Each is computed in units of its largest value: squares of 1e-25 do not fit in float32.
 
@@ -36,11 +56,10 @@ def of_channels(y: jax.Array, channel_axes: Sequence[int], axis_name: str | None
     """
     others = tuple(i for i in range(y.ndim) if i - y.ndim not in channel_axes)
     y = wide(y)
-    largest = jnp.max(jnp.abs(y), axis=others, keepdims=True)
-    largest = largest if axis_name is None else jax.lax.pmax(largest, axis_name)
+    largest = pmax(jnp.max(jnp.abs(y), axis=others, keepdims=True), axis_name)
     unit = y / jnp.where(largest == 0, 1, largest)
-    mean = _pmean(jnp.mean(unit, axis=others, keepdims=True), axis_name)
-    var = _pmean(jnp.mean(jnp.square(unit - mean), axis=others, keepdims=True), axis_name)
+    mean = pmean(jnp.mean(unit, axis=others, keepdims=True), axis_name)
+    var = pmean(jnp.mean(jnp.square(unit - mean), axis=others, keepdims=True), axis_name)
     largest, mean, std = (jnp.squeeze(v, others) for v in (largest, mean, jnp.sqrt(var)))
     return Moments(mean * largest, std * largest, std > _CONSTANT)
 
@@ -68,10 +87,14 @@ def pooled(moments: Moments, weights: jax.Array) -> Moments:
     return Moments(mean * largest, std * largest, varies)
 
 
+def affine(values: jax.Array, scale: Any, shift: Any) -> jax.Array:
+    """Return scale · values + shift in the values' own type."""
+    precise = wide(values)
+    scale, shift = (jnp.asarray(v, precise.dtype) for v in (scale, shift))
+    result: jax.Array = precise * scale + shift
+    return result.astype(values.dtype)
+
+
 def wide(values: jax.Array) -> jax.Array:
-    """The values in float32, or as they are if they are wider."""
+    """Return the values in float32, or as they are if they are wider."""
     return values.astype(jnp.float32) if jnp.finfo(values.dtype).bits < 32 else values
-
-
-def _pmean(value: jax.Array, axis_name: str | None) -> jax.Array:
-    return value if axis_name is None else jax.lax.pmean(value, axis_name)
