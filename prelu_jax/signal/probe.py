@@ -2,7 +2,8 @@
 
 At every affine operation y = W x + b of the model's jaxpr, in execution order: moments of x, of y
 and of the gradient Δy = ∂objective/∂y (He et al. 2015, §2.2), and the rate at which W would change
-(Krähenbühl et al. 2015). No activation is kept for it beyond those of the backward pass.
+(Krähenbühl et al. 2015). For the backward pass only the outputs y are kept; the activations between
+them are computed again.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from prelu_jax.signal import batches, checks, preparation, reductions, rows, taps
 from prelu_jax.signal.measurement import Measurement
@@ -21,6 +23,10 @@ from prelu_jax.signal.rows import Row
 from prelu_jax.tracing import Operation, Visit, models
 
 Loss = Callable[[Any], jax.Array]
+
+# The backward pass computes everything else again from the operations' outputs.
+_OUTPUT = "output of an affine operation"
+_POLICY = jax.checkpoint_policies.save_only_these_names(_OUTPUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +105,8 @@ class Probe:
             outputs, forward = program.run(exchanged, others, batch, self._observe, sinks)
             return self._objective(outputs, noise_key), forward
 
+        if not program.has_effects:  # which would happen twice
+            objective = jax.checkpoint(objective, policy=_POLICY)
         (value, forward), (gradients, at_outputs) = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
         )(kernels, sinks)
@@ -127,7 +135,8 @@ class Probe:
         record = of_y | {f"input_{name}": value for name, value in of_x.items()}
         record["kernel"] = reductions.scaled(weight)
         record["ran"] = jnp.array(True)  # zeros, and so False, in a branch that does not run
-        return taps.tap(visit.y, visit.given, channel_axes), record
+        y = checkpoint_name(taps.with_late_input(visit), _OUTPUT)
+        return taps.tap(y, visit.given, channel_axes), record
 
     def _of_gradient(self, at_output: jax.Array) -> dict[str, jax.Array]:
         return reductions.summarised(at_output, self.axis_name)
