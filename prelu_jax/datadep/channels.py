@@ -14,6 +14,7 @@ from prelu_jax.signal.reductions import pmax, pmean
 
 # A channel whose std is less than this of its largest value is constant: the rest is rounding.
 _CONSTANT = 1e-6
+_SMALL, _LARGE = 1e-10, 1e15  # between them squares fit, of _CONSTANT times as much too
 
 
 class Moments(NamedTuple):
@@ -47,7 +48,8 @@ class Correction(NamedTuple):
 def of_channels(y: jax.Array, channel_axes: Sequence[int], axis_name: str | None = None) -> Moments:
     """Return the moments of an output's channels.
 
-    Each is computed in units of its largest value: squares of 1e-25 do not fit in float32.
+    Where the square of a channel's largest value does not fit in float32, as of 1e-25, moments are
+    computed in units of that value.
 
     Args:
         y: the output.
@@ -56,12 +58,21 @@ def of_channels(y: jax.Array, channel_axes: Sequence[int], axis_name: str | None
     """
     others = tuple(i for i in range(y.ndim) if i - y.ndim not in channel_axes)
     y = wide(y)
+
+    def moments(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean = pmean(jnp.mean(values, axis=others, keepdims=True), axis_name)
+        var = pmean(jnp.mean(jnp.square(values - mean), axis=others, keepdims=True), axis_name)
+        return mean, jnp.sqrt(var)
+
+    def in_units() -> tuple[jax.Array, jax.Array]:
+        mean, std = moments(y / jnp.where(largest == 0, 1, largest))
+        return mean * largest, std * largest
+
     largest = pmax(jnp.max(jnp.abs(y), axis=others, keepdims=True), axis_name)
-    unit = y / jnp.where(largest == 0, 1, largest)
-    mean = pmean(jnp.mean(unit, axis=others, keepdims=True), axis_name)
-    var = pmean(jnp.mean(jnp.square(unit - mean), axis=others, keepdims=True), axis_name)
-    largest, mean, std = (jnp.squeeze(v, others) for v in (largest, mean, jnp.sqrt(var)))
-    return Moments(mean * largest, std * largest, std > _CONSTANT)
+    fits = (largest == 0) | ((largest > _SMALL) & (largest < _LARGE))
+    mean, std = jax.lax.cond(fits.all(), lambda: moments(y), in_units)
+    varies = std > _CONSTANT * largest
+    return Moments(*(jnp.squeeze(value, others) for value in (mean, std, varies)))
 
 
 def pooled(moments: Moments, weights: jax.Array) -> Moments:
