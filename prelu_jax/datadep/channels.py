@@ -14,7 +14,9 @@ from prelu_jax.signal.reductions import pmax, pmean
 
 # A channel whose std is less than this of its largest value is constant: the rest is rounding.
 _CONSTANT = 1e-6
-_SMALL, _LARGE = 1e-10, 1e15  # between them squares fit, of _CONSTANT times as much too
+# Channels whose std is between the first two, and above the last times the mean, vary for certain,
+# and their squares fit in float32.
+_SMALL, _LARGE, _CLEAR = 1e-15, 1e15, 1e-3
 
 
 class Moments(NamedTuple):
@@ -48,8 +50,8 @@ class Correction(NamedTuple):
 def of_channels(y: jax.Array, channel_axes: Sequence[int], axis_name: str | None = None) -> Moments:
     """Return the moments of an output's channels.
 
-    Where the square of a channel's largest value does not fit in float32, as of 1e-25, moments are
-    computed in units of that value.
+    Where a channel does not vary clearly, or squares may not fit in float32, as of 1e-25, all are
+    computed in units of their largest values.
 
     Args:
         y: the output.
@@ -64,15 +66,15 @@ def of_channels(y: jax.Array, channel_axes: Sequence[int], axis_name: str | None
         var = pmean(jnp.mean(jnp.square(values - mean), axis=others, keepdims=True), axis_name)
         return mean, jnp.sqrt(var)
 
-    def in_units() -> tuple[jax.Array, jax.Array]:
+    def in_units() -> Moments:
+        largest = pmax(jnp.max(jnp.abs(y), axis=others, keepdims=True), axis_name)
         mean, std = moments(y / jnp.where(largest == 0, 1, largest))
-        return mean * largest, std * largest
+        return Moments(mean * largest, std * largest, std > _CONSTANT)
 
-    largest = pmax(jnp.max(jnp.abs(y), axis=others, keepdims=True), axis_name)
-    fits = (largest == 0) | ((largest > _SMALL) & (largest < _LARGE))
-    mean, std = jax.lax.cond(fits.all(), lambda: moments(y), in_units)
-    varies = std > _CONSTANT * largest
-    return Moments(*(jnp.squeeze(value, others) for value in (mean, std, varies)))
+    mean, std = moments(y)
+    varies = (std > _SMALL) & (std < _LARGE) & (std > _CLEAR * jnp.abs(mean))
+    result = jax.lax.cond(varies.all(), lambda: Moments(mean, std, varies), in_units)
+    return Moments(*(jnp.squeeze(value, others) for value in result))
 
 
 def pooled(moments: Moments, weights: jax.Array) -> Moments:
