@@ -21,9 +21,9 @@ from benchmarks.growth import exponent_row, of_depth
 from benchmarks.timing import Ratio, Result, Row, absent, milliseconds, samples
 from prelu_jax import arch, models
 from prelu_jax.datadep import Lsuv, WithinLayer, plan
-from prelu_jax.datadep.method import OnePass
-from prelu_jax.datadep.places import Correction
-from prelu_jax.datadep.walk import Control, Walk
+from prelu_jax.datadep.calibration_pass import CalibrationPass, Control
+from prelu_jax.datadep.channels import Correction
+from prelu_jax.datadep.methods import OnePass
 
 _LSUV = Lsuv(orthonormal=False)  # so that all libraries start from the same weights
 _RATIO_AT = 30  # layers at which other libraries are compared by a ratio
@@ -157,8 +157,8 @@ def _compiled_pass(net: _Net, method: OnePass) -> Callable[[], Any]:
         "places": planned.places,
         "control": control,
     }
-    walk = Walk(planned.model, planned.layers, method)
-    compiled = jax.jit(lambda *args: walk(*args)).lower(replicated, net.images).compile()
+    calibration = CalibrationPass(planned.model, planned.layers, method)
+    compiled = jax.jit(lambda *args: calibration(*args)).lower(replicated, net.images).compile()
     return lambda: compiled(replicated, net.images)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.timing import Ratio, Result, Row, milliseconds, samples
 from prelu_jax import signal
 from prelu_jax.datadep import WithinLayer, plan
-from prelu_jax.datadep.places import Correction
-from prelu_jax.datadep.walk import Control, Walk
+from prelu_jax.datadep.calibration_pass import CalibrationPass, Control
+from prelu_jax.datadep.channels import Correction
 from prelu_jax.tracing import models
 
 _SECONDS = 1.0  # limit for planning
@@ -69,7 +69,8 @@ def _of_net(
     """Measure one net; return its rows and its compile times by program."""
     planned, planning = _timed(lambda: plan.make(net, layers, x))
     _, state = models.of(net, layers)
-    walk, probe = Walk(planned.model, planned.layers, WithinLayer()), signal.prepare(net, layers, x)
+    calibration = CalibrationPass(planned.model, planned.layers, WithinLayer())
+    probe = signal.prepare(net, layers, x)
     replicated = {
         "variables": state,
         "key": jax.random.key(0),
@@ -83,7 +84,7 @@ def _of_net(
         },
     }
     lowered = {
-        "calibrating pass": functools.partial(jax.jit(walk.__call__).lower, replicated, x),
+        "calibrating pass": functools.partial(jax.jit(calibration.__call__).lower, replicated, x),
         "probe": functools.partial(jax.jit(probe.statistics).lower, state, x),
     }
     seconds = {}

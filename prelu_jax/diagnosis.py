@@ -22,7 +22,7 @@ def diagnose(
     call_kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
 ) -> Report:
-    """Where the signal of a model dies, forward or backward, and what to do about it.
+    """Report where the signal of a model dies, forward or backward, and the remedy.
 
         report = pj.diagnose(model, variables, batch)    # Linen
         report = pj.diagnose(model, batch)               # NNX, Equinox
@@ -80,7 +80,7 @@ def diagnose(
 def _of_parameters(
     model: Any, variables: Any, batch: Any, call_kwargs: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The findings of an audit of the parameters, in sentences; none where it cannot be made."""
+    """Return the findings of an audit of the parameters, in sentences, if it can be made."""
     inputs = batch if type(batch) is tuple else (batch,)
     # Arrays on other hosts cannot be read, and a call may take keys that an audit does not give.
     with contextlib.suppress(ValueError, TypeError, RuntimeError):
@@ -94,7 +94,7 @@ def _predict(
 ) -> dict[str, theory.LayerMoments]:
     images = np.asarray(batch[0] if isinstance(batch, tuple) else batch, np.float64)
     second_moment = np.mean(np.square(images), axis=(0, 3))
-    # Of neighbours along a row: what max pooling asks for.
+    # Products of neighbours along a row: max pooling depends on their correlation.
     products = images[:, :, 1:] * images[:, :, :-1]
     neighbours = products.mean() / max(second_moment.mean(), 1e-300) if products.size else 0.0
     layers = theory.predict(

@@ -13,7 +13,7 @@ from benchmarks.training import Case
 from experiments.harness import machine
 from prelu_jax import models
 from prelu_jax.datadep.filters import KINDS, filters
-from prelu_jax.datadep.homogeneity import freedom
+from prelu_jax.datadep.symmetries import find
 from prelu_jax.training import step
 from tests.training.conftest import TINY, make_batch, make_state
 
@@ -93,9 +93,9 @@ def test_what_leaves_a_loop_as_it_is_is_read_without_compilation_too():
         return jax.lax.scan(lambda x, row: (x * row, x), p["a"][0], p["b"])[0]
 
     parameters = {"a": jnp.ones((2, 3)), "b": jnp.ones((4, 3))}
-    compiled = freedom(powers, parameters)
+    compiled = find(powers, parameters)
     with jax.disable_jit():
-        plain = freedom(powers, parameters)
+        plain = find(powers, parameters)
     np.testing.assert_array_equal(plain.constraints, compiled.constraints)
 
 

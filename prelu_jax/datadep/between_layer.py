@@ -11,20 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from prelu_jax import axes as axes_lib
-from prelu_jax.datadep import homogeneity, options
-from prelu_jax.datadep.homogeneity import Freedom
+from prelu_jax.datadep import symmetries
 from prelu_jax.datadep.layers import Layer
+from prelu_jax.datadep.methods import check_type
 from prelu_jax.datadep.report import BetweenRow, BetweenStage
 from prelu_jax.datadep.session import Session
-from prelu_jax.signal import checks, moments
+from prelu_jax.datadep.symmetries import RescalingSymmetries
+from prelu_jax.signal import checks, reductions
 from prelu_jax.signal.preparation import Prepared
 
-_SLOWEST = 0.9  # of the promised progress: less means that the rest is not to be had
+_SLOWEST = 0.9  # of the promised progress: with less, the rest cannot be removed
 
 
 @dataclasses.dataclass(frozen=True)
 class BetweenLayer:
-    """Every kernel to the same rate of change C̃_k, the model's function kept.
+    """Set every kernel's rate of change C̃_k to the same value, and keep the model's function.
 
     C̃_k is the gradient of a random linear loss of the outputs, drawn independently for every
     example, over the kernel: root mean squares of both. W_k ← f_k W_k with
@@ -34,12 +35,12 @@ class BetweenLayer:
     and each iteration leaves |1 − α| of the spread otherwise.
 
     Transcriptions of the paper's Algorithm 2 have r_k = (C̃ / C̃_k)^(α/2), the inverse (the print
-    itself was not at hand). That cannot be meant: it multiplies the spread by 1 + α in each
+    itself was not at hand). That must be an error: it multiplies the spread by 1 + α in each
     iteration. The authors' code has the direction used here.
 
     Beyond chains: of all rescalings of kernels and biases that leave the model's function as it is
     (`homogeneity`), the one that makes the rates most equal. A branch of a residual sum keeps its
-    scale, and so does what feeds a tanh.
+    scale, and so do the layers before a tanh.
 
     Attributes:
         alpha: the damping α, above 0 and below 2.
@@ -51,8 +52,8 @@ class BetweenLayer:
     tolerance: float = 0.01
 
     def __post_init__(self) -> None:
-        options.check_type(self, "alpha", numbers.Real)
-        options.check_type(self, "tolerance", numbers.Real)
+        check_type(self, "alpha", numbers.Real)
+        check_type(self, "tolerance", numbers.Real)
         if not 0 < self.alpha < 2:
             raise ValueError(
                 f"between_layer: alpha is {self.alpha}, expected above 0 and below 2: beyond, "
@@ -85,12 +86,12 @@ class _Rates:
         def loss(kernels: Any) -> jax.Array:
             outputs = model.outputs(variables, kernels, batch, replicated["rngs"])
             number = model.examples.number
-            return moments.noise_objective(outputs, replicated["key"], number, model.axis_name)
+            return reductions.noise_objective(outputs, replicated["key"], number, model.axis_name)
 
-        gradients = moments.psum(jax.grad(loss)(kernels), model.axis_name)
+        gradients = reductions.psum(jax.grad(loss)(kernels), model.axis_name)
 
         def squares(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-            return moments.scaled(values, tuple(axis - values.ndim for axis in axes))
+            return reductions.scaled(values, tuple(axis - values.ndim for axis in axes))
 
         return {
             name: (squares(kernels[name], axes), squares(gradients[name], axes))
@@ -99,7 +100,7 @@ class _Rates:
 
 
 class _Factors:
-    """The parameters that get a factor, each layer of a stack one of its own.
+    """The parameters that get a factor, one for each layer of a stack.
 
     Attributes:
         kernels: the paths of the kernels, and the axes that count the layers of a stack.
@@ -130,7 +131,7 @@ class _Factors:
     def names(self, parameter: str) -> list[str]:
         """Return a name for every layer that has a part of a parameter."""
         shape = self.parameters[parameter].shape
-        return homogeneity.entries(parameter, [shape[axis] for axis in self.axes[parameter]])
+        return symmetries.entries(parameter, [shape[axis] for axis in self.axes[parameter]])
 
     def of_layer(self, layer: Layer) -> list[str]:
         """Return the name of the kernel of every layer of a stack."""
@@ -153,17 +154,6 @@ class _Factors:
         return values * jnp.asarray(np.exp(logs).reshape(shape), values.dtype)
 
 
-def step(log_rates: Mapping[str, float], freedom: Freedom, biases: list[str]) -> dict[str, float]:
-    """Return log f of every kernel and bias: the full step, α = 1.
-
-    Args:
-        log_rates: log C̃_k by kernel's name.
-        freedom: which rescalings leave the model's function as it is.
-        biases: the names of the biases that follow.
-    """
-    return freedom.nearest({name: rate / 2 for name, rate in log_rates.items()}, biases)
-
-
 def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
     """Return the session with the rates of change made equal, and a record of it.
 
@@ -172,7 +162,7 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
     """
     factors = _Factors(session)
     biases = [name for bias in factors.biases for name in factors.names(bias)]
-    freedom = _freedom(session, factors)
+    allowed = _symmetries(session, factors)
     log_rates = _log_rates(session, factors)
     if not log_rates:
         raise ValueError(
@@ -182,7 +172,8 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
     total = {name: 0.0 for kernel in factors.kernels for name in factors.names(kernel)}
     first, removable = log_rates, [np.inf]
     while True:
-        log_factors = step(log_rates, freedom, biases)
+        halves = {name: rate / 2 for name, rate in log_rates.items()}
+        log_factors = allowed.project(halves, biases)  # the full step, α = 1
         removable.append(2 * float(np.std([log_factors[name] for name in log_rates])))
         promised = 1 - _SLOWEST * min(method.alpha, 2 - method.alpha)
         if removable[-1] <= method.tolerance or removable[-1] > promised * removable[-2]:
@@ -191,7 +182,7 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
         session = session.replace(_Factors(session).times(log_factors))
         total = {name: value + log_factors.get(name, 0.0) for name, value in total.items()}
         log_rates = _log_rates(session, factors)
-    held = freedom.held(list(first), biases)
+    fixed = allowed.fixed(list(first), biases)
     rows = {}
     for layer in session.plan.layers:
         parts = zip(layer.order, layer.names(), factors.of_layer(layer), strict=True)
@@ -202,7 +193,7 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
                 factor=math.exp(total[name]),
                 rate_before=math.exp(first[name]) if name in first else math.nan,
                 rate_after=math.exp(log_rates[name]) if name in log_rates else math.nan,
-                held=name in held,
+                held=name in fixed,
             )
     ordered = tuple(rows[place] for place in sorted(rows))
     return session, BetweenStage(
@@ -210,8 +201,8 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
     )
 
 
-def _freedom(session: Session, factors: _Factors) -> Freedom:
-    """The rescalings that the model allows, read off one abstract call of it."""
+def _symmetries(session: Session, factors: _Factors) -> RescalingSymmetries:
+    """Return the rescalings that the model allows, read off one abstract call of it."""
     model = session.plan.model
 
     def call(parameters: Any, batch: Any) -> Any:
@@ -220,11 +211,11 @@ def _freedom(session: Session, factors: _Factors) -> Freedom:
     names = model.bound_axes if model.axis_name is None else (model.axis_name,)
     stacks = {name: axes for name, axes in factors.axes.items() if axes}
     bound = axes_lib.bind(call, names)
-    return homogeneity.freedom(bound, session.parameters, session.part, stacks=stacks)
+    return symmetries.find(bound, session.parameters, session.part, stacks=stacks)
 
 
 def _log_rates(session: Session, factors: _Factors) -> dict[str, float]:
-    """log C̃_k by kernel's name, of the layers that have one."""
+    """Return log C̃_k by kernel's name, of the layers that have one."""
     kernels = tuple(sorted(factors.kernels.items()))
     model = session.plan.model
     with checks.differentiable(model.coverage):
@@ -234,8 +225,8 @@ def _log_rates(session: Session, factors: _Factors) -> dict[str, float]:
         (scale, *of_kernel), (unit, *of_gradient) = squares[kernel]
         parts = zip(factors.names(kernel), of_kernel, of_gradient, strict=True)
         for name, kernel_square, gradient_square in parts:
-            size = moments.second_moment(scale, kernel_square)
-            change = moments.second_moment(unit, gradient_square)
+            size = reductions.second_moment(scale, kernel_square)
+            change = reductions.second_moment(unit, gradient_square)
             if 0 < size < math.inf and 0 < change < math.inf:
                 rates[name] = 0.5 * math.log(change / size)
     return rates

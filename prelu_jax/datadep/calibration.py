@@ -1,6 +1,7 @@
 """Data-dependent initialisation of any JAX model: one call, one method or several in turn."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,13 +9,50 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from prelu_jax.datadep import between_layer, one_pass, plan, registry
+from prelu_jax import names
+from prelu_jax.datadep import between_layer, filters, one_pass, plan
 from prelu_jax.datadep.between_layer import BetweenLayer
-from prelu_jax.datadep.registry import Method
+from prelu_jax.datadep.from_patches import FromPatches
+from prelu_jax.datadep.methods import Lsuv, OnePass, WithinLayer
 from prelu_jax.datadep.report import CalibrationReport, Stage
 from prelu_jax.datadep.session import Function, Session, compiler
 from prelu_jax.signal import batches, checks
 from prelu_jax.tracing import models
+
+Method = OnePass | BetweenLayer
+
+REGISTRY: dict[str, Callable[[], Method | None]] = {
+    "none": lambda: None,
+    "within_layer": WithinLayer,
+    "lsuv": Lsuv,
+    "between_layer": BetweenLayer,
+    **{kind: functools.partial(FromPatches, kind=kind) for kind in filters.KINDS},
+}
+
+
+def resolve(method: str | Method | Sequence[str | Method]) -> tuple[Method, ...]:
+    """Return the methods of a name, of several in a string with commas, or of a sequence of them.
+
+    Raises:
+        ValueError: an unknown name, or none at all.
+        TypeError: something else than names and methods.
+    """
+    expected = (
+        f"expected a name of {', '.join(REGISTRY)}, an instance of one of prelu_jax.datadep's "
+        "methods, such as WithinLayer(), or a sequence of these."
+    )
+    if isinstance(method, str):
+        method = [name.strip() for name in method.split(",")]
+    given = method if isinstance(method, Sequence) else [method]
+    if not given:
+        raise ValueError(f"method is {method!r}, {expected}")
+    for each in given:
+        if isinstance(each, str):
+            names.check("method", each, REGISTRY)
+        elif not isinstance(each, Method):
+            raise TypeError(f"method is {method!r}, {expected}")
+    methods = [REGISTRY[each]() if isinstance(each, str) else each for each in given]
+    return tuple(each for each in methods if each is not None)
 
 
 def calibrate(
@@ -30,7 +68,7 @@ def calibrate(
     axis_name: str | None = None,
     compiled: Callable[[Function], Function] | None = None,
 ) -> Any:
-    """Set the scale, and where the method does the mean, of every layer's output on a batch.
+    """Set the scale, and with some methods the mean, of every layer's output on a batch.
 
         variables, report = pj.calibrate(model, variables, batch)    # Linen, Haiku
         report = pj.calibrate(model, batch)                          # NNX: the model is updated
@@ -38,15 +76,15 @@ def calibrate(
         params, report = pj.calibrate(function, params, batch)       # function(params, batch)
         pj.calibrate(model, variables, batch, method=["pca", "between_layer"])
 
-    Every matrix product and convolution with weights is calibrated, as `signal.measure` sees them,
-    in the order in which the model runs them, in one jitted forward pass: those in `scan`,
-    `checkpoint`, `jit` and `cond` too, every step of a scan by itself where it has weights of its
-    own. Layers that are called more than once, as the cells of recurrent networks are, are set by
-    their moments over all calls, in a few passes more. Another pass measures the result. Tables of
-    embeddings, slopes and norms are left as they are, and the report names them. A model with
-    weights that cannot be seen is refused, unless ``only`` or ``except_`` leaves them out.
-    BatchNorm's statistics and NNX's random streams stay as they are. Products of float32 are
-    computed in float32 on accelerators too, unless `jax.default_matmul_precision` is set.
+    Every matrix product and convolution with weights that `signal.measure` measures is calibrated,
+    in the order of execution, in one jitted forward pass: those in `scan`, `checkpoint`, `jit` and
+    `cond` too, every step of a scan by itself where it has weights of its own. Layers that are
+    called more than once, such as the cells of recurrent networks, are set by their moments over
+    all calls, in a few passes more. Another pass measures the result. Tables of embeddings, slopes
+    and norms are left as they are, and the report names them. A model with weights that cannot be
+    measured is refused, unless ``only`` or ``except_`` leaves them out. BatchNorm's statistics and
+    NNX's random streams stay as they are. Products of float32 are computed in float32 on
+    accelerators too, unless `jax.default_matmul_precision` is set.
 
     Args:
         model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox
@@ -58,11 +96,11 @@ def calibrate(
             are those of the whole batch.
         method: 'within_layer', 'lsuv', 'between_layer', 'pca', 'zca', 'kmeans', 'none', one of
             `datadep`'s methods with its options, or several of these, applied in turn. 'lsuv' and
-            those of filters draw kernels anew: behind another, `Lsuv(orthonormal=False)`.
+            those of filters draw new kernels: after another method use `Lsuv(orthonormal=False)`.
         only: a regular expression, searched for in the kernels' paths: calibrate those alone, for
             example the new layers on a trained trunk. The others stay as they are.
-        except_: the same for kernels that stay as they are; weights that cannot be seen have to be
-            among them.
+        except_: the same for kernels that stay as they are; weights that cannot be measured have to
+            be among them.
         key: draws orthonormal and Gaussian kernels, samples of patches and the random loss of
             `between_layer`; `jax.random.key(0)` by default.
         rngs: keys of the model's random streams, e.g. {'dropout': key}.
@@ -80,20 +118,14 @@ def calibrate(
 
     Raises:
         TypeError: no such model, the wrong number of arguments, a list as the batch, an argument
-            of a wrong type, or a call inside `jit` and its kin.
+            of a wrong type, or a call inside `jit`, `vmap` or `grad`.
         ValueError: an unknown method; the batch is empty, a single example or not finite; patterns
             that match nothing; weights that cannot be seen and are not left out; an output that is
             not finite; and as `signal.measure`. The model and the variables are then unchanged.
     """
     variables, batch = checks.variables_and_batch("calibrate", model, variables_and_batch)
-    methods = registry.resolve(method)
-    if isinstance(batch, list):
-        raise TypeError(
-            f"the batch is a list of {len(batch)}; expected an iterator of batches, iter([...]), a "
-            "tuple of the model's positional arguments, or one array."
-        )
-    if not (key is None or hasattr(key, "dtype")):
-        raise TypeError(f"key is {key!r}, expected one of jax.random.key, e.g. jax.random.key(0).")
+    methods = resolve(method)
+    _check_arguments(batch, key)
     if isinstance(batch, Iterator):
         batch, batch_size = batches.joined(batch, batch_size)
     batch = batches.carried(batch)
@@ -105,43 +137,53 @@ def calibrate(
     )
     _check_finite(batch)
     function, state = models.of(model, variables)
-    session = Session(
-        planned,
-        state,
-        batch,
-        part,
-        jax.random.key(0) if key is None else key,
-        rngs,
-        compiler(compiled),
-    )
-    stages: list[Stage] = []
-    with _full_precision():
-        for each in methods:
-            stage: Stage
-            if isinstance(each, BetweenLayer):
-                session, stage = between_layer.run(session, each)
-            else:
-                session, stage = one_pass.run(session, each)
-            stages.append(stage)
-    seen, name = planned.model, getattr(model, "__name__", type(model).__name__)
-    report = CalibrationReport(name, tuple(stages), seen.coverage, seen.examples)
+    key = jax.random.key(0) if key is None else key
+    session = Session(planned, state, batch, part, key, rngs, compiler(compiled))
+    session, stages = _apply(methods, session)
+    prepared, name = planned.model, getattr(model, "__name__", type(model).__name__)
+    report = CalibrationReport(name, stages, prepared.coverage, prepared.examples)
     if isinstance(model, nnx.Module):
         nnx.update(model, session.variables)
         return report
     return function.restored(variables, session.variables), report
 
 
+def _check_arguments(batch: Any, key: Any) -> None:
+    if isinstance(batch, list):
+        raise TypeError(
+            f"the batch is a list of {len(batch)}; expected an iterator of batches, iter([...]), a "
+            "tuple of the model's positional arguments, or one array."
+        )
+    if not (key is None or hasattr(key, "dtype")):
+        raise TypeError(f"key is {key!r}, expected one of jax.random.key, e.g. jax.random.key(0).")
+
+
+def _apply(methods: Sequence[Method], session: Session) -> tuple[Session, tuple[Stage, ...]]:
+    """Return the session after all methods, and the record of each."""
+    stages: list[Stage] = []
+    with _full_precision():
+        for method in methods:
+            stage: Stage
+            if isinstance(method, BetweenLayer):
+                session, stage = between_layer.run(session, method)
+            else:
+                session, stage = one_pass.run(session, method)
+            stages.append(stage)
+    return session, tuple(stages)
+
+
 def _full_precision() -> contextlib.AbstractContextManager[Any]:
-    """Products of float32 in float32, unless the user has chosen.
+    """Return a context with products of float32 in float32, unless the user has chosen.
 
     Accelerators round factors to 10 bits or fewer by default. A layer's noise reaches the moments
-    of all behind it: on an H100 the channel farthest from a mean of 0 and a std of 1 was off by
-    0.05 in a net of 30 layers, by 8 in a larger one of as many, and by at most 2e-4 with this.
+    of all layers after it: on an H100 the channel farthest from a mean of 0 and a std of 1 was off
+    by 0.05 in a net of 30 layers, by 8 in a larger one, and by at most 2e-4 with this.
     """
     config: Any = jax.config  # whose options have no types
     if config.jax_default_matmul_precision is not None:
         return contextlib.nullcontext()
-    return jax.default_matmul_precision("highest")
+    highest: contextlib.AbstractContextManager[Any] = jax.default_matmul_precision("highest")
+    return highest
 
 
 def _part(array: Any) -> jax.ShapeDtypeStruct:
@@ -151,8 +193,8 @@ def _part(array: Any) -> jax.ShapeDtypeStruct:
 def _check_not_traced(*values: Any) -> None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
         raise TypeError(
-            "calibrate was called inside jit, vmap, grad or their kin, where there are no numbers "
-            "to look at. Call it outside: it compiles by itself."
+            "calibrate was called inside jit, vmap or grad, where arrays have no values yet. "
+            "Call it outside: it compiles by itself."
         )
 
 

@@ -4,7 +4,7 @@ Only directions matter here: a later step gives every channel mean 0 and varianc
 
 Constants that differ from the authors' code, https://github.com/philkr/magic_init: theirs adds
 1e-3 to the eigenvalues of the scatter matrix, which depends on the scale and on the number of
-patches. Here ε is 1e-5 of the largest variance, and a direction of less variance counts as none.
+patches. Here ε is 1e-5 of the largest variance, and directions of less variance are left out.
 """
 
 import functools
@@ -15,28 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from prelu_jax.datadep import host
+from prelu_jax.datadep import numpy_callback
 
 KINDS = ("pca", "zca", "kmeans")
 
-_EPSILON = 1e-5  # of the largest variance; ten times what float32 leaves of a zero eigenvalue
+_EPSILON = 1e-5  # of the largest variance; ten times the rounding error of a zero eigenvalue
 _CONSTANT = 1e-4  # a standard deviation below this, of the mean, is that mean's rounding error
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def sample(key: jax.Array, patches: jax.Array, count: int) -> jax.Array:
-    """At most ``count`` of the patches, without replacement: one drawn of each equal stretch.
+    """Return at most ``count`` patches of each group, ``[groups, min(n, count), rows]``.
 
-    Patches of one image follow each other, so that all images are heard.
-
-    Args:
-        key: a key of `jax.random`.
-        patches: ``[groups, n, rows]``.
-        count: how many to keep, of each group the same.
-
-    Returns:
-        ``[groups, min(n, count), rows]``, in their order.
+    One is drawn from each of ``count`` equal stretches of ``patches``, ``[groups, n, rows]``: the
+    patches of one image follow each other, so every image contributes.
     """
     n = patches.shape[1]
     if n <= count:
@@ -47,14 +40,14 @@ def sample(key: jax.Array, patches: jax.Array, count: int) -> jax.Array:
 
 
 def too_few(patches: jax.Array, count: int, axis_name: str | None = None) -> bool:
-    """Whether there are fewer patches, over all devices, than filters to make of them."""
+    """Return whether there are fewer patches, over all devices, than filters."""
     return patches.shape[1] * (1 if axis_name is None else lax.axis_size(axis_name)) < count
 
 
 def filters(
     kind: str, patches: jax.Array, count: int, key: jax.Array, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The filters of a layer, to be called inside `jax.jit` or `jax.pmap`.
+    """Return the filters of a layer, inside `jax.jit` or `jax.pmap`.
 
     - ``pca``: the main directions vᵢ, by falling variance λᵢ, as vᵢ / √(λᵢ + ε): outputs are
       uncorrelated and of unit variance. The largest entry of a direction is positive.
@@ -64,11 +57,11 @@ def filters(
     - ``kmeans``: patches whitened to ``count`` directions at most and scaled to unit norm, as by
       the authors; of these the centroids of scikit-learn's MiniBatchKMeans.
 
-    What patches do not give is random. Where they vary in fewer than ``count`` directions, as where
-    inputs are constant or follow from others, ``pca`` and ``zca`` give as many filters as they can,
-    and random directions of the whitened patches are the rest: also of unit variance. (The
-    centroids of ``kmeans`` are as many as are asked for.) Only where there are fewer patches than
-    ``count``, as by the authors, or where in a group none varies, are all filters Gaussian.
+    Where patches vary in fewer than ``count`` directions, as with constant or dependent inputs,
+    ``pca`` and ``zca`` make as many filters as they can; the others are random directions of
+    the whitened patches, also of unit variance. (``kmeans`` always has ``count`` centroids.) All
+    filters are Gaussian where there are fewer patches than ``count``, as in the authors' code, or
+    where none varies in a group.
 
     Args:
         kind: one of `KINDS`.
@@ -79,9 +72,8 @@ def filters(
         axis_name: the axis of `jax.pmap`. Every device returns the same bits.
 
     Returns:
-        Filters as columns, float32 ``[groups, rows, count]``; and a bool, whether the patches give
-        what they could: they are no fewer than ``count`` and of full rank, which is to say that
-        they vary in min(count, rows) directions, in every group.
+        Filters as columns, float32 ``[groups, rows, count]``; and a bool, whether in every group
+        there are at least ``count`` patches, which vary in min(count, rows) directions.
 
     Raises:
         ValueError: an unknown kind, patches that are not ``[groups, n, rows]``, or no count.
@@ -133,7 +125,7 @@ def _group(
     rounding: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Filters ``[rows, count]`` of one group, and in how many directions its patches vary."""
+    """Return filters ``[rows, count]`` of one group, and the rank of its patches."""
     variances, v = _principal(covariance)
     epsilon = jnp.maximum(_EPSILON * variances[0], rounding)
     usable = variances > epsilon
@@ -158,7 +150,7 @@ def _group(
 
 
 def _principal(covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Variances, falling, and directions as columns, of a sign that rounding does not decide."""
+    """Return falling variances, and directions as columns whose signs do not depend on rounding."""
     variances, v = jnp.linalg.eigh(covariance)
     variances, v = variances[::-1], v[:, ::-1]
     # The first of the entries that are largest but for 1 %: two may be equal but for their sign.
@@ -173,20 +165,21 @@ def _unit(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _centroids(white: jax.Array, count: int, first: bool | jax.Array, key: jax.Array) -> jax.Array:
-    """Centroids ``[count, columns]`` of whitened patches ``[n, columns]``, on the first device.
+    """Return centroids ``[count, columns]`` of patches ``[n, columns]`` on the first device.
 
     The others have zeros: one call, not one each. They wait for it in the next collective, for
     which XLA's CPU client allows 40 s, then ends the process.
     """
     result = jax.ShapeDtypeStruct((count, white.shape[1]), white.dtype)
-    call = functools.partial(host.call, functools.partial(fit_kmeans, count), result)
+    call = functools.partial(numpy_callback.call, functools.partial(fit_kmeans, count), result)
     zeros = lambda *_: jnp.zeros(result.shape, result.dtype)  # noqa: E731
     seed = jax.random.bits(key, dtype=jnp.uint32)
-    return lax.cond(first, call, zeros, _unit(white, axis=1), seed)
+    centroids: jax.Array = lax.cond(first, call, zeros, _unit(white, axis=1), seed)
+    return centroids
 
 
 def fit_kmeans(count: int, patches: np.ndarray, seed: np.ndarray) -> np.ndarray:
-    """Centroids ``[count, columns]`` of patches ``[n, columns]``, by scikit-learn; zeros of zeros.
+    """Return centroids ``[count, columns]`` of patches ``[n, columns]``, by scikit-learn.
 
     On one thread: its sums then have one order, and OpenMP's threads, which would wait by
     spinning for cores that XLA's threads hold, can make it twenty times slower.

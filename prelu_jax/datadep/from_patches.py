@@ -8,28 +8,27 @@ import jax
 import jax.numpy as jnp
 
 from prelu_jax import initializers, names
-from prelu_jax.datadep import filters, options
+from prelu_jax.datadep import filters
 from prelu_jax.datadep.layers import Layer
-from prelu_jax.datadep.method import OnePass, Redrawn
-from prelu_jax.datadep.within_layer import WithinLayer
+from prelu_jax.datadep.methods import OnePass, Redrawn, WithinLayer, check_type
 from prelu_jax.tracing import Visit
 
-_EXAMPLES = 4  # patches looked at for one that is taken: from more images than need be
+_EXAMPLES = 4  # patches made for each one that is used, so that they come from more images
 
 
 @dataclasses.dataclass(frozen=True)
 class FromPatches(WithinLayer):
     """Kernels from the layer's own input, then `WithinLayer`.
 
-    A patch is what one position of the output sees: of a convolution its window, with the layer's
-    stride, padding, dilation and groups; of a fully connected layer its input. Where there are
-    fewer patches than filters, where none varies, or of a layer of another kind, the kernel is
-    Gaussian. Patches that are rank deficient, as where an input is constant, give as many filters
-    as they can: the rest are random (see `filters`). Biases are 0 before `WithinLayer` sets them.
+    A patch is the input of one position of the output: of a convolution its window, with the
+    layer's stride, padding, dilation and groups; of a fully connected layer its input. The kernel
+    is Gaussian where there are fewer patches than filters, where none varies, and in layers of
+    other kinds. Rank deficient patches, as of a constant input, make as many filters as they can:
+    the others are random (see `filters`). Biases are 0 before `WithinLayer` sets them.
 
     Attributes:
         kind: 'pca', 'zca' or 'kmeans'; see `filters`.
-        max_patches: at most so many, drawn at random, over all devices.
+        max_patches: the greatest number of patches, drawn at random over all devices.
     """
 
     kind: str = "pca"
@@ -38,12 +37,12 @@ class FromPatches(WithinLayer):
     def __post_init__(self) -> None:
         super().__post_init__()
         names.check("kind of filters", self.kind, filters.KINDS)
-        options.check_type(self, "max_patches", numbers.Integral)
+        check_type(self, "max_patches", numbers.Integral)
         if self.max_patches < 2:
             raise ValueError(f"{self.kind}: max_patches is {self.max_patches}, expected 2 or more.")
 
     @property
-    def plain(self) -> OnePass:
+    def without_redraw(self) -> OnePass:
         return WithinLayer(self.target_mean)
 
     def redraw(self, layer: Layer, visit: Visit, key: jax.Array, axis_name: str | None) -> Redrawn:
@@ -81,14 +80,14 @@ def patches(
     for axis, size in zip(layout.weight_axes, (groups * rows, *[1] * len(shape)), strict=False):
         shape[axis] = size
     identity = jnp.broadcast_to(jnp.eye(rows, dtype=visit.weight.dtype), (groups, rows, rows))
-    seer = initializers.from_matrices(identity, shape, layer.layout)
-    seen = visit.product(operand, seer).astype(jnp.float32)
+    weight = initializers.from_matrices(identity, shape, layer.layout)
+    seen = visit.product(operand, weight).astype(jnp.float32)
     seen = jnp.moveaxis(seen, layout.channel_axes, range(-len(layout.channel_axes), 0))
     seen = jnp.moveaxis(seen.reshape(-1, groups, rows), 1, 0)
     return filters.sample(of_patches, seen, most)
 
 
 def _first_axis(visit: Visit) -> int | None:
-    """The first axis of the operand that the product does not sum over: of examples, as a rule."""
+    """Return the first axis of the operand, as a rule of examples, that is not summed over."""
     axes = visit.operation.layout.operand_axes
     return next((axis for axis in axes if visit.operand.shape[axis] > 1), None)

@@ -16,26 +16,28 @@ class Layer:
     Attributes:
         name: its path in the model.
         parameter: the path of its kernel: of the largest of them, where W is made of several.
-        parameters: the paths of all.
-        bias: the path of its bias; None without one.
         operations: its calls in the model; several if it is shared.
-        own: the lengths of the scans whose steps have weights of their own: () for one layer.
         order: the place of every layer of the stack among all layers, in the order of execution.
-        channels: the shape of its channels.
         layout: the meaning of the axes of W.
         obstacle: why its output does not follow its parameters, if it does not.
     """
 
     name: str
     parameter: str
-    parameters: tuple[str, ...]
-    bias: str | None
     operations: tuple[Operation, ...]
-    own: tuple[int, ...]
     order: tuple[int, ...]
-    channels: tuple[int, ...]
     layout: Layout
     obstacle: str | None
+
+    @property
+    def first(self) -> Operation:
+        """Its first call."""
+        return self.operations[0]
+
+    @property
+    def number(self) -> int:
+        """The number of its first call: no two layers have the same."""
+        return self.first.number
 
     @property
     def follows(self) -> bool:
@@ -43,14 +45,19 @@ class Layer:
         return self.obstacle is None
 
     @property
-    def number(self) -> int:
-        """The number of its first call: no two layers have the same."""
-        return self.operations[0].number
+    def has_bias(self) -> bool:
+        """Whether a parameter is added to its output."""
+        return self.first.bias is not None
 
     @property
-    def dtype(self) -> str:
-        """The type of its output."""
-        return self.operations[0].dtype
+    def own(self) -> tuple[int, ...]:
+        """The lengths of the scans whose steps have weights of their own: () for one layer."""
+        return self.first.of_own_scans(self.first.steps)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The shape of its channels."""
+        return self.first.channels
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +67,8 @@ class Layer:
     @property
     def calls(self) -> int:
         """The number of times that each layer of the stack is called."""
-        return sum(math.prod(_shared_steps(operation)) for operation in self.operations)
+        steps = sum(math.prod(operation.steps) for operation in self.operations)
+        return steps // math.prod(self.own)
 
     def names(self) -> list[str]:
         """Return the name of every layer of the stack."""
@@ -68,6 +76,14 @@ class Layer:
         return [self.name + step for step in steps] if self.own else [self.name]
 
 
-def _shared_steps(operation: Operation) -> list[int]:
-    pairs = zip(operation.steps, operation.own, strict=True)
-    return [length for length, own in pairs if not own]
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A weight that a calibration leaves as it is.
+
+    Attributes:
+        parameter: its path.
+        why: the reason.
+    """
+
+    parameter: str
+    why: str

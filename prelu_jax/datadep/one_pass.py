@@ -1,9 +1,9 @@
-"""Running a one-pass method: correct, look whether it came true, and repeat only where it must.
+"""One-pass methods: correct the layers, measure the result, and repeat only where that is needed.
 
-One pass is all that layers need which are called once and are affine in kernel and bias. A layer
-that is called more often sees inputs that depend on its own correction, so its pooled moments are
-brought to their target by further passes. A layer whose weights are computed (a weight norm divides
-a scale out again) is measured and left alone, and so is one that is found not to follow.
+A layer that is called once and is affine in kernel and bias needs one pass. A layer that is called
+more often sees inputs that depend on its own correction, so further passes bring its pooled moments
+to their target. A layer whose weights are computed (a weight norm divides a scale out again) is
+measured and left as it is, and so is one whose output turns out not to follow.
 """
 
 import contextlib
@@ -17,20 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from prelu_jax.datadep import places
+from prelu_jax.datadep.calibration_pass import CalibrationPass, Control, Outcome
+from prelu_jax.datadep.channels import Correction, Moments
 from prelu_jax.datadep.layers import Layer
-from prelu_jax.datadep.method import OnePass
-from prelu_jax.datadep.moments import Moments
-from prelu_jax.datadep.places import Correction
+from prelu_jax.datadep.methods import OnePass
 from prelu_jax.datadep.report import LayerRow, OnePassStage
 from prelu_jax.datadep.session import Session
-from prelu_jax.datadep.walk import Control, Found, Walk
 
 _CLOSE = 3e-5  # of a shared layer's moments to their targets: ends its passes
 _RESISTS = 0.1  # an error that rounding cannot explain, not even bfloat16's
 _MOST_PASSES = 50
 _LARGEST_LOG = 20.0  # of a scale that is tried
 
-ByNumber = dict[int, Found]  # by a layer's number
+Outcomes = dict[int, Outcome]  # by a layer's number
 
 
 def run(session: Session, method: OnePass) -> tuple[Session, OnePassStage]:
@@ -39,7 +38,7 @@ def run(session: Session, method: OnePass) -> tuple[Session, OnePassStage]:
     Raises:
         ValueError: a layer's output is not finite.
     """
-    left: set[int] = set()  # layers that resist
+    left: set[int] = set()  # layers that do not follow
     while True:
         attempt = _Attempt(session, method, left)
         attempt.correct()
@@ -60,51 +59,53 @@ class _Attempt:
         )
         self.shared = tuple(layer for layer in self.free if layer.calls > 1)
         self.session = session.replace(_drawn(session, method, self.free))
-        self.found: ByNumber = {}
-        self.measured: ByNumber = {}
+        self.outcomes: Outcomes = {}
+        self.measured: Outcomes = {}
         self.errors: dict[int, list[float]] = {}
         self.passes = 0
 
     def correct(self) -> None:
         """Run the pass, more of them for shared layers, and one that measures the result."""
-        self.session, self.found = self._pass(self.method, self.free)
-        self._check_finite(self.found, "with the layers before it corrected")
+        self.session, self.outcomes = self._pass(self.method, self.free)
+        self._check_finite(self.outcomes, "with the layers before it corrected")
         self.passes = 1
         if self.shared:
             self._solve()
-        _, self.measured = self._pass(self.method.plain, ())
+        _, self.measured = self._pass(self.method.without_redraw, ())
         self._check_finite(self.measured, "with the layers up to it corrected")
         self.errors = {
             layer.number: [
-                self.method.error(moments, layer.bias is not None)
+                self.method.error(moments, layer.has_bias)
                 for moments in _of_stack(layer, self.measured[layer.number].before)
             ]
             for layer in self.session.plan.layers
         }
 
     def _solve(self) -> None:
-        """Find the corrections of shared layers under which their moments ask for none.
+        """Find the corrections of shared layers after which their moments need no other.
 
-        The unknowns are the logs of the scales and the shifts; a pass finds the moments.
+        The unknowns are the logs of the scales, and the shifts; a pass computes the moments.
         """
         once = [layer for layer in self.free if layer.calls == 1]
-        start, first = self.session, self.found
+        start, first = self.session, self.outcomes
         least = np.inf
 
         def asked(unknowns: np.ndarray) -> np.ndarray:
             nonlocal least
             given = self._given(unknowns)
-            session, found = self._pass(self.method.plain, once, given, start)
+            session, outcomes = self._pass(self.method.without_redraw, once, given, start)
             self.passes += 1
-            more = np.concatenate([self._more(layer, found, given) for layer in self.shared])
+            more = np.concatenate(
+                [self._more(layer, outcomes[layer.number].before, given) for layer in self.shared]
+            )
             if np.abs(more).max() < least:
                 least = np.abs(more).max()
                 self.session = session
-                self.found = {
-                    number: what._replace(
-                        correction=_both(what.correction, found[number].correction)
+                self.outcomes = {
+                    number: outcome._replace(
+                        correction=_both(outcome.correction, outcomes[number].correction)
                     )
-                    for number, what in first.items()
+                    for number, outcome in first.items()
                 }
             return -more
 
@@ -128,20 +129,20 @@ class _Attempt:
             )
         return given
 
-    def _more(self, layer: Layer, found: ByNumber, given: Mapping[int, Correction]) -> np.ndarray:
-        """The correction that a layer's output asks for beyond the one that it was given."""
+    def _more(self, layer: Layer, before: Moments, given: Mapping[int, Correction]) -> np.ndarray:
+        """Return the correction that a layer's output needs beyond the one that it was given."""
         scale, shift = given[layer.number]
-        mean, std, varies = found[layer.number].before
+        mean, std, varies = before
         corrected = Moments(mean * scale + shift, std * scale, varies)
         more = [
-            self.method.correction(moments, layer.bias is not None)
+            self.method.correction(moments, layer.has_bias)
             for moments in _of_stack(layer, corrected)
         ]
         logs = [np.log(each.scale).ravel() for each in more]
         return np.concatenate([*logs, *(np.ravel(each.shift) for each in more)])
 
     def first_resisting(self) -> int | None:
-        """Return the first layer whose output missed the target of its correction."""
+        """Return the number of the first layer whose output misses its target, if one does."""
         over = (layer for layer in self.free if max(self.errors[layer.number]) > _RESISTS)
         return next((layer.number for layer in over), None)
 
@@ -158,8 +159,8 @@ class _Attempt:
         measured: Collection[Layer],
         given: Mapping[int, Correction] | None = None,
         session: Session | None = None,
-    ) -> tuple[Session, ByNumber]:
-        """A pass that corrects some layers by their moments, some as given, the others not."""
+    ) -> tuple[Session, Outcomes]:
+        """Run a pass that corrects some layers by their moments, some as given, the others not."""
         session = session or self.session
         plan = session.plan
         chosen = {layer.number for layer in measured}
@@ -168,50 +169,46 @@ class _Attempt:
             number: Control(np.array(number in chosen), correction)
             for number, correction in corrections.items()
         }
-        walk = Walk(plan.model, plan.layers, method)
-        parameters, found = session.compute(walk, control=control)
-        return session.replace(parameters), jax.device_get(found)
+        calibration = CalibrationPass(plan.model, plan.layers, method)
+        parameters, outcomes = session.compute(calibration, control=control)
+        return session.replace(parameters), jax.device_get(outcomes)
 
-    def _check_finite(self, found: ByNumber, when: str) -> None:
+    def _check_finite(self, outcomes: Outcomes, when: str) -> None:
         for layer in self.session.plan.layers:
-            moments = found[layer.number].before
-            names = zip(layer.names(), _of_stack(layer, moments), strict=True)
-            wrong = [
-                name
-                for name, each in names
-                if not (np.isfinite(each.mean).all() and np.isfinite(each.std).all())
-            ]
-            if not wrong:
+            moments = _of_stack(layer, outcomes[layer.number].before)
+            finite = [bool(np.isfinite([each.mean, each.std]).all()) for each in moments]
+            if all(finite):
                 continue
+            name, dtype = layer.names()[finite.index(False)], layer.first.dtype
             narrow = "float16 ends at 65,504: calibrate in float32 or bfloat16."
             raise ValueError(
-                f"the output of {wrong[0]} is not finite in {layer.dtype}, {when}. Are its "
-                "kernel, its bias, the scale that they need and what lies between finite? "
-                + (narrow if layer.dtype == "float16" else "pj.diagnose says where it begins.")
+                f"the output of {name} is not finite in {dtype}, {when}. Are its kernel, its bias, "
+                "the scale that they need and the values between finite? "
+                + (narrow if dtype == "float16" else "pj.diagnose says where it begins.")
             )
 
     def _rows(self, layer: Layer) -> Iterator[tuple[int, LayerRow]]:
-        """The rows of a stack, each with its place in the order of execution."""
+        """Yield the rows of a stack, each with its place in the order of execution."""
         parts = zip(
             layer.order,
             layer.names(),
-            _of_stack(layer, self.found[layer.number]),
+            _of_stack(layer, self.outcomes[layer.number]),
             _of_stack(layer, self.measured[layer.number].before),
             self.errors[layer.number],
             strict=True,
         )
         resists = layer.number in self.left or not layer.follows
-        for place, name, found, after, error in parts:
-            row = LayerRow.of(layer, name, found, after, error=error, resists=resists)
+        for place, name, outcome, after, error in parts:
+            row = LayerRow.of(layer, name, outcome, after, error=error, resists=resists)
             yield place, row
 
 
 def _drawn(session: Session, method: OnePass, layers: Collection[Layer]) -> dict[str, jax.Array]:
-    """The parameters of the layers that a method draws before the pass."""
+    """Return the parameters of the layers that a method draws before the pass."""
     parameters = session.parameters
     changed: dict[str, jax.Array] = {}
     for layer in layers:
-        shape = layer.operations[0].weight_shape
+        shape = layer.first.weight_shape
         keys = [jax.random.fold_in(session.key, place) for place in layer.order]
         drawn = [method.draw(layer, shape, key) for key in keys]
         weights = [weight for weight in drawn if weight is not None]
@@ -223,7 +220,7 @@ def _drawn(session: Session, method: OnePass, layers: Collection[Layer]) -> dict
 
 
 def _of_stack(layer: Layer, tree: Any) -> list[Any]:
-    """The entries of a pytree of arrays for every layer of a stack."""
+    """Return the entries of a pytree of arrays for every layer of a stack."""
     return [
         jax.tree.map(lambda leaf, at=index: np.asarray(leaf)[at], tree)
         for index in np.ndindex(*layer.own)

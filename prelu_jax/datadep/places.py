@@ -1,5 +1,6 @@
-"""Which entries of the parameters a correction of a layer's channels changes, and how."""
+"""The places of a layer's weights and bias among the entries of the parameters."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,16 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from prelu_jax.datadep import moments
+from prelu_jax.datadep.channels import Correction, affine
 from prelu_jax.tracing import Operation
 from prelu_jax.tracing.arrangement import Arrangement
-
-
-class Correction(NamedTuple):
-    """y ← scale · y + shift, channel by channel, and weights and bias so that it comes about."""
-
-    scale: jax.Array | np.ndarray
-    shift: jax.Array | np.ndarray
 
 
 class Places(NamedTuple):
@@ -56,9 +50,9 @@ def of(operation: Operation, arrangement: Arrangement) -> Places:
     """
     weight, bias = arrangement.weight or {}, arrangement.bias or {}
     channels = _channels_of_weights(operation).ravel()
-    layers = int(np.prod(own_steps(operation)))
+    layers = math.prod(operation.of_own_scans(operation.steps))
     size = channels.size // layers
-    of_layer = int(np.prod([operation.shape[axis] for axis in operation.channel_axes]))
+    of_layer = math.prod(operation.channels)
     steps = {name: _short(places // size) for name, places in weight.items()}
     return Places(
         {name: None if _is_counting(places) else places for name, places in weight.items()},
@@ -69,27 +63,21 @@ def of(operation: Operation, arrangement: Arrangement) -> Places:
 
 
 def _channels_of_weights(operation: Operation) -> NDArray[np.int32]:
-    """The channel number of every entry of W, at every step with weights of its own."""
+    """Return the channel number of every entry of W, at every step with weights of its own."""
     layout, shape = operation.layout, operation.weight_shape
     pairs = sorted(zip(layout.channel_axes, layout.weight_axes, strict=True))
     axes = [axis for _, axis in pairs]
     sizes = [shape[axis] for axis in axes]
-    count = int(np.prod(sizes))
+    count = math.prod(sizes)
     numbers = np.arange(count)
     if operation.channel_order is not None:
         numbers = np.argsort(operation.channel_order)
     order = np.argsort(axes)
     spread = [shape[i] if i in axes else 1 for i in range(len(shape))]
     of_step = numbers.reshape(sizes).transpose(order).reshape(spread)
-    steps = own_steps(operation)
-    first = np.arange(int(np.prod(steps))).reshape(*steps, *[1] * len(shape)) * count
+    steps = operation.of_own_scans(operation.steps)
+    first = np.arange(math.prod(steps)).reshape(*steps, *[1] * len(shape)) * count
     return np.broadcast_to(first + of_step, (*steps, *shape)).astype(np.int32)
-
-
-def own_steps(operation: Operation) -> tuple[int, ...]:
-    """Return the lengths of the scans around it whose steps have weights of their own."""
-    pairs = zip(operation.steps, operation.own, strict=True)
-    return tuple(length for length, own in pairs if own)
 
 
 def _picked(numbers: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -97,7 +85,7 @@ def _picked(numbers: NDArray[np.int32], places: NDArray[np.int32]) -> NDArray[np
 
 
 def _short(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The numbers with every axis along which they do not change cut to its first entry."""
+    """Return the numbers with every axis cut to its first entry along which they are constant."""
     for axis in range(numbers.ndim):
         first = numbers.take([0], axis)
         if (numbers == first).all():
@@ -146,17 +134,10 @@ def corrected(
     """
     scales = jnp.append(correction.scale, 1)  # the last, at place -1, of other layers' entries
     shifts = jnp.append(correction.shift, 0)
-    after = {name: _affine(before[name], scales[at], 0) for name, at in places.channels.items()}
+    after = {name: affine(before[name], scales[at], 0) for name, at in places.channels.items()}
     return after | {
-        name: _affine(before[name], scales[at], shifts[at]) for name, at in places.bias.items()
+        name: affine(before[name], scales[at], shifts[at]) for name, at in places.bias.items()
     }
-
-
-def _affine(values: jax.Array, scale: Any, shift: Any) -> jax.Array:
-    """scale · values + shift in the values' own type."""
-    precise = moments.wide(values)
-    scale, shift = (jnp.asarray(v, precise.dtype) for v in (scale, shift))
-    return (precise * scale + shift).astype(values.dtype)
 
 
 def overlap(layers: Sequence[Mapping[str, NDArray[np.int32]]]) -> set[str]:

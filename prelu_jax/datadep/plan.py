@@ -1,4 +1,4 @@
-"""Which layers of a model are to be calibrated, and why the others are not."""
+"""The choice of the layers of a model that are calibrated, and why the others are not."""
 
 import collections
 import dataclasses
@@ -12,27 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from prelu_jax.datadep import places as places_lib
-from prelu_jax.datadep.layers import Layer
+from prelu_jax.datadep.layers import Layer, Skipped
 from prelu_jax.datadep.places import Places
 from prelu_jax.initializers import Layout
 from prelu_jax.signal import batches, checks, preparation, rows
 from prelu_jax.signal.coverage import Coverage, percent
 from prelu_jax.signal.preparation import Prepared
 from prelu_jax.tracing import Operation, Program, arrangement
-from prelu_jax.tracing.arrangement import Arrangement
-
-
-@dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A weight that a calibration leaves as it is.
-
-    Attributes:
-        parameter: its path.
-        why: the reason.
-    """
-
-    parameter: str
-    why: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +28,8 @@ class Plan:
     Attributes:
         model: the model.
         layers: the layers to be calibrated, in the order of execution.
-        places: where each of them is among the parameters, by its number; none of a layer whose
-            weights are computed.
+        places: the place of each of them among the parameters, by its number; none of a layer
+            whose output does not follow its parameters.
         skipped: the weights that are left as they are.
     """
 
@@ -68,7 +54,7 @@ def make(
 
     Args:
         model, variables, batch, rngs, call_kwargs, axis_name, batch_size: as `signal.prepare`.
-        only: a regular expression, searched for in the paths of kernels, unseen weights too:
+        only: a regular expression, searched for in the paths of kernels, measured or not:
             calibrate those alone.
         except_: one that keeps kernels as they are.
 
@@ -110,25 +96,28 @@ def _make(
     if prepared.examples.number < 2 and axis_name is None:
         raise ValueError(
             "the batch is a single example, expected two or more: the spread of an output over "
-            "examples is what is set to 1. A few dozen are enough (Krähenbühl et al. 2015). Found: "
+            "examples is set to 1. A few dozen are enough (Krähenbühl et al. 2015). Found: "
             f"{prepared.examples.chosen}; batch_size=... sets another."
         )
-    parameters = prepared.model.parameters(state)
-    unseen = {weight.parameter: weight.why for weight in prepared.coverage.unseen}
+    coverage, inputs = prepared.coverage, (prepared.model.parameters(state), (state, rngs), batch)
+    not_seen = {weight.parameter: weight.why for weight in coverage.not_measured}
     kernels = [name for operation in program.operations for name in operation.parameters]
-    kernels += [*unseen, *prepared.coverage.unused]
+    kernels += [*not_seen, *coverage.unused]
     excluded = _excluded(list(dict.fromkeys(kernels)), only, except_)
-    _check_seen(prepared.coverage, unseen, excluded)
-    others = (state, rngs)
-    elsewhere = arrangement.used_beside_biases(program, parameters, others, batch)
-    chosen = _Choice(program, parameters, excluded, elsewhere)
-    chosen.skipped |= {name: f"{excluded[name]}; {why}" for name, why in unseen.items()}
-    chosen.skipped |= dict.fromkeys(prepared.coverage.unused, "not used by the model")
-    layers, places = chosen.layers(arrangement.of(program, parameters, others, batch))
+    _check_seen(coverage, not_seen, excluded)
+    choice = _Choice(program, inputs, excluded)
+    choice.skipped |= {name: f"{excluded[name]}; {why}" for name, why in not_seen.items()}
+    choice.skipped |= dict.fromkeys(coverage.unused, "not used by the model")
+    layers = choice.layers()
     if not layers:
-        reasons = "; ".join(f"{name}: {why}" for name, why in chosen.skipped.items())
+        reasons = "; ".join(f"{name}: {why}" for name, why in choice.skipped.items())
         raise ValueError(f"no layer is left to be calibrated. {reasons}.")
-    skipped = tuple(Skipped(*item) for item in chosen.skipped.items())
+    places = {
+        layer.number: places_lib.of(layer.first, choice.arranged[layer.number])
+        for layer in layers
+        if layer.follows
+    }
+    skipped = tuple(Skipped(*item) for item in choice.skipped.items())
     return Plan(prepared, layers, places, skipped)
 
 
@@ -136,12 +125,14 @@ def _make(
 _remembered = functools.lru_cache(maxsize=32)(_make)
 
 
-def _check_seen(coverage: Coverage, unseen: Mapping[str, str], excluded: Mapping[str, str]) -> None:
+def _check_seen(
+    coverage: Coverage, not_seen: Mapping[str, str], excluded: Mapping[str, str]
+) -> None:
     """Check that every weight that the model uses is seen, or left out by the user."""
-    left = [name for name in unseen if name not in excluded]
+    left = [name for name in not_seen if name not in excluded]
     if not left:
         return
-    reasons = "; ".join(f"{name}: {unseen[name]}" for name in left)
+    reasons = "; ".join(f"{name}: {not_seen[name]}" for name in left)
     raise ValueError(
         f"{', '.join(left)}: used where an output cannot be corrected before the next layer sees "
         f"it ({percent(1 - coverage.share)} of the weights). Leave these as they are with "
@@ -150,7 +141,7 @@ def _check_seen(coverage: Coverage, unseen: Mapping[str, str], excluded: Mapping
 
 
 def _excluded(kernels: Collection[str], only: str | None, except_: str | None) -> dict[str, str]:
-    """Kernel path -> why a pattern leaves it out."""
+    """Return the kernels that a pattern leaves out, each with the reason."""
     excluded: dict[str, str] = {}
     for option, pattern in (("only", only), ("except_", except_)):
         if pattern is None:
@@ -158,14 +149,14 @@ def _excluded(kernels: Collection[str], only: str | None, except_: str | None) -
         if not isinstance(pattern, str):
             raise TypeError(f"{option} is {pattern!r}, expected a regular expression as a str.")
         try:
-            found = {name for name in kernels if re.search(pattern, name)}
+            matching = {name for name in kernels if re.search(pattern, name)}
         except re.error as error:
             raise ValueError(f"{option} is {pattern!r}, no regular expression: {error}.") from error
-        if not found:
+        if not matching:
             raise ValueError(
                 f"{option} is {pattern!r}, which matches none of the kernels: {', '.join(kernels)}."
             )
-        out = found if option == "except_" else set(kernels) - found
+        out = matching if option == "except_" else set(kernels) - matching
         excluded |= dict.fromkeys(sorted(out), f"left out by {option}={pattern!r}")
     return excluded
 
@@ -174,61 +165,50 @@ class _Choice:
     """The operations of a model gathered into layers.
 
     Attributes:
+        arranged: the arrangements of the operations' parameters, by number.
         skipped: why weights are left as they are, by their paths.
     """
 
     def __init__(
-        self,
-        program: Program,
-        parameters: Mapping[str, Any],
-        excluded: Mapping[str, str],
-        elsewhere: Collection[str],
+        self, program: Program, inputs: tuple[Any, Any, Any], excluded: Mapping[str, str]
     ) -> None:
         self.program = program
-        self.parameters = parameters
+        self.parameters: Mapping[str, Any] = inputs[0]
         self.excluded = excluded
-        self.elsewhere = elsewhere
+        self.arranged = arrangement.of(program, *inputs)
+        self.used_elsewhere = arrangement.used_beside_biases(program, *inputs)
         self.skipped: dict[str, str] = {}
-        self.tables = {
-            name
-            for operation in program.operations
-            if operation.kind == "look-up"
-            for name in operation.parameters
-        }
 
-    def layers(
-        self, arranged: Mapping[int, Arrangement]
-    ) -> tuple[tuple[Layer, ...], dict[int, Places]]:
-        """Return the layers in the order of execution, and their places by number."""
+    def layers(self) -> tuple[Layer, ...]:
+        """Return the layers in the order of execution."""
         groups: dict[Any, list[Operation]] = {}
         for operation in self.program.operations:
             why = self._unfit(operation)
             if why:
                 self.skipped[rows.largest(self.parameters, operation.parameters)] = why
             else:
-                groups.setdefault(_identity(operation, arranged), []).append(operation)
-        groups = self._without_conflicts(groups, arranged)
-        self._note_shared_biases(groups, arranged)
-        order = self._order(groups.values())
-        layers, places = [], {}
+                groups.setdefault(self._identity(operation), []).append(operation)
+        fitting = self._without_conflicts(list(groups.values()))
+        biases = [self.arranged[first.number].bias or {} for first, *_ in fitting]
+        self.used_elsewhere |= places_lib.overlap(biases)
+        order = self._order(fitting)
         names = collections.Counter[str]()
-        for operations in groups.values():
-            held = arranged[operations[0].number]
-            layer = self._layer(operations, held, order[operations[0].number])
-            if names[layer.name]:  # parts of one array, taken by hand
-                layer = dataclasses.replace(layer, name=f"{layer.name}[{names[layer.name]}]")
-            names[rows.path(self.parameters, layer.parameters)] += 1
+        layers = []
+        for group in fitting:
+            layer = self._layer(group, order[group[0].number])
+            names[layer.name] += 1
+            if names[layer.name] > 1:  # parts of one array, taken by hand
+                name = f"{layer.name}[{names[layer.name] - 1}]"
+                layer = dataclasses.replace(layer, name=name)
             layers.append(layer)
-            if layer.follows:
-                places[layer.number] = places_lib.of(operations[0], held)
-        return tuple(sorted(layers, key=lambda layer: layer.order[0])), places
+        return tuple(sorted(layers, key=lambda layer: layer.order[0]))
 
     def _unfit(self, operation: Operation) -> str | None:
-        """Why an operation cannot be calibrated; None if it can."""
+        """Return why an operation cannot be calibrated; None if it can."""
         for name in operation.parameters:
             if name in self.excluded:
                 return self.excluded[name]
-        if self.tables & set(operation.parameters):
+        if self.program.tables & set(operation.parameters):
             return "a table of embeddings"
         if not set(operation.parameters) <= set(self.parameters):
             return "its kernel is not one of the model's parameters"
@@ -239,58 +219,48 @@ class _Choice:
             return f"its output is {operation.dtype}"
         return None
 
-    def _without_conflicts(
-        self, groups: dict[Any, list[Operation]], arranged: Mapping[int, Arrangement]
-    ) -> dict[Any, list[Operation]]:
-        """The layers without those that share weights in another arrangement, as W and Wᵀ do."""
-        held = {key: arranged[group[0].number].weight or {} for key, group in groups.items()}
-        shared = places_lib.overlap(list(held.values()))
+    def _identity(self, operation: Operation) -> Any:
+        """Return a key that is equal for two operations if they are calls of one layer."""
+        weight = self.arranged[operation.number].weight
+        if weight is None:
+            return operation.number
+        places = tuple((name, places.tobytes()) for name, places in sorted(weight.items()))
+        return places, operation.bias, operation.channel_order
+
+    def _without_conflicts(self, groups: Sequence[list[Operation]]) -> list[list[Operation]]:
+        """Return the groups without those that share weights in other arrangements, as W and Wᵀ."""
+        held = [self.arranged[first.number].weight or {} for first, *_ in groups]
+        pairs = list(zip(groups, held, strict=True))
+        shared = places_lib.overlap(held)
+        shared |= {name for group, weights in pairs if not weights for name in group[0].parameters}
         why = "shared by layers of other channels, or used in a computed kernel too"
-        computed = {
-            name for key, group in groups.items() if not held[key] for name in group[0].parameters
-        }
-        kept = {}
-        for key, group in groups.items():
-            if set(held[key]) & (shared | computed):
-                self.skipped |= dict.fromkeys(sorted(held[key]), why)
-            else:
-                kept[key] = group
-        return kept
+        for weights in held:
+            if shared & set(weights):
+                self.skipped |= dict.fromkeys(sorted(weights), why)
+        return [group for group, weights in pairs if not shared & set(weights)]
 
-    def _note_shared_biases(
-        self, groups: Mapping[Any, list[Operation]], arranged: Mapping[int, Arrangement]
-    ) -> None:
-        biases = [arranged[group[0].number].bias or {} for group in groups.values()]
-        self.elsewhere = {*self.elsewhere, *places_lib.overlap(biases)}
-
-    def _order(self, groups: Collection[Sequence[Operation]]) -> dict[int, tuple[int, ...]]:
-        """The places of the layers of every stack in the order of execution, by their number."""
+    def _order(self, groups: Sequence[list[Operation]]) -> dict[int, tuple[int, ...]]:
+        """Return the places of every stack's layers in the order of execution, by its number."""
         first = {each.number: group[0].number for group in groups for each in group}
         ranks: dict[tuple[int, tuple[int, ...]], int] = {}
         for operation, index in self.program.rows():
             if operation.number in first:
-                own = tuple(i for i, is_own in zip(index, operation.own, strict=True) if is_own)
+                own = operation.of_own_scans(index)
                 ranks.setdefault((first[operation.number], own), len(ranks))
-        order: dict[int, list[int]] = {}
+        order: dict[int, tuple[int, ...]] = {}
         for number, own in sorted(ranks):
-            order.setdefault(number, []).append(ranks[number, own])
-        return {number: tuple(places) for number, places in order.items()}
+            order[number] = (*order.get(number, ()), ranks[number, own])
+        return order
 
-    def _layer(
-        self, operations: Sequence[Operation], held: Arrangement, order: tuple[int, ...]
-    ) -> Layer:
+    def _layer(self, operations: Sequence[Operation], order: tuple[int, ...]) -> Layer:
         first = operations[0]
         layout = first.layout
         outputs = [axis for axis in layout.weight_axes if axis not in layout.stacked_axes]
         return Layer(
             name=rows.path(self.parameters, first.parameters) or rows.KINDS[first.kind],
             parameter=rows.largest(self.parameters, first.parameters),
-            parameters=first.parameters,
-            bias=first.bias,
             operations=tuple(operations),
-            own=places_lib.own_steps(first),
             order=order,
-            channels=tuple(first.shape[axis] for axis in sorted(first.channel_axes)),
             layout=Layout(
                 in_axis=layout.input_axes,
                 out_axis=tuple(outputs),
@@ -298,24 +268,16 @@ class _Choice:
                 feature_group_count=layout.groups if first.kind == "conv" else 1,
                 transposed=first.kind == "conv transpose",
             ),
-            obstacle=self._obstacle(first, held),
+            obstacle=self._obstacle(first),
         )
 
-    def _obstacle(self, operation: Operation, held: Arrangement) -> str | None:
-        """Why an output does not follow its parameters; None if it does."""
-        if held.weight is None:
+    def _obstacle(self, operation: Operation) -> str | None:
+        """Return why an output does not follow its parameters; None if it does."""
+        arranged = self.arranged[operation.number]
+        if arranged.weight is None:
             return "its kernel is computed"
-        if held.bias is None:
+        if arranged.bias is None:
             return "its bias is computed, or one number for several channels"
-        if operation.bias in self.elsewhere:
+        if operation.bias in self.used_elsewhere:
             return "its bias is used elsewhere too"
         return None
-
-
-def _identity(operation: Operation, arranged: Mapping[int, Arrangement]) -> Any:
-    """A key that is equal for two operations if they are calls of one layer."""
-    weight = arranged[operation.number].weight
-    if weight is None:
-        return operation.number
-    places = tuple((name, places.tobytes()) for name, places in sorted(weight.items()))
-    return places, operation.bias, operation.channel_order

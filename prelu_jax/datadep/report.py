@@ -1,4 +1,4 @@
-"""The record of a calibration, layer by layer: a table for people, rows for programs."""
+"""The report of a calibration, layer by layer: a table for people, rows for programs."""
 
 import dataclasses
 import os
@@ -12,10 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prelu_jax import printing
-from prelu_jax.datadep.layers import Layer
-from prelu_jax.datadep.moments import Moments
-from prelu_jax.datadep.plan import Skipped
-from prelu_jax.datadep.walk import Found
+from prelu_jax.datadep.calibration_pass import Outcome
+from prelu_jax.datadep.channels import Moments
+from prelu_jax.datadep.layers import Layer, Skipped
 from prelu_jax.signal.batches import Examples
 from prelu_jax.signal.coverage import Coverage
 
@@ -57,10 +56,10 @@ class LayerRow:
 
     @staticmethod
     def of(
-        layer: Layer, name: str, found: Found, after: Moments, *, error: float, resists: bool
+        layer: Layer, name: str, outcome: Outcome, after: Moments, *, error: float, resists: bool
     ) -> "LayerRow":
-        """Return the row of the findings of a pass, and of the moments measured after it."""
-        before, (scale, shift) = found.before, found.correction
+        """Return the row of the outcome of a pass, and of the moments measured after it."""
+        before, (scale, shift) = outcome.before, outcome.correction
         constant = tuple(int(i) for i in np.flatnonzero(~np.asarray(before.varies)))
         return LayerRow(
             layer=name,
@@ -76,25 +75,27 @@ class LayerRow:
             std_after=_std(after),
             error=error,
             constant=constant,
-            notes=tuple(_notes(layer, constant, found, resists)),
+            notes=tuple(_notes(layer, constant, outcome, resists)),
         )
 
 
 def _std(moments: Moments) -> float:
-    """Of the whole output: within channels and between their means."""
+    """Return the std of the whole output: within channels and between their means."""
     var = np.mean(np.square(moments.std, dtype=np.float64)) + np.var(moments.mean, dtype=np.float64)
     return float(np.sqrt(var))
 
 
-def _notes(layer: Layer, constant: tuple[int, ...], found: Found, resists: bool) -> Iterator[str]:
-    if not found.ran:
+def _notes(
+    layer: Layer, constant: tuple[int, ...], outcome: Outcome, resists: bool
+) -> Iterator[str]:
+    if not outcome.ran:
         yield "in a branch that did not run: left as it was"
         return
     if resists:
         yield f"{layer.obstacle or 'it does not follow its kernel and bias'}: left as it was"
-    if not found.enough:
+    if not outcome.enough:
         yield "too few patches or directions for its filters, or no such layer: the rest are random"
-    if layer.bias is None:
+    if not layer.has_bias:
         yield "no bias: the mean is free"
     if constant:
         shown = ", ".join(map(str, constant[:8])) + (", …" if len(constant) > 8 else "")
@@ -118,7 +119,7 @@ class OnePassStage:
     passes: int
 
     def table(self) -> Table:
-        """The rows, for rich."""
+        """Return the rows, for rich."""
         passes = "one pass" if self.passes == 1 else f"{self.passes} passes"
         table = _table(f"{self.method}: {passes}")
         columns = ("scale", "shift", "mean before", "std before", "mean after", "std after")
@@ -171,7 +172,7 @@ class BetweenRow:
 
 @dataclasses.dataclass(frozen=True)
 class BetweenStage:
-    """What `between_layer` did.
+    """The record of `between_layer`.
 
     Attributes:
         method: the method with its options.
@@ -198,7 +199,7 @@ class BetweenStage:
         return _spread([row.rate_after for row in self.layers])
 
     def table(self) -> Table:
-        """The rows, for rich."""
+        """Return the rows, for rich."""
         spreads = f"{self.spread_before:.3g} to {self.spread_after:.3g}"
         iterations = "one iteration" if self.iterations == 1 else f"{self.iterations} iterations"
         table = _table(
@@ -250,13 +251,13 @@ class CalibrationReport:
         return self.stages[0].skipped if self.stages else ()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every layer of every stage as a dict; 'method' names the stage."""
+        """Yield every layer of every stage as a dict; 'method' names the stage."""
         for stage in self.stages:
             for row in stage.layers:
                 yield {"method": str(stage.method), **dataclasses.asdict(row)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in plain Python; numbers may be nan."""
+        """Return everything in plain Python; numbers may be nan."""
         skipped = {row.parameter: row.why for row in self.skipped}
         return {
             "model": self.model,
@@ -267,7 +268,7 @@ class CalibrationReport:
         }
 
     def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
-        """`rows` as comma-separated values with a header; written to the file, if there is one."""
+        """Return `rows` as comma-separated values with a header; write them to a given file."""
         return printing.to_csv(self.rows(), file)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -60,9 +60,9 @@ class Session:
 
 
 def compiler(compiled: Callable[[Function], Function] | None) -> Callable[[Function], Function]:
-    """``compiled``, by default `jax.jit`, called once for functions that are equal.
+    """Return ``compiled``, by default `jax.jit`, so that it is called once for equal functions.
 
-    By default compiled programs stay with the process: to calibrate an equal model again compiles
+    By default compiled programs stay with the process: calibrating an equal model again compiles
     nothing.
     """
     made: list[tuple[Function, Function]] = []  # of functions without a hash

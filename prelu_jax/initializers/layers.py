@@ -10,7 +10,7 @@ from prelu_jax.initializers.fans import Layout
 
 
 def for_layer(layer: Any, *, count_strides: bool = False) -> Layout:
-    """The layout of a Linen or NNX layer's kernel.
+    """Return the layout of a Linen or NNX layer's kernel.
 
     Args:
         layer: a Dense, Linear, DenseGeneral, LinearGeneral, Conv or ConvTranspose, bound or not.
@@ -50,7 +50,7 @@ def for_layer(layer: Any, *, count_strides: bool = False) -> Layout:
 
 
 def _strides(layer: Any) -> int:
-    """The product of the strides over the axes of the window."""
+    """Return the product of the strides over the axes of the window."""
     return int(np.prod(np.broadcast_to(layer.strides or 1, np.size(layer.kernel_size))))
 
 

@@ -13,7 +13,7 @@ from jax.extend.core import Var
 from prelu_jax import axes, tracing
 from prelu_jax.initializers.fans import PLAIN, Layout
 from prelu_jax.tracing import models, residual
-from prelu_jax.tracing.bodies import Body, Watched
+from prelu_jax.tracing.operations import Body, Watched
 from prelu_jax.tracing.outputs import Graph
 from prelu_jax.tracing.values import shape_of
 

@@ -1,18 +1,18 @@
-"""One line that can be followed, for what `verdict` has found, from the measurement alone.
+"""One line of advice for every finding of `verdict`, from the measurement alone.
 
-From layer to layer a second moment changes by three factors, and each can be had from what was
-measured: ``fan_in · mean(w²)``, what the kernel alone would do; ``E[x²] / E[y²]`` across whatever
-stands between two layers, (1 + a²)/2 for a PReLU (He et al. 2015, Eq. 9 and 15); and what is then
-still missing, which is lost at padded borders. Backward it is ``fan_out`` (Eq. 13).
+From layer to layer a second moment changes by three factors, and each follows from the measured
+moments: ``fan_in · mean(w²)`` of the kernel alone; ``E[x²] / E[y²]`` across the operations between
+two layers, (1 + a²)/2 for a PReLU (He et al. 2015, Eq. 9 and 15); and a remainder, which is lost at
+padded borders. Backward it is ``fan_out`` instead of ``fan_in`` (Eq. 13).
 """
 
 import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from prelu_jax.signal import verdict
+from prelu_jax.signal import drift, verdict
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.verdict import Finding
 
@@ -22,9 +22,15 @@ _RESCALE = (
     "2015), or normalise between the layers"
 )
 _OF_NORMS = (
-    "norms set the signal's scale anew and may amplify gradients: in a residual net start the "
+    "norms reset the signal's scale and may amplify gradients: in a residual net start the "
     "scale of each branch's last norm at 0 (Goyal et al. 2017), or warm the learning rate up"
 )
+_EQUAL_EXAMPLES = (
+    "the examples of the batch hardly differ, or the layer's bias drowns them: "
+    "subtract the mean of the data, and start biases at 0"
+)
+_NO_GRADIENT = "check whether the loss depends on the model's outputs"
+_NO_INPUT = "give a batch of data, or of noise: jax.random.normal(jax.random.key(0), shape)"
 _ADVICE = {
     verdict.NOT_FINITE: (
         "look at the batch and at the parameters up to there with jnp.isfinite; if all are finite "
@@ -39,7 +45,7 @@ _ADVICE = {
         "above 0 (pj.PReLU()) keep examples apart in a very deep net"
     ),
     verdict.STALLED: (
-        "the weights decay instead of learning (He et al. 2015, footnote 2): mend the "
+        "the weights decay instead of learning (He et al. 2015, footnote 2): change the "
         "initialisation so that a gradient arrives, or lower the weight decay"
     ),
 }
@@ -120,59 +126,26 @@ def _either(forward: _Kernels, backward: _Kernels) -> str:
     )
 
 
-def advise(finding: Finding, measurement: Measurement) -> str:
-    """Return the remedy for one finding of `verdict.judge` in a measurement."""
-    return str(_cause(finding, measurement))
+Cause = str | _Kernels
 
 
-def _cause(finding: Finding, measurement: Measurement) -> str | _Kernels:
-    layers = measurement.layers
-    zeros = [row.name for row in layers[:-1] if row.kernel_rms == 0]
-    if finding.verdict in (verdict.VANISHING, verdict.DEAD_UNITS) and zeros:
-        return f"initialise the kernels that hold nothing but zeros: {', '.join(zeros)}"
-    if finding.verdict == verdict.COLLAPSING and finding.layer == layers[0].name:
-        return (
-            "the examples of the batch are all but alike, or the layer's bias drowns them: "
-            "subtract the mean of the data, and start biases at 0"
-        )
-    if finding.verdict in _ADVICE:
-        return _ADVICE[finding.verdict]
-    if finding.factor is None and finding.direction == "backward":
-        return "look whether the loss depends on the model's outputs"
-    if finding.factor is None:
-        return "give a batch of data, or of noise: jax.random.normal(jax.random.key(0), shape)"
-    sign = 1 if finding.verdict == verdict.EXPLODING else -1
-    forward = finding.direction == "forward"
-    steps = _steps(layers, forward)
-    if not steps:
-        return _RESCALE
-    drift = sum(max(0.0, sign * step.total) for step in steps)
-    largest = max(steps, key=lambda step: sign * step.total)
-    if len(steps) > 2 and sign * largest.total > max(math.log(10), drift / 2):
-        return _one_layer(largest)
-    if measurement.normalises:
-        return _OF_NORMS if sign > 0 and not forward else _RESCALE
-    between = statistics.fmean([s.between for s in steps if s.adjacent] or [_log(0.5)])
-    kernel = statistics.fmean(step.kernel for step in steps) + between
-    border = statistics.fmean(step.total - step.kernel - step.between for step in steps)
-    if sign * kernel > max(_NOTICEABLE, sign * border):
-        mode = "fan_in" if forward else "fan_out"
-        return _Kernels(math.exp(kernel), math.exp(between), _slope(layers), mode)
-    if border < -_NOTICEABLE and sign < 0:
-        return _borders(math.exp(border), layers)
-    return _RESCALE
+def _cause(finding: Finding, measurement: Measurement) -> Cause:
+    """Return the advice of the first rule that has some."""
+    steps = _steps(measurement.layers, finding.direction == "forward")
+    causes = (rule(finding, measurement, steps) for rule in _RULES)
+    return next((cause for cause in causes if cause), _RESCALE)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """From one layer to the next, or back: logs of factors of a second moment.
+    """The logs of the factors of a second moment from one layer to the next, or back.
 
     Attributes:
         layer: whose kernel it is.
         total: as measured.
         kernel: fan · mean(w²).
-        between: of what stands between the two layers.
-        adjacent: whether that left the shape as it was: no pool, no flattening.
+        between: of the operations between the two layers.
+        adjacent: whether these kept the shape: no pool, no flattening.
     """
 
     layer: LayerStatistics
@@ -182,45 +155,99 @@ class _Step:
     adjacent: bool
 
 
-def _steps(layers: Sequence[LayerStatistics], forward: bool) -> list[_Step]:
-    """The steps that a drift of `verdict` is made of: neither data nor the last layer count."""
-    steps = []
-    for before, row in itertools.pairwise(layers[1:] if forward else layers[:-1]):
-        layer = before if forward else row
-        if before.input_second_moment is None or row.input_second_moment is None:
-            continue
-        if layer.kernel_rms is None or layer.kernel_shape is None:
-            continue
-        weights = math.prod(layer.kernel_shape)
-        fan_in = weights / layer.channels
-        fan_out = weights / layer.input_shape[-1] if "Conv" in layer.kind else layer.channels
-        total = (
-            _log(row.input_second_moment) - _log(before.input_second_moment)
-            if forward
-            else _log(before.gradient_second_moment) - _log(row.gradient_second_moment)
-        )
-        kernel = _log((fan_in if forward else fan_out) * layer.kernel_rms**2)
-        between = _log(row.input_second_moment) - _log(before.second_moment)
-        adjacent = before.shape == row.input_shape
-        steps.append(_Step(layer, total, kernel, between, adjacent))
-    return steps
+Steps = Sequence[_Step]
+
+
+def _steps(layers: Sequence[LayerStatistics], forward: bool) -> Steps:
+    """Return the steps of a drift in `verdict`: neither the data nor the last layer count."""
+    pairs = itertools.pairwise(layers[1:] if forward else layers[:-1])
+    return [step for before, row in pairs for step in _step(before, row, forward)]
+
+
+def _step(before: LayerStatistics, row: LayerStatistics, forward: bool) -> Iterator[_Step]:
+    layer = before if forward else row
+    if before.input_second_moment is None or row.input_second_moment is None:
+        return
+    if layer.kernel_rms is None or layer.kernel_shape is None:
+        return
+    weights = math.prod(layer.kernel_shape)
+    fan = weights / layer.channels
+    total = _log(row.input_second_moment) - _log(before.input_second_moment)
+    if not forward:
+        fan = weights / layer.input_shape[-1] if "Conv" in layer.kind else layer.channels
+        total = _log(before.gradient_second_moment) - _log(row.gradient_second_moment)
+    yield _Step(
+        layer,
+        total,
+        kernel=_log(fan * layer.kernel_rms**2),
+        between=_log(row.input_second_moment) - _log(before.second_moment),
+        adjacent=before.shape == row.input_shape,
+    )
 
 
 def _log(value: float) -> float:
     return math.log(max(value, 1e-300))
 
 
-def _one_layer(step: _Step) -> str:
-    row = step.layer
+def _zero_kernels(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
+    zeros = [row.name for row in measurement.layers[:-1] if row.kernel_rms == 0]
+    if finding.verdict not in (verdict.VANISHING, verdict.DEAD_UNITS) or not zeros:
+        return None
+    return f"initialise the kernels that hold nothing but zeros: {', '.join(zeros)}"
+
+
+def _of_verdict(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
+    at_first = finding.layer == measurement.layers[0].name
+    if finding.verdict == verdict.COLLAPSING and at_first:
+        return _EQUAL_EXAMPLES
+    if finding.factor is None and finding.verdict not in _ADVICE:
+        return _NO_GRADIENT if finding.direction == "backward" else _NO_INPUT
+    return _ADVICE.get(finding.verdict)
+
+
+def _without_steps(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
+    return None if steps else _RESCALE
+
+
+def _one_layer(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
+    """Return the advice where one layer causes most of the drift."""
+    sign = _sign(finding)
+    total = sum(max(0.0, sign * step.total) for step in steps)
+    largest = max(steps, key=lambda step: sign * step.total)
+    if len(steps) <= 2 or not sign * largest.total > max(math.log(10), total / 2):
+        return None
+    row = largest.layer
     return (
         f"one layer does most of it: {row.name} multiplies the second moment by "
-        f"{verdict.power_of_ten(step.total)}; its kernel of shape {row.kernel_shape} has an "
+        f"{drift.power_of_ten(largest.total)}; its kernel of shape {row.kernel_shape} has an "
         f"rms of {row.kernel_rms:.2g}, see pj.initializers.table(...) for its rule and fans"
     )
 
 
+def _sign(finding: Finding) -> int:
+    return 1 if finding.verdict == verdict.EXPLODING else -1
+
+
+def _norms(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
+    if not measurement.normalises:
+        return None
+    grows_back = finding.verdict == verdict.EXPLODING and finding.direction == "backward"
+    return _OF_NORMS if grows_back else _RESCALE
+
+
+def _kernel_scale(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
+    """Return the advice where the scale of the kernels causes the drift."""
+    sign = _sign(finding)
+    between = statistics.fmean([s.between for s in steps if s.adjacent] or [_log(0.5)])
+    kept = statistics.fmean(step.kernel for step in steps) + between
+    if not sign * kept > max(_NOTICEABLE, sign * _border(steps)):
+        return None
+    mode = "fan_in" if finding.direction == "forward" else "fan_out"
+    return _Kernels(math.exp(kept), math.exp(between), _slope(measurement.layers), mode)
+
+
 def _slope(layers: Sequence[LayerStatistics]) -> float:
-    """The negative slope of a leaky rectifier between two layers: min f(y) = a min y."""
+    """Return the negative slope of a leaky rectifier between two layers: min f(y) = a min y."""
     pairs = itertools.pairwise(layers)
     slopes = [
         row.input_minimum / before.minimum
@@ -230,20 +257,37 @@ def _slope(layers: Sequence[LayerStatistics]) -> float:
     return statistics.median(slopes) if slopes else 0.0
 
 
-def _borders(kept: float, layers: Sequence[LayerStatistics]) -> str:
+def _border(steps: Steps) -> float:
+    """Return the mean log of the factor that only padding explains."""
+    return statistics.fmean(step.total - step.kernel - step.between for step in steps)
+
+
+def _borders(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
+    """Return the advice where padded borders cause the drift."""
     maps = [
-        (r.kernel_shape[:-2], r.shape[1:-1]) for r in layers if r.kernel_shape and "Conv" in r.kind
+        (row.kernel_shape[:-2], row.shape[1:-1])
+        for row in measurement.layers
+        if row.kernel_shape and "Conv" in row.kind
     ]
-    if not maps:
-        return _RESCALE
+    border = _border(steps)
+    if not maps or finding.verdict == verdict.EXPLODING or border >= -_NOTICEABLE:
+        return None
     kernel, sides = min(maps, key=lambda pair: math.prod(pair[1]))
     even = any(size % 2 == 0 for size in kernel)
     remedy = "pad before and after in turn, or " if even else ""
     return (
-        f"padding of {_times(kernel)} kernels loses {1 - kept:.0%} of the signal a layer at the "
-        f"borders, on maps down to {_times(sides)}: {remedy}{_RESCALE}"
+        f"padding of {_times(kernel)} kernels loses {1 - math.exp(border):.0%} of the signal a "
+        f"layer at the borders, on maps down to {_times(sides)}: {remedy}{_RESCALE}"
     )
 
 
 def _times(sides: Sequence[int]) -> str:
     return "×".join(map(str, sides))
+
+
+# In this order; each returns None where it does not apply. Those after `_without_steps` explain a
+# drift by its steps.
+_RULES = (
+    *(_zero_kernels, _of_verdict, _without_steps),
+    *(_one_layer, _norms, _kernel_scale, _borders),
+)

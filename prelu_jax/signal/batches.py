@@ -16,8 +16,8 @@ class Examples(NamedTuple):
     """The number of examples in a batch, and how it was found.
 
     Attributes:
-        number: how many there are.
-        chosen: which size it is, in words.
+        number: the number.
+        chosen: the size that it was taken from, in words.
     """
 
     number: int
@@ -106,7 +106,7 @@ def parameters(value: Any) -> dict[str, Any]:
 
 
 def _arrays(batch: Any) -> list[Any]:
-    """The batch's own arrays: no state of NNX objects."""
+    """Return the batch's own arrays, without the state of NNX objects."""
     leaves = jax.tree.leaves(batch, is_leaf=_is_carried)
     return [leaf for leaf in leaves if not _is_carried(leaf)]
 

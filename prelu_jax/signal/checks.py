@@ -1,16 +1,15 @@
-"""What a measurement asks of its inputs, told before anything is compiled."""
+"""Checks of a measurement's inputs, before anything is compiled."""
 
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
-from jax.extend.core import ClosedJaxpr
 
 from prelu_jax import axes
 from prelu_jax.signal import batches
@@ -21,24 +20,10 @@ T = TypeVar("T")
 _ARRAYS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
-class Traced(NamedTuple):
-    """A function that was traced.
-
-    Attributes:
-        jaxpr: what it computes.
-        outputs: their shapes and types.
-        axes: the axis names that had to be bound at size 1, other than the given one.
-    """
-
-    jaxpr: ClosedJaxpr
-    outputs: Any
-    axes: tuple[str, ...]
-
-
-def traced(
+def shapes(
     function: Callable[..., Any], axis_name: str | None, *args: Any, bound: tuple[str, ...] = ()
-) -> Traced:
-    """Return the jaxpr of a function, with the axes bound that collectives in it ask for.
+) -> Any:
+    """Return the shapes and types of a function's outputs, with the axes bound that it asks for.
 
     Args:
         function: called once for each axis that it asks for, so it has to forget earlier calls.
@@ -54,10 +39,9 @@ def traced(
     def checked(*args: Any) -> Any:
         return arrays(function(*args))
 
-    def trace(names: tuple[str, ...]) -> Traced:
+    def trace(names: tuple[str, ...]) -> Any:
         given = names if axis_name is None else (axis_name,)
-        jaxpr, outputs = jax.make_jaxpr(axes.bind(checked, given), return_shape=True)(*args)
-        return Traced(jaxpr, outputs, names)
+        return jax.make_jaxpr(axes.bind(checked, given), return_shape=True)(*args)[1]
 
     return with_axes(trace, axis_name, bound)
 
@@ -127,9 +111,11 @@ def check_objective(
     axis_name: str | None,
     bound: tuple[str, ...] = (),
 ) -> None:
-    """Raises ValueError unless the outputs hold floats and the loss of them is a scalar.
+    """Check that the outputs hold floats and the loss of them is a scalar.
 
-    TypeError if the loss is no function.
+    Raises:
+        ValueError: they do not, or it is none.
+        TypeError: the loss is no function.
     """
     if not any(is_float(leaf) for leaf in jax.tree.leaves(outputs)):
         raise ValueError(
@@ -140,7 +126,7 @@ def check_objective(
         return
     if not callable(loss):
         raise TypeError(f"loss is {loss!r}, expected a function of the model's outputs.")
-    value = traced(loss, axis_name, outputs, bound=bound).outputs
+    value = shapes(loss, axis_name, outputs, bound=bound)
     if not is_float(value) or value.shape != ():
         raise ValueError(
             f"the loss returned {batches.described(value)}, expected a scalar of floats. "
@@ -149,7 +135,7 @@ def check_objective(
 
 
 def is_hashable(value: Any) -> bool:
-    """Whether it can key a cache; not so with a list for a field of the model, or as a keyword."""
+    """Return whether a value can key a cache: not a model with a list for a field, for example."""
     try:
         hash(value)
     except TypeError:
@@ -158,35 +144,32 @@ def is_hashable(value: Any) -> bool:
 
 
 def is_float(value: Any) -> bool:
-    """Whether a value is an array of real floats, concrete or abstract."""
+    """Return whether a value is an array of real floats, concrete or abstract."""
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
 
 
 @contextlib.contextmanager
 def differentiable(coverage: Coverage) -> Iterator[None]:
-    """Raise a ValueError in place of JAX's where a model has no backward pass.
-
-    A `while_loop`, a `pure_callback` and a `reduce_window` of a rule of its own have none.
-    """
+    """Explain JAX's ValueError about a model that has no backward pass."""
     try:
         yield
     except ValueError as error:
         if not re.search("[Rr]everse-mode|Pure callbacks do not support", str(error)):
             raise
-        unseen = f" {coverage.sentence()}." if coverage.unseen else ""
+        reason = f" {coverage.sentence()}." if coverage.not_measured else ""
         raise ValueError(
             "the gradient of the model cannot be taken: it goes through a while_loop, a "
             "pure_callback or a reduce_window with a rule of its own, which have no backward pass."
-            f"{unseen} A loop of a known number of steps can be a scan, or a fori_loop with bounds "
+            f"{reason} A loop of a known number of steps can be a scan, or a fori_loop with bounds "
             "that are Python integers; a maximum over windows has to start from -jnp.inf."
         ) from error
 
 
 def nothing_to_measure(kinds: set[str], coverage: Coverage) -> str:
-    """Return what to say of a model that has modules of these kinds and no measured layer."""
-    unseen = f"; {coverage.sentence()}" if coverage.unseen else ""
+    """Return the message about a model of these kinds of modules and no measured layer."""
+    reason = f"; {coverage.sentence()}" if coverage.not_measured else ""
     modules = f" Kinds of module found: {', '.join(sorted(kinds))}." if kinds else ""
     return (
-        f"no layer of the model can be measured{unseen}.{modules} Expected a product of weights "
+        f"no layer of the model can be measured{reason}.{modules} Expected a product of weights "
         "with data: a matrix product, a convolution or a look-up."
     )

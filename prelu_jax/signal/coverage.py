@@ -1,4 +1,4 @@
-"""The share of a model's weights that a measurement sees, and the names of the others."""
+"""The share of a model's weights that a measurement covers, and the names of the others."""
 
 import dataclasses
 import math
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from prelu_jax.tracing import Program
 
-MOST_UNSEEN = 0.05  # of the weights, if a verdict is to hold for the whole model
+MOST_NOT_MEASURED = 0.05  # of the weights, if a verdict is to hold for the whole model
 _NAMED = 12  # kernels in a sentence
 
 
 @dataclasses.dataclass(frozen=True)
-class Unseen:
+class NotMeasured:
     """A weight of which a product with the signal is not measured.
 
     Attributes:
@@ -41,7 +41,7 @@ class Unseen:
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """Which of a model's weights a measurement sees.
+    """The weights of a model that a measurement covers, and the others.
 
     Weights are the parameters of two axes or more that a matrix product, a convolution or a look-up
     combines with the signal (`tracing`), and other arrays of the model's variables that one does:
@@ -49,14 +49,14 @@ class Coverage:
     ('batch_stats', `nnx.BatchStat`) and caches ('cache', `nnx.Cache`) are data.
 
     The limit: three other ways to mix features count as elementwise, so a layer written by hand in
-    one of them is missing in `unseen`. They are a product of Fourier transforms,
+    one of them is missing in `not_measured`. They are a product of Fourier transforms,
     ``irfft(rfft(x) * rfft(w))``; a sum with a reduction that is not linear, ``(x[:, :, None] +
     w).max(1)``; and distances, ``exp(-((x[:, None] - w) ** 2).sum(-1))``.
 
     Attributes:
         seen: the paths of the weights whose products are all measured.
         sizes: how many numbers each of those holds.
-        unseen: the other weights.
+        not_measured: the other weights.
         elementwise: parameters that do not count: they have one axis, or only add or multiply
             elementwise, as scales of norms, biases, slopes and tables of positions do.
         unused: parameters of two axes or more that the outputs do not depend on.
@@ -64,49 +64,56 @@ class Coverage:
 
     seen: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
-    unseen: tuple[Unseen, ...] = ()
+    not_measured: tuple[NotMeasured, ...] = ()
     elementwise: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
 
     @property
+    def unseen(self) -> tuple[NotMeasured, ...]:
+        """The former name of `not_measured`."""
+        return self.not_measured
+
+    @property
     def share(self) -> float:
         """The fraction of the weights, by how many numbers they hold, that is seen."""
-        unseen = sum(weight.size for weight in self.unseen)
-        return sum(self.sizes) / (sum(self.sizes) + unseen) if unseen else 1.0
+        missing = sum(weight.size for weight in self.not_measured)
+        return sum(self.sizes) / (sum(self.sizes) + missing) if missing else 1.0
 
     @property
     def suffices(self) -> bool:
         """Whether a verdict on the measured layers holds for the whole model.
 
-        It does not if a kernel is inside a transformation, or too many weights are unseen.
+        It does not if a kernel is inside a transformation, or too many weights are not measured.
         """
-        hidden = any(weight.inside for weight in self.unseen)
-        return not hidden and 1 - self.share <= MOST_UNSEEN
+        inside_transform = any(weight.inside for weight in self.not_measured)
+        return not inside_transform and 1 - self.share <= MOST_NOT_MEASURED
 
     def with_arguments(self, parameters: Mapping[str, Any]) -> "Coverage":
         """Return the coverage with the parameters of modules that are given as arguments.
 
-        Their layers are not measured, so those of two axes or more count as unseen.
+        Their layers are not measured, so those of two axes or more count as not measured.
         """
         more = tuple(
-            Unseen(name, math.prod(value.shape), ("a module given as an argument",))
+            NotMeasured(name, math.prod(value.shape), ("a module given as an argument",))
             for name, value in parameters.items()
             if value.ndim > 1
         )
-        return dataclasses.replace(self, unseen=(*self.unseen, *more))
+        return dataclasses.replace(self, not_measured=(*self.not_measured, *more))
 
     def without(self, names: Container[str], why: str) -> "Coverage":
-        """Return the coverage without some of the weights, which count as unseen.
+        """Return the coverage without some of the weights, which count as not measured.
 
         Args:
             names: their paths.
-            why: the reason, as in `Unseen.inside`.
+            why: the reason, as in `NotMeasured.inside`.
         """
         pairs = list(zip(self.seen, self.sizes, strict=True))
-        lost = tuple(Unseen(name, size, (why,)) for name, size in pairs if name in names)
+        lost = tuple(NotMeasured(name, size, (why,)) for name, size in pairs if name in names)
         kept = [pair for pair in pairs if pair[0] not in names]
         seen, sizes = (tuple(part) for part in zip(*kept, strict=True)) if kept else ((), ())
-        return dataclasses.replace(self, seen=seen, sizes=sizes, unseen=(*self.unseen, *lost))
+        return dataclasses.replace(
+            self, seen=seen, sizes=sizes, not_measured=(*self.not_measured, *lost)
+        )
 
     def sentence(self) -> str:
         """Return the share of the weights that is not seen, why, and which kernels they are."""
@@ -114,14 +121,14 @@ class Coverage:
         return f"{percent(1 - self.share)} of the weights are {'; or '.join(groups)}"
 
     def _reasons(self) -> dict[str, list[str]]:
-        """The unseen weights by the reason."""
+        """Return the weights that are not measured by the reason."""
         reasons: dict[str, list[str]] = {}
-        for weight in self.unseen:
+        for weight in self.not_measured:
             reasons.setdefault(weight.why, []).append(weight.parameter)
         return reasons
 
     def notes(self) -> list[str]:
-        """Return the lines of a report that its reader has to notice: the unseen weights."""
+        """Return the lines of a report about the weights that are not measured."""
         reasons = self._reasons().items()
         return [f"Weights not seen, {why}: {', '.join(names)}" for why, names in reasons]
 
@@ -139,7 +146,7 @@ class Coverage:
         return {
             "share": self.share,
             "seen": list(self.seen),
-            "unseen": {weight.parameter: weight.why for weight in self.unseen},
+            "unseen": {weight.parameter: weight.why for weight in self.not_measured},
             "elementwise": list(self.elementwise),
             "unused": list(self.unused),
         }
@@ -169,33 +176,27 @@ def of(program: Program, parameters: Mapping[str, Any], others: Mapping[str, Any
             the signal, and else of no interest.
     """
     reading = program.reading
-    tables = {
-        name
-        for operation in program.operations
-        if operation.kind == "look-up"
-        for name in operation.parameters
-    }
     seen: list[str] = []
-    unseen: list[Unseen] = []
+    not_measured: list[NotMeasured] = []
     elementwise: list[str] = []
     unused: list[str] = []
     for name, value in {**parameters, **others}.items():
-        missed = reading.unseen.get(name)
+        missed = reading.not_measured.get(name)
         if name in others and missed is None and name not in reading.seen:
             continue
         if value.ndim < 2 or not _counts(value):
             elementwise.append(name)
         elif name not in reading.used:
             unused.append(name)
-        elif missed is not None and not (name in tables and not missed):
+        elif missed is not None and (missed or name not in program.tables):
             inside = tuple(word for word in missed if word != "complex")
             size = math.prod(value.shape)
-            unseen.append(Unseen(name, size, inside, "complex" in missed))
+            not_measured.append(NotMeasured(name, size, inside, "complex" in missed))
         else:
             (seen if name in reading.seen else elementwise).append(name)
     every = {**parameters, **others}
     sizes = tuple(math.prod(every[name].shape) for name in seen)
-    return Coverage(tuple(seen), sizes, tuple(unseen), tuple(elementwise), tuple(unused))
+    return Coverage(tuple(seen), sizes, tuple(not_measured), tuple(elementwise), tuple(unused))
 
 
 def may_be_kernel(value: Any) -> bool:

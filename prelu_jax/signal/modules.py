@@ -17,7 +17,7 @@ from prelu_jax.tracing import models
 
 Look = Callable[[Any, str, Any, Any], None]  # at a layer, its path, its arguments and keywords
 
-# The paths of the layers of the copy of an NNX model that is traced in this thread, and who looks.
+# For each layer of the NNX copy that this thread traces, by its id: the function that looks at it.
 _WATCHED: contextvars.ContextVar[Mapping[int, Callable[..., None]]] = contextvars.ContextVar(
     "watched", default=types.MappingProxyType({})
 )
@@ -51,12 +51,12 @@ def check(
         if isinstance(model, nn.Module):
             _look_at_linen(models.Linen(model).bound(state, rngs), args, kwargs, look)
         else:
-            copy = models.Nnx(nnx.graphdef(model)).merged(state, rngs)
+            copy = models.Nnx(nnx.graphdef(model)).bound(state, rngs)
             kinds.update(type(module).__name__ for _, module in nnx.iter_modules(copy))
             _look_at_nnx(copy, args, kwargs, look)
 
     if isinstance(model, nn.Module | nnx.Module):
-        checks.traced(run, axis_name, state, batch, rngs)
+        checks.shapes(run, axis_name, state, batch, rngs)
     return kinds
 
 
@@ -85,7 +85,7 @@ def _check_input(layer: Any, name: str, x: Any, batch: Any, examples: int) -> No
 
 
 def _least_ndim(layer: Any) -> int:
-    """The number of axes that an input of several examples has, at least."""
+    """Return the least number of axes of an input of several examples."""
     if isinstance(layer, flax_layers.WINDOWED):
         return 2 + (1 if isinstance(layer.kernel_size, int) else len(layer.kernel_size))
     return 1 if isinstance(layer, flax_layers.EMBED) else 2
@@ -102,11 +102,11 @@ def _look_at_linen(model: Any, args: tuple[Any, ...], kwargs: Any, look: Look) -
 
 
 def _look_at_nnx(model: Any, args: tuple[Any, ...], kwargs: Any, look: Look) -> None:
-    """NNX offers no interception: Python looks ``__call__`` up on the class, not the instance.
+    """Call an NNX model and look at the input of every layer.
 
-    The model is a copy that belongs to a trace, so its layers can be given a subclass. Neither the
-    user's model nor any class that others use is touched, where patching the classes would be seen
-    by every model and thread.
+    NNX offers no interception, and Python looks ``__call__`` up on the class, not the instance. The
+    model is a copy that belongs to a trace, so its layers can be given a subclass. Neither the
+    user's model nor a class of others changes: a patched class would affect every model and thread.
     """
     watched = {}
     for path, module in list(nnx.iter_modules(model)):
@@ -122,7 +122,7 @@ def _look_at_nnx(model: Any, args: tuple[Any, ...], kwargs: Any, look: Look) -> 
 
 @functools.cache
 def _watchable(layer_class: type[nnx.Module]) -> type[nnx.Module]:
-    """A subclass whose calls pass by `_WATCHED`; one per class, for NNX registers each class."""
+    """Return a subclass whose calls pass by `_WATCHED`; one per class: NNX registers each class."""
     method: Callable[..., Any] = layer_class.__call__
 
     @functools.wraps(method)

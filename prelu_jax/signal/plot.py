@@ -3,22 +3,20 @@
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from prelu_jax.signal import verdict
-
-if TYPE_CHECKING:
-    from prelu_jax.signal.report import Report
+from prelu_jax.signal import drift
+from prelu_jax.signal.verdict import Finding
 
 _NAMES = 32  # more of them on an axis cannot be read
 
 
 class _Drawing(Figure):
-    """A figure that a notebook shows although pyplot knows nothing of it."""
+    """A figure that a notebook shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()
@@ -26,14 +24,18 @@ class _Drawing(Figure):
         return out.getvalue()
 
 
-def draw(report: "Report") -> Figure:
-    """Second moments over depth on a log axis, E[y²] above and E[Δy²] below.
+def draw(title: str, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]) -> Figure:
+    """Return second moments over depth on a log axis, E[y²] above and E[Δy²] below.
 
     Measured as points; predicted as a line, where there is a prediction. The wide band is the range
     that the verdict accepts: a signal that ends outside of it is a finding. The narrow band is the
     noise of random weights, ± 2 σ, around the same centre. The last layer is not judged.
+
+    Args:
+        title: of the figure.
+        rows: of `Report.rows`.
+        findings: a line is drawn where each of them begins.
     """
-    rows = list(report.rows())
     figure = _Drawing(figsize=(8, 7), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
     _curve(above, rows, "", "second_moment")
@@ -45,13 +47,13 @@ def draw(report: "Report") -> Figure:
     below.xaxis.set_major_locator(FixedLocator(list(shown)))
     below.set_xticklabels([rows[i]["name"] for i in shown], rotation=90, fontsize=11)
     below.set_xlabel("layer, in the order of computation", fontsize=14)
-    for finding in report.findings:
+    for finding in findings:
         axes = below if finding.direction == "backward" else above
         at = next(i for i, row in enumerate(rows) if row["name"] == finding.layer)
         where = f" ({finding.direction})" if finding.direction else ""
         label = f"{finding.verdict}{where} from here"
         axes.axvline(at, color="tab:red", lw=1.5, ls=":", label=label)
-    above.set_title(f"{report.model}: {report.verdict}", fontsize=15)
+    above.set_title(title, fontsize=15)
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.tick_params(axis="y", labelsize=12)
@@ -76,8 +78,8 @@ def _curve(axes: Any, rows: Sequence[dict[str, Any]], direction: str, moment: st
     )
     if not np.isfinite(centre).any():
         return
-    factor = math.exp(verdict.TOLERANCE)
-    label = f"accepted by the verdict: {verdict.SIGMAS} σ, or a factor of {factor:.0f}"
+    factor = math.exp(drift.TOLERANCE)
+    label = f"accepted by the verdict: {drift.SIGMAS} σ, or a factor of {factor:.0f}"
     axes.fill_between(x, least, greatest, color="tab:green", alpha=0.12, lw=0, label=label)
     noise = np.exp(2 * np.array([row[f"{direction}log_noise"] for row in rows]))
     label = "random weights alone: 2 σ"
@@ -85,6 +87,6 @@ def _curve(axes: Any, rows: Sequence[dict[str, Any]], direction: str, moment: st
 
 
 def _positive(values: Any) -> np.ndarray:
-    """Zeros, infinities and what is missing leave a gap."""
+    """Return the values, with a gap for zeros, infinities and missing ones."""
     array = np.array([np.nan if v is None else v for v in values], np.float64)
     return np.where((array > 0) & np.isfinite(array), array, np.nan)

@@ -1,4 +1,4 @@
-"""A model read once: what a measurement and a calibration have to know before they compute."""
+"""A model that is read once, before a measurement or a calibration computes anything."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,44 +14,73 @@ from prelu_jax.tracing import Program, models
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A model as a program of its parameters; those of equal models are equal.
+class ModelCall:
+    """A model as a function of its state, and the options of its call.
 
     Attributes:
         model: as a function of its state.
-        kinds: the names of the classes of its modules, for messages; () where it has none.
-        coverage: the weights that its operations multiply with data, and the others.
-        examples: the number of examples on one device, and how it was found.
         call_kwargs: the keywords of the call, in pairs.
-        axis_name: the axis of devices over which it is mapped.
-        bound_axes: the axis names that it asks for, bound at size 1.
         without_rules: whether its program is without custom derivatives, and sees into them.
     """
 
     model: models.Model
-    kinds: tuple[str, ...]
-    coverage: Coverage
-    examples: Examples
     call_kwargs: tuple[tuple[str, Any], ...]
-    axis_name: str | None
-    bound_axes: tuple[str, ...]
-    without_rules: bool = False
+    without_rules: bool
 
-    def program(self, state: Any, batch: Any, rngs: Any) -> Program:
+    def outputs(self, state: Any, parameters: Mapping[str, Any], batch: Any, rngs: Any) -> Any:
+        """Return the model's outputs with some of its parameters exchanged."""
+        args, kwargs = batches.arguments(batch, self.call_kwargs)
+        outputs = self.model.call(self.model.replace(state, parameters), args, kwargs, rngs)
+        return checks.arrays(outputs)
+
+    def program(self, state: Any, batch: Any, rngs: Any, bound: Sequence[str] = ()) -> Program:
         """Return the model traced where this is called, with the axes of devices bound there.
 
         Its inputs are the model's parameters, ``(state, rngs)`` and the batch.
+
+        Args:
+            state, batch, rngs: arrays or shapes.
+            bound: the axes that are not bound where this is called.
         """
-        options = self.call_kwargs, self.without_rules
-        return _program(self.model, *options, state, batch, rngs)
+
+        def call(parameters: Mapping[str, Any], others: Any, batch: Any) -> Any:
+            state, rngs = others
+            return self.outputs(state, parameters, batch, rngs)
+
+        names = [name for name, _ in self.others(state)] + [None] * len(jax.tree.leaves(rngs))
+        sizes = [(name, 1) for name in bound]
+        parameters = self.model.parameters(state)
+        return tracing.trace(
+            call, parameters, (state, rngs), batch, names, sizes, self.without_rules
+        )
+
+    def others(self, state: Any) -> list[tuple[str | None, Any]]:
+        """Return every leaf of the state, with a name if it is no parameter and may be a kernel."""
+        pairs = zip(self.model.others(state), jax.tree.leaves(state), strict=True)
+        return [(name if coverage.may_be_kernel(leaf) else None, leaf) for name, leaf in pairs]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared(ModelCall):
+    """A model that was read; those of equal models are equal.
+
+    Attributes:
+        kinds: the names of the classes of its modules, for messages; () where it has none.
+        coverage: the weights that its operations multiply with data, and the others.
+        examples: the number of examples on one device, and how it was found.
+        axis_name: the axis of devices over which it is mapped.
+        bound_axes: the axis names that it asks for, bound at size 1.
+    """
+
+    kinds: tuple[str, ...]
+    coverage: Coverage
+    examples: Examples
+    axis_name: str | None
+    bound_axes: tuple[str, ...]
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function with the axes bound that the model asks for."""
         return axes.bind(function, self.bound_axes)
-
-    def outputs(self, state: Any, parameters: Mapping[str, Any], batch: Any, rngs: Any) -> Any:
-        """Return the model's outputs with some of its parameters exchanged."""
-        return _outputs(self.model, self.call_kwargs, parameters, state, batch, rngs)
 
 
 def prepare(
@@ -85,63 +114,27 @@ def prepare(
     batches.check(batch)
     function, state = models.of(model, variables)
     parameters = function.parameters(state)
-    options = tuple(sorted(kwargs.items()))
+    call = ModelCall(function, tuple(sorted(kwargs.items())), without_rules)
     examples = batches.examples(batch, given=batch_size)
-    kinds = modules.check(model, state, batch, options, rngs, examples.number, axis_name)
+    kinds = modules.check(model, state, batch, call.call_kwargs, rngs, examples.number, axis_name)
 
     def read(names: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
         bound = names if axis_name is None else (axis_name,)
-        return _program(function, options, without_rules, state, batch, rngs, bound), names
+        return call.program(state, batch, rngs, bound), names
 
     program, bound = checks.with_axes(read, axis_name)
     checks.check_objective(program.shapes, loss, axis_name, bound)
-    named = {
-        name: leaf
-        for name, leaf in zip(function.others(state), jax.tree.leaves(state), strict=True)
-        if name and coverage.may_be_kernel(leaf)
-    }
-    given = batches.parameters([*batches.positional(batch), dict(options)])
+    named = {name: leaf for name, leaf in call.others(state) if name}
+    given = batches.parameters([*batches.positional(batch), kwargs])
     covered = coverage.of(program, parameters, named).with_arguments(given)
     if not program.operations:
         raise ValueError(checks.nothing_to_measure(kinds, covered))
-    examples = batches.examples(batch, program.shapes, batch_size)
     prepared = Prepared(
-        function, tuple(sorted(kinds)), covered, examples, options, axis_name, bound, without_rules
+        *(function, call.call_kwargs, without_rules),
+        kinds=tuple(sorted(kinds)),
+        coverage=covered,
+        examples=batches.examples(batch, program.shapes, batch_size),
+        axis_name=axis_name,
+        bound_axes=bound,
     )
     return prepared, program, state
-
-
-def _outputs(
-    model: models.Model,
-    call_kwargs: Sequence[tuple[str, Any]],
-    parameters: Mapping[str, Any],
-    state: Any,
-    batch: Any,
-    rngs: Any,
-) -> Any:
-    args, kwargs = batches.arguments(batch, call_kwargs)
-    outputs = model.call(model.replace(state, parameters), args, kwargs, rngs)
-    return checks.arrays(outputs)
-
-
-def _program(
-    model: models.Model,
-    call_kwargs: Sequence[tuple[str, Any]],
-    without_rules: bool,
-    state: Any,
-    batch: Any,
-    rngs: Any,
-    bound: Sequence[str] = (),
-) -> Program:
-    def call(parameters: Mapping[str, Any], others: Any, batch: Any) -> Any:
-        state, rngs = others
-        return _outputs(model, call_kwargs, parameters, state, batch, rngs)
-
-    names = [
-        name if name and coverage.may_be_kernel(leaf) else None
-        for name, leaf in zip(model.others(state), jax.tree.leaves(state), strict=True)
-    ]
-    names += [None] * len(jax.tree.leaves(rngs))
-    sizes = [(name, 1) for name in bound]
-    parameters = model.parameters(state)
-    return tracing.trace(call, parameters, (state, rngs), batch, names, sizes, without_rules)

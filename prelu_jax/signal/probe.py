@@ -2,25 +2,31 @@
 
 At every affine operation y = W x + b of the model's jaxpr, in execution order: moments of x, of y
 and of the gradient Δy = ∂objective/∂y (He et al. 2015, §2.2), and the rate at which W would change
-(Krähenbühl et al. 2015). No activation is kept for it beyond what the backward pass keeps anyway.
+(Krähenbühl et al. 2015). For the backward pass only the outputs y are kept; the activations between
+them are computed again.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from prelu_jax import tracing
-from prelu_jax.signal import batches, checks, measurement, moments, preparation, rows
-from prelu_jax.signal.measurement import LayerStatistics, Measurement
+from prelu_jax.signal import batches, checks, preparation, reductions, rows, taps
+from prelu_jax.signal.measurement import Measurement
 from prelu_jax.signal.preparation import Prepared
 from prelu_jax.signal.rows import Row
 from prelu_jax.tracing import Operation, Visit, models
 
 Loss = Callable[[Any], jax.Array]
+
+# The backward pass computes everything else again from the operations' outputs.
+_OUTPUT = "output of an affine operation"
+_POLICY = jax.checkpoint_policies.save_only_these_names(_OUTPUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,40 +98,30 @@ class Probe:
             for name in sorted(used & set(parameters))
             if checks.is_float(parameters[name])
         }
-        sinks = {
-            operation.number: tracing.zeros(operation, _sink_shape(operation))
-            for operation in operations
-        }
+        sinks = {operation.number: _sink(operation) for operation in operations}
 
         def objective(kernels: Any, sinks: Any) -> tuple[jax.Array, Any]:
             exchanged = {**parameters, **kernels}
             outputs, forward = program.run(exchanged, others, batch, self._observe, sinks)
             return self._objective(outputs, noise_key), forward
 
+        if not program.has_effects:  # which would happen twice
+            objective = jax.checkpoint(objective, policy=_POLICY)
         (value, forward), (gradients, at_outputs) = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
         )(kernels, sinks)
-        gradients, value = moments.psum((gradients, value), self.axis_name)
+        gradients, value = reductions.psum((gradients, value), self.axis_name)
 
         def weights(kernels: Any) -> Any:
             return program.weights({**parameters, **kernels}, others, batch)
 
         # How W changes when its parameters follow their gradients; a view of them if W is one.
         _, changes = jax.jvp(weights, (kernels,), (gradients,))
+        every = {operation.number: operation for operation in operations}
         return {
             "forward": forward,
-            "backward": {
-                operation.number: _at_every_step(
-                    operation, self._backward, at_outputs[operation.number]
-                )
-                for operation in operations
-            },
-            "changes": {
-                operation.number: _at_every_step(
-                    operation, moments.scaled, changes[operation.number]
-                )
-                for operation in operations
-            },
+            "backward": _each(every, self._of_gradient, at_outputs),
+            "changes": _each(every, reductions.scaled, changes),
             "objective": value,
         }
 
@@ -134,56 +130,52 @@ class Probe:
         channel_axes = visit.operation.channel_axes
         # A look-up's input is the number of a row: there is nothing to measure in it.
         x = jnp.full((1, 1), jnp.nan) if visit.operation.kind == "look-up" else x
-        of_x = moments.of_input(x, self.axis_name)
-        of_y = moments.of_output(y, channel_axes, self.batch_size, self.axis_name)
+        of_x = reductions.of_input(x, self.axis_name)
+        of_y = reductions.of_output(y, channel_axes, self.batch_size, self.axis_name)
         record = of_y | {f"input_{name}": value for name, value in of_x.items()}
-        record["kernel"] = moments.scaled(weight)
+        record["kernel"] = reductions.scaled(weight)
         record["ran"] = jnp.array(True)  # zeros, and so False, in a branch that does not run
-        return moments.tap(visit.y, visit.given, channel_axes), record
+        y = checkpoint_name(taps.with_late_input(visit), _OUTPUT)
+        return taps.tap(y, visit.given, channel_axes), record
 
-    def _backward(self, at_output: jax.Array) -> dict[str, jax.Array]:
-        return moments.summarised(moments.combine(at_output, self.axis_name))
+    def _of_gradient(self, at_output: jax.Array) -> dict[str, jax.Array]:
+        return reductions.summarised(at_output, self.axis_name)
 
     def _objective(self, outputs: Any, key: jax.Array) -> jax.Array:
         """Return this device's part of the objective: the sum over devices is the whole."""
         if self.loss is None:
-            return moments.noise_objective(outputs, key, self.batch_size, self.axis_name)
+            return reductions.noise_objective(outputs, key, self.batch_size, self.axis_name)
         devices = 1 if self.axis_name is None else jax.lax.axis_size(self.axis_name)
         return jnp.asarray(self.loss(outputs), jnp.float32) / devices
 
     def read(self, raw: Any) -> Measurement:
         """Return the measurement in Python floats, from `statistics` of one device."""
         raw = jax.device_get(raw)
-        ran = [row for row in self.rows if tracing.at(raw["forward"][row.number], row.index)["ran"]]
-        layers = tuple(self._layer(row, raw) for row in ran)
+        ran = [row for row in self.rows if row.records(raw)[0]["ran"]]
+        layers = tuple(row.read(raw, self.weight_decay) for row in ran)
         loss = None if self.loss is None else float(raw["objective"])
         measured = {name for row in ran for name in row.weights}
         idle = {name for row in self.rows for name in row.weights} - measured
         covered = self.model.coverage.without(idle, "a branch that did not run")
         return Measurement(layers, self.model.kinds, covered, loss, self.model.examples)
 
-    def _layer(self, row: Row, raw: Any) -> LayerStatistics:
-        forward, backward, change = (
-            tracing.at(raw[part][row.number], row.index)
-            for part in ("forward", "backward", "changes")
-        )
-        kernel = gradient = None
-        if row.call.kernel_shape is not None:
-            kernel, gradient = (
-                moments.second_moment(*pair) ** 0.5 for pair in (forward["kernel"], change)
-            )
-        decay = self.weight_decay or None
-        return measurement.row(row.call, forward, backward, kernel, gradient, decay)
+
+def _sink(operation: Operation) -> jax.Array:
+    """Return the sinks of the taps at an operation's output, one for every step."""
+    return jnp.zeros((*operation.steps, 1 + math.prod(operation.channels)), jnp.float32)
 
 
-def _sink_shape(operation: Operation) -> tuple[int, ...]:
-    return moments.sink(operation.shape, operation.channel_axes).shape
-
-
-def _at_every_step(operation: Operation, function: Callable[[Any], Any], values: Any) -> Any:
-    for _ in operation.steps:
-        function = jax.vmap(function)
-    return function(values)
+def _each(
+    operations: Mapping[int, Operation], function: Callable[[Any], Any], values: Mapping[int, Any]
+) -> dict[int, Any]:
+    """Return a function of each operation's value at every step, by the operation's number."""
+    results = {}
+    for number, operation in operations.items():
+        of_steps = function
+        for _ in operation.steps:
+            of_steps = jax.vmap(of_steps)
+        results[number] = of_steps(values[number])
+    return results
 
 
 def prepare(
@@ -224,7 +216,7 @@ def prepare(
         loss=loss, rngs=rngs, call_kwargs=call_kwargs, batch_size=batch_size, axis_name=axis_name,
     )  # fmt: skip
     parameters = prepared.model.parameters(state)
-    calls = tuple(rows.of(program, parameters, prepared.examples.number))
+    calls = rows.of(program, parameters, prepared.examples.number)
     leading = batches.leading(batches.carried(batch))
     return Probe(prepared, calls, leading, loss, weight_decay)
 
@@ -245,8 +237,8 @@ def measure(
 
     One jitted pass. Every product of weights with data is measured, a matrix product, a convolution
     or a look-up, inside `scan`, `checkpoint`, `jit` and `cond` as well as outside: a row for each
-    call and each step of a scan. Weights that are used elsewhere are in `Measurement.unseen`. The
-    model and its variables stay as they are: updates of BatchNorm, of counters and of NNX's random
+    call and each step of a scan. Other weights are listed in `Measurement.not_measured`. The model
+    and its variables stay as they are: updates of BatchNorm, of counters and of NNX's random
     streams are dropped.
 
     Args:
@@ -263,14 +255,14 @@ def measure(
             a loss.
         key: draws η; `jax.random.key(0)` by default.
         rngs: keys of the model's random streams, e.g. {'dropout': key}. An NNX model's own streams
-            go on where these do not name them.
+            are used where these do not name them.
         call_kwargs: keywords of the call, e.g. {'train': True}.
         batch_size: the number of examples. By default the leading size of the outputs, if an array
             of the batch has it too, else that of most arrays of the batch
             (`Measurement.examples`).
 
     Raises:
-        TypeError: the model is none of these, or the batch holds what is no array.
+        TypeError: the model is none of these, or the batch holds something else than arrays.
         ValueError: no 'params'; an empty batch or one without a batch axis; integers reach a layer
             that expects floats; no float output; a loss that is not a scalar; a negative
             weight_decay; no layer that can be measured. All before anything is compiled.
@@ -286,12 +278,12 @@ def measure(
     return probe.read(raw)
 
 
-# Compiled once for equal probes without a loss: to measure a model again costs one pass.
+# Compiled once for equal probes without a loss: measuring a model again costs one pass.
 _statistics = jax.jit(Probe.statistics, static_argnums=0)
 
 
 def _compiled(probe: Probe) -> Callable[..., Any]:
-    # A loss may close over labels that are others the next time.
+    # A loss may close over labels that differ the next time.
     if probe.loss is not None or not checks.is_hashable(probe):
         return jax.jit(probe.statistics)
     return functools.partial(_statistics, probe)

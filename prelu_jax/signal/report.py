@@ -1,19 +1,38 @@
-"""What a measurement says: a verdict with advice, for people, programs and test suites."""
+"""The report of a measurement: a verdict with advice, for people, programs and test suites."""
 
 import dataclasses
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
 
 from prelu_jax import printing
-from prelu_jax.signal import rendering, verdict
+from prelu_jax.signal import drift, verdict
 from prelu_jax.signal.advice import advices, advise_all
+from prelu_jax.signal.drift import Accepted, Predictions
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
-from prelu_jax.signal.verdict import Finding, Prediction
+from prelu_jax.signal.verdict import Finding
 
 _LISTED = 3  # findings about parameters in a summary
+_WIDTH = 112  # characters, without the layers' names
+_LONGEST_NAME = 60
+_FAULT = " ◀ "
+_GOOD, _BAD, _NOTE = "bold green", "bold red", "yellow"
+_ABOUT = (
+    "E[y²]: mean square of the layer's outputs. E[Δy²]: mean square of the gradient there.",
+    f"accepted: a moment that ends outside is a finding. Random weights stay inside "
+    f"({drift.SIGMAS} σ, or a factor of {math.exp(drift.TOLERANCE):.0f}).",
+    "always 0: share of the input's channels that are 0 for the whole batch.",
+    "cosine: between the outputs of different examples; at 1 the layer maps all to one direction.",
+    "change rate: the kernel's gradient over the kernel, root mean squares (C̃ of Krähenbühl et al. "
+    "2015).",
+)
+_PREDICTED = "predicted: for independent weights of the kernels' variances and slopes."
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -22,14 +41,15 @@ class Report:
 
     Attributes:
         model: its name.
-        measurement: what was measured.
+        measurement: the measured statistics.
         predicted: by layer name, where the network's architecture is known; else empty.
-        of_parameters: what an audit of the parameters found (`initializers.table`), in sentences.
+        of_parameters: the findings of an audit of the parameters (`initializers.table`), in
+            sentences.
     """
 
     model: str
     measurement: Measurement
-    predicted: Mapping[str, Prediction] = dataclasses.field(default_factory=dict)
+    predicted: Predictions = dataclasses.field(default_factory=dict)
     of_parameters: tuple[str, ...] = ()
 
     @property
@@ -39,7 +59,7 @@ class Report:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What is wrong, the gravest first; nothing for a healthy signal."""
+        """The faults, the gravest first; nothing for a healthy signal."""
         return verdict.judge(self.measurement, self.predicted)
 
     @property
@@ -47,7 +67,7 @@ class Report:
         """'healthy', 'not judged', or the gravest of 'not finite', 'exploding', 'vanishing',
         'dead units', 'collapsing' and 'stalled'; `verdict.judge` defines each.
 
-        'not judged': nothing is wrong in what is seen, but `Coverage.suffices` is False.
+        'not judged': no fault is measured, but `Coverage.suffices` is False.
         """
         findings = self.findings
         if findings:
@@ -56,7 +76,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """The verdict in sentences: for every finding the first layer at fault, and what to do."""
+        """The verdict in sentences: for every finding the first layer at fault, and the advice."""
         lines = []
         for findings, advice in advise_all(self.findings, self.measurement):
             for finding in findings:
@@ -76,8 +96,8 @@ class Report:
     def assert_healthy(self, *, allow_unseen: bool = False) -> None:
         """Raise an AssertionError with the summary unless the verdict is 'healthy'.
 
-        For a test suite. What random weights of this width and depth do by chance is no finding
-        (`verdict`).
+        For a test suite. Changes that random weights of this width and depth cause by chance are no
+        finding (`drift`).
 
         Args:
             allow_unseen: accept 'not judged' too.
@@ -91,16 +111,16 @@ class Report:
             raise AssertionError(f"the signal of {self.model} is not healthy.\n{self.summary}")
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The table in dicts: all statistics, predictions (None for none) and noise.
+        """Yield the rows as dicts: all statistics, predictions (None for none) and noise.
 
         'log_noise' and 'gradient_log_noise' are the standard deviations of the log of the second
         moments over random weights, at most; multiply and divide by exp(2 · noise) for 95 %.
         From 'accepted_least' over 'accepted_centre' to 'accepted_greatest' the verdict accepts
         E[y²], and with 'gradient_' before it E[Δy²]; None where it does not judge.
         """
-        accepted = verdict.accepted(self.measurement, self.predicted)
-        forward = verdict.forward_noise(self.layers)
-        backward = verdict.backward_noise(self.layers)
+        accepted = drift.accepted(self.measurement, self.predicted)
+        forward = drift.forward_noise(self.layers)
+        backward = drift.backward_noise(self.layers)
         for row, of_y, of_gradient in zip(self.layers, forward, backward, strict=True):
             predicted = self.predicted.get(row.name)
             yield {
@@ -115,7 +135,7 @@ class Report:
             }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in plain Python: numbers may be nan or inf, None stands for no such thing."""
+        """Return everything in plain Python: numbers may be nan or inf, None means not defined."""
         advised = zip(self.findings, advices(self.findings, self.measurement), strict=True)
         findings = [{**dataclasses.asdict(finding), "advice": line} for finding, line in advised]
         return {
@@ -125,32 +145,93 @@ class Report:
             "of_parameters": list(self.of_parameters),
             "loss": self.measurement.loss,
             "layers": list(self.rows()),
-            "unseen": list(self.measurement.unseen),
+            "unseen": list(self.measurement.not_measured),
             "coverage": self.measurement.coverage.to_dict(),
             "collapse_not_judged": self.measurement.collapse_not_judged,
             "examples": self.measurement.examples and self.measurement.examples._asdict(),
         }
 
     def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
-        """`rows` as comma-separated values with a header; written to the file, if there is one."""
+        """Return `rows` as comma-separated values with a header; write them to a given file."""
         return printing.to_csv(self.rows(), file)
 
     def plot(self) -> Any:
-        """Forward and backward second moments over depth, as a matplotlib figure."""
+        """Return forward and backward second moments over depth, as a matplotlib figure."""
         from prelu_jax.signal import plot  # matplotlib is slow to import
 
-        return plot.draw(self)
+        return plot.draw(f"{self.model}: {self.verdict}", list(self.rows()), self.findings)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from rendering.render(self)
+        """Yield the table, the verdict with its advice, and the limits of both."""
+        yield self._table()
+        about = (*_ABOUT, _PREDICTED) if self.predicted else _ABOUT
+        yield Text("\n".join(about), style="dim")
+        measurement = self.measurement
+        judged = _GOOD if measurement.coverage.suffices else _NOTE
+        yield Text(self.summary, style=_BAD if self.findings else judged)
+        examples = measurement.examples.lines() if measurement.examples else []
+        for line in (*measurement.coverage.lines(), *examples):
+            yield Text(line, style="dim")
+        reason = measurement.collapse_not_judged
+        collapse = [] if reason is None else [f"Collapse is not judged: {reason}."]
+        for line in (*measurement.coverage.notes(), *collapse):
+            yield Text(line, style=_NOTE)
 
     def __repr__(self) -> str:
-        return printing.to_text(self, rendering.width(self))
+        return printing.to_text(self, self._width())
 
     def _repr_html_(self) -> str:
-        return printing.to_html(self, rendering.width(self))
+        return printing.to_html(self, self._width())
+
+    def _width(self) -> int:
+        """Return how many columns the table takes."""
+        return _WIDTH + min(max(map(len, self._labels())), _LONGEST_NAME)
+
+    def _labels(self) -> list[str]:
+        """Return the layers' names, each with the verdict that begins there."""
+        at_fault = {finding.layer: finding.verdict for finding in reversed(self.findings)}
+        names = [row.name for row in self.layers]
+        return [f"{name}{_FAULT}{at_fault[name]}" if name in at_fault else name for name in names]
+
+    def _table(self) -> Table:
+        loss = self.measurement.loss
+        objective = "unit noise sent back from its outputs" if loss is None else f"loss {loss:.4g}"
+        table = Table(
+            title=Text(f"{self.model}: {objective}"),  # brackets in a str would be markup
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("layer", overflow="fold")
+        table.add_column("output")
+        predicted = ("predicted",) if self.predicted else ()
+        signal = ("E[y²]", *predicted, "accepted", "E[Δy²]", *predicted, "accepted")
+        for name in (*signal, "always 0", "cosine", "change rate"):
+            table.add_column(Text(name), justify="right", no_wrap=True)
+        for label, row in zip(self._labels(), self.rows(), strict=True):
+            table.add_row(
+                Text(label, style=_BAD if _FAULT in label else ""),
+                "×".join(map(str, row["shape"][1:])),
+                *self._moment(row, "second_moment", "accepted"),
+                *self._moment(row, "gradient_second_moment", "gradient_accepted"),
+                _cell(row["input_zero_fraction"], ".0%"),
+                _cell(row["cosine"], ".4f"),
+                _cell(row["change_rate"], ".1e"),
+            )
+        return table
+
+    def _moment(self, row: dict[str, Any], moment: str, accepted: str) -> Iterator[str]:
+        yield _cell(row[moment], ".1e")
+        if self.predicted:
+            yield _cell(row[f"predicted_{moment}"], ".1e")
+        least, greatest = row[f"{accepted}_least"], row[f"{accepted}_greatest"]
+        yield "" if least is None else f"{least:.0e}…{greatest:.0e}"
 
 
-def _accepted(direction: str, accepted: verdict.Accepted | None) -> dict[str, float | None]:
-    fields = (accepted or verdict.Accepted())._asdict()
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _accepted(direction: str, accepted: Accepted | None) -> dict[str, float | None]:
+    fields = (accepted or Accepted())._asdict()
     return {f"{direction}accepted_{place}": value for place, value in fields.items()}

@@ -1,4 +1,4 @@
-"""The rows of a measurement, one for each call of an affine layer, before it is computed."""
+"""The rows of a measurement: which call of which layer each is, and its statistics."""
 
 import collections
 import dataclasses
@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prelu_jax.signal import checks, measurement
-from prelu_jax.signal.measurement import Call
+from prelu_jax import tracing
+from prelu_jax.signal import checks, reductions
+from prelu_jax.signal.measurement import LayerCall, LayerStatistics
 from prelu_jax.tracing import Program
 
 KINDS = {
@@ -29,15 +30,79 @@ class Row:
         number: of the operation.
         index: the step of each scan around it.
         weights: the paths of the parameters that the layer's kernel is made of.
+        has_examples: whether the first axis of the output counts the batch's examples, two or more.
     """
 
-    call: Call
+    call: LayerCall
     number: int
     index: tuple[int, ...]
     weights: tuple[str, ...]
+    has_examples: bool
+
+    def records(self, statistics: Mapping[str, Any]) -> list[Any]:
+        """Return its forward, backward and weights' records in the results of a probe."""
+        parts = ("forward", "backward", "changes")
+        return [tracing.at(statistics[part][self.number], self.index) for part in parts]
+
+    def read(self, statistics: Mapping[str, Any], weight_decay: float | None) -> LayerStatistics:
+        """Return the row in Python floats.
+
+        Args:
+            statistics: as `probe.Probe.statistics` returns them, on the host.
+            weight_decay: None where a gradient is not to be compared with it.
+        """
+        forward, backward, change = self.records(statistics)
+        kernel = gradient = rate = None
+        if self.call.kernel_shape is not None:
+            kernel, gradient = (math.sqrt(_square(*pair)) for pair in (forward["kernel"], change))
+            rate = _ratio(gradient, kernel)
+        of_y = _moments(forward)
+        of_x: dict[str, Any] = _moments(forward, "input_")
+        of_x["input_zero_fraction"] = _if_finite(forward["input_zero"], of_x["input_second_moment"])
+        if self.call.kind == KINDS["look-up"]:
+            of_x = dict.fromkeys(of_x)
+        return LayerStatistics(
+            **vars(self.call),
+            **of_y,
+            **of_x,
+            gradient_second_moment=_square(backward["scale"], backward["square"]),
+            gradient_channel_spread=float(backward["spread"]),
+            kernel_rms=kernel,
+            kernel_gradient_rms=gradient,
+            change_rate=rate,
+            dead_fraction=_if_finite(forward["dead"], of_y["second_moment"]),
+            cosine=float(forward["cosine"]) if self.has_examples else None,
+            gradient_to_decay=rate / weight_decay if rate is not None and weight_decay else None,
+        )
 
 
-def of(program: Program, parameters: Mapping[str, Any], examples: int) -> list[Row]:
+_square = reductions.second_moment
+
+
+def _moments(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the statistics of an array in double precision: squares may not fit in float32."""
+    names = ("scale", "mean", "var", "minimum", "spread")
+    scale, mean, var, minimum, spread = (float(numbers[prefix + name]) for name in names)
+    return {
+        f"{prefix}mean": scale * mean,
+        f"{prefix}var": scale * scale * var,
+        f"{prefix}second_moment": scale * scale * (var + mean * mean),
+        f"{prefix}minimum": scale * minimum,
+        f"{prefix}channel_spread": spread,
+    }
+
+
+def _if_finite(value: Any, second_moment: float) -> float:
+    return float(value) if math.isfinite(second_moment) else math.nan
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    if denominator == 0:
+        return math.nan if numerator == 0 or math.isnan(numerator) else math.inf
+    return numerator / denominator
+
+
+def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[Row, ...]:
     """Return the rows in execution order.
 
     Args:
@@ -47,24 +112,24 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> list[R
     """
     rows, calls = [], collections.Counter[str]()
     for operation, index in program.rows():
-        own = [step for step, is_own in zip(index, operation.own, strict=True) if is_own]
-        name = path(parameters, operation.parameters) + "".join(f"[{step}]" for step in own)
+        steps = "".join(f"[{step}]" for step in operation.of_own_scans(index))
+        name = path(parameters, operation.parameters) + steps
         held = [parameters[name] for name in operation.parameters if name in parameters]
         shape = operation.shape
-        call = Call(
+        call = LayerCall(
             path=name,
+            call=calls[name],
             kind=KINDS[operation.kind],
-            number=calls[name],
-            channels=math.prod(shape[axis] for axis in operation.channel_axes),
-            looks_up=operation.kind == "look-up",
             input_shape=operation.input_shape,
             shape=shape,
+            channels=math.prod(operation.channels),
             kernel_shape=operation.weight_shape if any(map(checks.is_float, held)) else None,
-            has_examples=measurement.has_examples(shape, examples),
         )
         calls[name] += 1
-        rows.append(Row(call, operation.number, index, operation.parameters))
-    return rows
+        # Each example has to be a vector: the cosine of two numbers is their sign.
+        has_examples = shape[:1] == (examples,) and math.prod(shape) > examples > 1
+        rows.append(Row(call, operation.number, index, operation.parameters, has_examples))
+    return tuple(rows)
 
 
 def path(parameters: Mapping[str, Any], made_of: Sequence[str]) -> str:

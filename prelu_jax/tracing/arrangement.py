@@ -47,7 +47,7 @@ def of(
     operations = {operation.number: operation for operation in program.operations}
     found: dict[int, dict[str, Places | None]] = {number: {"bias": {}} for number in operations}
     leaves = jax.tree_util.tree_leaves_with_path(records.shapes)
-    known: dict[Any, list[NDArray[np.int32]] | None] = {}  # layers are alike, as a rule
+    known: dict[Any, list[NDArray[np.int32]] | None] = {}  # most layers are equal
     for place, ((number, what), shape) in enumerate(leaves):
         function, names = records.function(place)
         held = {name: parameters[name] for name in names if name is not None}
@@ -78,7 +78,9 @@ def used_beside_biases(
     """
 
     def without_bias(visit: Visit) -> tuple[jax.Array, None]:
-        return visit.y if visit.bias is None else visit.again(visit.weight, True), None
+        return visit.y if visit.bias is None else visit.after(
+            visit.product(visit.operand, visit.weight), without_bias=True
+        ), None
 
     return program.depends_on(without_bias, parameters, others, batch)
 
@@ -103,7 +105,7 @@ def _places(
         shape: of the result, the axes of the scans first.
     """
 
-    def function(*arguments: Any) -> jax.Array:
+    def function(*arguments: Any) -> Any:
         return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *arguments)[0]
 
     result, back = jax.vjp(function, *(_alternating(leaf) for leaf in held))

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from prelu_jax.tracing import jaxprs
-from prelu_jax.tracing.bodies import Body, Watched
-from prelu_jax.tracing.operations import Operation
+from prelu_jax.tracing.operations import Body, Operation, Watched
 
 
 class Visit(NamedTuple):
@@ -20,10 +19,10 @@ class Visit(NamedTuple):
         weight: W.
         bias: the summand b, in the shape of y; None without a bias.
         y: its output.
-        again: from other weights, and whether the bias is left out, to the output.
         operand: the input as the product takes it, after any padding.
         product: from an operand and weights to their product alone. Weights may have another number
             of channels.
+        after: from another product, and whether the bias is left out, to the output.
         given: the entry for it in the argument of `run`.
     """
 
@@ -32,9 +31,9 @@ class Visit(NamedTuple):
     weight: jax.Array
     bias: jax.Array | None
     y: jax.Array
-    again: Callable[[jax.Array, bool], jax.Array]
     operand: jax.Array
     product: Callable[[jax.Array, jax.Array], jax.Array]
+    after: Callable[..., jax.Array]
     given: Any
 
 
@@ -113,11 +112,11 @@ def _visit(body: Body, watched: Watched, values: jaxprs.Values, given: Any) -> V
     layout = watched.operation.layout
     data = first.invars[1 - layout.operand]
 
-    def again(weight: jax.Array, without_bias: bool) -> jax.Array:
-        replaced = {watched.weight: weight}
+    def after(product: jax.Array, without_bias: bool = False) -> Any:
+        replaced: dict[Any, Any] = {first.outvars[0]: product}
         if without_bias and watched.bias is not None:
             replaced[watched.bias] = jnp.zeros_like(values[watched.bias])
-        for place in watched.chain:
+        for place in watched.chain[1:]:
             equation = body.jaxpr.eqns[place]
             operands = [
                 replaced[atom] if not hasattr(atom, "val") and atom in replaced else values[atom]
@@ -126,7 +125,7 @@ def _visit(body: Body, watched: Watched, values: jaxprs.Values, given: Any) -> V
             replaced |= zip(equation.outvars, jaxprs.bind(equation, operands), strict=True)
         return replaced[watched.y]
 
-    def product(operand: jax.Array, weight: jax.Array) -> jax.Array:
+    def product(operand: jax.Array, weight: jax.Array) -> Any:
         operands = values.of(first.invars)
         operands[layout.operand], operands[1 - layout.operand] = weight, operand
         return jaxprs.bind(first, operands)[0]
@@ -138,9 +137,9 @@ def _visit(body: Body, watched: Watched, values: jaxprs.Values, given: Any) -> V
         values[watched.weight],
         bias,
         values[watched.y],
-        again,
         values[data],
         product,
+        after,
         given,
     )
 

@@ -1,4 +1,4 @@
-"""Jaxprs: the bodies of the calls in them, and running a call again with another body.
+"""Jaxprs: the kinds of their equations, and running a call again with another body.
 
 JAX 0.10 and 0.11 differ in how they write a jaxpr down; the differences are in this file alone.
 """
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.interpreters import partial_eval
 
 Step = Callable[[list[Any], Any], tuple[list[Any], Any]]  # operands, extra -> results, records
@@ -18,6 +19,19 @@ INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_c
 # Calls that have a rule of their own for the derivative.
 CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 REMAT = ("remat2", "remat", "checkpoint")
+ARRANGEMENTS = {  # entries of the operands, in another order or fewer of them
+    *("reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "split", "concatenate"),
+    *("convert_element_type", "copy", "copy_p", "stop_gradient", "name", "device_put"),
+    *("sharding_constraint", "optimization_barrier", "unstack", "stack"),
+}
+_OPAQUE = {"pallas_call", "ffi_call", "numpy_call", "custom_linear_solve"}
+REDUCTIONS = ("scatter", "reduce", "select_and", "arg", "cum")  # hold the jaxpr of one addition
+_WORDS = {
+    **dict.fromkeys(REMAT, "remat"),
+    "while": "while_loop",
+    "custom_vjp_call": "custom_vjp",
+    "custom_jvp_call": "custom_jvp",
+}
 
 
 def opened(held: ClosedJaxpr | Jaxpr) -> tuple[Jaxpr, list[Any]]:
@@ -50,14 +64,21 @@ def carried(params: Mapping[str, Any]) -> tuple[int, int]:
 
 
 class Values:
-    """The values of a jaxpr's variables while it runs."""
+    """The values of a jaxpr's variables while it runs, or other facts about them."""
 
-    def __init__(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        jaxpr: Jaxpr,
+        consts: Sequence[Any],
+        arguments: Sequence[Any],
+        of_literal: Callable[[Any], Any] = lambda value: value,
+    ) -> None:
         self._known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         self._known |= zip(jaxpr.invars, arguments, strict=True)
+        self._of_literal = of_literal
 
     def __getitem__(self, atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else self._known[atom]
+        return self._of_literal(atom.val) if isinstance(atom, Literal) else self._known[atom]
 
     def __setitem__(self, variable: Any, value: Any) -> None:
         self._known[variable] = value
@@ -119,7 +140,8 @@ def remat(
 ) -> tuple[list[Any], Any]:
     """Run a `jax.checkpoint` with another body, its policy kept; as `scan`."""
     params = equation.params
-    again = jax.checkpoint(step, policy=params["policy"], prevent_cse=params["prevent_cse"])
+    options = {"policy": params["policy"], "prevent_cse": params["prevent_cse"]}
+    again: Step = jax.checkpoint(step, **options)
     return again(list(operands), extra)
 
 
@@ -127,7 +149,8 @@ def cond(
     operands: Sequence[Any], branches: Sequence[Callable[[list[Any]], Any]]
 ) -> tuple[list[Any], Any]:
     """Run a `cond` or `switch` with other branches, which return pytrees of one structure."""
-    return jax.lax.switch(operands[0], branches, list(operands[1:]))
+    results, records = jax.lax.switch(operands[0], branches, list(operands[1:]))
+    return results, records
 
 
 def inlined(
@@ -182,6 +205,23 @@ class _Calls:
         return lambda operands, _=None: (self.run(jaxpr, consts, operands), None)
 
 
+def needed(jaxpr: Jaxpr, results: Sequence[Any], with_effects: bool = False) -> list[JaxprEqn]:
+    """Return the equations that some results depend on, in their order.
+
+    Args:
+        jaxpr: the computation.
+        results: some of its results.
+        with_effects: keep the equations that have effects too.
+    """
+    wanted = {atom for atom in results if isinstance(atom, Var)}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        if not wanted.isdisjoint(equation.outvars) or (with_effects and equation.effects):
+            kept.append(equation)
+            wanted.update(atom for atom in equation.invars if isinstance(atom, Var))
+    return kept[::-1]
+
+
 def without_unused(closed: ClosedJaxpr, used: Sequence[bool]) -> tuple[ClosedJaxpr, list[int]]:
     """Return a jaxpr that computes some of the outputs alone, and which inputs it takes.
 
@@ -190,12 +230,50 @@ def without_unused(closed: ClosedJaxpr, used: Sequence[bool]) -> tuple[ClosedJax
         used: for every output, whether it is one of them.
     """
     jaxpr, consts = opened(closed)
-    pairs = zip(jaxpr.outvars, used, strict=True)
-    needed = {atom for atom, use in pairs if use and not isinstance(atom, Literal)}
-    kept = []
-    for equation in reversed(jaxpr.eqns):  # JAX's own way takes longer
-        if any(variable in needed for variable in equation.outvars):
-            kept.append(equation)
-            needed |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
-    reduced, flags = partial_eval.dce_jaxpr(jaxpr.replace(eqns=kept[::-1]), list(used))
+    results = [atom for atom, use in zip(jaxpr.outvars, used, strict=True) if use]
+    kept = needed(jaxpr, results)  # JAX's own way takes longer
+    reduced, flags = partial_eval.dce_jaxpr(jaxpr.replace(eqns=kept), list(used))
     return ClosedJaxpr(reduced, consts), [i for i, flag in enumerate(flags) if flag]
+
+
+def is_complex(equation: JaxprEqn) -> bool:
+    """Return whether its result is of complex numbers."""
+    result: Any = equation.outvars[0]
+    return bool(jnp.issubdtype(result.aval.dtype, jnp.complexfloating))
+
+
+def is_body(value: Any, equation: JaxprEqn) -> bool:
+    """Return whether a parameter of an equation is a jaxpr of the same operands and results."""
+    if not isinstance(value, Jaxpr | ClosedJaxpr):
+        return False
+    jaxpr, _ = opened(value)
+    return len(jaxpr.invars) == len(equation.invars) and len(jaxpr.outvars) == len(equation.outvars)
+
+
+def is_transparent(equation: JaxprEqn) -> bool:
+    """Return whether it is a call whose body computes the same: custom derivatives, `shard_map`."""
+    name = equation.primitive.name
+    if name.startswith(REDUCTIONS) or name == "pallas_call":
+        return False
+    return any(is_body(value, equation) for value in equation.params.values())
+
+
+def is_opaque(equation: JaxprEqn) -> bool:
+    """Return whether it computes something that no jaxpr describes, or in a way not known here."""
+    name = equation.primitive.name
+    if name in _OPAQUE or "callback" in name:
+        return True
+    held = (isinstance(value, Jaxpr | ClosedJaxpr) for value in equation.params.values())
+    return any(held) and not name.startswith(REDUCTIONS)
+
+
+def is_reduction(equation: JaxprEqn) -> bool:
+    """Return whether it is a sum over axes, or one of its kind."""
+    name = equation.primitive.name
+    return name.startswith(REDUCTIONS) and name != "reduce_precision"
+
+
+def word(equation: JaxprEqn) -> str:
+    """Return the name of a call as its user writes it."""
+    name = equation.primitive.name
+    return _WORDS.get(name, name)

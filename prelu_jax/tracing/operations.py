@@ -1,10 +1,11 @@
-"""Affine operations: the channels and the fans of a product of data with weights."""
+"""Affine operations, their channels and fans, and the jaxprs that hold them."""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from jax.extend.core import JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from prelu_jax.tracing.values import shape_of
 
@@ -24,8 +25,8 @@ class Layout:
         operand: which operand of the equation holds the weights.
         channel_axes: the axes of y that count channels: those that the weights bring.
         weight_axes: the same axes of W, in the same order.
-        input_axes: the axes of W that count input features, which one output sums over. What is
-            left are the axes of a convolution's window.
+        input_axes: the axes of W that count input features, which one output sums over. The other
+            axes are those of a convolution's window.
         operand_axes: the axes of the data that the product neither sums over nor pairs with axes of
             W: of examples and positions.
         stacked_axes: those of the channel axes of W that number parts, each with inputs of its own.
@@ -90,6 +91,66 @@ class Operation:
     def fans(self) -> tuple[int, int]:
         """Fan-in and fan-out of W."""
         return self.layout.fan_in, self.layout.fan_out
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The shape of the channels of y, from left to right."""
+        return tuple(self.shape[axis] for axis in sorted(self.channel_axes))
+
+    def of_own_scans(self, values: Sequence[int]) -> tuple[int, ...]:
+        """Return the entries, one per scan, of the scans whose steps have weights of their own."""
+        return tuple(value for value, own in zip(values, self.own, strict=True) if own)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watched:
+    """The place of an operation in a jaxpr.
+
+    Attributes:
+        operation: its description.
+        chain: the equations from the product to y, by their place in the jaxpr.
+        x: the input, before any padding.
+        weight: the weights.
+        bias: the summand, in the shape of y; None without a bias.
+        y: the output, bias included.
+    """
+
+    operation: Operation
+    chain: tuple[int, ...]
+    x: Any
+    weight: Any
+    bias: Any
+    y: Var
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Body:
+    """A jaxpr and the operations in it.
+
+    Attributes:
+        jaxpr: the computation.
+        consts: the arrays that it closes over.
+        watched: by the place of the equation that computes y, the operations.
+        inner: by the place of the equation, the bodies of a call that holds operations.
+    """
+
+    jaxpr: Jaxpr
+    consts: tuple[Any, ...]
+    watched: Mapping[int, Watched]
+    inner: Mapping[int, tuple["Body", ...]]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no operation."""
+        return not self.watched and not self.inner
+
+    def operations(self) -> Iterator[Operation]:
+        """Yield the operations in the order of execution, those of a scan once."""
+        for place in sorted({*self.watched, *self.inner}):
+            for body in self.inner.get(place, ()):
+                yield from body.operations()
+            if place in self.watched:
+                yield self.watched[place].operation
 
 
 def layout(equation: JaxprEqn, operand: int) -> Layout | None:

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
 from prelu_jax.tracing import evaluation, jaxprs, reading
-from prelu_jax.tracing.bodies import Body
 from prelu_jax.tracing.evaluation import ByNumber, Observe, Visit
-from prelu_jax.tracing.operations import Operation
+from prelu_jax.tracing.operations import Body, Operation
 from prelu_jax.tracing.reading import Reading
 
 Axes = Sequence[tuple[str, int]]  # of devices: name, size
@@ -37,6 +36,17 @@ class Program:
     def operations(self) -> tuple[Operation, ...]:
         """The affine operations in the order of execution, those of a scan once."""
         return self.reading.operations
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether it does more than compute, as a callback that prints."""
+        return bool(self.reading.body.jaxpr.effects)
+
+    @property
+    def tables(self) -> set[str]:
+        """The parameters whose rows are looked up by data."""
+        look_ups = (each for each in self.operations if each.kind == "look-up")
+        return {name for operation in look_ups for name in operation.parameters}
 
     def run(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 from jax.extend.core import Literal, Var
 
 from prelu_jax.tracing import jaxprs
-from prelu_jax.tracing.bodies import Body
+from prelu_jax.tracing.operations import Body
 from prelu_jax.tracing.outputs import Graph
 
 _KEPT = {  # equations that an output passes on its way to the sum

@@ -87,7 +87,7 @@ def joined(equation: JaxprEqn, operands: list[Value]) -> Value:
 
 
 def _stretched(before: Sequence[int], after: Sequence[int]) -> frozenset[int] | None:
-    """The axes along which an elementwise operation broadcasts; None if it is none."""
+    """Return the axes along which an elementwise operation broadcasts; None if it is none."""
     before = before or (1,) * len(after)
     if len(before) != len(after) or any(
         a not in (1, b) for a, b in zip(before, after, strict=True)
@@ -109,7 +109,7 @@ def multiplied(values: list[Value]) -> Value:
 def adds_axis(equation: JaxprEqn, other_is_rhs: bool, batched: Sequence[int]) -> bool:
     """Return whether the other operand of a product without contraction adds an axis."""
     shape = aval(equation.invars[int(other_is_rhs)]).shape
-    return math.prod(size for i, size in enumerate(shape) if i not in batched) > 1
+    return bool(math.prod(size for i, size in enumerate(shape) if i not in batched) > 1)
 
 
 def broadcast(equation: JaxprEqn, value: Value) -> Value:

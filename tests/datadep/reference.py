@@ -1,4 +1,4 @@
-"""Data-dependent initialisation as the papers tell it: NumPy, float64, the whole net run again for
+"""Data-dependent initialisation as in the papers: NumPy, float64, the whole net run again for
 every layer; and the gradient by differences."""
 
 import itertools
@@ -118,8 +118,8 @@ def change_rates(forward, p, x, noise, step=1e-6):
     return rates
 
 
-# Which kernels' log-factors may be moved together so that nothing else has to: a row each. What
-# flows through the net is then multiplied, from layer to layer, by what is listed for the biases.
+# The log-factors of kernels that may change together while nothing else does: a row each. The
+# signal is then multiplied, from layer to layer, by the factors of the biases.
 MOVES = {
     "cnn": {"conv_0": [1, 0], "conv_1": [0, 1], "head": [-1, -1]},
     "residual": {

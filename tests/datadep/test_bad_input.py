@@ -1,4 +1,4 @@
-"""Bad input is told before anything is lost, and by whom it can be mended."""
+"""Bad input is refused before anything changes, with a message that says how to correct it."""
 
 import re
 

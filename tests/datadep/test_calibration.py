@@ -1,4 +1,4 @@
-"""What a calibration promises: its targets, what it leaves alone, and what it says of bad input."""
+"""Calibration: its targets, the parameters that it keeps, and its messages about bad input."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from flax import linen as nn
 
 import prelu_jax as pj
 from prelu_jax import datadep, signal
-from prelu_jax.datadep import moments
+from prelu_jax.datadep import channels as moments
 from tests.datadep.nets import LINEN, SHAPE, nnx_parameters, nnx_with
 from tests.signal.nets import drawn, flat, images
 
@@ -208,7 +208,7 @@ def test_shared_layers_are_calibrated_over_all_their_calls(linear, gain):
 
 
 class Kinds(nn.Module):
-    """Every kind of layer that is calibrated, and what stands between."""
+    """Every kind of layer that is calibrated, and operations between them."""
 
     train: bool = False
 
@@ -321,7 +321,7 @@ def test_outputs_whose_squares_do_not_fit_in_float32_are_calibrated(method, scal
     np.testing.assert_allclose(stds, 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("scale", [1e-25, 1e-11, 1e-9, 1.0, 1e14, 1e25])
 def test_moments_of_several_calls_are_those_of_all_their_values(scale):
     y = scale * np.asarray(images(12, 5), np.float64) + scale * np.array([0, 3, -2, 0, 0])
     y[:, 3], y[:4, 4] = 0, 0  # never varies; does not in the first call

@@ -83,7 +83,7 @@ def test_a_function_that_is_called_in_many_passes_is_compiled_once(field):
     _, report = datadep.calibrate(model, drawn(model, x), x, compiled=compiled)
     assert report.stages[0].passes > 3
     assert len(seen) == 1
-    hash(seen[0])  # so that what compiles can remember it too
+    hash(seen[0])  # so that the compiler can remember it too
 
 
 def test_programs_over_devices_are_remembered_up_to_a_number():

@@ -12,7 +12,7 @@ from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 from prelu_jax.datadep import filters as module
-from prelu_jax.datadep import host
+from prelu_jax.datadep import numpy_callback
 from prelu_jax.datadep.filters import KINDS, filters, sample, too_few
 
 KEY = jax.random.key(3)
@@ -30,7 +30,7 @@ def patches():
 
 
 def whitening(x):
-    """Float64 reference: directions, by falling variance, and what they are scaled by."""
+    """Return float64 directions, by falling variance, and their scales."""
     x = x.astype(np.float64)
     variances, v = np.linalg.eigh(np.cov(x.T, bias=True))
     variances, v = variances[::-1], v[:, ::-1]
@@ -154,7 +154,7 @@ def test_dead_inputs_give_finite_filters(kind):
     matrix, enough = run(kind, x, 12, KEY)
     assert not enough  # 10 directions
     assert np.isfinite(matrix).all()
-    assert np.abs(matrix[:, [3, 8]]).max() < 1e-3  # what is constant is not heard
+    assert np.abs(matrix[:, [3, 8]]).max() < 1e-3  # constant inputs have no weight
     assert np.abs(matrix).max(1).min() > 1e-2  # no filter is 0
 
 
@@ -230,7 +230,7 @@ def test_a_call_of_the_host_on_every_cpu_device_at_once():
             )
             large = jax.lax.all_gather(x.reshape(-1, 128), "device", tiled=True)
             result = jax.ShapeDtypeStruct((32,), jnp.float32)
-            x = x / jnp.std(x) + host.call(lambda rows: rows.mean(0)[:32], result, large)
+            x = x / jnp.std(x) + numpy_callback.call(lambda rows: rows.mean(0)[:32], result, large)
         return x
 
     x = np.random.default_rng(0).standard_normal((4, 10, 32, 32, 32), np.float32)

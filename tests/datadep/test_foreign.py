@@ -1,4 +1,4 @@
-"""Models that nobody here wrote, unmodified: what of them needs no other package than Flax."""
+"""Models of other projects, unmodified, that need no other package than Flax."""
 
 import numpy as np
 import pytest

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from prelu_jax import datadep
-from prelu_jax.signal import moments
+from prelu_jax.signal import reductions as moments
 from tests.datadep import reference
 from tests.datadep.nets import LINEN, NUMPY, SHAPE, drawn, flat, nnx_parameters, nnx_with, numpy
 from tests.signal.nets import images

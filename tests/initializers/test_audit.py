@@ -376,7 +376,7 @@ V = Dense().init(jax.random.key(0), jnp.ones((2, 4)))
     [
         ((Dense(9), V, jnp.ones((2, 4))), {}, "inputs of this model. ScopeParamShapeError"),
         ((Dense(), V, jnp.ones((2, 5))), {}, "inputs of this model. ScopeParamShapeError"),
-        ((Dense(), {"params": {}}, X), {}, "expected what model.init returns"),
+        ((Dense(), {"params": {}}, X), {}, "expected the result of model.init"),
         ((net, {"conv": P["conv"]}, X), {}, "inputs of this model. KeyError: 'bias'"),
         ((net, P, X), {"declared": {"nothing": HE}}, "matches no parameter"),
         ((net, P, X), {"declared": {"(": HE}}, "expected a regular expression"),

@@ -1,4 +1,4 @@
-"""Models as others write them, shortened: what of them a reading of modules did not see."""
+"""Models in the style of other projects, shortened: a reading of modules misses their weights."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ INIT = nn.initializers.lecun_normal()
 
 
 class EncoderBlock(nn.Module):
-    """Of a vision transformer; with a carry, for `nn.scan`."""
+    """A block of a vision transformer; with a carry, for `nn.scan`."""
 
     @nn.compact
     def __call__(self, x, deterministic=True):
@@ -41,7 +41,7 @@ class Vit(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Of a small language model: projections by `DenseGeneral`, products of heads by einsum."""
+    """A block of a small language model: projections by `DenseGeneral`, heads by einsum."""
 
     @nn.compact
     def __call__(self, x):
@@ -105,7 +105,7 @@ class Classifier(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """Of a large language model: parameters of its own, multiplied by einsum, three at a time."""
+    """Attention of a large language model: its own parameters, multiplied by einsum."""
 
     @nn.compact
     def __call__(self, x):

@@ -1,4 +1,4 @@
-"""What a measurement must be, without taps: a perturbation added at every layer, pairs in loops."""
+"""The expected measurement, without taps: a perturbation at every layer, pairs in loops."""
 
 import itertools
 

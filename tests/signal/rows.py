@@ -37,7 +37,7 @@ NAMES = ("a", "b", "c", "d", "e")
 
 
 def measurement(changes=None, unseen=(), loss=None, kinds=("Conv",)):
-    """Five healthy layers but for what ``changes``, {name: {field: value}}, says."""
+    """Return five healthy layers, with ``changes``, {name: {field: value}}."""
     changes = changes or {}
     assert not set(changes) - set(NAMES)
     layers = (dataclasses.replace(HEALTHY, path=n, **changes.get(n, {})) for n in NAMES)

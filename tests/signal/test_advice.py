@@ -18,7 +18,7 @@ WIDTH = 128
 
 
 class Deep(nn.Module):
-    """Twenty layers of one kind, slopes of 0.25 behind them."""
+    """Twenty layers of one kind, slopes of 0.25 after them."""
 
     slope: float = 0.0
 
@@ -39,7 +39,7 @@ def probe_of(slope):
 
 
 def report(slope, stddev_of):
-    """Of a net with kernels of standard deviation ``stddev_of(name, shape)``."""
+    """Return the report of a net with kernels of standard deviation ``stddev_of(name, shape)``."""
     shapes, x, probe, run = probe_of(slope)
     rng = np.random.default_rng(1)
     params = {
@@ -132,7 +132,8 @@ def test_padding_that_loses_the_signal_is_named():
     ],
 )
 def test_other_findings_have_a_line(name, start):
-    assert advice.advise(Finding(name, None, "b", None, ""), measurement()).startswith(start)
+    (line,) = advice.advices([Finding(name, None, "b", None, "")], measurement())
+    assert line.startswith(start)
 
 
 def test_kernels_of_zeros_and_a_batch_of_one_example_are_named():
@@ -144,7 +145,7 @@ def test_kernels_of_zeros_and_a_batch_of_one_example_are_named():
     assert "dead units" in summary
     assert summary.count("Advice: initialise the kernels that hold nothing but zeros: b.") == 1
     alike = Report("Net", measurement(each("cosine", [1.0] * 5)))
-    assert "Advice: the examples of the batch are all but alike" in alike.summary
+    assert "Advice: the examples of the batch hardly differ" in alike.summary
 
 
 def test_where_nothing_is_known_of_kernels_the_advice_is_general():

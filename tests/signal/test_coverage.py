@@ -25,7 +25,9 @@ def role(function, *parameters, x=X):
     names = {f"p{i}": leaf for i, leaf in enumerate(parameters)}
     program = tracing.trace(lambda held, _, x: function(x, *held.values()), names, (), x)
     found = coverage.of(program, names, {})
-    kinds = {weight.parameter: "/".join(("unseen", *weight.inside)) for weight in found.unseen}
+    kinds = {
+        weight.parameter: "/".join(("unseen", *weight.inside)) for weight in found.not_measured
+    }
     kinds |= dict.fromkeys(found.elementwise, "elementwise")
     kinds |= dict.fromkeys(found.unused, "unused") | dict.fromkeys(found.seen, "seen")
     return [kinds[name] for name in names]
@@ -190,7 +192,7 @@ def test_a_dead_signal_inside_is_found_at_its_first_layer(how, first):
     report = pj.diagnose(alive, alive.init(jax.random.key(0), x), x)
     assert report.verdict == "healthy"
     assert len(report.layers) == 26
-    assert (report.measurement.coverage.share, report.measurement.unseen) == (1.0, ())
+    assert (report.measurement.coverage.share, report.measurement.not_measured) == (1.0, ())
     report.assert_healthy()
 
 
@@ -288,7 +290,7 @@ def test_complex_layers_are_listed_and_refused():
     report = pj.diagnose(Fourier(), variables, x)
     assert report.verdict == "not judged"
     assert "complex" in report.summary
-    assert report.measurement.unseen == ("complex/kernel",)
+    assert report.measurement.not_measured == ("complex/kernel",)
     with pytest.raises(ValueError, match="complex/kernel: complex"):
         pj.calibrate(Fourier(), variables, x)
     _, calibrated = pj.calibrate(Fourier(), variables, x, except_="complex")
@@ -397,10 +399,10 @@ def test_statistics_caches_and_random_streams_are_no_weights():
     x = images(4, 5, 6)
     variables = Stateful().init({"params": jax.random.key(0)}, x)
     found = pj.diagnose(Stateful(), variables, x).measurement.coverage
-    assert (found.unseen, found.share) == ((), 1.0)
+    assert (found.not_measured, found.share) == ((), 1.0)
     assert not [name for name in found.seen if "batch_stats" in name]
     found = pj.diagnose(StatefulNnx(nnx.Rngs(0)), x).measurement.coverage
-    assert (found.unseen, found.unused, found.share) == ((), (), 1.0)
+    assert (found.not_measured, found.unused, found.share) == ((), (), 1.0)
 
 
 class TiedHead(nn.Module):
@@ -554,7 +556,7 @@ def test_the_weights_of_a_module_given_as_an_argument_are_unseen(by):
     name = {"position": "argument 1/kernel", "keyword": "argument 1/adapter/kernel"}[by]
     report = pj.diagnose(model, batch, call_kwargs=kwargs)
     assert report.verdict == "not judged"
-    assert report.measurement.unseen == (name,)
+    assert report.measurement.not_measured == (name,)
     with pytest.raises(ValueError, match=f"{name}: inside a module given as an argument"):
         pj.calibrate(model, batch, call_kwargs=kwargs)
     pj.calibrate(model, batch, call_kwargs=kwargs, except_="adapter|argument")
@@ -597,7 +599,7 @@ def test_all_weights_of_models_as_others_write_them_are_seen_and_calibrated(name
     model, x, rows = OTHERS[name]
     given = () if isinstance(model, nnx.Module) else (model.init(jax.random.key(0), x),)
     measured = pj.diagnose(model, *given, x).measurement
-    assert (measured.coverage.share, measured.coverage.unseen) == (1.0, ())
+    assert (measured.coverage.share, measured.coverage.not_measured) == (1.0, ())
     assert len(measured.layers) == rows
     calibrated = pj.calibrate(model, *given, x)
     report = calibrated if isinstance(model, nnx.Module) else calibrated[1]

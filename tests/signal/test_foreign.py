@@ -79,7 +79,7 @@ def test_a_layer_with_normed_weights_keeps_its_path_and_has_the_kernel_that_it_m
         kernel = params["Dense_0"]["kernel"]
         normed = kernel / jnp.linalg.norm(kernel, axis=0) * scale
         assert row.kernel_rms == pytest.approx(float(jnp.sqrt(jnp.mean(normed**2))), rel=1e-4)
-    assert found.unseen == ()
+    assert found.not_measured == ()
     assert {"Dense_0/kernel", "head/Dense_0/kernel"} <= set(found.coverage.seen)
 
 
@@ -115,7 +115,7 @@ def test_a_recurrent_cell_has_a_row_for_every_product_and_step():
     assert (names[0], names[-1], len(names)) == ("Embed_0", "Dense_0", 2 + 4 * 8)
     cell = names[1].rpartition("/")[0]
     assert {f"{cell}/hf", f"{cell}/hf[3]", f"{cell}/ii[1]"} <= set(names)
-    assert found.unseen == ()
+    assert found.not_measured == ()
 
 
 class Pair(NamedTuple):
@@ -228,7 +228,7 @@ def test_nnx_attention_einsum_and_lora_have_their_rows():
         *(4, 4, 4, 4, 4, 6),
         *(4, 2, 4, 9),
     ]
-    assert found.unseen == ()
+    assert found.not_measured == ()
     assert {"lora/lora/lora_a", "lora/lora/lora_b"} <= set(found.coverage.seen)
 
 

@@ -63,7 +63,7 @@ def check(found, rows):
             if isinstance(value, float):
                 value = pytest.approx(value, rel=1e-5, abs=small)
             assert getattr(got, field) == value, (got.path, field)
-    assert found.unseen == ()
+    assert found.not_measured == ()
     assert found.first_nonfinite is None
 
 
@@ -426,3 +426,37 @@ def test_missing_parameters_are_not_drawn_anew():
     del variables["params"]["conv_1"]
     with pytest.raises(flax.errors.ScopeParamNotFoundError):
         signal.measure(LinenCnn(), variables, x, rngs={"params": KEY})
+
+
+def test_the_probe_keeps_only_the_outputs_of_layers_for_the_backward_pass():
+    params = [jnp.eye(64) * 1.1] * 24
+
+    def net(params, x):
+        for kernel in params:
+            y = x @ kernel
+            x = jnp.where(y > 0, y, 0.25 * y)
+        return x
+
+    x = jax.random.normal(KEY, (2048, 64))
+    probe = signal.prepare(net, params, x, loss=jnp.sum)
+    programs = {
+        "probe": jax.jit(probe.statistics).lower(params, x),
+        "pass": jax.jit(jax.grad(lambda params, x: net(params, x).sum())).lower(params, x),
+    }
+    taken = {
+        name: lowered.compile().memory_analysis().temp_size_in_bytes
+        for name, lowered in programs.items()
+    }
+    assert taken["probe"] < 0.75 * taken["pass"]
+
+
+def test_the_side_effects_of_a_model_happen_once():
+    seen = []
+
+    def net(kernel, x):
+        jax.debug.callback(lambda y: seen.append(float(y)), x.sum())
+        return jnp.tanh(x @ kernel)
+
+    signal.measure(net, jnp.eye(4), jnp.ones((3, 4)))
+    jax.effects_barrier()
+    assert seen == [12.0]

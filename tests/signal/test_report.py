@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 import prelu_jax as pj
-from prelu_jax.signal import Coverage, Examples, Report, Unseen, rendering, verdict
+from prelu_jax.signal import Coverage, Examples, NotMeasured, Report, verdict
 from tests.signal.nets import drawn
 from tests.signal.rows import NAMES, each, measurement, moments
 
-UNSEEN = (Unseen("cell/kernel", 300, ("scan",)),)
+UNSEEN = (NotMeasured("cell/kernel", 300, ("scan",)),)
 FALL = [9.0, 1.0, 0.1, 1e-3, 1e-6]
 
 
@@ -94,7 +94,7 @@ def test_nothing_unseen_is_called_healthy():
     ],
 )
 def test_a_twentieth_of_the_weights_may_be_multiplied_by_hand(size, inside, expected):
-    report = Report("Net", measurement(unseen=(Unseen("w", size, inside),)))
+    report = Report("Net", measurement(unseen=(NotMeasured("w", size, inside),)))
     assert report.verdict == expected
     assert "Weights not seen" in str(report)
 
@@ -119,7 +119,8 @@ def test_a_report_names_the_share_and_the_examples():
 
 def styles(report):
     """Return the style of each line of a report's text, by line."""
-    texts = [part for part in rendering.render(report) if isinstance(part, Text)]
+    parts = report.__rich_console__(Console(), Console().options)
+    texts = [part for part in parts if isinstance(part, Text)]
     return {text.plain: text.style for text in texts}
 
 

@@ -53,7 +53,7 @@ def test_what_is_inside_a_transformation_is_measured(how):
         "vmap": ["inside"],
     }.get(how, ["inside/Dense_0"])
     assert [row.path for row in found.layers] == ["before", *inside, "after"]
-    assert found.unseen == ()
+    assert found.not_measured == ()
     assert all(row.gradient_second_moment > 0 for row in found.layers)
 
 
@@ -69,7 +69,7 @@ class Own(nn.Module):
 def test_weights_that_a_module_multiplies_by_itself_are_measured():
     found = measured(Own(), jnp.ones((2, 3)))
     assert [row.name for row in found.layers] == ["Dense", "weights", "dense"]
-    assert found.unseen == ()
+    assert found.not_measured == ()
 
 
 class Kinds(nn.Module):
@@ -98,7 +98,7 @@ def test_every_kind_of_affine_layer_is_measured():
         ("dense", "Dense"),
         ("embed", "Dense"),
     ]
-    assert found.unseen == ()
+    assert found.not_measured == ()
     assert found.layers[-1].call == 1
     assert found.layers[-1].input_second_moment == pytest.approx(found.layers[-2].second_moment)
 
@@ -193,7 +193,7 @@ def test_tied_kernels_have_one_gradient_and_unused_layers_are_listed():
     for row in found.layers:
         expected = float(jnp.sqrt(jnp.mean(gradient**2)))
         assert row.kernel_gradient_rms == pytest.approx(expected, rel=1e-5)
-    assert found.unseen == ("unused/kernel",)
+    assert found.not_measured == ("unused/kernel",)
 
 
 class Transformed(nnx.Module):
@@ -212,4 +212,4 @@ class Transformed(nnx.Module):
 def test_what_is_inside_an_nnx_transformation_is_measured():
     found = signal.measure(Transformed(nnx.Rngs(0)), None, jnp.ones((2, 3)))
     assert [row.name for row in found.layers] == ["before", "inside", "inside[1]", "after"]
-    assert found.unseen == ()
+    assert found.not_measured == ()

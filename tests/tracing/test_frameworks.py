@@ -146,7 +146,7 @@ def test_every_library_has_the_rows_of_the_plain_function(way):
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_every_weight_is_seen_by_its_path_and_has_its_bias(way):
     program = program_of(*way(), X)[2]
-    assert program.reading.unseen == {}
+    assert program.reading.not_measured == {}
     assert len(program.reading.seen) == 3
     for operation in program.operations:
         (weight,) = operation.parameters

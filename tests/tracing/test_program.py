@@ -123,7 +123,7 @@ def test_weights_and_biases_have_names_steps_and_fans(way):
     assert np.prod(layers.steps) == DEPTH
     assert (layers.fans, head.fans) == ((WIDTH, WIDTH), (WIDTH, 3))
     assert (layers.channel_axes, layers.shape[-1]) == ((-1,), WIDTH)
-    assert program.reading.unseen == {}
+    assert program.reading.not_measured == {}
     assert program.reading.seen == ("head", "layers/w")
 
 

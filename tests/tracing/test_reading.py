@@ -125,7 +125,7 @@ def test_weights_are_arrangements_of_parameters_or_computed(name):
     assert [operation.is_view for operation in program.operations] == [is_view] * len(
         program.operations
     )
-    assert program.reading.unseen == {}
+    assert program.reading.not_measured == {}
 
 
 def test_weights_are_computed_without_the_data():
@@ -176,7 +176,7 @@ def test_what_is_not_seen_is_listed_with_the_reason(name):
     function, inside = UNSEEN[name]
     program = program_of(lambda p, x: function(p["w"], x), PARAMS, jnp.ones((3, 4)))[2]
     assert program.operations == ()
-    assert program.reading.unseen == {"w": inside}
+    assert program.reading.not_measured == {"w": inside}
 
 
 def test_elementwise_parameters_are_neither_seen_nor_unseen():
@@ -184,7 +184,7 @@ def test_elementwise_parameters_are_neither_seen_nor_unseen():
         return (x * p["scale"] + p["table"]) @ p["w"]
 
     reading = program_of(f, PARAMS, jnp.ones((2, 3, 4)))[2].reading
-    assert (reading.seen, reading.unseen) == (("w",), {})
+    assert (reading.seen, reading.not_measured) == (("w",), {})
     assert set(reading.used) == {"w", "scale", "table"}
 
 

@@ -7,7 +7,7 @@ from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prelu_jax.datadep.homogeneity import Freedom, freedom
+from prelu_jax.datadep.symmetries import RescalingSymmetries, find
 from tests.signal import nets
 
 
@@ -120,14 +120,14 @@ def true_dimension(function, parameters, *args):
 def test_the_nearest_rescaling_leaves_the_outputs(name):
     function, parameters, x = built(*NETS[name])
     kernels, others = split(parameters)
-    found = freedom(function, parameters, x)
+    found = find(function, parameters, x)
     wanted = dict(zip(kernels, np.random.default_rng(3).normal(size=len(kernels)), strict=True))
-    u = found.nearest(wanted, others)
+    u = found.project(wanted, others)
     assert set(u) == set(parameters)
     run = jax.jit(function)
     expected = run(parameters, x)
     np.testing.assert_allclose(run(rescaled(parameters, u), x), expected, rtol=1e-9, atol=1e-12)
-    held = found.held(kernels, others)
+    held = found.fixed(kernels, others)
     assert {name for name in kernels if u[name] == 0.0} == held
     if len(held) < len(kernels):  # the outputs do see a change that is not allowed
         alone = {name: u[name] for name in kernels}
@@ -138,7 +138,7 @@ def test_the_nearest_rescaling_leaves_the_outputs(name):
 @pytest.mark.parametrize("name", NETS)
 def test_no_rescaling_is_missed(name):
     function, parameters, x = built(*NETS[name])
-    found = freedom(function, parameters, x).constraints
+    found = find(function, parameters, x).constraints
     # Softmax does not see the key's bias, the same for all keys: algebra, not homogeneity.
     missed = 1 if name == "transformer" else 0
     assert len(null_space(found)) == true_dimension(function, parameters, x) - missed
@@ -149,7 +149,7 @@ def test_on_a_chain_the_factors_are_those_of_the_geometric_mean():
     kernels = [*(f"conv_{i}/kernel" for i in range(4)), "head/kernel"]
     biases = [name.replace("kernel", "bias") for name in kernels]
     wanted = np.random.default_rng(4).normal(size=5)
-    u = freedom(function, parameters, x).nearest(dict(zip(kernels, wanted, strict=True)), biases)
+    u = find(function, parameters, x).project(dict(zip(kernels, wanted, strict=True)), biases)
     expected = wanted - wanted.mean()
     np.testing.assert_allclose([u[name] for name in kernels], expected, atol=1e-12)
     np.testing.assert_allclose([u[name] for name in biases], np.cumsum(expected), atol=1e-12)
@@ -160,13 +160,13 @@ def test_in_a_residual_branch_one_kernel_makes_up_for_the_other():
     _, others = split(parameters)
     wanted = dict.fromkeys(("a_0/kernel", "b_0/kernel", "a_1/kernel", "b_1/kernel"), 0.0)
     wanted["a_0/kernel"] = 1.0
-    found = freedom(function, parameters, x)
-    u = found.nearest(wanted, others)
+    found = find(function, parameters, x)
+    u = found.project(wanted, others)
     assert u["a_0/kernel"] == pytest.approx(0.5)
     assert u["b_0/kernel"] == pytest.approx(-0.5)
     assert u["a_0/bias"] == pytest.approx(0.5)
     assert [u["a_1/kernel"], u["b_0/bias"]] == pytest.approx([0.0, 0.0], abs=1e-12)
-    assert found.held(wanted, ()) == set(wanted)  # no kernel moves where biases may not follow
+    assert found.fixed(wanted, ()) == set(wanted)  # no kernel moves where biases may not follow
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_what_an_operation_holds_is_named(name, held):
     function, parameters, x = built(*NETS[name])
     kernels, others = split(parameters)
     biases = [name for name in others if name.endswith("bias")]  # norms' scales are fixed
-    found = freedom(function, parameters, x).held(kernels, biases)
+    found = find(function, parameters, x).fixed(kernels, biases)
     assert found == {f"{layer}/kernel" for layer in held}
 
 
@@ -192,7 +192,7 @@ def test_attention_has_two_pairs_that_trade(pair):
     first, second = (f"attention/{name}" for name in pair)
     wanted = {f"{first}/kernel": 1.0, f"{second}/kernel": -1.0}
     biases = [f"{first}/bias", f"{second}/bias"]
-    u = freedom(function, parameters, x).nearest(wanted, biases)
+    u = find(function, parameters, x).project(wanted, biases)
     assert [u[name] for name in wanted] == pytest.approx([1.0, -1.0])
     assert [u[name] for name in biases] == pytest.approx([1.0, -1.0 if pair[1] == "key" else 0.0])
 
@@ -262,7 +262,7 @@ def drawn():
 @pytest.mark.parametrize("name", EXACT | CAUTIOUS)
 def test_degrees_of_operations(name):
     function, parameters = times_c((EXACT | CAUTIOUS)[name]), drawn()
-    found = freedom(function, parameters)
+    found = find(function, parameters)
     allowed = null_space(found.constraints)
     assert len(allowed) == (1 if name in CAUTIOUS else true_dimension(function, parameters))
     run = jax.jit(function)
@@ -298,21 +298,21 @@ HOLDS_A = {  # not homogeneous in a, or not known to be
 
 @pytest.mark.parametrize("name", HOLDS_A)
 def test_anything_else_holds_its_operands(name):
-    found = freedom(times_c(HOLDS_A[name]), drawn())
-    assert found.held({"a"}, {"b", "c"}) == {"a"}
+    found = find(times_c(HOLDS_A[name]), drawn())
+    assert found.fixed({"a"}, {"b", "c"}) == {"a"}
 
 
 def test_integers_are_not_rescaled():
     parameters = drawn() | {"n": jnp.arange(4)}
-    found = freedom(lambda p: p["a"][p["n"]] * p["c"], parameters)
-    assert found.held(parameters, ()) == {"n"}
+    found = find(lambda p: p["a"][p["n"]] * p["c"], parameters)
+    assert found.fixed(parameters, ()) == {"n"}
 
 
 def test_shapes_are_enough():
     like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in drawn().items()}
     x = jax.ShapeDtypeStruct((2, 4), jnp.float64)
-    found = freedom(lambda p, x: (x @ p["a"] + p["b"][0]) * p["c"], like, x)
-    assert found.nearest({"a": 1.0, "c": 0.0}, {"b"}) == pytest.approx(
+    found = find(lambda p, x: (x @ p["a"] + p["b"][0]) * p["c"], like, x)
+    assert found.project({"a": 1.0, "c": 0.0}, {"b"}) == pytest.approx(
         {"a": 0.5, "c": -0.5, "b": 0.5}
     )
 
@@ -328,7 +328,7 @@ def test_nearest_solves_the_normal_equations(seed):
     constraints = rng.integers(-2, 3, (rows, n)).astype(float)
     movable = names[: n - 1]  # the last one is fixed
     wanted = dict(zip(names[:wishes], rng.normal(size=wishes), strict=True))
-    found = Freedom(tuple(names), constraints).nearest(wanted, movable[wishes:])
+    found = RescalingSymmetries(tuple(names), constraints).project(wanted, movable[wishes:])
     # Reference: Σ (wanted - u - c)² by Lagrange's multipliers, unknowns u, c, multipliers.
     m = n - 1
     square = np.zeros((m + 1, m + 1))
@@ -353,17 +353,15 @@ def test_nearest_solves_the_normal_equations(seed):
 
 
 def test_a_condition_is_listed_once():
-    found = freedom(
-        lambda p: (p["a"] + p["b"], p["b"] - p["a"], (p["a"] ** 2 + p["b"] ** 2)), drawn()
-    )
+    found = find(lambda p: (p["a"] + p["b"], p["b"] - p["a"], (p["a"] ** 2 + p["b"] ** 2)), drawn())
     assert found.constraints.tolist() == [[1, -1, 0], [1, 0, 0], [0, 1, 0]]
 
 
 def test_nothing_wanted_nothing_moves():
-    found = Freedom(("a", "b"), np.array([[1.0, -1.0]]))
-    assert found.nearest({}, {"a", "b"}) == {"a": 0.0, "b": 0.0}
-    assert found.nearest({"a": 3.0}, ()) == {"a": 0.0}
-    assert found.nearest({}, ()) == {}
+    found = RescalingSymmetries(("a", "b"), np.array([[1.0, -1.0]]))
+    assert found.project({}, {"a", "b"}) == {"a": 0.0, "b": 0.0}
+    assert found.project({"a": 3.0}, ()) == {"a": 0.0}
+    assert found.project({}, ()) == {}
 
 
 @pytest.mark.parametrize(
@@ -376,9 +374,9 @@ def test_nothing_wanted_nothing_moves():
 )
 def test_names_and_values_are_checked(wanted, follow, message):
     with pytest.raises(ValueError, match=message):
-        Freedom(("a", "b"), np.zeros((0, 2))).nearest(wanted, follow)
+        RescalingSymmetries(("a", "b"), np.zeros((0, 2))).project(wanted, follow)
 
 
 def test_nested_parameters_are_refused():
     with pytest.raises(TypeError, match="flatten nested parameters"):
-        freedom(lambda p: p["a"]["b"], {"a": {"b": np.ones(3)}})
+        find(lambda p: p["a"]["b"], {"a": {"b": np.ones(3)}})

@@ -9,8 +9,6 @@ Under `pmap`, ``axis_name`` names the axis of devices, each with as many example
 the numbers are then those of all devices' examples together.
 """
 
-import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +19,7 @@ Axes = tuple[int, ...]  # from the end
 
 
 def scaled(values: jax.Array, channel_axes: Axes = ()) -> Local:
-    """One device's second moments of an array of floats, float32[1 + channels].
+    """Return one device's second moments of an array of floats, float32[1 + channels].
 
     Without channel axes all values are of one channel.
     """
@@ -35,23 +33,18 @@ def _others(values: jax.Array, channel_axes: Axes) -> Axes:
     return tuple(i for i in range(values.ndim) if i - values.ndim not in channel_axes)
 
 
-def combine(local: Local, axis_name: str | None) -> Local:
-    """The second moments over all devices, from each device's `scaled`."""
-    if axis_name is None:
-        return local
-    scale = jax.lax.pmax(local[0], axis_name)
-    means = jax.lax.pmean(local[1:] * jnp.square(local[0] / _divisor(scale)), axis_name)
-    return jnp.concatenate([scale[None], means])
+def summarised(local: Local, axis_name: str | None) -> dict[str, jax.Array]:
+    """Return the second moment over all devices, from each device's `scaled`.
 
-
-def summarised(channels: Local) -> dict[str, jax.Array]:
-    """``scale``, ``square``: the mean of (values / scale)², and `channel_spread`."""
-    means = channels[1:]
-    return {"scale": channels[0], "square": jnp.mean(means), "spread": channel_spread(means)}
+    It is ``scale`` and ``square``, the mean of (values / scale)²; ``spread`` is `channel_spread`.
+    """
+    scale = pmax(local[0], axis_name)
+    means = pmean(local[1:] * jnp.square(local[0] / _divisor(scale)), axis_name)
+    return {"scale": scale, "square": jnp.mean(means), "spread": channel_spread(means)}
 
 
 def channel_spread(second_moments: jax.Array) -> jax.Array:
-    """Variance over channels of their second moments (unbiased), over the square of their mean.
+    """Return the unbiased variance over channels of their second moments, over their squared mean.
 
     Channels of a layer with independent weights are independent given its input, so this over
     their number is the relative variance of the layer's second moment. 0 for zeros and one channel.
@@ -62,41 +55,14 @@ def channel_spread(second_moments: jax.Array) -> jax.Array:
 
 
 def second_moment(scale: Any, square: Any) -> float:
-    """The number itself, in double precision on the host."""
+    """Return scale² · square, in double precision on the host."""
     return float(scale) * float(scale) * float(square)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def tap(y: jax.Array, sink: jax.Array, channel_axes: Axes) -> jax.Array:
-    """``y`` itself; differentiating by ``sink``, of `sink`, yields `scaled` of y's gradient.
-
-    The backward pass meets the gradient once and reduces it there; nothing of it is kept.
-    """
-    del sink, channel_axes
-    return y
-
-
-def sink(shape: tuple[int, ...], channel_axes: Axes) -> Local:
-    """Zeros for a `tap` at an array of this shape."""
-    return jnp.zeros(1 + math.prod(shape[axis] for axis in channel_axes), jnp.float32)
-
-
-def _tap_forward(y: jax.Array, sink: jax.Array, channel_axes: Axes) -> tuple[jax.Array, None]:
-    del sink, channel_axes
-    return y, None
-
-
-def _tap_backward(channel_axes: Axes, _: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return gradient, scaled(gradient, channel_axes)
-
-
-tap.defvjp(_tap_forward, _tap_backward)
 
 
 def of_output(
     y: jax.Array, channel_axes: Axes, batch_size: int, axis_name: str | None
 ) -> dict[str, jax.Array]:
-    """Moments, dead channels and collapse of a layer's output.
+    """Return moments, dead channels and collapse of a layer's output.
 
     Args:
         y: the output. Its first axis counts examples if it has ``batch_size`` entries.
@@ -122,7 +88,7 @@ def of_output(
 
 
 def of_input(x: jax.Array, axis_name: str | None) -> dict[str, jax.Array]:
-    """Moments of a layer's input, and how much of it is no signal at all.
+    """Return moments of a layer's input, and the share of its channels that are always 0.
 
     Args:
         x: the input, its channels along the last axis.
@@ -138,7 +104,7 @@ def of_input(x: jax.Array, axis_name: str | None) -> dict[str, jax.Array]:
 
 
 class _Channels(NamedTuple):
-    """What is known of every channel, over all devices, in units of the largest absolute value."""
+    """Moments of every channel, over all devices, in units of the largest absolute value."""
 
     unit: jax.Array  # this device's values / scale, in their own shape
     scale: jax.Array  # []
@@ -149,20 +115,20 @@ class _Channels(NamedTuple):
 
 
 def _channels(values: jax.Array, channel_axes: Axes, axis_name: str | None) -> _Channels:
-    """Four passes over the values; it is they that a measurement's time is made of.
+    """Return them in four passes over the values, which take most of a measurement's time.
 
-    Two of them for the variance: E[y²] − E[y]² would lose what is left of it under a large mean.
+    Two passes are for the variance: E[y²] − E[y]² is inexact under a large mean.
     """
     values = values.astype(jnp.float32)
     others = _others(values, channel_axes)
-    lowest = -_pmax(-jnp.min(values, axis=others, keepdims=True), axis_name)
-    highest = _pmax(jnp.max(values, axis=others, keepdims=True), axis_name)
+    lowest = -pmax(-jnp.min(values, axis=others, keepdims=True), axis_name)
+    highest = pmax(jnp.max(values, axis=others, keepdims=True), axis_name)
     scale = jnp.maximum(jnp.max(highest), -jnp.min(lowest))
     unit = values / _divisor(scale)
     local = jnp.mean(unit, axis=others, keepdims=True)
-    mean = _pmean(local, axis_name)
+    mean = pmean(local, axis_name)
     var = jnp.mean(jnp.square(unit - local), axis=others, keepdims=True)
-    var = _pmean(var + jnp.square(local - mean), axis_name)
+    var = pmean(var + jnp.square(local - mean), axis_name)
     return _Channels(unit, scale, lowest / _divisor(scale), highest / _divisor(scale), mean, var)
 
 
@@ -177,7 +143,7 @@ def _summary(channels: _Channels) -> dict[str, jax.Array]:
 
 
 def _cosine(by_example: jax.Array, axis_name: str | None) -> jax.Array:
-    """Σ_{i≠j} û_i·û_j = |Σ_i û_i|² − n for n unit vectors û_i: no pair is formed."""
+    """Use Σ_{i≠j} û_i·û_j = |Σ_i û_i|² − n for n unit vectors û_i: no pair is formed."""
     norm = jnp.sqrt(jnp.sum(jnp.square(by_example), axis=1, keepdims=True))
     n = psum(jnp.sum(norm > 0, dtype=jnp.float32), axis_name)
     total = psum(jnp.sum(by_example / _divisor(norm), axis=0), axis_name)
@@ -189,7 +155,7 @@ def _cosine(by_example: jax.Array, axis_name: str | None) -> jax.Array:
 def gaussian_like(
     key: jax.Array, outputs: list[jax.Array], batch_size: int, axis_name: str | None
 ) -> list[jax.Array]:
-    """Independent standard normal entries, float32, in the shapes of the outputs.
+    """Return independent standard normal entries, float32, in the shapes of the outputs.
 
     Where an output's first axis counts the examples, each example's noise follows from the key and
     its number among all devices' examples, however they are split over devices.
@@ -224,18 +190,20 @@ def noise_objective(
 
 
 def _divisor(scale: jax.Array) -> jax.Array:
-    """The scale, or 1 where it is 0: zeros divided by it stay zeros."""
+    """Return the scale, or 1 where it is 0: zeros divided by it stay zeros."""
     return jnp.where(scale == 0, jnp.ones_like(scale), scale)
 
 
-def _pmean(value: jax.Array, axis_name: str | None) -> jax.Array:
-    return value if axis_name is None else jax.lax.pmean(value, axis_name)
+def pmean(values: Any, axis_name: str | None) -> Any:
+    """Return a pytree's mean over the devices."""
+    return values if axis_name is None else jax.lax.pmean(values, axis_name)
 
 
-def psum(value: Any, axis_name: str | None) -> Any:
-    """A pytree's sum over the devices."""
-    return value if axis_name is None else jax.lax.psum(value, axis_name)
+def psum(values: Any, axis_name: str | None) -> Any:
+    """Return a pytree's sum over the devices."""
+    return values if axis_name is None else jax.lax.psum(values, axis_name)
 
 
-def _pmax(value: jax.Array, axis_name: str | None) -> jax.Array:
-    return value if axis_name is None else jax.lax.pmax(value, axis_name)
+def pmax(values: Any, axis_name: str | None) -> Any:
+    """Return a pytree's maximum over the devices."""
+    return values if axis_name is None else jax.lax.pmax(values, axis_name)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from prelu_jax.tracing.values import shape_of
 
 Rows = NDArray[np.float64]
-# None: zeros, infinities and nans only. They stay what they are under any positive factor.
+# None: zeros, infinities and nans only, which no positive factor changes.
 Degree = NDArray[np.float64] | None
 
 
@@ -58,7 +58,8 @@ def entry(degrees: Degrees, step: int) -> Degrees:
     if not isinstance(degrees, Stack):
         return degrees
     if degrees.axis == 0:
-        return degrees.entries[step]
+        of_step: Degrees = degrees.entries[step]
+        return of_step
     return degrees._replace(axis=degrees.axis - 1)
 
 
@@ -88,7 +89,8 @@ def after(equation: JaxprEqn, stack: Degrees) -> Degrees | None:
     if name in ("squeeze", "reshape"):
         before, after = (shape_of(atom) for atom in (equation.invars[0], equation.outvars[0]))
         if len(parts) == 1:
-            return parts[0]  # an array of one entry has its degree
+            only: Degrees = parts[0]  # an array of one entry has its degree
+            return only
         at = int(np.prod(before[:axis]))
         sizes = np.cumprod([1, *after]).tolist()
         axes = [i for i, size in enumerate(sizes[:-1]) if size == at and after[i] == before[axis]]

@@ -1,14 +1,14 @@
-"""Which rescalings of parameters leave a function's outputs unchanged, read off its jaxpr.
+"""The rescalings of parameters that leave a function's outputs unchanged, read off its jaxpr.
 
 Between layers Krähenbühl et al. 2015 (arXiv:1511.06856) multiply every kernel by a factor of its
 own and keep a chain of ReLU layers the same function: the factors' product is 1, and biases
-follow. Here the condition on the factors is found for any function. Multiply each parameter p by
+follow. Here the condition on the factors is derived for any function. Multiply each parameter p by
 ``exp(u_p)``. An array that is homogeneous in the parameters is then multiplied by ``exp(d · u)``,
 where ``d``, one number per parameter, is its *degree*. Products add degrees, roots halve them, a
 rectifier keeps them (He et al. 2015, Eq. 1: positive factors move no sign), a sum needs equal
-ones, ``tanh`` needs degree 0. All that is needed is linear in ``u``.
+ones, ``tanh`` needs degree 0. All of these conditions are linear in ``u``.
 
-What is found is sound in real arithmetic, whatever the values of parameters and inputs; it is not
+The result is sound in real arithmetic, whatever the values of parameters and inputs. It is not
 complete: a condition that only values or algebra (``exp(a) / exp(a)``) would lift is kept.
 """
 
@@ -20,18 +20,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from prelu_jax.datadep import stacks as stacks_lib
-from prelu_jax.datadep.stacks import Degree, Degrees, Rows, Stack, is_inexact
-from prelu_jax.tracing.jaxprs import carried
+from prelu_jax.datadep import degrees as degrees_lib
+from prelu_jax.datadep.degrees import Degree, Degrees, Rows, Stack, is_inexact
+from prelu_jax.tracing import jaxprs
 
 _TOLERANCE = 1e-6  # coefficients are sums of integers, halves and float32 exponents
 
 
 @dataclasses.dataclass(frozen=True)
-class Freedom:
-    """The logs ``u`` of positive factors on parameters that leave outputs unchanged.
+class RescalingSymmetries:
+    """The positive factors on parameters, by their logs ``u``, that leave outputs unchanged.
 
     Attributes:
         parameters: the names of parameters, and of entries of those that were taken as stacks,
@@ -42,13 +42,13 @@ class Freedom:
     parameters: tuple[str, ...]
     constraints: Rows
 
-    def nearest(self, wanted: Mapping[str, float], follow: Collection[str]) -> dict[str, float]:
-        """The allowed ``u`` closest to what is wanted, up to one constant shared by all.
+    def project(self, wanted: Mapping[str, float], follow: Collection[str]) -> dict[str, float]:
+        """Return the allowed ``u`` closest to the wanted, up to one constant shared by all.
 
         Minimises ``Σ_k (wanted_k - u_k - c)²`` over ``u`` and ``c``: ratios of factors count,
-        their common size is given by the function. On a chain of layers ``c`` is the mean of
-        ``wanted``, the log of the geometric mean of Krähenbühl et al. 2015. Of several such ``u``
-        it is the smallest.
+        the function determines their common size. On a chain of layers ``c`` is the mean of
+        ``wanted``, the log of the geometric mean of Krähenbühl et al. 2015. Among several such
+        ``u`` the smallest is returned.
 
         Args:
             wanted: the log factor wanted for each of some parameters, kernels as a rule.
@@ -64,7 +64,7 @@ class Freedom:
         basis = self._basis(names)
         values = np.array(list(wanted.values()), np.float64)
         if not np.isfinite(values).all():
-            raise ValueError(f"nearest: wanted is {dict(wanted)}, expected finite logs of factors.")
+            raise ValueError(f"project: wanted is {dict(wanted)}, expected finite logs of factors.")
         if not wanted:
             return dict.fromkeys(names, 0.0)
         moves = basis[: len(wanted)]
@@ -72,13 +72,16 @@ class Freedom:
         weights, *_ = np.linalg.lstsq(moves, values, rcond=_TOLERANCE)
         return dict(zip(names, (basis @ weights).tolist(), strict=True))
 
-    def held(self, wanted: Collection[str], follow: Collection[str]) -> set[str]:
-        """The names of ``wanted`` that no allowed ``u`` moves, all but ``follow`` being fixed."""
+    def fixed(self, wanted: Collection[str], follow: Collection[str]) -> set[str]:
+        """Return the names of ``wanted`` that no allowed ``u`` moves.
+
+        All parameters but those and ``follow`` are held at u = 0.
+        """
         basis = self._basis([*wanted, *follow])
         return {name for name, row in zip(wanted, basis, strict=False) if not row.any()}
 
     def _basis(self, names: Sequence[str]) -> Rows:
-        """Orthonormal columns that span the allowed ``u`` of some parameters, ``[names, ·]``."""
+        """Return an orthonormal basis of the allowed ``u`` of some parameters, ``[names, ·]``."""
         unknown = set(names).difference(self.parameters)
         if unknown or len(set(names)) < len(names):
             raise ValueError(
@@ -88,21 +91,21 @@ class Freedom:
         columns = self.constraints[:, [self.parameters.index(name) for name in names]]
         _, singular, rows = np.linalg.svd(np.linalg.qr(columns, mode="r"))
         basis: Rows = rows[np.count_nonzero(singular > _TOLERANCE) :].T
-        basis[np.abs(basis).max(axis=1, initial=0.0) < _TOLERANCE] = 0.0  # held: exactly 0
+        basis[np.abs(basis).max(axis=1, initial=0.0) < _TOLERANCE] = 0.0  # fixed: exactly 0
         return basis
 
 
-def freedom(
+def find(
     function: Callable[..., Any],
     parameters: Mapping[str, Any],
     *args: Any,
     stacks: Mapping[str, Sequence[int]] = types.MappingProxyType({}),
-) -> Freedom:
-    """Which rescalings of the parameters leave ``function(parameters, *args)`` unchanged.
+) -> RescalingSymmetries:
+    """Return the rescalings of parameters that leave ``function(parameters, *args)`` unchanged.
 
-    The function is traced, never run; values of parameters and arguments are not looked at, those
-    of arrays it closes over are: zeros stay zeros. Loops (`while`), and whatever primitive is not
-    known here, count as homogeneous in nothing.
+    The function is traced, never run. The values of parameters and arguments do not matter; those
+    of arrays that it closes over do: zeros stay zeros. Loops (`while`), and every primitive that is
+    not known here, count as homogeneous in nothing.
 
     Args:
         function: returns any pytree of arrays, each of which has to stay the same.
@@ -117,7 +120,7 @@ def freedom(
     for name, leaf in parameters.items():
         if not hasattr(leaf, "dtype"):
             raise TypeError(
-                f"freedom: parameter {name!r} is a {type(leaf).__name__}, expected an array; "
+                f"parameter {name!r} is a {type(leaf).__name__}, expected an array; "
                 "flatten nested parameters, e.g. with flax.traverse_util.flatten_dict(sep='/')."
             )
 
@@ -126,19 +129,19 @@ def freedom(
 
     with jax.disable_jit(False):  # else loops are unrolled, and look like many operations
         closed = jax.make_jaxpr(of_leaves)(list(parameters.values()), *args)
+        closed = jaxprs.inlined(closed, without_rules=True)
     names = {
         name: entries(name, [leaf.shape[axis] for axis in stacks.get(name, ())])
         for name, leaf in parameters.items()
     }
     columns = [column for each in names.values() for column in each]
     reader, unit = _Reader(len(columns)), iter(np.eye(len(columns)))
-    units: list[Degrees] = []
-    for atom, (name, leaf) in zip(closed.jaxpr.invars, parameters.items(), strict=False):
-        degrees = stacks_lib.of_units(unit, leaf.shape, stacks.get(name, ()))
-        units.append(degrees if is_inexact(atom) else reader.fixed([degrees]))
-    others = [reader.zero] * (len(closed.jaxpr.invars) - len(units))
-    reader.fixed(reader.outputs(closed, [*units, *others]))
-    return Freedom(tuple(columns), reader.constraints())
+    inputs: list[Degrees] = [reader.zero] * len(closed.jaxpr.invars)
+    for i, (name, leaf) in enumerate(parameters.items()):
+        degrees = degrees_lib.of_units(unit, leaf.shape, stacks.get(name, ()))
+        inputs[i] = degrees if is_inexact(closed.jaxpr.invars[i]) else reader.invariant([degrees])
+    reader.invariant(reader.outputs(closed, inputs))
+    return RescalingSymmetries(tuple(columns), reader.constraints())
 
 
 def entries(name: str, lengths: Sequence[int]) -> list[str]:
@@ -157,8 +160,8 @@ class _Reader:
         return np.array([*self.rows.values()]).reshape(-1, self.zero.size)
 
     def equal(self, degrees: Iterable[Degrees]) -> Degree:
-        """The one degree that all of them have to be."""
-        given = [degree for degree in stacks_lib.flat(degrees) if degree is not None]
+        """Require that all of them are equal; return their degree."""
+        given = [degree for degree in degrees_lib.flat(degrees) if degree is not None]
         for degree in given[1:]:
             row = degree - given[0]
             row[np.abs(row) < _TOLERANCE] = 0.0
@@ -167,26 +170,19 @@ class _Reader:
                 self.rows.setdefault((row.round(6) + 0.0).tobytes(), row)
         return given[0] if given else None
 
-    def fixed(self, degrees: Iterable[Degrees]) -> Rows:
-        """All of them have to be 0, which is also the degree of what is made of them."""
+    def invariant(self, degrees: Iterable[Degrees]) -> Rows:
+        """Require degree 0 of all of them; return it as the degree of a result."""
         for degree in degrees:
             self.equal([self.zero, degree])
         return self.zero
 
     def outputs(self, closed: ClosedJaxpr | Jaxpr, degrees: Sequence[Degrees]) -> list[Degrees]:
-        """The degrees of a jaxpr's outputs, from those of its inputs."""
-        jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
-        consts = closed.consts if isinstance(closed, ClosedJaxpr) else []
-        known: dict[Any, Degrees] = dict(zip(jaxpr.invars, degrees, strict=True))
-        known |= zip(jaxpr.constvars, map(self._constant, consts), strict=True)
-
-        def read(atom: Any) -> Degrees:
-            return self._constant(atom.val) if isinstance(atom, Literal) else known[atom]
-
-        for equation in _needed(jaxpr):
-            found = self._equation(equation, [read(atom) for atom in equation.invars])
-            known |= zip(equation.outvars, found, strict=True)
-        return [read(atom) for atom in jaxpr.outvars]
+        """Return the degrees of a jaxpr's outputs, from those of its inputs."""
+        jaxpr, consts = jaxprs.opened(closed)
+        known = jaxprs.Values(jaxpr, list(map(self._constant, consts)), degrees, self._constant)
+        for equation in jaxprs.needed(jaxpr, jaxpr.outvars, with_effects=True):
+            known.update(equation.outvars, self._equation(equation, known.of(equation.invars)))
+        return known.of(jaxpr.outvars)
 
     def _constant(self, value: Any) -> Degree:
         if not jnp.issubdtype(jnp.result_type(value), jnp.number):
@@ -195,20 +191,20 @@ class _Reader:
         return self.zero if np.any((size > 0) & (size < np.inf)) else None
 
     def _equation(self, equation: JaxprEqn, given: list[Degrees]) -> list[Degrees]:
-        """The degrees of one equation's outputs; operands of integers and bools have degree 0."""
+        """Return the degrees of one equation's outputs; those of integers and bools are 0."""
         name, params = equation.primitive.name, equation.params
-        if name in _CALLS:
-            return self.outputs(params[_CALLS[name]], given)
+        if name in jaxprs.REMAT:
+            return self.outputs(params["jaxpr"], given)
         if name == "scan":
             return self._scan(params, given)
         if any(isinstance(degree, Stack) for degree in given):
-            kept = stacks_lib.after(equation, given[0])
+            kept = degrees_lib.after(equation, given[0])
             if kept is not None:
                 return [kept]
         return [*self._single(equation, [self.equal([degree]) for degree in given])]
 
     def _single(self, equation: JaxprEqn, degrees: list[Degree]) -> Sequence[Degrees]:
-        """The same where no operand is a stack."""
+        """Return the same where no operand is a stack."""
         name, params = equation.primitive.name, equation.params
         pairs = zip(equation.invars, degrees, strict=True)
         real = [degree for atom, degree in pairs if is_inexact(atom)]
@@ -234,11 +230,11 @@ class _Reader:
         exponent = _exponent(equation)
         if exponent:
             return [_combined(real[:1], [exponent])]
-        return [self.fixed(real)] * outputs
+        return [self.invariant(real)] * outputs
 
     def _scan(self, params: Mapping[str, Any], degrees: list[Degrees]) -> list[Degrees]:
-        """The carry has to keep its degree; zeros take on the degree of their summand."""
-        first, last = carried(params)
+        """Read a scan: the carry keeps its degree; zeros take on the degree of their summand."""
+        first, last = jaxprs.carried(params)
         if any(isinstance(degree, Stack) and degree.axis == 0 for degree in degrees[last:]):
             return self._by_step(params, degrees)
         degrees = [*degrees[:last], *(self.equal([degree]) for degree in degrees[last:])]
@@ -246,31 +242,20 @@ class _Reader:
         while before is None or [d is None for d in carry] != [d is None for d in before]:
             found = self.outputs(params["jaxpr"], [*degrees[:first], *carry, *degrees[last:]])
             before, carry = carry, [self.equal(pair) for pair in zip(carry, found, strict=False)]
-        return [*carry, *(stacks_lib.stacked(each) for each in found[len(carry) :])]
+        return [*carry, *(degrees_lib.stacked(each) for each in found[len(carry) :])]
 
     def _by_step(self, params: Mapping[str, Any], degrees: list[Degrees]) -> list[Degrees]:
-        """A scan over a stack is read step by step: each has weights of its own."""
-        first, last = carried(params)
+        """Read a scan over a stack step by step: each has weights of its own."""
+        first, last = jaxprs.carried(params)
         carry = degrees[first:last]
         results: dict[int, list[Degrees]] = {}
         steps = range(params["length"])
         for step in reversed(steps) if params["reverse"] else steps:
-            of_step = [stacks_lib.entry(degree, step) for degree in degrees[last:]]
+            of_step = [degrees_lib.entry(degree, step) for degree in degrees[last:]]
             found = self.outputs(params["jaxpr"], [*degrees[:first], *carry, *of_step])
             carry, results[step] = found[: len(carry)], found[len(carry) :]
         stacked = zip(*(results[step] for step in steps), strict=True)
         return [*carry, *(Stack(0, each) for each in stacked)]
-
-
-def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
-    """The equations that outputs depend on, or that write, in order: others constrain nothing."""
-    needed = {atom for atom in jaxpr.outvars if isinstance(atom, Var)}
-    kept = []
-    for equation in reversed(jaxpr.eqns):
-        if equation.effects or not needed.isdisjoint(equation.outvars):
-            kept.append(equation)
-            needed.update(atom for atom in equation.invars if isinstance(atom, Var))
-    return kept[::-1]
 
 
 def _combined(degrees: Sequence[Degree], weights: Sequence[float]) -> Degree:
@@ -279,7 +264,7 @@ def _combined(degrees: Sequence[Degree], weights: Sequence[float]) -> Degree:
 
 
 def _keeps(equation: JaxprEqn) -> bool:
-    """Whether a primitive of `_SAME` does: fractions are not cut off, gaps not filled with ones."""
+    """Return whether a primitive of `_SAME` keeps the degree: it neither rounds nor fills gaps."""
     if equation.primitive.name == "convert_element_type":
         return is_inexact(equation.outvars[0])
     fill = equation.params.get("fill_value")
@@ -287,7 +272,7 @@ def _keeps(equation: JaxprEqn) -> bool:
 
 
 def _exponent(equation: JaxprEqn) -> float:
-    """The number that a power multiplies degrees by; 0 for what is no such power."""
+    """Return the number that a power multiplies degrees by; 0 if it is no such power."""
     name, operands = equation.primitive.name, equation.invars
     if name == "integer_pow":
         return float(equation.params["y"])
@@ -296,12 +281,6 @@ def _exponent(equation: JaxprEqn) -> float:
     return _POWERS.get(name, 0.0)
 
 
-# Primitive -> the parameter that holds its jaxpr. Only what a call computes counts: a rule for
-# its derivative does not.
-_CALLS = {
-    **dict.fromkeys(("jit", "remat2"), "jaxpr"),
-    **dict.fromkeys(("closed_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
-}
 _EACH = {"sort", "optimization_barrier", "device_put", "copy", "copy_p"}  # output i as operand i
 _SAME = {  # all outputs as the first operand
     *("abs", "neg", "real", "imag", "conj", "stop_gradient", "name", "reduce_precision"),
