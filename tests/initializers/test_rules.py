@@ -152,7 +152,7 @@ def test_every_registered_initializer_draws_from_its_key_in_the_type_asked(name)
         (
             lambda: initializers.he_normal()(jax.random.key(0), (2, 2), jnp.int32),
             TypeError,
-            "int32: expected a floating-point type",
+            "int32, expected a floating-point type",
         ),
         (
             lambda: initializers.delta_orthogonal().variance((3, 3, 4, 2)),
