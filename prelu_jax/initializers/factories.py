@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
-from prelu_jax import names, rectifiers
+from prelu_jax import activations, names, rectifiers
+from prelu_jax.activations import Activation, Keeps
 from prelu_jax.initializers.fans import PLAIN, Layout, Mode
 from prelu_jax.initializers.rules import (
     Constant,
@@ -18,12 +20,35 @@ from prelu_jax.initializers.rules import (
     VarianceScaling,
 )
 
+_KEEPS: dict[str, Keeps] = {"fan_out": "backward"}  # others keep the forward signal
+
+
+def _kept(
+    negative_slope: jax.typing.ArrayLike,
+    default: float,
+    activation: Activation | None,
+    keeps: Keeps,
+) -> tuple[float, str]:
+    """Return the part of a second moment that the activation keeps, and a note for `describe`."""
+    if activation is None:
+        return rectifiers.second_moment_gain(negative_slope), ""
+    if np.ndim(negative_slope) or negative_slope != default:
+        raise ValueError(
+            f"negative_slope is {negative_slope} and activation {activation}: expected one of them."
+        )
+    moments = activations.moments(activation)
+    name = getattr(activation, "__name__", str(activation))
+    both = f"{1 / moments.forward:.6g} keeps the signal, {1 / moments.backward:.6g} the gradient"
+    return moments.kept(keeps), f"after {name}: {both}"
+
 
 def he(
     mode: Mode = "fan_in",
     negative_slope: jax.typing.ArrayLike = 0.0,
     distribution: Distribution = "normal",
     *,
+    activation: Activation | None = None,
+    keeps: Keeps | None = None,
     input_scale: float = 1.0,
     num_layers: int = 1,
     layout: Layout = PLAIN,
@@ -36,6 +61,11 @@ def he(
         negative_slope: the rectifier's initial slope ``a``: 0 for ReLU, 0.25 for PReLU. For an
             array of channel slopes, ``a²`` is the mean of their squares.
         distribution: 'normal' (the paper's), 'truncated_normal' or 'uniform'.
+        activation: any elementwise function before the layer, such as `jax.nn.gelu`, instead of a
+            rectifier. The variance is then ``1 / (E[f²] n)`` or ``1 / (E[f'²] n)`` with moments
+            under N(0, 1) (`prelu_jax.activations`).
+        keeps: which of the two: 'forward' E[f²], or 'backward' E[f'²]. They differ, so that no
+            variance keeps both. By default 'backward' for 'fan_out', else 'forward'.
         input_scale: scale of inputs that are not normalised, e.g. 128 for pixels in [-128, 128].
             Each of ``num_layers`` layers' standard deviation is multiplied by
             ``(1 / input_scale)^(1 / num_layers)``, so that together they undo the scale (§2.2).
@@ -48,14 +78,16 @@ def he(
             "scale and at least one layer."
         )
     shrink = input_scale ** (-2 / num_layers)  # of the variance
-    gain = shrink / rectifiers.second_moment_gain(negative_slope)
-    return VarianceScaling(gain, mode, distribution, layout)
+    kept, note = _kept(negative_slope, 0.0, activation, keeps or _KEEPS.get(mode, "forward"))
+    return VarianceScaling(shrink / kept, mode, distribution, layout, note)
 
 
 def he_normal(
     mode: Mode = "fan_in",
     negative_slope: jax.typing.ArrayLike = 0.0,
     *,
+    activation: Activation | None = None,
+    keeps: Keeps | None = None,
     input_scale: float = 1.0,
     num_layers: int = 1,
     layout: Layout = PLAIN,
@@ -65,6 +97,8 @@ def he_normal(
         mode,
         negative_slope,
         "normal",
+        activation=activation,
+        keeps=keeps,
         input_scale=input_scale,
         num_layers=num_layers,
         layout=layout,
@@ -75,6 +109,8 @@ def he_uniform(
     mode: Mode = "fan_in",
     negative_slope: jax.typing.ArrayLike = 0.0,
     *,
+    activation: Activation | None = None,
+    keeps: Keeps | None = None,
     input_scale: float = 1.0,
     num_layers: int = 1,
     layout: Layout = PLAIN,
@@ -84,6 +120,8 @@ def he_uniform(
         mode,
         negative_slope,
         "uniform",
+        activation=activation,
+        keeps=keeps,
         input_scale=input_scale,
         num_layers=num_layers,
         layout=layout,
@@ -156,23 +194,36 @@ def gaussian(stddev: float = 0.01) -> Gaussian:
     return Gaussian(stddev)
 
 
-def orthogonal(negative_slope: jax.typing.ArrayLike = 1.0, *, layout: Layout = PLAIN) -> Orthogonal:
+def orthogonal(
+    negative_slope: jax.typing.ArrayLike = 1.0,
+    *,
+    activation: Activation | None = None,
+    keeps: Keeps = "forward",
+    layout: Layout = PLAIN,
+) -> Orthogonal:
     """Return orthogonal filters (Saxe et al. 2014), orthonormal by default.
 
     Args:
         negative_slope: slope of the rectifier before the layer, for the gain ``2 / (1 + a²)``
             that compensates it: 1, the default, for no rectifier, 0 for ReLU.
+        activation: any elementwise function instead of a rectifier, as in `he`.
+        keeps: 'forward' or 'backward', as in `he`.
         layout: roles of the kernel's axes.
     """
-    return Orthogonal(1 / rectifiers.second_moment_gain(negative_slope), layout)
+    kept, note = _kept(negative_slope, 1.0, activation, keeps)
+    return Orthogonal(1 / kept, layout, note=note)
 
 
 def delta_orthogonal(
-    negative_slope: jax.typing.ArrayLike = 1.0, *, layout: Layout = PLAIN
+    negative_slope: jax.typing.ArrayLike = 1.0,
+    *,
+    activation: Activation | None = None,
+    keeps: Keeps = "forward",
+    layout: Layout = PLAIN,
 ) -> Orthogonal:
     """Return `orthogonal` in the centre of the window, zeros elsewhere (Xiao et al. 2018)."""
-    gain = 1 / rectifiers.second_moment_gain(negative_slope)
-    return Orthogonal(gain, layout, only_centre=True)
+    kept, note = _kept(negative_slope, 1.0, activation, keeps)
+    return Orthogonal(1 / kept, layout, only_centre=True, note=note)
 
 
 def zeros() -> Constant:

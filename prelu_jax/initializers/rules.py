@@ -40,12 +40,14 @@ class VarianceScaling:
         distribution: 'normal' (a true Gaussian), 'truncated_normal' (at two standard deviations
             of the Gaussian before truncation; the variance is still that of the rule), 'uniform'.
         layout: roles of the kernel's axes.
+        note: added to the description.
     """
 
     gain: float
     mode: Mode = "fan_in"
     distribution: Distribution = "normal"
     layout: Layout = PLAIN
+    note: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         names.check("mode", self.mode, MODES)
@@ -68,7 +70,8 @@ class VarianceScaling:
         return self.gain / self.layout.fan(self.mode, shape)
 
     def describe(self) -> str:
-        return f"{self.distribution.replace('_', ' ')}, variance {self.gain:.6g} / {self.mode}"
+        words = f"{self.distribution.replace('_', ' ')}, variance {self.gain:.6g} / {self.mode}"
+        return _with_note(words, self.note)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +131,13 @@ class Orthogonal:
         layout: roles of the kernel's axes.
         only_centre: delta-orthogonal (Xiao et al. 2018): the matrix is in the centre of the
             convolution's window, with zeros elsewhere.
+        note: added to the description.
     """
 
     gain: float = 1.0
     layout: Layout = PLAIN
     only_centre: bool = False
+    note: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         _check_positive("gain", self.gain)
@@ -162,8 +167,8 @@ class Orthogonal:
 
     def describe(self) -> str:
         if self.only_centre:
-            return f"delta-orthogonal, variance {self.gain:.6g} / fan_out"
-        return f"orthogonal, variance {self.gain:.6g} / max(fan_in, filters)"
+            return _with_note(f"delta-orthogonal, variance {self.gain:.6g} / fan_out", self.note)
+        return _with_note(f"orthogonal, variance {self.gain:.6g} / max(fan_in, filters)", self.note)
 
     def _sizes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], int, int]:
         """Return the shape of the stack of matrices, and the rows and columns of each."""
@@ -196,6 +201,10 @@ def from_matrices(matrices: jax.Array, shape: Sequence[int], layout: Layout = PL
     order = [*batch, *sorted(inputs + window), *outputs]
     kernel = matrices.reshape([shape[i] for i in order])
     return jnp.transpose(kernel, [order.index(i) for i in range(len(shape))])
+
+
+def _with_note(words: str, note: str) -> str:
+    return f"{words} ({note})" if note else words
 
 
 def _draw_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
