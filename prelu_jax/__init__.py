@@ -11,7 +11,8 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prelu_jax import arch, datadep, initializers, models, nnx, signal, theory
+    from prelu_jax import activations, arch, datadep, initializers, models, nnx, signal, theory
+    from prelu_jax.activations import tailored_slope
     from prelu_jax.datadep import calibrate
     from prelu_jax.decay import decay_mask
     from prelu_jax.diagnosis import diagnose
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PReLU",
     "SpatialPyramidPooling",
+    "activations",
     "arch",
     "calibrate",
     "datadep",
@@ -37,6 +39,7 @@ __all__ = [
     "relu",
     "signal",
     "spatial_pyramid",
+    "tailored_slope",
     "theory",
 ]
 
@@ -51,6 +54,7 @@ _HOMES = {
     "prelu": "rectifiers",
     "relu": "rectifiers",
     "spatial_pyramid": "pooling",
+    "tailored_slope": "activations",
 }
 
 

@@ -179,7 +179,8 @@ def fixed_points(
         q = math.exp(log_variance)
         return length_map(activation, q, gain, bias_variance) / q - 1
 
-    grid = np.linspace(*np.log(within), 33)
+    smallest, largest = map(math.log, within)
+    grid = np.linspace(smallest, largest, 33)
     values = [growth(x) for x in grid]
     points = []
     for (a, b), (at_a, at_b) in zip(

@@ -25,10 +25,11 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     "prelu_jax.flax_layers": set(),
     "prelu_jax.printing": set(),
     "prelu_jax.initializers": {
-        *("axes", "flax_layers", "names", "printing", "rectifiers", "tracing")
+        *("activations", "axes", "flax_layers", "names", "printing", "rectifiers", "tracing")
     },
     "prelu_jax.arch": {"names"},
     "prelu_jax.moment_maps": {"arch", "rectifiers"},
+    "prelu_jax.activations": {"moment_maps", "rectifiers"},
     "prelu_jax.maxima": {"arch", "moment_maps", "pooling"},
     "prelu_jax.theory": {"arch", "maxima", "moment_maps", "names", "rectifiers"},
     "prelu_jax.modules": {"pooling", "rectifiers", "streams"},
@@ -47,13 +48,15 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     },
     "prelu_jax.runs": {"data", "entry", "files", "models", "training"},
     "prelu_jax": {
-        *("arch", "datadep", "decay", "diagnosis", "initializers", "models", "modules", "nnx"),
+        *("activations", "arch", "datadep", "decay", "diagnosis", "initializers", "models"),
+        *("modules", "nnx"),
         *("pooling", "rectifiers", "signal", "theory"),
     },
 }
 # Modules that must not import Flax.
 FLAX_FREE = (
     *("names", "streams", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "theory"),
+    "activations",
     *("initializers.fans", "initializers.rules", "initializers.factories"),
 )
 
