@@ -25,11 +25,13 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     "prelu_jax.flax_layers": set(),
     "prelu_jax.printing": set(),
     "prelu_jax.initializers": {
-        *("activations", "axes", "flax_layers", "names", "printing", "rectifiers", "tracing")
+        *("activations", "axes", "flax_layers", "names", "printing", "quadrature", "rectifiers"),
+        "tracing",
     },
     "prelu_jax.arch": {"names"},
     "prelu_jax.moment_maps": {"arch", "rectifiers"},
-    "prelu_jax.activations": {"moment_maps", "rectifiers"},
+    "prelu_jax.quadrature": set(),
+    "prelu_jax.activations": {"moment_maps", "quadrature", "rectifiers"},
     "prelu_jax.maxima": {"arch", "moment_maps", "pooling"},
     "prelu_jax.theory": {"arch", "maxima", "moment_maps", "names", "rectifiers"},
     "prelu_jax.modules": {"pooling", "rectifiers", "streams"},
@@ -56,7 +58,7 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
 # Modules that must not import Flax.
 FLAX_FREE = (
     *("names", "streams", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "theory"),
-    "activations",
+    *("activations", "quadrature"),
     *("initializers.fans", "initializers.rules", "initializers.factories"),
 )
 

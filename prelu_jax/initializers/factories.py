@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from prelu_jax import activations, names, rectifiers
-from prelu_jax.activations import Activation, Keeps
+from prelu_jax.activations import Keeps
 from prelu_jax.initializers.fans import PLAIN, Layout, Mode
 from prelu_jax.initializers.rules import (
     Constant,
@@ -19,6 +19,7 @@ from prelu_jax.initializers.rules import (
     Orthogonal,
     VarianceScaling,
 )
+from prelu_jax.quadrature import Activation
 
 _KEEPS: dict[str, Keeps] = {"fan_out": "backward"}  # others keep the forward signal
 
