@@ -233,8 +233,7 @@ def _slope_rows(learned: Learned) -> Iterator[Sequence[str]]:
 
 def initial_slope() -> float:
     """Return the slope of every layer before training."""
-    slope, _ = models.RECTIFIERS[ARMS[CHANNEL_WISE]]
-    return slope
+    return models.RECTIFIERS[ARMS[CHANNEL_WISE]].initial_slope(arch.SMALL_14)
 
 
 def draw(

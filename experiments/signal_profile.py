@@ -99,7 +99,7 @@ def rules(slope: float) -> dict[str, Any]:
 
 def _measure(net: Arch, config: Config, seeds: Sequence[int]) -> Iterator[Initialised]:
     """Yield a network with every initialisation."""
-    slope, _ = models.RECTIFIERS[config.rectifier]
+    slope = models.RECTIFIERS[config.rectifier].initial_slope(net)
     model = models.build(net, CLASSES, config.rectifier, initializers.gaussian(1.0))
     side = net.image_size
     image = jax.ShapeDtypeStruct((config.batch_size, side, side, CHANNELS), np.float32)

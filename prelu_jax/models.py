@@ -1,25 +1,53 @@
 """Flax Linen modules built from an `arch.Arch`."""
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from prelu_jax import initializers, names, pooling, rectifiers
+from prelu_jax import activations, initializers, names, pooling, rectifiers
 from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
 from prelu_jax.modules import Dropout, PReLU, SpatialPyramidPooling
 
 LEAKY_SLOPE = 0.25  # the paper's LReLU "a = 0.25" is PReLU's initial slope, kept fixed
 
-# name -> (initial slope, function from a Linen layer's name to the activation)
-RECTIFIERS: dict[str, tuple[float, Callable[[str], Callable[[jax.Array], jax.Array]]]] = {
-    "relu": (0.0, lambda name: rectifiers.relu),
-    "leaky_relu": (LEAKY_SLOPE, lambda name: lambda x: rectifiers.leaky_relu(x, LEAKY_SLOPE)),
-    "prelu": (0.25, lambda name: PReLU(name=name)),
-    "prelu_shared": (0.25, lambda name: PReLU(channel_shared=True, name=name)),
+
+@dataclasses.dataclass(frozen=True)
+class Rectifier:
+    """A rectifier of a network.
+
+    Attributes:
+        slope: the initial negative slope; None for `activations.tailored_slope` of the depth.
+        learned: whether it is a parameter, a PReLU.
+        channel_shared: whether all channels of a layer have one slope.
+    """
+
+    slope: float | None
+    learned: bool = False
+    channel_shared: bool = False
+
+    def initial_slope(self, arch: Arch) -> float:
+        """Return the initial slope in a network."""
+        if self.slope is not None:
+            return self.slope
+        return activations.tailored_slope(len(rectified_layers(arch)))
+
+
+RECTIFIERS = {
+    "relu": Rectifier(0.0),
+    "leaky_relu": Rectifier(LEAKY_SLOPE),
+    "prelu": Rectifier(0.25, learned=True),
+    "prelu_shared": Rectifier(0.25, learned=True, channel_shared=True),
+    "tailored": Rectifier(None),
+    "tailored_prelu": Rectifier(None, learned=True),
 }
+
+
+def rectified_layers(arch: Arch) -> list[str]:
+    """Return the names of the layers that a rectifier follows."""
+    return [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense)]
 
 
 class RectifierNet(nn.Module):
@@ -77,10 +105,10 @@ class RectifierNet(nn.Module):
 
     def slopes(self, params: Any) -> dict[str, jax.Array | float]:
         """Return, by layer name, the negative slopes after it: a scalar or ``[channels]``."""
-        fixed, _ = RECTIFIERS[self.rectifier]
-        rectified = [layer.name for layer in self.arch.layers if isinstance(layer, Conv | Dense)]
+        fixed = RECTIFIERS[self.rectifier].initial_slope(self.arch)
         return {
-            name: params.get(f"{name}_prelu", {}).get("negative_slope", fixed) for name in rectified
+            name: params.get(f"{name}_prelu", {}).get("negative_slope", fixed)
+            for name in rectified_layers(self.arch)
         }
 
     def _conv(self, layer: Conv, x: jax.Array) -> jax.Array:
@@ -107,8 +135,11 @@ class RectifierNet(nn.Module):
         return self.initializer if isinstance(layer, Conv) else initializers.gaussian(layer.stddev)
 
     def _rectify(self, layer_name: str, x: jax.Array) -> jax.Array:
-        _, make = RECTIFIERS[self.rectifier]
-        return make(f"{layer_name}_prelu")(x)
+        rectifier = RECTIFIERS[self.rectifier]
+        slope = rectifier.initial_slope(self.arch)
+        if rectifier.learned:
+            return PReLU(rectifier.channel_shared, slope, name=f"{layer_name}_prelu")(x)
+        return rectifiers.leaky_relu(x, slope) if slope else rectifiers.relu(x)
 
 
 def build(
@@ -124,7 +155,9 @@ def build(
     Args:
         arch: the layers, e.g. ``pj.arch.MODEL_B``.
         num_classes: outputs of the last layer.
-        rectifier: 'relu', 'leaky_relu' (fixed slope 0.25), 'prelu' or 'prelu_shared'.
+        rectifier: 'relu', 'leaky_relu' (fixed slope 0.25), 'prelu', 'prelu_shared', or 'tailored'
+            and 'tailored_prelu': the slope with which orthogonal examples have a cosine of 0.9
+            after the last rectifier (`activations.tailored_slope`), fixed or learned.
         initializer: initialiser of the convolutions; fully connected layers have their own std, as
             in the paper (§2.2). A name is looked up with ``mode`` and the rectifier's initial slope
             (Eq. 15); an initialiser is used unchanged.
@@ -140,7 +173,8 @@ def build(
     if num_classes < 1:
         raise ValueError(f"build: num_classes is {num_classes}, expected at least 1.")
     if isinstance(initializer, str):
-        options: dict[str, Any] = {"mode": mode, "negative_slope": RECTIFIERS[rectifier][0]}
+        slope = RECTIFIERS[rectifier].initial_slope(arch)
+        options: dict[str, Any] = {"mode": mode, "negative_slope": slope}
         accepted = set(initializers.options(initializer)) & set(options)
         initializer = initializers.get(initializer, **{k: options[k] for k in accepted})
     return RectifierNet(arch, num_classes, rectifier, initializer, dtype)

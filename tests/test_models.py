@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from prelu_jax import arch, initializers, models
+from prelu_jax import activations, arch, initializers, models
 from prelu_jax.decay import decay_mask
 
 
@@ -163,3 +163,19 @@ def test_bad_input_is_named():
         models.build(arch.SMALL_14, rectifier="prulu")
     with pytest.raises(ValueError, match="num_classes is 0"):
         models.build(arch.SMALL_14, num_classes=0)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_tailored_rectifier_has_the_slope_of_its_depth(learned):
+    net = arch.SMALL_30_REDUCED
+    rectifier = "tailored_prelu" if learned else "tailored"
+    model = models.build(net, 10, rectifier)
+    slope = activations.tailored_slope(29)  # of 30 layers the last has no rectifier
+    assert model.initializer.gain == pytest.approx(2 / (1 + slope**2))
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    assert ("conv1_prelu" in shapes) == learned
+    small = models.build(arch.with_width(net, 0.25), 10, rectifier)
+    params = small.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    for value in small.slopes(params).values():
+        np.testing.assert_allclose(value, slope, rtol=1e-6)
