@@ -5,6 +5,24 @@ keeps E[f(z)²] / q of the second moment forward and E[f'(z)²] backward, and it
 two examples to C(c) = E[f(u) f(v)] / E[f²] (Poole et al. 2016; Schoenholz et al. 2017). For the
 rectifiers there are closed forms; for every other function the expectations are integrals
 (`quadrature`).
+
+Weights of variance gain / fan_in keep E[y²] with the gain q / E[f²], and the gradient with 1 / E[f'²].
+PyTorch's `calculate_gain` has one constant for both, whose square is:
+
+==========  ================  ================  ==================  =====
+activation  PyTorch, squared  keeps the signal  keeps the gradient  χ
+==========  ================  ================  ==================  =====
+ReLU        2                 2                 2                   1
+tanh        2.778 (5/3)²      2.536             2.153               0.461
+SELU        0.5625 (3/4)²     1                 0.933               0.783
+sigmoid     1                 3.409             22.30               0.106
+ELU         none              1.551             1.497               0.891
+GELU        none              2.352             2.194               1.144
+SiLU        none              2.811             2.635               1.173
+==========  ================  ================  ==================  =====
+
+With χ above 1 the variance is an unstable fixed point: a deviation grows by χ in every layer, 1.144
+to the power of 50 is 840 for GELU. No gain changes that.
 """
 
 import dataclasses

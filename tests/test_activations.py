@@ -274,3 +274,25 @@ def test_a_stable_fixed_point_holds_and_an_unstable_one_lets_noise_grow():
     small = expected < 0.4  # where the map is linear
     assert small.sum() >= 4
     np.testing.assert_allclose(spread[jax.nn.gelu][small], expected[small], rtol=0.45)
+
+
+def test_the_table_of_gains_is_that_of_the_quadrature():
+    rows = {
+        words[0]: words[-3:]
+        for words in map(str.split, activations.__doc__.splitlines())
+        if len(words) > 4 and words[-1].replace(".", "").isdigit()
+    }
+    functions = {
+        "ReLU": jax.nn.relu,
+        "tanh": jnp.tanh,
+        "SELU": jax.nn.selu,
+        "ELU": jax.nn.elu,
+        "sigmoid": jax.nn.sigmoid,
+        "GELU": jax.nn.gelu,
+        "SiLU": jax.nn.silu,
+    }
+    assert set(rows) == set(functions)
+    for name, activation in functions.items():
+        moments = activations.moments(activation)
+        computed = (1 / moments.forward, 1 / moments.backward, moments.exponent)
+        assert [float(cell) for cell in rows[name]] == pytest.approx(computed, rel=1e-3), name
