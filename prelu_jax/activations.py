@@ -6,8 +6,8 @@ two examples to C(c) = E[f(u) f(v)] / E[f²] (Poole et al. 2016; Schoenholz et a
 rectifiers there are closed forms; for every other function the expectations are integrals
 (`quadrature`).
 
-Weights of variance gain / fan_in keep E[y²] with the gain q / E[f²], and the gradient with 1 / E[f'²].
-PyTorch's `calculate_gain` has one constant for both, whose square is:
+Weights of variance gain / fan_in keep E[y²] with the gain q / E[f²], and the gradient's second
+moment with 1 / E[f'²]. PyTorch's `calculate_gain` has one constant for both:
 
 ==========  ================  ================  ==================  =====
 activation  PyTorch, squared  keeps the signal  keeps the gradient  χ
