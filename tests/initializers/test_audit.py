@@ -374,7 +374,7 @@ V = Dense().init(jax.random.key(0), jnp.ones((2, 4)))
     [
         ((Dense(9), V, jnp.ones((2, 4))), {}, "another model's. ScopeParamShapeError"),
         ((Dense(), V, jnp.ones((2, 5))), {}, "another model's. ScopeParamShapeError"),
-        ((Dense(), {"params": {}}, X), {}, "expected the result of model.init"),
+        ((Dense(), {"params": {}}, X), {}, "expected what model.init returns"),
         ((net, {"conv": P["conv"]}, X), {}, "another model's. KeyError: 'bias'"),
         ((net, P, X), {"declared": {"nothing": HE}}, "no parameter's path"),
         ((net, P, X), {"declared": {"(": HE}}, "expected a regular expression"),
