@@ -74,7 +74,7 @@ def table(
     variables = parameters.unboxed(first) if isinstance(model, nn.Module) else first
     if isinstance(model, nn.Module) and not _holds_params(variables):
         raise ValueError(
-            "table: the variables hold no parameters; expected what model.init returns, before the "
+            "table: the variables hold no parameters; expected the result of model.init, before the "
             "inputs."
         )
     function, state = models.of(model, variables)

@@ -96,7 +96,7 @@ def test_two_calls_lie_between_the_command_and_the_training_of_a_run(tmp_path, m
         calls.append([frame.name for frame in traceback.extract_stack()])
         return {"status": "done", "step": 2}
 
-    monkeypatch.setattr(schedule.loop, "train", train)
+    monkeypatch.setattr(schedule.trainer, "train", train)
     experiment = dataclasses.replace(convergence_30.EXPERIMENT, report=lambda *_: Report([]))
     experiment.run(tiny(), tmp_path, seeds=1)
     assert [names[-3:] for names in calls] == [["run", "train_all", "train"]] * 2
