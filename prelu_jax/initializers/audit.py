@@ -74,8 +74,8 @@ def table(
     variables = parameters.unboxed(first) if isinstance(model, nn.Module) else first
     if isinstance(model, nn.Module) and not _holds_params(variables):
         raise ValueError(
-            "table: the variables hold no parameters; expected the result of model.init, before the "
-            "inputs."
+            "table: the variables hold no parameters; expected the result of model.init, before "
+            "the inputs."
         )
     function, state = models.of(model, variables)
     leaves = function.parameters(state)
