@@ -85,7 +85,7 @@ SCALES = {
     "cifar10": Config(
         **{**CIFAR10, **_NARROW},
         learned=0.65,
-        colour=0.1,
+        pca_color_std=0.1,
         num_steps=12_000,
         drop_epochs="5,7",
         **every(100, 1000, 1000),

@@ -43,7 +43,7 @@ class Config(TrainConfig):
     pretrain_classes: str = "0-4"
     pretrain_steps: int = 200
     classes: str = "5-9"
-    fresh: str = "fc"  # all fully connected layers, as the authors of BiGAN do it
+    reinit: str = "fc"  # all fully connected layers, as the authors of BiGAN do it
     frozen: str = "conv"  # of the arms with a frozen trunk
     reached: float = 0.2  # steps are counted to this error
 
@@ -118,7 +118,7 @@ def pretraining(config: Config, seed: int) -> TrainConfig:
         classes=config.pretrain_classes,
         examples_per_class=0,
         num_steps=config.pretrain_steps,
-        fresh="",
+        reinit="",
         frozen="",
     )
 
@@ -128,14 +128,14 @@ def of_arm(config: Config, arm: str, seed: int, pretrained: Path) -> TrainConfig
     trunk, _, init = arm.partition(": ")
     if trunk == SCRATCH:  # no layer is pre-trained: a calibration is of all of them
         datadep = DATADEP[init or PLAIN]
-        return configs.train_config(config, seed=seed, fresh="", frozen="", datadep=datadep)
+        return configs.train_config(config, seed=seed, reinit="", frozen="", datadep=datadep)
     return configs.train_config(
         config,
         seed=seed,
         pretrained=str(pretrained),
         frozen=config.frozen if trunk == "frozen" else "",
         datadep=DATADEP[init],
-        datadep_only="" if init == PLAIN else config.fresh,
+        datadep_only="" if init == PLAIN else config.reinit,
     )
 
 
@@ -204,7 +204,7 @@ def _titles(config: Config, seeds: Sequence[int]) -> tuple[str, str]:
         f"{config.examples_per_class} examples of each of {config.classes}",
         f"{config.arch}, {config.rectifier}; {config.pretrain_steps} steps, then "
         f"{config.num_steps}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
-        f"{config.batch_size};\ndrawn anew: {config.fresh}; seeds {seeds[0]} to {seeds[-1]}; "
+        f"{config.batch_size};\ndrawn anew: {config.reinit}; seeds {seeds[0]} to {seeds[-1]}; "
         "small: each seed, large: mean and 95 % interval",
     )
 

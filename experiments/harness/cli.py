@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -183,6 +184,7 @@ def _define(experiment: Experiment) -> entry.Fields:
     # The scale decides the configuration whose fields are the other flags.
     config = experiment.config(_scale())
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    sys.argv = _with_present_names(sys.argv)
     _check_fields(sys.argv, fields)
     about = "The configuration of this scale; --config.FIELD=VALUE sets a field."
     config_flags.DEFINE_config_dataclass("config", config, about)
@@ -222,6 +224,17 @@ def _scale() -> str:
             arguments.extend(sys.argv[i : i + 2])
     values(arguments)
     return str(values.scale)
+
+
+def _with_present_names(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with renamed fields under their present names; warn of each."""
+    arguments = list(argv)
+    for old, new in config_lib.RENAMED.items():
+        pattern = re.compile(rf"(--?config\.){old}(?==|$)")
+        if any(map(pattern.match, arguments)):
+            entry.complain(f"--config.{old} is now --config.{new}; the old name will be removed.")
+            arguments = [pattern.sub(rf"\g<1>{new}", argument) for argument in arguments]
+    return arguments
 
 
 def _check_fields(argv: Sequence[str], fields: entry.Fields) -> None:

@@ -31,7 +31,7 @@ IMAGENET: dict[str, Any] = {
     "dataset": "imagenet2012",
     "test_split": "validation",
     "min_side": 256,
-    "colour": 0.1,
+    "pca_color_std": 0.1,
     "batch_size": 128,
 }
 

@@ -108,7 +108,7 @@ def pretrained(recipe: Recipe) -> Finished | None:
 
     Raises:
         ValueError: there is no finished run, or its inputs or parameters do not fit the new one's;
-            or ``fresh`` or ``frozen`` matches no parameter's path, or everything is frozen.
+            or ``reinit`` or ``frozen`` matches no parameter's path, or everything is frozen.
         OSError: its checkpoint cannot be read.
     """
     config = recipe.config
@@ -123,9 +123,9 @@ def pretrained(recipe: Recipe) -> Finished | None:
     return source
 
 
-def merge_pretrained(params: Any, source: Finished, fresh: str) -> Any:
-    """Return ``params`` with the finished run's values, except where a path matches ``fresh``."""
-    theirs, is_fresh = _by_path(source.params), _by_path(matching(params, fresh))
+def merge_pretrained(params: Any, source: Finished, reinit: str) -> Any:
+    """Return ``params`` with the finished run's values, except where a path matches ``reinit``."""
+    theirs, is_fresh = _by_path(source.params), _by_path(matching(params, reinit))
     merged = {
         path: leaf if is_fresh[path] else jnp.asarray(theirs[path])
         for path, leaf in _by_path(params).items()
@@ -148,7 +148,7 @@ def _load_pretrained(config: TrainConfig, size: int) -> Finished:
 
 
 def _check_patterns(config: TrainConfig, shapes: Any) -> None:
-    for field in ("fresh", "frozen"):
+    for field in ("reinit", "frozen"):
         pattern = getattr(config, field)
         if pattern and not any(jax.tree.leaves(matching(shapes, pattern))):
             raise ValueError(
@@ -160,13 +160,13 @@ def _check_patterns(config: TrainConfig, shapes: Any) -> None:
 
 
 def _check_fit(config: TrainConfig, shapes: Any, source: Finished) -> None:
-    is_fresh = _by_path(matching(shapes, config.fresh))
+    is_fresh = _by_path(matching(shapes, config.reinit))
     ours = {path: leaf for path, leaf in _by_path(shapes).items() if not is_fresh[path]}
     theirs = {path: leaf for path, leaf in _by_path(source.params).items() if path in ours}
     if misfits := _misfits(ours, theirs):
         raise ValueError(
             f"The parameters of config.pretrained, {config.pretrained}, do not fit "
-            f"({'; '.join(misfits)}). Name those to be drawn in config.fresh, a regex."
+            f"({'; '.join(misfits)}). Name those to be drawn in config.reinit, a regex."
         )
 
 

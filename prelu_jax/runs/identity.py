@@ -11,7 +11,7 @@ from typing import Any
 
 from prelu_jax import files
 from prelu_jax.data.sources import Split
-from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.config import RENAMED, TrainConfig
 
 _DEFAULTS = dataclasses.asdict(TrainConfig())
 
@@ -47,6 +47,7 @@ def to_config(fields: Mapping[str, Any], folder: Path, name: str) -> TrainConfig
     Raises:
         ValueError: a field is unknown, or its value is of another type.
     """
+    fields = _with_present_names(fields)
     if unknown := sorted(set(fields) - set(_DEFAULTS)):
         raise ValueError(f"{name} has fields of another version of prelu_jax: {unknown}.")
     for field, value in fields.items():
@@ -60,6 +61,11 @@ def to_config(fields: Mapping[str, Any], folder: Path, name: str) -> TrainConfig
         beside = Path(os.path.normpath(folder / config.pretrained))
         config.pretrained = str(beside if beside.exists() else config.pretrained)
     return config
+
+
+def _with_present_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a run of an earlier version under the names of this one."""
+    return {RENAMED.get(name, name): value for name, value in fields.items()}
 
 
 def _is_like(value: Any, default: Any) -> bool:
@@ -82,7 +88,7 @@ def check_config(
     places = _places(folder, [fields.get("pretrained", "") for fields in sources.values()])
     for source, fields in sources.items():
         # A field that an older version did not have is at its default, which changes nothing.
-        theirs = {**_DEFAULTS, **fields}
+        theirs = {**_DEFAULTS, **_with_present_names(fields)}
         if unknown := sorted(set(theirs) - set(ours)):
             raise ValueError(
                 f"{folder} was written by a newer version of prelu_jax: {', '.join(unknown)} in "

@@ -138,7 +138,7 @@ def _initial_state(recipe: Recipe, source: finished.Finished | None) -> TrainSta
         mean = jnp.zeros((size, size, 3), jnp.float32)
         return start.initial_state(recipe, augment.PixelStatistics(mean, jnp.float32(1)))
     state = start.initial_state(recipe, source.pixels)
-    merged = finished.merge_pretrained(state.params, source, recipe.config.fresh)
+    merged = finished.merge_pretrained(state.params, source, recipe.config.reinit)
     return state.replace(params=merged)
 
 

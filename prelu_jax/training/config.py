@@ -31,7 +31,7 @@ class TrainConfig:
     on_bad_image: str = "fail"  # for a record that does not decode; 'skip' leaves it out
     max_pixels: int = MAX_PIXELS  # an image with more of them is treated like such a record
     flip: bool = True  # mirror half of the training images
-    colour: float = 0.0  # std of Krizhevsky's colour altering, 0.1 in the paper; 0 for none
+    pca_color_std: float = 0.0  # of Krizhevsky's colour altering, 0.1 in the paper; 0 for none
     pixel_rms: float = 0.0  # scale pixels to this after subtracting the mean; 0: leave in 0..255
 
     arch: str = "small_14"
@@ -44,7 +44,7 @@ class TrainConfig:
     datadep_only: str = ""  # regex: the kernels that they calibrate; between_layer takes all
     dtype: str = "float32"  # of the computation; parameters are float32
     pretrained: str = ""  # folder of a finished run to take parameters and mean image from
-    fresh: str = ""  # regex: parameters that are drawn nevertheless, e.g. 'fc'
+    reinit: str = ""  # regex: parameters that are drawn nevertheless, e.g. 'fc'
     frozen: str = ""  # regex: parameters that are not trained, e.g. 'conv'
 
     batch_size: int = 128  # over all devices
@@ -70,12 +70,15 @@ class TrainConfig:
     seed: int = 0
 
 
+# Former names of fields, in flags and in folders of runs -> the present ones.
+RENAMED = {"fresh": "reinit", "colour": "pca_color_std"}
+
 _AT_LEAST_1 = (
     *("batch_size", "num_steps", "log_every", "eval_every", "checkpoint_every", "accumulate"),
     *("plateau_patience", "keep_last", "max_pixels"),
 )
 _AT_LEAST_0 = (
-    *("test_examples", "examples_per_class", "colour", "pixel_rms", "weight_decay"),
+    *("test_examples", "examples_per_class", "pca_color_std", "pixel_rms", "weight_decay"),
     *("signal_every", "keep_best"),
 )
 

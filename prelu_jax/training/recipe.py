@@ -144,10 +144,10 @@ def _drop_epochs(config: TrainConfig) -> tuple[float, ...]:
 
 
 def _check_patterns(config: TrainConfig) -> None:
-    """Raise a ValueError unless ``fresh`` and ``frozen`` are regular expressions that apply."""
-    is_used = not config.fresh or bool(config.pretrained)
-    require(config, "fresh", is_used, "to be empty without config.pretrained")
-    for field in ("fresh", "frozen"):
+    """Raise a ValueError unless ``reinit`` and ``frozen`` are regular expressions that apply."""
+    is_used = not config.reinit or bool(config.pretrained)
+    require(config, "reinit", is_used, "to be empty without config.pretrained")
+    for field in ("reinit", "frozen"):
         try:
             re.compile(getattr(config, field))
         except re.error:

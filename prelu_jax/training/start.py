@@ -26,7 +26,9 @@ def initial_state(recipe: Recipe, pixels: PixelStatistics) -> state_lib.TrainSta
     """
     create = _quickly_compiled_create(jax.default_backend())
     c = recipe.config
-    state = create(recipe.net, recipe.optimizer, pixels, c.seed, c.flip, c.colour, c.accumulate)
+    state = create(
+        recipe.net, recipe.optimizer, pixels, c.seed, c.flip, c.pca_color_std, c.accumulate
+    )
     return state.replace(model=recipe.net.uninitialized())
 
 
@@ -51,7 +53,7 @@ def init_report(recipe: Recipe, params: Any) -> list[dict[str, Any]]:
         traverse_util.flatten_dict(mask, sep="/")
         for mask in (
             decay_mask(params),
-            optimizer_lib.matching(params, c.fresh),
+            optimizer_lib.matching(params, c.reinit),
             optimizer_lib.matching(params, c.frozen),
         )
     )

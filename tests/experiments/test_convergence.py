@@ -61,6 +61,9 @@ def test_from_a_flag_to_a_picture(experiment, tmp_path):
         (["--flagfile=/no/such"], "--flagfile=/no/such cannot be read"),
         (["--num_steps=2"], "Did you mean --config.num_steps?"),
         (["--noconfig.flipp"], "Unknown config field 'flipp'. Did you mean 'flip'?"),
+        (["--config.colour=-1"], "--config.colour is now --config.pca_color_std"),
+        (["--config.colour=-1"], "config.pca_color_std is -1.0, expected"),
+        (["--config.fresh=fc"], "config.reinit is fc, expected to be empty without config.pret"),
         (["--scale"], "scale"),
         (["--process_id=1"], "Expected all of --coordinator_address, --num_processes"),
         (

@@ -65,7 +65,7 @@ def test_arms_differ_in_what_they_are_called_alone():
     }
     assert differing(plain, arms["from scratch"]) == {
         "pretrained": ("first", ""),
-        "fresh": ("fc", ""),
+        "reinit": ("fc", ""),
     }
     # The control differs from the baseline as the rescaled arm does from the plain one, but for
     # the layers that within-layer calibrates: none is pre-trained.

@@ -246,7 +246,7 @@ def test_a_configuration_with_a_value_of_another_type_is_named(runs, tmp_path):
         finished_lib.config(folder)
 
 
-TUNED = {"fresh": "fc", "classes": "5-9", "num_steps": 4}
+TUNED = {"reinit": "fc", "classes": "5-9", "num_steps": 4}
 
 
 @pytest.mark.parametrize("way", ["moved", "relative", "link", "run moved alone", "earlier"])

@@ -45,11 +45,11 @@ def first(tmp_path_factory):
 
 def tuned(first, **fields):
     few = {"classes": "5-7", "examples_per_class": 10}
-    source = {"pretrained": str(first), "fresh": "fc"}
+    source = {"pretrained": str(first), "reinit": "fc"}
     return tiny_config(**{**SHORT, **few, **source, **fields})
 
 
-PARTLY_FROZEN = {"frozen": "conv2|bias", "weight_decay": 0.1, "colour": 0.1}
+PARTLY_FROZEN = {"frozen": "conv2|bias", "weight_decay": 0.1, "pca_color_std": 0.1}
 # At such a rate parameters other than zero do not change in float32.
 STILL = {"learning_rate": 1e-30, "min_learning_rate": 1e-30}
 
@@ -135,17 +135,17 @@ def test_a_finished_run_needs_its_source_no_more(first, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"fresh": "fc1"}, "fc2/bias: (5,) there, (3,) asked; fc2/kernel: (16, 5) there"),
+        ({"reinit": "fc1"}, "fc2/bias: (5,) there, (3,) asked; fc2/kernel: (16, 5) there"),
         ({"rectifier": "prelu"}, "conv1_prelu/negative_slope: nothing there, (4,) asked"),
-        ({"fresh": "fc9"}, "config.fresh is 'fc9', expected to match a parameter's path: co"),
+        ({"reinit": "fc9"}, "config.reinit is 'fc9', expected to match a parameter's path: co"),
         ({"frozen": "cnov"}, "config.frozen is 'cnov', expected to match"),
         ({"frozen": "."}, "config.frozen is '.': that leaves nothing to train"),
         ({"frozen": "("}, "config.frozen is (, expected a regular expression"),
-        ({"pretrained": ""}, "config.fresh is fc, expected to be empty without config.pretrained"),
+        ({"pretrained": ""}, "config.reinit is fc, expected to be empty without config.pretrained"),
         ({"pretrained": "nowhere"}, "expected the folder of a finished run, found none"),
         ({"pixel_rms": 2.0}, "with pixel_rms 1.0; expected 32 pixels and pixel"),
         ({"classes": "8-11"}, "Classes '8-11', at '8-11': expected labels from 0 to 9"),
-        ({"examples_per_class": 200}, "Class 5 (5) has 158 examples, 200 asked for"),
+        ({"examples_per_class": 200}, "Class 5 (5) has 158 examples, expected 200"),
         ({"examples_per_class": -1}, "config.examples_per_class is -1, expected at least 0"),
     ],
 )

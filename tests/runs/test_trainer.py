@@ -14,6 +14,7 @@ from prelu_jax.runs import recorder, trainer
 from prelu_jax.runs.checkpoint import Checkpoints
 from prelu_jax.runs.folder import RunFolder
 from prelu_jax.training.batches import Batches
+from prelu_jax.training.config import RENAMED
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.recipe import resolve
 from prelu_jax.training.state import stream
@@ -326,6 +327,20 @@ def test_a_folder_of_before_a_field_was_added_is_taken_as_having_its_default(tmp
         run.claim(tiny_config(width=0.5))
 
 
+def test_a_folder_with_former_names_of_fields_is_the_same_run(tmp_path):
+    run = RunFolder(tmp_path)
+    run.claim(tiny_config(pca_color_std=0.1))
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    for old, new in RENAMED.items():
+        fields[old] = fields.pop(new)
+    file.write_text(json.dumps(fields))
+    run.claim(tiny_config(pca_color_std=0.1))
+    assert run.config() == tiny_config(pca_color_std=0.1)
+    with pytest.raises(ValueError, match=r"pca_color_std: 0.1 there, 0.2 asked"):
+        run.claim(tiny_config(pca_color_std=0.2))
+
+
 def test_a_run_that_diverges_says_where_and_keeps_the_last_good_checkpoint(tmp_path):
     # Six steps in, the rate is multiplied with a factor that no network survives.
     config = tiny_config(checkpoint_every=2, eval_every=6, learning_rate=0.01)
@@ -382,7 +397,7 @@ def test_what_cannot_be_is_refused_before_the_folder_is_made(tmp_path):
         ({"drop_epochs": "0,inf"}, "config.drop_epochs is 0,inf, expected rising numbers"),
         ({"on_bad_image": "skp"}, "Unknown on_bad_image 'skp'. Did you mean 'skip'"),
         ({"width": 0.0}, "config.width is 0.0, expected above 0"),
-        ({"colour": -0.1}, "config.colour is -0.1, expected at least 0"),
+        ({"pca_color_std": -0.1}, "config.pca_color_std is -0.1, expected at least 0"),
         ({"signal_every": -1}, "config.signal_every is -1, expected at least 0"),
     ):
         with pytest.raises(ValueError, match=message):
