@@ -33,7 +33,7 @@ class LayerRow:
         least_scale, greatest_scale: the extremes over channels.
         shift: the number added to its output: the root mean square over channels.
         mean_before, std_before: of its whole output, given corrected layers before it.
-        mean_after, std_after: the same as an independent pass measures them at the end.
+        mean_after, std_after: the same, measured by a separate pass at the end.
         error: how far the farthest channel then is from its target (`OnePass.error`).
         constant: the channels, counted over all their axes, that do not vary on the batch.
         notes: for the reader.
