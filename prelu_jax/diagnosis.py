@@ -41,12 +41,7 @@ def diagnose(
             a tuple of its positional arguments. For models that hold their variables, NNX modules
             and callable pytrees, the batch alone.
         loss: from the model's outputs to a scalar. By default unit Gaussian noise is sent back.
-        weight_decay: the coefficient that the gradient competes with; it takes a loss.
-        key: draws the noise; `jax.random.key(0)` by default.
-        rngs: keys of the model's random streams, e.g. {'dropout': key}.
-        call_kwargs: keywords of the call, e.g. {'train': True}.
-        batch_size: the number of examples, where it is not the leading size of the outputs or of
-            most arrays of the batch; the report names the one that was taken.
+        weight_decay, key, rngs, call_kwargs, batch_size: as `signal.measure`.
 
     Raises:
         TypeError: the model is none of these, or the wrong number of arguments.

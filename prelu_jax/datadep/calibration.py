@@ -103,10 +103,8 @@ def calibrate(
             be among them.
         key: draws orthonormal and Gaussian kernels, samples of patches and the random loss of
             `between_layer`; `jax.random.key(0)` by default.
-        rngs: keys of the model's random streams, e.g. {'dropout': key}.
-        call_kwargs: keywords of the call, e.g. {'train': False}.
-        batch_size: the number of examples, where it is not the leading size of the outputs or of
-            most arrays of the batch; of each batch, if there are several.
+        rngs, call_kwargs, batch_size: as `signal.measure`; the size of each batch, if there are
+            several.
         axis_name: the axis of devices that ``compiled`` maps over; the batch then has an axis of
             devices before all others. Not needed with sharded arrays.
         compiled: compiles a function ``f(replicated, batch)``; `jax.jit` by default, or for

@@ -69,7 +69,7 @@ def stacked(degrees: Degrees) -> Degrees:
 
 
 def after(equation: JaxprEqn, stack: Degrees) -> Degrees | None:
-    """Return a stack after an equation that keeps its entries apart; None if it does not."""
+    """Return a stack after an equation, if this keeps its entries apart; else None."""
     name, params = equation.primitive.name, equation.params
     if not isinstance(stack, Stack) or len(equation.outvars) != 1:
         return None

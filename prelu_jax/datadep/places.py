@@ -42,7 +42,7 @@ class Places(NamedTuple):
 
 
 def of(operation: Operation, arrangement: Arrangement) -> Places:
-    """Return the places of a layer, counted over the steps that have weights of their own first.
+    """Return the places of a layer; scans with weights of their own for each step come first.
 
     Args:
         operation: of the layer.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class LayerRow:
         least_scale, greatest_scale: the extremes over channels.
         shift: the number added to its output: the root mean square over channels.
         mean_before, std_before: of its whole output, given corrected layers before it.
-        mean_after, std_after: the same as an independent pass measures them at the end.
+        mean_after, std_after: the same, measured by a separate pass at the end.
         error: how far the farthest channel then is from its target (`OnePass.error`).
         constant: the channels, counted over all their axes, that do not vary on the batch.
         notes: for the reader.
@@ -121,11 +121,8 @@ class OnePassStage:
     def table(self) -> Table:
         """Return the rows, for rich."""
         passes = "one pass" if self.passes == 1 else f"{self.passes} passes"
-        table = _table(f"{self.method}: {passes}")
         columns = ("scale", "shift", "mean before", "std before", "mean after", "std after")
-        for name in columns:
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", overflow="fold")
+        table = _table(f"{self.method}: {passes}", columns)
         for row in self.layers:
             name = row.layer if row.calls == 1 else f"{row.layer} ({row.calls} calls)"
             numbers = (row.scale, row.shift, row.mean_before, row.std_before)
@@ -139,7 +136,8 @@ class OnePassStage:
         return table
 
 
-def _table(title: str) -> Table:
+def _table(title: str, columns: Iterable[str]) -> Table:
+    """Return a table of layers, numbers and notes, without its rows."""
     table = Table(
         title=Text(title),  # brackets in a str would be markup
         title_justify="left",
@@ -147,6 +145,9 @@ def _table(title: str) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("layer", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
     return table
 
 
@@ -203,11 +204,9 @@ class BetweenStage:
         spreads = f"{self.spread_before:.3g} to {self.spread_after:.3g}"
         iterations = "one iteration" if self.iterations == 1 else f"{self.iterations} iterations"
         table = _table(
-            f"{self.method}: spread of the log change rate C̃ from {spreads} in {iterations}"
+            f"{self.method}: spread of the log change rate C̃ from {spreads} in {iterations}",
+            ("factor", "change rate before", "change rate after"),
         )
-        for name in ("factor", "change rate before", "change rate after"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", overflow="fold")
         for row in self.layers:
             rates = (f"{rate:.3g}" for rate in (row.rate_before, row.rate_after))
             notes = "; ".join(_between_notes(row))

@@ -130,18 +130,19 @@ def find(
     with jax.disable_jit(False):  # else loops are unrolled, and look like many operations
         closed = jax.make_jaxpr(of_leaves)(list(parameters.values()), *args)
         closed = jaxprs.inlined(closed, without_rules=True)
-    names = {
-        name: entries(name, [leaf.shape[axis] for axis in stacks.get(name, ())])
+    columns = [
+        column
         for name, leaf in parameters.items()
-    }
-    columns = [column for each in names.values() for column in each]
+        for column in entries(name, [leaf.shape[axis] for axis in stacks.get(name, ())])
+    ]
     reader, unit = _Reader(len(columns)), iter(np.eye(len(columns)))
     inputs: list[Degrees] = [reader.zero] * len(closed.jaxpr.invars)
     for i, (name, leaf) in enumerate(parameters.items()):
         degrees = degrees_lib.of_units(unit, leaf.shape, stacks.get(name, ()))
         inputs[i] = degrees if is_inexact(closed.jaxpr.invars[i]) else reader.invariant([degrees])
     reader.invariant(reader.outputs(closed, inputs))
-    return RescalingSymmetries(tuple(columns), reader.constraints())
+    constraints = np.array([*reader.rows.values()]).reshape(-1, len(columns))
+    return RescalingSymmetries(tuple(columns), constraints)
 
 
 def entries(name: str, lengths: Sequence[int]) -> list[str]:
@@ -155,9 +156,6 @@ class _Reader:
     def __init__(self, parameters: int) -> None:
         self.zero: Rows = np.zeros(parameters)
         self.rows: dict[bytes, Rows] = {}
-
-    def constraints(self) -> Rows:
-        return np.array([*self.rows.values()]).reshape(-1, self.zero.size)
 
     def equal(self, degrees: Iterable[Degrees]) -> Degree:
         """Require that all of them are equal; return their degree."""

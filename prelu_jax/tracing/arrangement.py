@@ -70,12 +70,7 @@ def of(
 def used_beside_biases(
     program: Program, parameters: Mapping[str, Any], others: Any, batch: Any
 ) -> set[str]:
-    """Return the parameters that a function's outputs depend on if no operation adds its bias.
-
-    Args:
-        program: the function.
-        parameters, others, batch: in the shapes that it was traced with; values do not count.
-    """
+    """Return the parameters that a function's outputs depend on if no operation adds its bias."""
 
     def without_bias(visit: Visit) -> tuple[jax.Array, None]:
         return visit.y if visit.bias is None else visit.after(
@@ -98,11 +93,8 @@ def _places(
 ) -> list[NDArray[np.int32]] | None:
     """Return where a function's arguments are in its result; None if it computes with them.
 
-    Args:
-        closed: the function.
-        held: its arguments' shapes and types.
-        own: of each scan around the result, whether every step has weights of its own.
-        shape: of the result, the axes of the scans first.
+    ``shape`` is the result's, with the axes of scans first, and ``own`` says of each scan whether
+    every step has weights of its own.
     """
 
     def function(*arguments: Any) -> Any:
@@ -132,7 +124,7 @@ def _places(
 
 
 def _alternating(leaf: Any) -> jax.Array:
-    """Return numbers at which the usual functions of one number have derivatives other than 1."""
+    """Return numbers at which functions such as `tanh` have derivatives other than 1."""
     signs = 1 - 2 * (np.arange(math.prod(leaf.shape)) % 2)
     numbers = 0.7 * signs.reshape(leaf.shape)
     return jnp.asarray(numbers, jax.dtypes.canonicalize_dtype(leaf.dtype))

@@ -56,7 +56,7 @@ def primitives(jaxpr: Jaxpr) -> Iterator[str]:
 
 
 def carried(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Return which of a scan's operands are carried: from the first to before the last."""
+    """Return the range of a scan's operands that are carried: its first index and its end."""
     if "num_consts" in params:  # JAX before 0.11
         return params["num_consts"], params["num_consts"] + params["num_carry"]
     consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())

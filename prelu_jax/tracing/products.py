@@ -88,8 +88,8 @@ class Products:
     def with_data(self, equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         """Return the origins of a product's operands, with some constants as data (`as_data`).
 
-        A recurrent net starts from a state of zeros. A scan reads that as data, like the states
-        after it; so it has to be where the steps are written out.
+        A recurrent net starts from a state of zeros. In a scan that counts as data, since the later
+        states are data. Where the steps are written out it has to count as data too.
         """
         first, second, *rest = operands
         shapes = tuple(shape_of(atom) for atom in equation.invars[:2])

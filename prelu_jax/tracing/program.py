@@ -77,22 +77,14 @@ class Program:
     def weights(self, parameters: Mapping[str, Any], others: Any, batch: Any) -> dict[int, Any]:
         """Return every operation's W, with the axes of scans first; nothing else is computed.
 
-        Args:
-            parameters: arrays, which may be tracers; those of others and the batch count in shape
-                alone, where W does not depend on them.
-            others, batch: as `run` takes them.
+        Arrays may be tracers, and shapes alone where W does not depend on them.
         """
         return self.records(_weight, parameters, others, batch).values()
 
     def depends_on(
         self, observe: Observe, parameters: Mapping[str, Any], others: Any, batch: Any
     ) -> set[str]:
-        """Return the parameters that the outputs depend on with an observer; nothing is computed.
-
-        Args:
-            observe: as `run` takes it.
-            parameters, others, batch: as `weights`.
-        """
+        """Return the parameters that the outputs depend on with an observer; compute nothing."""
 
         def outputs(leaves: Sequence[Any], held: Sequence[Any]) -> list[Any]:
             return evaluation.run(self.reading.body, [*leaves, *held], observe, {})[0]
@@ -106,12 +98,7 @@ class Program:
     def records(
         self, observe: Observe, parameters: Mapping[str, Any], others: Any, batch: Any
     ) -> "Records":
-        """Return an observer's records, of all branches, as a function; nothing is computed.
-
-        Args:
-            observe: as `run` takes it.
-            parameters, others, batch: as `weights`.
-        """
+        """Return an observer's records, of all branches, as a function; compute nothing."""
         held = jax.tree.leaves((others, batch))
 
         def of(leaves: Sequence[Any], held: Sequence[Any]) -> ByNumber:

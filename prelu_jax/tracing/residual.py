@@ -26,7 +26,7 @@ def branches(body: Body) -> dict[int, bool]:
 
 
 def _branches(body: Body) -> tuple[dict[int, bool], dict[int, set[int]]]:
-    """Return the operations in branches, and those that reach each of a body's outputs unadded."""
+    """Return the operations in branches, and those that reach each output without a sum."""
     graph = Graph(body.jaxpr)
     made = _made(body)
     reached: dict[Any, set[int]] = {}  # variable -> the operations that it is an output of
