@@ -39,7 +39,7 @@ class BetweenLayer:
     iteration. The authors' code has the direction used here.
 
     Beyond chains: of all rescalings of kernels and biases that leave the model's function as it is
-    (`homogeneity`), the one that makes the rates most equal. A branch of a residual sum keeps its
+    (`symmetries`), the one that makes the rates most equal. A branch of a residual sum keeps its
     scale, and so do the layers before a tanh.
 
     Attributes:
