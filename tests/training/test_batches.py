@@ -96,9 +96,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded_in_training(prepared, on_bad
     config = of_photos(prepared, on_bad_image=on_bad_image, max_pixels=2000)
     data = Batches(resolve(config))
     if on_bad_image == "fail":
-        with pytest.raises(
-            ValueError, match=r"is an image of 47×\d+ pixels: with more than 2,000"
-        ):
+        with pytest.raises(ValueError, match=r"is an image of 47×\d+ pixels: with more than 2,000"):
             next(iter(data.train()))
         return
     next(iter(data.train()))
