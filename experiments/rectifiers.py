@@ -118,7 +118,7 @@ def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
 def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     """Return both tables, the figures and the claims."""
     folders = plans.folders(workdir, seeds, _ARMS)
-    layers = rectified(config.arch)
+    layers = tuple(arch.get(config.arch).rectified)
     learned = {arm: [slopes.read(folder, layers) for folder in folders[arm]] for arm in LEARNED}
     scores = testing.score_all(config, workdir, seeds, _ARMS, [TEN_VIEW])
     by_arm = {arm: [errors.errors(run, TEN_VIEW) for run in runs] for arm, runs in scores.items()}
@@ -132,13 +132,6 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
             "errors.csv": errors.rows(errors.by_test(scores, [TEN_VIEW]), seeds),
         },
         draw(config, seeds, top_1, learned),
-    )
-
-
-def rectified(name: str) -> tuple[str, ...]:
-    """Return the names of a network's rectified layers, in order of depth."""
-    return tuple(
-        layer.name for layer in arch.get(name).layers if isinstance(layer, arch.Conv | arch.Dense)
     )
 
 

@@ -35,7 +35,7 @@ import jax
 import numpy as np
 from scipy import optimize
 
-from prelu_jax import moment_maps, quadrature, rectifiers
+from prelu_jax import quadrature, rectifiers
 from prelu_jax.quadrature import Activation, Array
 
 Keeps = Literal["forward", "backward"]
@@ -180,24 +180,33 @@ def fixed_points(
         gain: fan_in times the variance of the weights.
         bias_variance: of the biases.
         within: smallest and largest variance that is looked at; 0 is not.
+
+    Raises:
+        TypeError, ValueError: as `moments`; or a number is out of range.
     """
+
+    activation = quadrature.elementwise(activation)
+    smallest, largest = within
+    if not (0 < smallest < largest < math.inf and gain > 0 and bias_variance >= 0):
+        raise ValueError(
+            f"fixed_points: gain is {gain}, bias_variance {bias_variance} and within {within}; "
+            "expected a gain above 0, a variance of at least 0, and two rising variances above 0."
+        )
 
     def growth(log_variance: float) -> float:
         q = math.exp(log_variance)
-        return length_map(activation, q, gain, bias_variance) / q - 1
+        value = length_map(activation, q, gain, bias_variance) / q - 1
+        return 0.0 if abs(value) < 1e-12 else value
 
-    smallest, largest = map(math.log, within)
-    grid = np.linspace(smallest, largest, 33)
-    values = [growth(x) for x in grid]
+    grid = np.linspace(math.log(smallest), math.log(largest), 33)
+    # Zeros on the grid lie between their neighbours, which have signs.
+    values = [(x, value) for x in grid if (value := growth(x))]
+    brackets = [(a, b) for (a, at_a), (b, at_b) in itertools.pairwise(values) if at_a * at_b < 0]
     points = []
-    for (a, b), (at_a, at_b) in zip(
-        itertools.pairwise(grid), itertools.pairwise(values), strict=True
-    ):
-        if at_a * at_b < 0 and max(abs(at_a), abs(at_b)) > 1e-12:
-            q = math.exp(optimize.brentq(growth, a, b, xtol=1e-14))
-            m = moments(activation, q)
-            slope = gain * m.exponent * m.forward
-            points.append(FixedPoint(q, slope, gain * m.backward))
+    for bracket in brackets:
+        q = math.exp(optimize.brentq(growth, *bracket, xtol=1e-14))
+        m = moments(activation, q)
+        points.append(FixedPoint(q, gain * m.exponent * m.forward, gain * m.backward))
     return tuple(points)
 
 
@@ -230,11 +239,18 @@ def cosine_at_depth(negative_slope: jax.typing.ArrayLike, depth: int, cosine: fl
         depth: number of layers.
         cosine: of the examples before the first layer.
     """
+    if not -1 <= cosine <= 1:
+        raise ValueError(f"cosine is {cosine}, expected a number in [-1, 1].")
+    slopes = np.asarray(negative_slope, np.float64)
+    bend = float(np.mean((1 - slopes) ** 2) / (math.pi * np.mean(1 + slopes**2)))
     for _ in range(depth):
-        cosine = float(moment_maps.rectified_correlation(cosine, negative_slope))
+        # C(c) = c + (1 - a)² / (π (1 + a²)) · (√(1 - c²) - c arccos c), Cho & Saul 2009.
+        step = math.sqrt(max(0.0, 1 - cosine * cosine)) - cosine * math.acos(cosine)
+        cosine = min(1.0, cosine + bend * step)
     return cosine
 
 
+@functools.lru_cache(maxsize=256)  # a network asks for it in every layer
 def tailored_slope(depth: int, cosine: float = 0.9) -> float:
     """Return the slope with which a plain net of leaky rectifiers keeps examples apart.
 
@@ -249,7 +265,7 @@ def tailored_slope(depth: int, cosine: float = 0.9) -> float:
         ValueError: the depth is below 1, or no slope in [0, 1] gives that cosine; the error gives
             the range that slopes reach.
     """
-    if not (isinstance(depth, (int, np.integer)) and depth >= 1):
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
         raise ValueError(f"tailored_slope: depth is {depth!r}, expected a whole number above 0.")
     largest = cosine_at_depth(0.0, depth)
     if not 0 <= cosine <= largest:

@@ -83,6 +83,11 @@ class Arch:
     image_size: int
     layers: tuple[Layer, ...]
 
+    @property
+    def rectified(self) -> list[str]:
+        """Return the names of the layers that a rectifier follows, in order of depth."""
+        return [layer.name for layer in self.layers if isinstance(layer, Conv | Dense)]
+
 
 def multiply_adds(arch: Arch, num_classes: int = 1000, channels: int = 3) -> int:
     """Return the number of products in one image's forward pass, "complexity" in Table 3."""

@@ -32,22 +32,17 @@ class Rectifier:
         """Return the initial slope in a network."""
         if self.slope is not None:
             return self.slope
-        return activations.tailored_slope(len(rectified_layers(arch)))
+        return activations.tailored_slope(len(arch.rectified))
 
 
 RECTIFIERS = {
     "relu": Rectifier(0.0),
     "leaky_relu": Rectifier(LEAKY_SLOPE),
-    "prelu": Rectifier(0.25, learned=True),
-    "prelu_shared": Rectifier(0.25, learned=True, channel_shared=True),
+    "prelu": Rectifier(LEAKY_SLOPE, learned=True),
+    "prelu_shared": Rectifier(LEAKY_SLOPE, learned=True, channel_shared=True),
     "tailored": Rectifier(None),
     "tailored_prelu": Rectifier(None, learned=True),
 }
-
-
-def rectified_layers(arch: Arch) -> list[str]:
-    """Return the names of the layers that a rectifier follows."""
-    return [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense)]
 
 
 class RectifierNet(nn.Module):
@@ -108,7 +103,7 @@ class RectifierNet(nn.Module):
         fixed = RECTIFIERS[self.rectifier].initial_slope(self.arch)
         return {
             name: params.get(f"{name}_prelu", {}).get("negative_slope", fixed)
-            for name in rectified_layers(self.arch)
+            for name in self.arch.rectified
         }
 
     def _conv(self, layer: Conv, x: jax.Array) -> jax.Array:

@@ -139,7 +139,7 @@ def _variance(initializer: Variances, layer: Conv | Dense | Logits, in_features:
 
 def _slopes(arch: Arch, slopes: Slopes) -> dict[str, ArrayLike]:
     """Return the rectifier's slope after every weighted layer; 1, no rectifier, after the last."""
-    rectified = [layer.name for layer in arch.layers if isinstance(layer, Conv | Dense)]
+    rectified = arch.rectified
     if not isinstance(slopes, Mapping):
         slopes = dict.fromkeys(rectified, slopes)
     _check_layers("negative_slope", "rectified layer", slopes, rectified, "one number for all")

@@ -150,7 +150,7 @@ def test_a_reachable_cosine_alone_is_taken():
     assert activations.tailored_slope(5, 0.0) == pytest.approx(1.0)
     with pytest.raises(ValueError, match=rf"from 0 \(slope 1\) to {shallow:.4g} \(slope 0\)"):
         activations.tailored_slope(5, 0.9)
-    for depth in (0, -3, 2.5, "30"):
+    for depth in (0, -3, 2.5, "30", True):
         with pytest.raises(ValueError, match="expected a whole number above 0"):
             activations.tailored_slope(depth)
 
@@ -167,6 +167,24 @@ def test_fixed_points_and_their_stability():
     assert of_gelu.variance == pytest.approx(1.0, rel=1e-9)
     assert not of_gelu.stable
     assert activations.fixed_points(jax.nn.relu, 2.0) == ()
+
+
+@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.elu, jax.nn.selu, jax.nn.silu])
+def test_one_is_a_fixed_point_of_an_activations_own_gain(activation):
+    """Also where it lies on the grid of the search."""
+    moments = activations.moments(activation)
+    points = activations.fixed_points(activation, 1 / moments.forward)
+    (point,) = [p for p in points if p.variance == pytest.approx(1.0, rel=1e-6)]
+    assert point.slope == pytest.approx(moments.exponent, rel=1e-6)
+    assert point.stable == (moments.exponent < 1)
+
+
+def test_bad_numbers_of_a_length_map_are_named():
+    for arguments in ((-1.0,), (2.0, -1.0), (2.0, 0.0, (0, 1)), (2.0, 0.0, (2, 1))):
+        with pytest.raises(ValueError, match="fixed_points: gain is"):
+            activations.fixed_points(jnp.tanh, *arguments)
+    with pytest.raises(ValueError, match=r"cosine is 1.5, expected a number in \[-1, 1\]"):
+        activations.cosine_at_depth(0.0, 3, 1.5)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.harness import machine, record, schedule
+from experiments.harness import configs, machine, record, schedule
 from experiments.harness.claims import Claim
 from experiments.harness.experiment import Experiment
 from prelu_jax import entry, files, names
@@ -154,18 +154,16 @@ def parse(experiment: Experiment) -> Options:
         raise ValueError("--workdir is empty, expected a folder for the runs.")
     if values.workdir:
         workdir = files.local_path(values.workdir, "--workdir")
-    _resolve_paths(values.config)
     part = schedule.parse_part(values.part) if values.part else None
     if part and not experiment.plan:
         raise ValueError("This experiment does one thing after another: give no --part.")
     _check_workdir(workdir)
-    config_lib.check_values(values.config)
     group = _processes()
     if group and not experiment.plan:
         raise ValueError("This experiment is for one process: give no flag of several.")
     return Options(
         scale=values.scale,
-        config=values.config,
+        config=configs.checked(values.config),
         workdir=workdir,
         seeds=values.seeds,
         strict=values.strict,
@@ -243,19 +241,6 @@ def _check_fields(argv: Sequence[str], fields: entry.Fields) -> None:
         flag = argument.lstrip("-").partition("=")[0].removeprefix("no")
         if argument.startswith("-") and flag.startswith("config."):
             names.check("config field", flag.removeprefix("config."), fields)
-
-
-def _resolve_paths(config: Any) -> None:
-    """Expand ``~`` in the fields of a configuration that are folders.
-
-    Raises:
-        ValueError: a folder is the address of a bucket.
-    """
-    for field in ("data_dir", "pretrained", "runs"):
-        if written := getattr(config, field, ""):
-            path = str(files.local_path(written, f"config.{field}"))
-            # The reader of datasets expands data_dir; config.json keeps it as written.
-            setattr(config, field, written if field == "data_dir" else path)
 
 
 def _check_workdir(folder: Path) -> None:

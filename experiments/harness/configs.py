@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from prelu_jax import files
+from prelu_jax.training import config as config_lib
 from prelu_jax.training.config import TrainConfig
 
 NEVER = 1_000_000  # evaluations that no run has: as plateau_patience, the learning rate is constant
@@ -45,6 +47,23 @@ def train_config(config: TrainConfig, **fields: Any) -> TrainConfig:
     """Return the configuration of one run: an experiment's without its own fields, some changed."""
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(TrainConfig)}
     return TrainConfig(**{**own, **fields})
+
+
+def checked(config: Any) -> Any:
+    """Return an experiment's configuration with ``~`` expanded in its folders.
+
+    Raises:
+        ValueError: a number is out of range, or a folder is the address of a bucket.
+    """
+    config_lib.check_values(config)
+    # The reader of datasets expands data_dir; config.json keeps it as written.
+    paths = {
+        field: str(files.local_path(written, f"config.{field}"))
+        for field in ("data_dir", "pretrained", "runs")
+        if (written := getattr(config, field, ""))
+    }
+    paths.pop("data_dir", None)
+    return dataclasses.replace(config, **paths)
 
 
 def check_unset(config: Any, fields: Sequence[str], instead: str = "") -> None:

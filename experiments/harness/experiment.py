@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import drawing, schedule
+from experiments.harness import configs, drawing, schedule
 from experiments.harness.claims import Claim
 from experiments.harness.plans import Plan
 from experiments.harness.schedule import Part
@@ -105,8 +105,12 @@ class Experiment:
         Raises:
             ValueError: the configuration cannot be, or a file is damaged.
         """
+        config = configs.checked(config)
         first = getattr(config, "seed", 0)
-        chosen = range(first, first + (seeds or self.default_seeds))
+        number = self.default_seeds if seeds is None else seeds
+        if number < 1:
+            raise ValueError(f"seeds is {seeds}, expected at least 1.")
+        chosen = range(first, first + number)
         workdir = Path(workdir)
         if runs := self.plan(config, workdir, chosen) if self.plan else {}:
             schedule.train_all(runs, part, stall_timeout)
@@ -117,7 +121,7 @@ class Experiment:
             )
         if part or not processes.is_first():
             return None
-        result = self.report(config, workdir, chosen)
+        result, report = self.report(config, workdir, chosen), None
         for report in [result] if isinstance(result, Report) else result:
             report.write(workdir)
         return report

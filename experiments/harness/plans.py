@@ -42,9 +42,15 @@ def folders(workdir: Path, seeds: Iterable[int], arms: Iterable[Arm]) -> dict[st
 
 
 def of_arms(config: TrainConfig, workdir: Path, seeds: Sequence[int], arms: Sequence[Arm]) -> Plan:
-    """Return the plan that trains every arm with every seed, the first seed of all arms first."""
+    """Return the plan that trains every arm with every seed, the first seed of all arms first.
+
+    Each seed begins with another arm, so that every part of the runs (`--part`) has all arms.
+    """
     runs = {}
-    for arm, seed in ((arm, seed + arm.offset) for seed in seeds for arm in arms):
-        own = configs.train_config(config, **{**arm.fields, "seed": seed})
-        runs[folder(workdir, arm.folder, seed)] = Run(f"{arm.name} seed {seed}", own)
+    for i, first in enumerate(seeds):
+        turn = i % len(arms)
+        for arm in (*arms[turn:], *arms[:turn]):
+            seed = first + arm.offset
+            own = configs.train_config(config, **{**arm.fields, "seed": seed})
+            runs[folder(workdir, arm.folder, seed)] = Run(f"{arm.name} seed {seed}", own)
     return runs

@@ -66,7 +66,7 @@ def mark_started(folder: Path) -> bool:
 
 
 def clear_mark(folder: Path, stopped: bool) -> None:
-    """Remove the mark of a command that ended with an error; ``stopped`` is of `mark_started`."""
+    """Remove the mark of a command that ended with an error; ``stopped``: from `mark_started`."""
     begun = folder / _BEGUN
     if os.path.exists(begun) and not stopped:  # False where it may not look
         begun.unlink()

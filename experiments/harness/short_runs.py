@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.harness import machine
 from experiments.harness.results import Curve
-from prelu_jax import evaluation, signal
+from prelu_jax import signal
 from prelu_jax.data import augment
 from prelu_jax.data.pipeline import Batch
 from prelu_jax.datadep import CalibrationReport
@@ -90,11 +90,7 @@ class Start:
         return stepped
 
     def _test_error(self, state: TrainState) -> float:
-        sums = [
-            self.parallel.eval_step(state, self.parallel.split(batch))
-            for batch in self.batches.test()
-        ]
-        return evaluation.mean(jax.device_get(sums))["test_error"]
+        return self.parallel.evaluate(state, self.batches.test())["test_error"]
 
     def learns(self, rate: float, steps: int) -> bool:
         """Return whether the loss ends at least 1 % below its start at a learning rate.
@@ -117,7 +113,7 @@ class Start:
 
 
 def check(configs: Sequence[TrainConfig]) -> Parallel:
-    """Return the devices for runs that differ in no batch size, or refuse the runs.
+    """Check runs of one batch size and return their devices.
 
     Raises:
         ValueError: a configuration cannot be, or short runs could not have their own learning rate.
@@ -126,12 +122,12 @@ def check(configs: Sequence[TrainConfig]) -> Parallel:
         if config.drop_epochs:
             raise ValueError(
                 f"config.drop_epochs is {config.drop_epochs}, expected it to be empty: short runs "
-                "take their learning rates through the plateau's factor, which such a schedule has "
-                "not."
+                "take their learning rates through the plateau's factor, which drop_epochs "
+                "replaces."
             )
         resolve(config)
     parallel = machine.devices(configs[0].batch_size)
-    parallel.check_batch_size(configs[0].batch_size)
+    parallel.check_batch_size(configs[0].batch_size, configs[0].accumulate)
     return parallel
 
 

@@ -36,7 +36,7 @@ def eval_step(
     """Return sums over the batch's real examples, the same on every device.
 
     Args:
-        state: a `training.state.TrainState`, or a `training.finished.Network`.
+        state: a `training.state.TrainState`, or a `runs.finished.InferenceState`.
         batch: ``image``, ``label`` and ``mask`` (1 for an example, 0 for padding).
         axis_name: the mapped axis over which devices share the batch; None for one device.
 

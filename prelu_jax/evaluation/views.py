@@ -130,7 +130,7 @@ def dense_step(
     """Return `dense_scores` averaged over every image and its mirror image.
 
     Args:
-        state: a `training.state.TrainState`, or a `training.finished.Network`.
+        state: a `training.state.TrainState`, or a `runs.finished.InferenceState`.
         batch: ``image``: whole images of one shape, uint8 ``[b, h, w, 3]``.
         axis_name: the mapped axis over which devices share the batch; None for one device.
         mirror: False for networks that were trained without mirror images, e.g. on digits.

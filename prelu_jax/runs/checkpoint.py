@@ -212,19 +212,18 @@ class Checkpoints:
             ValueError: a newer version of this package wrote it.
             OSError: there is none, or it cannot be read.
         """
-        for step in reversed(self.steps()):
-            notes = self.notes(step)
-            try:
-                arrays: dict[str, Any] = self._manager.restore(
-                    step, args=ocp.args.StandardRestore()
-                )
-                integrity.check_arrays(arrays, notes)
-                return arrays
-            except Exception as error:  # as in `save`
-                raise OSError(
-                    f"No checkpoint in {self._folder} can be read ({error!r})."
-                ) from error
-        raise OSError(f"There is no checkpoint in {self._folder}.")
+        if not self.steps():
+            raise OSError(f"There is no checkpoint in {self._folder}.")
+        step = self.steps()[-1]
+        notes = self.notes(step)
+        try:
+            arrays: dict[str, Any] = self._manager.restore(step, args=ocp.args.StandardRestore())
+            integrity.check_arrays(arrays, notes)
+        except Exception as error:  # as in `save`
+            raise OSError(
+                f"The checkpoint of step {step} in {self._folder} cannot be read ({error!r})."
+            ) from error
+        return arrays
 
     def notes(self, step: int) -> dict[str, Any]:
         """Return the notes of a checkpoint; an empty dict if they are damaged.

@@ -16,7 +16,7 @@ NOTES = "_CHECKPOINT_METADATA"  # Orbax's file of the notes
 
 
 def remove_damaged_files(folder: Path) -> None:
-    """Remove damaged test errors and notes: with one, Orbax would read no checkpoint at all.
+    """Remove damaged test errors and notes: Orbax reads no checkpoint beside such a file.
 
     The arrays of the checkpoints are in other files.
     """

@@ -39,7 +39,7 @@ def _kind(record: Record) -> str:
 
 
 def missing(config: TrainConfig, records: Sequence[Record], step: int) -> list[int]:
-    """Return the steps, up to one, of which a record is missing."""
+    """Return the steps up to ``step`` that lack a record."""
     present = {(record["step"], _kind(record)) for record in records}
     return [at for at, kind in _expected(config, step) if (at, kind) not in present]
 
@@ -123,7 +123,7 @@ class MetricsLog:
         except OSError as error:
             self._events = None  # a line that is cut short ends a file of events
             if not self._last_write_failed:
-                text = "The metrics from step %d on are not yet written (%s); training goes on."
+                text = "The metrics from step %d on are not yet written (%s); training continues."
                 logging.warning(text, record["step"], error)
             self._last_write_failed = True
 

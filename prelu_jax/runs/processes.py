@@ -167,7 +167,7 @@ def broadcast_arrays_from_process_0(tree: Any) -> Any:
 
 
 def assert_same_across_processes(facts: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the facts in which processes differ; their code is one.
+    """Raise a ValueError that names the facts, or the code, in which processes differ.
 
     Args:
         facts: JSON-serialisable values that have to be the same.

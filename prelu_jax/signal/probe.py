@@ -100,9 +100,11 @@ class Probe:
         }
         sinks = {operation.number: _sink(operation) for operation in operations}
 
+        observe = functools.partial(self._observe, keep_outputs_alone=not program.has_effects)
+
         def objective(kernels: Any, sinks: Any) -> tuple[jax.Array, Any]:
             exchanged = {**parameters, **kernels}
-            outputs, forward = program.run(exchanged, others, batch, self._observe, sinks)
+            outputs, forward = program.run(exchanged, others, batch, observe, sinks)
             return self._objective(outputs, noise_key), forward
 
         if not program.has_effects:  # which would happen twice
@@ -125,7 +127,9 @@ class Probe:
             "objective": value,
         }
 
-    def _observe(self, visit: Visit) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def _observe(
+        self, visit: Visit, *, keep_outputs_alone: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         x, weight, y = jax.lax.stop_gradient((visit.x, visit.weight, visit.y))
         channel_axes = visit.operation.channel_axes
         # A look-up's input is the number of a row: there is nothing to measure in it.
@@ -135,7 +139,9 @@ class Probe:
         record = of_y | {f"input_{name}": value for name, value in of_x.items()}
         record["kernel"] = reductions.scaled(weight)
         record["ran"] = jnp.array(True)  # zeros, and so False, in a branch that does not run
-        y = checkpoint_name(taps.with_late_input(visit), _OUTPUT)
+        y = visit.y
+        if keep_outputs_alone:
+            y = checkpoint_name(taps.with_late_input(visit), _OUTPUT)
         return taps.tap(y, visit.given, channel_axes), record
 
     def _of_gradient(self, at_output: jax.Array) -> dict[str, jax.Array]:

@@ -1,1 +1,1 @@
-"""Training: a pure step, pmapped; exact resume; a folder a run."""
+"""Training: the recipe, a pure step, its pmap and the loop."""

@@ -45,12 +45,12 @@ class Batches:
         )
         return self._watch(batches, "a training batch")
 
-    def test(self, issues: pipeline.ImageIssues | None = None) -> Iterator[pipeline.Batch]:
-        """Yield every test example once. Bad images go to ``issues``, by default the run's."""
+    def test(self) -> Iterator[pipeline.Batch]:
+        """Yield every test example once."""
         r, c = self._recipe, self._recipe.config
         batches = pipeline.eval_batches(
             *(r.test, r.crop, c.batch_size, c.test_examples),
-            issues=issues or self.issues,
+            issues=self.issues,
             share=self._share,
         )
         return self._watch(batches, "a test batch")

@@ -3,11 +3,9 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-import jax
-
-from prelu_jax import evaluation, signal
+from prelu_jax import signal
 from prelu_jax.training import signal_log
 from prelu_jax.training import state as state_lib
 from prelu_jax.training.batches import Batches
@@ -63,7 +61,7 @@ class Recorder(Protocol):
     def progress(self, step: int) -> None:
         """Report the step to the user."""
 
-    def stop(self, state: TrainState) -> None:
+    def stop(self, state: TrainState) -> NoReturn:
         """Save the state between two intervals and raise an exception."""
 
     def end(self, state: TrainState) -> None:
@@ -99,8 +97,10 @@ def train(
     recorder.begin(first)
     if first == 0:
         state = evaluate(state, first)
-    has_ended = _is_below(config.stop_error, recorder.test_error)
-    for step, batch in enumerate(() if has_ended else batches.train(first), start=first + 1):
+    steps = range(first + 1, config.num_steps + 1)
+    if _is_below(config.stop_error, recorder.test_error):
+        steps = range(0)
+    for step, batch in zip(steps, batches.train(first) if steps else (), strict=True):
         if config.signal_every and step % config.signal_every == 0:
             recorder.log_signal(step, measure_signal(state, batch))
         state, metrics = parallel.train_step(state, parallel.split(batch))
@@ -131,8 +131,7 @@ def _evaluate(
     batches: Batches, parallel: Parallel, recorder: Recorder, state: TrainState, step: int
 ) -> TrainState:
     """Evaluate on the test split; return the state with the learning rate that follows."""
-    sums = [parallel.eval_step(state, parallel.split(batch)) for batch in batches.test()]
-    results = evaluation.mean(jax.device_get(sums))
+    results = parallel.evaluate(state, batches.test())
     if not math.isfinite(results["test_loss"]):
         raise DivergedError(step)
     state = state_lib.observe_error(state, results["test_error"])

@@ -6,7 +6,7 @@ shapes everywhere, in a checkpoint too. JAX does not check that replicas agree; 
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -85,6 +85,10 @@ class Parallel:
         """Copy every array to every device of this process, where the steps expect it."""
         mesh = jax.sharding.Mesh(np.array(self._local), (AXIS,))
         return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+    def evaluate(self, state: Any, batches: Iterable[dict[str, Any]]) -> dict[str, float]:
+        """Return `evaluation.evaluate` of a state over the devices."""
+        return evaluation.evaluate(lambda b: self.eval_step(state, self.split(b)), batches)
 
     def split(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Reshape a batch to ``[devices, …]``, the devices of this process."""

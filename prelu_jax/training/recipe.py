@@ -161,15 +161,14 @@ def _moments(config: TrainConfig, size: int, images: int) -> Path | None:
         ValueError: there is none, and too many images to measure; the error gives the command.
     """
     c = config
-    of_whole_split = not (c.dataset == sources.DIGITS or c.classes or c.examples_per_class)
-    if c.pretrained or not of_whole_split:  # a pretrained run takes its source's mean image
+    if c.dataset == sources.DIGITS or c.classes or c.examples_per_class:
         return None
     file = moments.path(
         sources.version_folder(c.dataset, c.data_dir), c.train_split, size, c.min_side
     )
     if file.exists():
         return file
-    if images > _SMALL:
+    if images > _SMALL and not c.pretrained:  # a pretrained run has the mean image of its source
         raise ValueError(
             f"{c.dataset}/{c.train_split} has {images} images, whose mean image and colours are "
             f"not yet measured: {file} is missing. Measure them once: "

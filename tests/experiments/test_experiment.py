@@ -68,7 +68,7 @@ def test_an_experiment_that_yields_reports_writes_each(tmp_path, capsys):
             rows = [["seed"], *([seed] for seed in seeds)]
             yield Report([], f"{n} of {len(seeds)}\n", {"seeds.csv": rows})
 
-    last = Experiment("measured", {}, report, default_seeds=2).run(None, tmp_path / "new")
+    last = Experiment("measured", {}, report, default_seeds=2).run(tiny(), tmp_path / "new")
     assert last.text == "2 of 2\n"
     assert (tmp_path / "new/table.md").read_text() == "2 of 2\n"
     assert (tmp_path / "new/seeds.csv").read_text().split() == ["seed", "0", "1"]
@@ -78,7 +78,7 @@ def test_an_experiment_that_yields_reports_writes_each(tmp_path, capsys):
 def test_without_runs_there_are_no_parts(tmp_path):
     experiment = Experiment("measured", {}, lambda *_: Report([]), plan=lambda *_: {})
     with pytest.raises(ValueError, match="give no --part"):
-        experiment.run(None, tmp_path / "new", part=Part(0, 2))
+        experiment.run(tiny(), tmp_path / "new", part=Part(0, 2))
     assert not (tmp_path / "new").exists()
 
 
@@ -100,3 +100,24 @@ def test_two_calls_lie_between_the_command_and_the_training_of_a_run(tmp_path, m
     experiment = dataclasses.replace(convergence_30.EXPERIMENT, report=lambda *_: Report([]))
     experiment.run(tiny(), tmp_path, seeds=1)
     assert [names[-3:] for names in calls] == [["run", "train_all", "train"]] * 2
+
+
+def test_every_part_has_runs_of_both_arms(tmp_path):
+    """Xavier's runs are the longer ones: a part that had them all would be the last to end."""
+    runs = convergence_30.EXPERIMENT.plan(tiny(), tmp_path, range(4))
+    for part in (Part(0, 2), Part(1, 2)):
+        arms = {folder.parent.name for folder in schedule.select(runs, part)}
+        assert arms == {"he", "xavier"}
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_a_run_needs_a_seed(seeds, tmp_path):
+    with pytest.raises(ValueError, match=f"seeds is {seeds}, expected at least 1"):
+        convergence_30.EXPERIMENT.run(tiny(), tmp_path, seeds=seeds)
+
+
+def test_a_function_checks_numbers_as_the_command_does(tmp_path):
+    config = convergence_30.EXPERIMENT.config(stalled=float("nan"))
+    with pytest.raises(ValueError, match=r"config.stalled is nan, expected a finite number"):
+        convergence_30.EXPERIMENT.run(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

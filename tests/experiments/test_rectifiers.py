@@ -88,11 +88,11 @@ def test_imagenet_is_the_papers_protocol():
 
 
 def test_table_1_has_the_rectified_layers_of_the_network_in_order():
-    assert rectifiers.rectified("small_14") == rectifiers.rectified("small_14_reduced") == LAYERS
+    assert arch.SMALL_14.rectified == arch.SMALL_14_REDUCED.rectified == list(LAYERS)
     assert len(LAYERS) == 13
     parameters = models.build(arch.SMALL_14, 10, rectifier="prelu_shared").slopes({})
     assert tuple(parameters) == LAYERS
-    assert slopes.paper(rectifiers.rectified("small_30"), rectifiers.LEARNED) == {}
+    assert slopes.paper(tuple(arch.SMALL_30.rectified), rectifiers.LEARNED) == {}
     printed = slopes.paper(LAYERS, rectifiers.LEARNED)
     # conv1 "significantly greater than 0", the text's two numbers; fc2's, and both columns' sums.
     assert [printed[arm][0] for arm in (SHARED, CHANNEL_WISE)] == [0.681, 0.596]
