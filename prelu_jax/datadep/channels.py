@@ -14,9 +14,9 @@ from prelu_jax.signal.reductions import pmax, pmean
 
 # A channel whose std is less than this of its largest value is constant: the rest is rounding.
 _CONSTANT = 1e-6
-# Channels whose std is between the first two, and above the last times the mean, vary for certain,
-# and their squares fit in float32.
-_SMALL, _LARGE, _CLEAR = 1e-15, 1e15, 1e-3
+# A channel varies for certain, and its squares fit in float32, if its std is
+_SMALL, _LARGE = 1e-15, 1e15  # between these two
+_CLEAR = 1e-3  # and above this times its mean.
 
 
 class Moments(NamedTuple):

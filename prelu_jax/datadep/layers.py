@@ -41,12 +41,12 @@ class Layer:
 
     @property
     def follows(self) -> bool:
-        """Whether its output follows its parameters."""
+        """Return whether the output scales with the parameters."""
         return self.obstacle is None
 
     @property
     def has_bias(self) -> bool:
-        """Whether a parameter is added to its output."""
+        """Return whether a parameter is added to the output."""
         return self.first.bias is not None
 
     @property

@@ -38,7 +38,7 @@ def meet(address: str, count: int, index: int) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"--coordinator_address is {address!r}, expected HOST:PORT of process 0.")
-    began, said = time.monotonic(), False
+    began, reported = time.monotonic(), False
     while True:
         # Any process on the coordinator's host may listen: then two that should be process 1 meet
         # although nobody is process 0.
@@ -54,8 +54,8 @@ def meet(address: str, count: int, index: int) -> None:
                 f"Process {index} has met nobody at {address} within {_TIMEOUT:g} s. Is process 0 "
                 "started, is this its --coordinator_address, and is the port free?"
             )
-        if waited > _PATIENCE and not said:
-            said = True
+        if waited > _PATIENCE and not reported:
+            reported = True
             entry.complain(
                 f"Process {index} of {count} waits for process 0 at {address}; nobody answers."
             )
@@ -74,14 +74,14 @@ class _Meeting:
 
     def wait(self, began: float) -> None:
         """Answer the others when all have come, or why the run cannot be."""
-        said = False
+        reported = False
         with contextlib.ExitStack() as opened:
             while missing := sorted({*range(self._count)} - {self._index, *self._others}):
                 waited = time.monotonic() - began
                 if waited > _TIMEOUT:
                     self._end("late", self._late(missing))
-                if waited > _PATIENCE and not said:
-                    said = True
+                if waited > _PATIENCE and not reported:
+                    reported = True
                     entry.complain(
                         f"Waiting for {_named(missing)} of {self._count} at {self._address}."
                     )
@@ -91,10 +91,10 @@ class _Meeting:
             self._answer({"met": True})
 
     def _welcome(self, new: socket.socket) -> None:
-        told = _read(new, seconds=5)
-        if not told or "process_id" not in told:
+        message = _read(new, seconds=5)
+        if not message or "process_id" not in message:
             return  # not a process of a run
-        index, count = told["process_id"], told["num_processes"]
+        index, count = message["process_id"], message["num_processes"]
         previous = self._others.get(index)
         twice = index == self._index or (previous is not None and not _is_gone(previous))
         self._others[index if not twice else -1] = new

@@ -69,7 +69,7 @@ class _Kernels:
 
     @property
     def rectified(self) -> bool:
-        """Whether a leaky rectifier explains the factor between two layers."""
+        """Return whether a leaky rectifier explains the factor between two layers."""
         return abs(2 * self.between / (1 + self.slope**2) - 1) <= 0.2
 
     @property

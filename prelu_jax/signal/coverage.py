@@ -81,7 +81,7 @@ class Coverage:
 
     @property
     def suffices(self) -> bool:
-        """Whether a verdict on the measured layers holds for the whole model.
+        """Return whether a verdict on the measured layers holds for the whole model.
 
         It does not if a kernel is inside a transformation, or too many weights are not measured.
         """

@@ -138,7 +138,7 @@ class Measurement:
 
     @property
     def normalises(self) -> bool:
-        """Whether it has layers that normalise the signal, such as BatchNorm or LayerNorm."""
+        """Return whether layers normalise the signal, such as BatchNorm or LayerNorm."""
         return any(kind.endswith("Norm") and kind not in _OF_WEIGHTS for kind in self.kinds)
 
     @property

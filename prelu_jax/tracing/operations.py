@@ -141,7 +141,7 @@ class Body:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds no operation."""
+        """Return whether there is no operation."""
         return not self.watched and not self.inner
 
     def operations(self) -> Iterator[Operation]:

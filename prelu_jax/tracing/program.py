@@ -39,7 +39,7 @@ class Program:
 
     @property
     def has_effects(self) -> bool:
-        """Whether it does more than compute, as a callback that prints."""
+        """Return whether the program has side effects, such as a callback that prints."""
         return bool(self.reading.body.jaxpr.effects)
 
     @property

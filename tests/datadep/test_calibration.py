@@ -140,7 +140,7 @@ def test_damping_shrinks_the_spread_by_one_minus_alpha(alpha):
 
 @pytest.mark.parametrize("net", ["residual", "inception"])
 def test_what_can_be_removed_and_what_is_left_add_up_to_the_spread(net):
-    """As variances of log C̃. Not all factors of the inception's rescalings multiply to 1."""
+    """Compare variances of log C̃. Not all factors of the inception's rescalings multiply to 1."""
     x = images(*SHAPE)
     variables = drawn(LINEN[net], x)
     variables["params"]["head"]["kernel"] *= 30

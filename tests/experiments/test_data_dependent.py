@@ -101,7 +101,7 @@ def test_runs_differ_in_what_they_are_called_alone():
 
 
 def test_a_start_has_the_mean_image_of_its_own_data_and_is_measured_in_float32(monkeypatch):
-    """Of two images per class, other ones for every seed; nothing is drawn or measured here."""
+    """Every seed has two other images per class; nothing is drawn or measured here."""
     given, precisions = [], []
 
     def state(recipe, pixels):

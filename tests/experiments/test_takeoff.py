@@ -1,4 +1,4 @@
-"""What depth costs: the fit, the claims and the table, on made-up runs; and one real command."""
+"""The cost of depth: the fit, the claims and the table, on made-up runs; and one real command."""
 
 import csv
 import math

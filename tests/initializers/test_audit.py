@@ -233,7 +233,7 @@ def test_a_mistake_is_found_and_nothing_else(case, way):
 
 
 def test_a_writer_that_is_not_scaled_like_its_siblings():
-    """Of two kernels that write to the residual stream, one is scaled with depth."""
+    """One of two kernels that write to the residual stream is scaled with depth."""
 
     def transformer(params, x):
         for i in range(DEPTH):

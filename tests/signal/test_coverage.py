@@ -42,7 +42,7 @@ product.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, g: (g @ r[1].T, r[0].T @ 
 
 
 def modulated(x, w):
-    """As of StyleGAN2: a kernel of its own for each example."""
+    """A layer of StyleGAN2, with a kernel for each example."""
     kernels = w * x[:, :, None]
     kernels *= jax.lax.rsqrt(jnp.sum(kernels**2, axis=1, keepdims=True))
     return jnp.einsum("bi,bio->bo", x, kernels)

@@ -1,4 +1,4 @@
-"""What other people's models do: Flax's own recurrent cells and attention, models in models."""
+"""Models written by others: Flax's own recurrent cells and attention, models in models."""
 
 from typing import NamedTuple
 
@@ -158,7 +158,7 @@ def test_layers_of_complex_numbers_pass_unmeasured():
 
 
 class ByKeyword(nn.Module):
-    """As of Flax's examples, nlp_seq: there is no argument that could be given by position."""
+    """Use the form of Flax's example nlp_seq, which takes no argument by position."""
 
     @nn.compact
     def __call__(self, *, inputs, train, scale):
