@@ -29,6 +29,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 from typing import Literal
 
 import jax
@@ -109,7 +110,7 @@ def _moments(activation: Activation, variance: float) -> Moments:
         f, derivative = quadrature.values(activation, scale * z)
         return np.stack([f, f**2, derivative**2, f**2 * (z**2 - 1)])
 
-    (mean, second, derivative, growth), _ = quadrature.expectations(integrands, quadrature.EDGES)
+    (mean, second, derivative, growth), _ = quadrature.expectations(activation, integrands)
     if not second > 0:
         raise ValueError(
             f"{quadrature.name_of(activation)} is 0 almost everywhere at variance {variance:g}: "
@@ -195,7 +196,12 @@ def fixed_points(
 
     def growth(log_variance: float) -> float:
         q = math.exp(log_variance)
-        value = length_map(activation, q, gain, bias_variance) / q - 1
+        try:
+            value = length_map(activation, q, gain, bias_variance) / q - 1
+        except ValueError:
+            if q > 1:  # at a small variance the activation may be 0
+                raise
+            value = bias_variance / q - 1
         return 0.0 if abs(value) < 1e-12 else value
 
     grid = np.linspace(math.log(smallest), math.log(largest), 33)
@@ -265,7 +271,11 @@ def tailored_slope(depth: int, cosine: float = 0.9) -> float:
         ValueError: the depth is below 1, or no slope in [0, 1] gives that cosine; the error gives
             the range that slopes reach.
     """
-    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 1:
+    try:
+        layers = 0 if isinstance(depth, bool) else operator.index(depth)
+    except TypeError:
+        layers = 0
+    if layers < 1:
         raise ValueError(f"tailored_slope: depth is {depth!r}, expected a whole number above 0.")
     largest = cosine_at_depth(0.0, depth)
     if not 0 <= cosine <= largest:
@@ -283,31 +293,7 @@ def _products(activation: Activation, cosine: float, variance: float) -> tuple[f
     _check_variance(variance)
     if not -1 <= cosine <= 1:
         raise ValueError(f"cosine is {cosine}, expected a number in [-1, 1].")
-    return _cached_products(quadrature.elementwise(activation), float(cosine), float(variance))
-
-
-@functools.lru_cache(maxsize=1024)
-def _cached_products(activation: Activation, cosine: float, variance: float) -> tuple[float, float]:
-    scale, sine = math.sqrt(variance), math.sqrt(1 - cosine**2)
-    kinks = quadrature.kinks_of(activation, variance)
-
-    def integrands(u: Array) -> Array:
-        at_u = quadrature.values(activation, scale * u)
-        # v = c u + s w with w independent of u: the inner expectation is over w.
-        if sine == 0:
-            at_v = quadrature.values(activation, scale * cosine * u)
-        else:
-            w, weights = quadrature.inner_rule(kinks, cosine, sine, u)
-            inner = quadrature.values(activation, scale * (cosine * u[:, None] + sine * w))
-            at_v = (weights * inner).sum(axis=-1)
-        return np.asarray(at_u * at_v)
-
-    edges = {*quadrature.EDGES, *kinks}
-    if cosine:
-        # For a cosine near 1 the inner expectation is smooth only on a scale of s.
-        edges |= {k / cosine for k in kinks if abs(k) < quadrature.LARGEST * abs(cosine)}
-    (product, derivative), _ = quadrature.expectations(integrands, np.array(sorted(edges)), 1e-14)
-    return float(product), float(derivative)
+    return quadrature.products(quadrature.elementwise(activation), float(cosine), float(variance))
 
 
 def _check_variance(variance: float) -> None:

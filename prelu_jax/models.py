@@ -32,7 +32,13 @@ class Rectifier:
         """Return the initial slope in a network."""
         if self.slope is not None:
             return self.slope
-        return activations.tailored_slope(len(arch.rectified))
+        try:
+            return activations.tailored_slope(len(arch.rectified))
+        except ValueError as error:
+            raise ValueError(
+                f"{arch.name} has {len(arch.rectified)} rectified layers, too few for a tailored "
+                f"rectifier: {error}"
+            ) from error
 
 
 RECTIFIERS = {
@@ -167,8 +173,8 @@ def build(
     names.check("mode", mode, initializers.MODES)
     if num_classes < 1:
         raise ValueError(f"build: num_classes is {num_classes}, expected at least 1.")
+    slope = RECTIFIERS[rectifier].initial_slope(arch)
     if isinstance(initializer, str):
-        slope = RECTIFIERS[rectifier].initial_slope(arch)
         options: dict[str, Any] = {"mode": mode, "negative_slope": slope}
         accepted = set(initializers.options(initializer)) & set(options)
         initializer = initializers.get(initializer, **{k: options[k] for k in accepted})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prelu_jax import activations, initializers, moment_maps, rectifiers
+from prelu_jax import activations, initializers, moment_maps, nnx, rectifiers
 
 
 def leaky(slope):
@@ -199,13 +199,74 @@ def test_bad_numbers_of_a_length_map_are_named():
         (jnp.cumsum, ValueError, "does not mix positions"),
         (lambda x: x[::-1], ValueError, "does not mix positions"),
         (jnp.log, ValueError, "not finite at -"),
-        (lambda x: jnp.exp(x**2), ValueError, "its moments are infinite"),
+        (lambda x: jnp.exp(x**2), ValueError, "they are infinite, or it is 0"),
+        (lambda x: 1 / x, ValueError, "or they are infinite"),
+        (jnp.cbrt, ValueError, "or they are infinite"),
+        (lambda x: jnp.cos(1e6 * x), ValueError, "varies too fast"),
         (lambda x: 0 * x, ValueError, "is 0 almost everywhere"),
     ],
 )
 def test_bad_activations_are_named(activation, kind, message):
     with pytest.raises(kind, match=message):
         activations.moments(activation)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_shorter_types_agree_to_their_digits(dtype):
+    exact = activations.moments(jax.nn.gelu).forward
+    short = activations.moments(lambda x: jax.nn.gelu(x.astype(dtype)))
+    assert short.forward == pytest.approx(exact, rel=4 * float(jnp.finfo(dtype).eps))
+
+
+def test_features_near_zero_are_found_at_a_large_variance():
+    hard = activations.moments(jax.nn.hard_tanh, 1e6)
+    inside = math.erf(1e-3 / math.sqrt(2))
+    assert hard.derivative_second_moment == pytest.approx(inside, rel=1e-9)
+    step = activations.moments(lambda z: jnp.where((z > 0.41) & (z < 0.42), 5.0, 0.1 * z))
+    assert step.second_moment == pytest.approx(0.1015, abs=1e-4)
+
+
+def test_moments_inside_of_jit():
+    def gain(x):
+        return x * activations.moments(jax.nn.silu, 1.7).forward
+
+    assert jax.jit(gain)(1.0) == pytest.approx(activations.moments(jax.nn.silu, 1.7).forward)
+
+    def fresh(x):
+        return jnp.sin(x) + x
+
+    shape = jax.eval_shape(
+        lambda key: initializers.he_normal(activation=fresh)(key, (4, 4)), jax.random.key(0)
+    )
+    assert shape.shape == (4, 4)
+
+
+def test_a_callable_with_state_is_read_anew():
+    slope = nnx.PReLU(None)
+    assert activations.moments(slope).forward == pytest.approx(0.53125)
+    slope.negative_slope[...] = jnp.float32(0.9)
+    assert activations.moments(slope).forward == pytest.approx(0.905)
+
+
+def test_derivatives_by_a_rule_of_their_own():
+    @jax.custom_vjp
+    def straight_through(x):
+        return jnp.sign(x)
+
+    straight_through.defvjp(
+        lambda x: (jnp.sign(x), x), lambda x, g: (jnp.where(abs(x) < 1, g, 0.0),)
+    )
+    moments = activations.moments(straight_through)
+    assert moments.second_moment == pytest.approx(1.0)
+    assert moments.derivative_second_moment == pytest.approx(math.erf(1 / math.sqrt(2)))
+
+
+def test_a_step_keeps_the_signal_and_no_gradient():
+    rule = initializers.he_normal(activation=jnp.sign)
+    assert rule.gain == pytest.approx(1.0)
+    assert "1 keeps the signal, none the gradient" in rule.describe()
+    with pytest.raises(ValueError, match="No gain keeps the gradient after sign"):
+        initializers.he_normal(activation=jnp.sign, keeps="backward")
 
 
 def test_bad_numbers_are_named():
@@ -237,7 +298,7 @@ def test_an_initializer_takes_a_slope_or_an_activation():
     assert initializers.he_normal(activation=jax.nn.relu).gain == pytest.approx(2.0)
     with pytest.raises(ValueError, match="expected one of them"):
         initializers.he_normal(negative_slope=0.25, activation=jax.nn.gelu)
-    with pytest.raises(ValueError, match="expected 'forward' or 'backward'"):
+    with pytest.raises(ValueError, match="Unknown keeps 'both'"):
         initializers.he_normal(activation=jax.nn.gelu, keeps="both")
 
 

@@ -179,3 +179,9 @@ def test_a_tailored_rectifier_has_the_slope_of_its_depth(learned):
     params = small.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     for value in small.slopes(params).values():
         np.testing.assert_allclose(value, slope, rtol=1e-6)
+
+
+def test_a_shallow_network_has_no_tailored_slope():
+    net = arch.Arch("shallow", 8, (arch.Conv("conv1", 4, 3), arch.Logits("fc1", stddev=0.1)))
+    with pytest.raises(ValueError, match="shallow has 1 rectified layers, too few for a tailored"):
+        models.build(net, 10, "tailored", initializers.gaussian(0.1))

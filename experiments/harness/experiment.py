@@ -80,6 +80,9 @@ class Experiment:
     def config(self, scale: str = "laptop", **fields: Any) -> Any:
         """Return the configuration of a scale, with some fields changed."""
         names.check("scale", scale, self.scales)
+        known = [field.name for field in dataclasses.fields(self.scales[scale])]
+        for field in fields:
+            names.check("config field", field, known)
         return dataclasses.replace(self.scales[scale], **fields)
 
     def run(
@@ -111,7 +114,7 @@ class Experiment:
         if number < 1:
             raise ValueError(f"seeds is {seeds}, expected at least 1.")
         chosen = range(first, first + number)
-        workdir = Path(workdir)
+        workdir = files.local_path(workdir, "workdir")
         if runs := self.plan(config, workdir, chosen) if self.plan else {}:
             schedule.train_all(runs, part, stall_timeout)
         elif part or processes.is_multiprocess():

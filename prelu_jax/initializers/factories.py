@@ -31,6 +31,7 @@ def _kept(
     keeps: Keeps,
 ) -> tuple[float, str]:
     """Return the part of a second moment that the activation keeps, and a note for `describe`."""
+    names.check("keeps", keeps, ("forward", "backward"))
     if activation is None:
         return rectifiers.second_moment_gain(negative_slope), ""
     if np.ndim(negative_slope) or negative_slope != default:
@@ -39,8 +40,13 @@ def _kept(
         )
     moments = activations.moments(activation)
     name = getattr(activation, "__name__", str(activation))
-    both = f"{1 / moments.forward:.6g} keeps the signal, {1 / moments.backward:.6g} the gradient"
-    return moments.kept(keeps), f"after {name}: {both}"
+    kept = moments.kept(keeps)
+    if not kept:
+        raise ValueError(f"No gain keeps the gradient after {name}, whose derivative is 0.")
+    forward, backward = (
+        f"{1 / k:.6g}" if k else "none" for k in (moments.forward, moments.backward)
+    )
+    return kept, f"after {name}: {forward} keeps the signal, {backward} the gradient"
 
 
 def he(
