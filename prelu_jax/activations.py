@@ -256,7 +256,6 @@ def cosine_at_depth(negative_slope: jax.typing.ArrayLike, depth: int, cosine: fl
     return cosine
 
 
-@functools.lru_cache(maxsize=256)  # a network asks for it in every layer
 def tailored_slope(depth: int, cosine: float = 0.9) -> float:
     """Return the slope with which a plain net of leaky rectifiers keeps examples apart.
 
@@ -277,6 +276,11 @@ def tailored_slope(depth: int, cosine: float = 0.9) -> float:
         layers = 0
     if layers < 1:
         raise ValueError(f"tailored_slope: depth is {depth!r}, expected a whole number above 0.")
+    return _tailored_slope(layers, float(cosine))
+
+
+@functools.lru_cache(maxsize=256)  # a network asks for it in every layer
+def _tailored_slope(depth: int, cosine: float) -> float:
     largest = cosine_at_depth(0.0, depth)
     if not 0 <= cosine <= largest:
         raise ValueError(
