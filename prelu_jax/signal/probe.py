@@ -210,8 +210,8 @@ def prepare(
     Raises:
         TypeError, ValueError: as `measure`.
     """
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay is {weight_decay}, expected 0 (none) or more.")
+    if not 0 <= weight_decay < math.inf:  # False for nan
+        raise ValueError(f"weight_decay is {weight_decay}, expected a finite number, 0 for none.")
     if weight_decay > 0 and loss is None:
         raise ValueError(
             f"weight_decay is {weight_decay}, but there is no loss whose gradient it could be "
