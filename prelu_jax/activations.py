@@ -39,7 +39,7 @@ from scipy import optimize
 from prelu_jax import quadrature, rectifiers
 from prelu_jax.quadrature import Activation, Array
 
-Keeps = Literal["forward", "backward"]
+Keeps = Literal["forward", "backward"]  # the second moment that weights keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +75,9 @@ class Moments:
         """Return backward / forward, C'(1): 1 for the rectifiers, where one gain keeps both."""
         return self.backward / self.forward
 
-    def kept(self, keeps: Keeps) -> float:
-        """Return `forward` or `backward`.
-
-        Raises:
-            ValueError: ``keeps`` is neither.
-        """
-        if keeps not in ("forward", "backward"):
-            raise ValueError(f"keeps is {keeps!r}, expected 'forward' or 'backward'.")
-        return self.forward if keeps == "forward" else self.backward
-
 
 def moments(activation: Activation, variance: float = 1.0) -> Moments:
-    """Return the moments of an activation by quadrature, to about 1e-13.
+    """Return the moments of an activation by quadrature, to about 1e-13 in float64.
 
     Args:
         activation: an elementwise JAX function, such as `jax.nn.gelu`.

@@ -40,7 +40,7 @@ def _kept(
         )
     moments = activations.moments(activation)
     name = getattr(activation, "__name__", str(activation))
-    kept = moments.kept(keeps)
+    kept = moments.forward if keeps == "forward" else moments.backward
     if not kept:
         raise ValueError(f"No gain keeps the gradient after {name}, whose derivative is 0.")
     forward, backward = (
