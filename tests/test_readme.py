@@ -32,7 +32,7 @@ TO_TABLES = "test_large_models.test_from_a_flag_to_the_tables_of_models_and_of_t
 RUN_THERE = {
     **{
         f"python -m experiments.{name} --scale=laptop": f"test_{name}.test_from_a_flag_to_a_picture"
-        for name in ("data_dependent", "transfer", "rectifiers", "takeoff")
+        for name in ("data_dependent", "transfer", "rectifiers", "takeoff", "depth")
     },
     "python -m experiments.rates --scale=laptop": (
         "test_until_trained.test_rates_from_a_flag_to_a_table"

@@ -1,0 +1,93 @@
+"""Figures of test error over the depth of plain nets; their caption is the setting."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.harness import drawing
+
+Errors = Mapping[
+    tuple[int, str, str], Sequence[float]
+]  # (depth, start, rectifier) -> of every seed
+_COLOURS = ("0.15", "tab:orange", "tab:green", "tab:purple", "tab:brown")
+_MARKERS = ("o", "v", "P", "D", "<")
+
+
+def _names(errors: Errors) -> tuple[list[int], list[str], list[str]]:
+    """Return the depths, starts and rectifiers, in order."""
+    depths, starts, rectifiers = (list(dict.fromkeys(part)) for part in zip(*errors, strict=True))
+    return depths, starts, rectifiers
+
+
+def error_over_depth(errors: Errors, trained: float, caption: str) -> Any:
+    """Draw the error over depth: a panel for each start, a line for each rectifier.
+
+    Args:
+        errors: of every seed.
+        trained: the error below which a net counts as trained, a dashed line.
+        caption: the setting.
+    """
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+
+    depths, starts, rectifiers = _names(errors)
+    columns = min(3, len(starts))
+    lines = -(-len(starts) // columns)
+    size = (1.5 + 3.6 * columns, 1.4 + 3.1 * lines)
+    figure, grid = drawing.subplots(lines, columns, size, sharex=True, sharey=True)
+    for axes in grid.flat[len(starts) :]:
+        axes.remove()
+    handles: dict[str, Any] = {}
+    for axes, start in zip(grid.flat, starts, strict=False):
+        for place, rectifier in enumerate(rectifiers):
+            # Side by side, so that equal errors do not cover each other.
+            x = np.array(depths) * 1.03 ** (place - (len(rectifiers) - 1) / 2)
+            values = np.array([errors[depth, start, rectifier] for depth in depths])
+            style = {"color": _COLOURS[place], "marker": _MARKERS[place]}
+            (handles[rectifier],) = axes.plot(
+                x, values.mean(axis=1), lw=1.8, ms=6, label=rectifier, **style
+            )
+            axes.plot(x, values, ls="none", ms=3, alpha=0.6, **style)
+        axes.axhline(trained, color="0.5", lw=1, ls="--")
+        axes.set_title(start, fontsize=13)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(depths))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(labelsize=11, labelbottom=True)
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.25)
+        drawing.percent(axes.yaxis)
+        axes.set_xlabel("Weighted layers", fontsize=12)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("Test error (%)", fontsize=13)
+    drawing.legend(figure, list(handles.values()))
+    drawing.caption(figure, f"{caption}; lines: mean over seeds, small marks: every seed")
+    return figure
+
+
+def heat_map(errors: Errors, caption: str) -> Any:
+    """Draw the mean error of every net: rows of starts and rectifiers, a column for each depth."""
+    depths, starts, rectifiers = _names(errors)
+    size = (2.6 + 2.3 * len(rectifiers), 2.0 + 0.5 * len(starts))
+    figure, grid = drawing.subplots(1, len(rectifiers), size, sharey=True)
+    image = None
+    for axes, rectifier in zip(grid.flat, rectifiers, strict=True):
+        means = np.array(
+            [[np.mean(errors[depth, start, rectifier]) for depth in depths] for start in starts]
+        )
+        image = axes.imshow(means, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for (i, j), value in np.ndenumerate(means):
+            colour = "black" if value > 0.6 else "white"
+            text = f"{100 * value:.0f}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=11, color=colour)
+        axes.set_title(rectifier, fontsize=13)
+        axes.set_xticks(range(len(depths)), map(str, depths), fontsize=11)
+        axes.set_yticks(range(len(starts)), starts, fontsize=12)
+        axes.set_xlabel("Weighted layers", fontsize=12)
+    bar = figure.colorbar(image, ax=grid.ravel().tolist(), pad=0.01)
+    bar.set_label("Test error (%)", fontsize=12)
+    drawing.percent(bar.ax.yaxis)
+    drawing.caption(figure, f"{caption}; numbers: mean test error in %")
+    return figure
