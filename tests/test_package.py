@@ -118,7 +118,8 @@ def test_imports_follow_the_layers():
         (
             r"(import|from) matplotlib",
             {
-                *("experiments.harness.drawing", "experiments.harness.figures"),
+                *("experiments.harness.depth_figures", "experiments.harness.drawing"),
+                "experiments.harness.figures",
                 *("experiments.harness.profile_figures", "experiments.harness.slope_figures"),
                 *("experiments.harness.takeoff_figures", "prelu_jax.signal.plot"),
             },
