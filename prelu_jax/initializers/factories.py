@@ -233,6 +233,21 @@ def delta_orthogonal(
     return Orthogonal(1 / kept, layout, only_centre=True, note=note)
 
 
+def dirac(
+    negative_slope: jax.typing.ArrayLike = 1.0,
+    *,
+    activation: Activation | None = None,
+    keeps: Keeps = "forward",
+    layout: Layout = PLAIN,
+) -> Orthogonal:
+    """Return the identity in the centre of the window, times the root of `orthogonal`'s gain.
+
+    Without a gain a convolution passes its input on (``torch.nn.init.dirac_``); every group does.
+    """
+    kept, note = _kept(negative_slope, 1.0, activation, keeps)
+    return Orthogonal(1 / kept, layout, only_centre=True, identity=True, note=note)
+
+
 def zeros() -> Constant:
     """Return zeros, for biases (He et al. 2015: ``b = 0``)."""
     return Constant(0.0)
@@ -250,7 +265,7 @@ msra = caffe_msra
 _FACTORIES: tuple[Callable[..., Initializer], ...] = (
     *(he, he_normal, he_uniform, caffe_msra),
     *(xavier, xavier_normal, xavier_uniform, caffe_xavier, he2015_xavier),
-    *(lecun, lecun_normal, lecun_uniform, gaussian, orthogonal, delta_orthogonal, zeros),
+    *(lecun, lecun_normal, lecun_uniform, gaussian, orthogonal, delta_orthogonal, dirac, zeros),
 )
 REGISTRY: dict[str, Callable[..., Initializer]] = {
     **{factory.__name__: factory for factory in _FACTORIES},

@@ -131,12 +131,15 @@ class Orthogonal:
         layout: roles of the kernel's axes.
         only_centre: delta-orthogonal (Xiao et al. 2018): the matrix is in the centre of the
             convolution's window, with zeros elsewhere.
+        identity: the matrix is the identity in place of a random one; without as many outputs as
+            inputs it passes the first ones on.
         note: added to the description.
     """
 
     gain: float = 1.0
     layout: Layout = PLAIN
     only_centre: bool = False
+    identity: bool = False
     note: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -147,7 +150,11 @@ class Orthogonal:
     ) -> jax.Array:
         shape = tuple(shape)
         stack, rows, columns = self._sizes(shape)
-        matrices = jax.random.orthogonal(key, rows, stack, _draw_dtype(dtype), columns)
+        drawn_dtype = _draw_dtype(dtype)
+        if self.identity:
+            matrices = jnp.broadcast_to(jnp.eye(rows, columns), (*stack, rows, columns))
+        else:
+            matrices = jax.random.orthogonal(key, rows, stack, drawn_dtype, columns)
         matrices = (math.sqrt(self.gain) * matrices).astype(dtype)
         if not self.only_centre:
             return from_matrices(matrices, shape, self.layout)
@@ -166,6 +173,8 @@ class Orthogonal:
         return self.gain / max(rows, columns) / centre
 
     def describe(self) -> str:
+        if self.identity:
+            return _with_note(f"Dirac, variance {self.gain:.6g} / max(fan_in, fan_out)", self.note)
         if self.only_centre:
             return _with_note(f"delta-orthogonal, variance {self.gain:.6g} / fan_out", self.note)
         return _with_note(f"orthogonal, variance {self.gain:.6g} / max(fan_in, filters)", self.note)
@@ -178,7 +187,7 @@ class Orthogonal:
         rows = math.prod(shape[i] for i in inputs)
         if not self.only_centre:
             rows *= math.prod(shape[i] for i in window)
-        elif rows > columns:
+        elif rows > columns and not self.identity:
             raise ValueError(
                 f"delta_orthogonal: a kernel of shape {tuple(shape)} has {rows} input features "
                 f"and {columns} output features; expected at least as many outputs as inputs."

@@ -113,11 +113,39 @@ def test_delta_orthogonal_kernels_keep_every_map(name):
         np.testing.assert_allclose(np.mean(kernel**2), initializer.variance(shape), rtol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 4), (4, 6), (6, 4)])
+def test_a_dirac_convolution_passes_its_input_on(inputs, outputs, groups):
+    initializer = initializers.dirac(0.5, layout=Layout(feature_group_count=groups))
+    shape = (3, 3, inputs // groups, outputs)
+    kernel = initializer(jax.random.key(0), shape)
+    x = jax.random.normal(jax.random.key(1), (2, 5, 5, inputs))
+    y = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    gain = 2 / (1 + 0.5**2)  # of the rectifier before
+    read, written = inputs // groups, outputs // groups
+    kept = min(read, written)
+    expected = np.zeros(y.shape)
+    for group in range(groups):
+        passed = x[..., group * read : group * read + kept]
+        expected[..., group * written : group * written + kept] = np.sqrt(gain) * passed
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    np.testing.assert_allclose(np.mean(kernel**2), initializer.variance(shape), rtol=1e-5)
+    assert initializer.describe() == "Dirac, variance 1.6 / max(fan_in, fan_out)"
+
+
 def test_rules_are_values():
     a, b = initializers.he_normal("fan_out"), initializers.he_normal("fan_out")
     assert a == b
     assert hash(a) == hash(b)
     assert a != initializers.he_normal("fan_in")
+    assert initializers.dirac() != initializers.delta_orthogonal()
     assert a != initializers.he_normal("fan_out", layout=Layout(feature_group_count=2))
 
 
