@@ -30,6 +30,7 @@ import functools
 import itertools
 import math
 import operator
+from collections.abc import Iterator
 from typing import Literal
 
 import jax
@@ -230,20 +231,55 @@ def cosine_slope(activation: Activation, cosine: float, variance: float = 1.0) -
 def cosine_at_depth(negative_slope: jax.typing.ArrayLike, depth: int, cosine: float = 0.0) -> float:
     """Return the cosine of two examples after ``depth`` rectified layers of random weights.
 
+    For many layers ``1 - cosine`` is about ``9 π² (1 + a²)² / (2 (1 - a)⁴ depth²)``, whatever the
+    cosine was at first: 9 π² / (2 depth²) for ReLU.
+
     Args:
         negative_slope: a scalar, or the slopes of a layer's channels; the same in every layer.
         depth: number of layers.
         cosine: of the examples before the first layer.
     """
+    return next(itertools.islice(_cosines(negative_slope, cosine), depth, None))
+
+
+def depth_of_cosine(
+    negative_slope: jax.typing.ArrayLike, cosine: float = 0.9, first: float = 0.0
+) -> int:
+    """Return after how many rectified layers two examples reach a cosine (`cosine_at_depth`).
+
+    Args:
+        negative_slope: as `cosine_at_depth`.
+        cosine: that is reached, below 1.
+        first: of the examples before the first layer.
+
+    Raises:
+        ValueError: a cosine is out of range, or is not reached within a million layers.
+    """
+    if not -1 <= cosine < 1:
+        raise ValueError(f"cosine is {cosine}, expected a number from -1 to below 1.")
+    for depth, reached in enumerate(itertools.islice(_cosines(negative_slope, first), _DEEPEST)):
+        if reached >= cosine:
+            return depth
+    raise ValueError(
+        f"depth_of_cosine: with slope {negative_slope} a cosine of {cosine} is not reached within "
+        f"{_DEEPEST:,} layers; a slope of 1 keeps cosines."
+    )
+
+
+_DEEPEST = 1_000_000  # layers
+
+
+def _cosines(negative_slope: jax.typing.ArrayLike, cosine: float) -> Iterator[float]:
+    """Yield the cosine before the first layer and after every one."""
     if not -1 <= cosine <= 1:
         raise ValueError(f"cosine is {cosine}, expected a number in [-1, 1].")
     slopes = np.asarray(negative_slope, np.float64)
     bend = float(np.mean((1 - slopes) ** 2) / (math.pi * np.mean(1 + slopes**2)))
-    for _ in range(depth):
+    while True:
+        yield cosine
         # C(c) = c + (1 - a)² / (π (1 + a²)) · (√(1 - c²) - c arccos c), Cho & Saul 2009.
         step = math.sqrt(max(0.0, 1 - cosine * cosine)) - cosine * math.acos(cosine)
         cosine = min(1.0, cosine + bend * step)
-    return cosine
 
 
 def tailored_slope(depth: int, cosine: float = 0.9) -> float:

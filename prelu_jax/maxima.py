@@ -4,9 +4,18 @@ The values in a window are modelled as zero-mean Gaussians, each with its own va
 **one correlation** for all pairs of positions. They are Gaussian in the wide limit. The single
 correlation, a mean over the pairs, is the only approximation. It is exact where all pairs have the
 same correlation, e.g. away from borders in a net whose input is white noise.
+
+On the reduced 30-layer net at four and eight times its width, the measured moment after a pool and
+the next layer is predicted within 5 %, except the pyramid's forward moment, predicted up to 15 %
+too high. At the net's own width, 16 and 32 channels, correlations differ from draw to draw, and
+the measured moment lies up to 40 % above the predicted one after the pyramid and 20 % after a pool;
+backward up to 15 % and 6 %.
+
+Two examples' windows are modelled in the same way (`max_pool_cosines`).
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -19,6 +28,9 @@ from prelu_jax.arch import MaxPool, SpatialPyramid
 from prelu_jax.moment_maps import Map
 
 Region = tuple[slice, slice]
+
+_DRAWS = 4096  # a power of two: see `_normals`
+_POSITIONS = 512  # of larger regions, `max_pool_cosines` looks at evenly spaced ones
 
 
 def pooled_shape(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -175,6 +187,96 @@ def max_pool(
         product += tile.max() * np.sum(slope_products * maximum.products)
     total = sum(forward)
     return Pooled(np.array(forward), shares, float(product / total) if total else 1.0)
+
+
+def max_pool_cosines(
+    y_hw: Map,
+    regions: Sequence[Region],
+    negative_slope: ArrayLike,
+    correlation: ArrayLike,
+    same: Map,
+    across: ArrayLike,
+) -> tuple[Map, float]:
+    """Return two examples' cosine at every pooled value, ``[R]``, and between two pooled values.
+
+    ``E[x_a x_b] / E[x²]`` after a rectifier and a maximum. The values of a region are modelled as
+    Gaussians. One correlation represents all pairs of positions in one example, and one all pairs
+    of different positions in two examples; every position keeps its own cosine. The expectations
+    are means over fixed quasi-random points, which put 1 - cosine off by up to 3 %.
+
+    Args:
+        y_hw, regions, negative_slope, correlation: as `max_pool`.
+        same: cosine of two examples at the same position, before the rectifier, ``[h, w]``.
+        across: correlation of two examples at different positions, like ``correlation``.
+    """
+    slope = np.asarray(negative_slope, np.float64)
+    slope_products = np.array([[1.0, np.mean(slope)], [np.mean(slope), np.mean(slope**2)]])
+    known: dict[tuple[float, float, bytes], Map] = {}
+    products = []
+    for region in regions:
+        sigma = np.sqrt(y_hw[region]).ravel()
+        scale = float(sigma.max()) or 1.0
+        stride = -(-sigma.size // _POSITIONS)
+        pattern = np.round(np.stack([sigma / scale, same[region].ravel()]), 6)[:, ::stride]
+        one, two = (round(within(np.asarray(c), y_hw, region), 6) for c in (correlation, across))
+        key = (one, two, pattern.tobytes())  # away from borders all tiles are the same
+        if key not in known:
+            known[key] = _joint_maxima(pattern[0], one, pattern[1], two, slope_products)
+        products.append(scale**2 * known[key])
+    square, at_same, elsewhere = np.array(products).T
+    return at_same / np.maximum(square, 1e-300), float(elsewhere.sum() / (square.sum() or 1.0))
+
+
+def _joint_maxima(
+    sigma: Map, correlation: float, same: Map, across: float, slope_products: Map
+) -> Map:
+    """Return E[f(M_a)²], E[f(M_a) f(M_b)] and E[f(M_a) f(M'_b)] of maxima of n Gaussians.
+
+    M' is the maximum of the other example at other positions. Value i of example a is
+    ``σ_i (z_a + w_a,i)``: z, which the positions share, has the correlation ``across`` between the
+    examples, and w what is missing to ``same``.
+
+    Args:
+        sigma: σ_i, ``[n]``.
+        correlation: of every pair in one example, from 0 to 1.
+        same: correlation of two examples at the same position, ``[n]``.
+        across: that at two different positions.
+        slope_products: mean products of the rectifier's slopes above and below 0, ``[2, 2]``.
+    """
+    missing = max(1 - correlation, 1e-12)
+    # The nearest value that three correlations can have together.
+    middle = float(np.mean(same))
+    across = float(np.clip(across, middle - missing, middle + missing))
+    across = float(np.clip(across, -correlation, correlation))
+    own = np.clip((same - across) / missing, -1.0, 1.0)  # correlation of w_a,i and w_b,i
+    shared = across / correlation if correlation else 0.0
+    normals = _normals(2 * len(sigma) + 2)
+    z_a = math.sqrt(correlation) * normals[:, :1]
+    z_b = shared * z_a + math.sqrt(correlation * max(1 - shared**2, 0.0)) * normals[:, 1:2]
+    w_a, w_other = np.split(math.sqrt(missing) * normals[:, 2:], 2, axis=1)
+    w_b = own * w_a + np.sqrt(1 - own**2) * w_other
+    values = (z_a + w_a, z_b + w_b, z_b + w_other)
+    a, b, other = (np.max(sigma * value, axis=1) for value in values)
+    parts = [np.stack([np.maximum(m, 0.0), np.minimum(m, 0.0)]) for m in (a, b, other)]
+
+    def product(i: int, j: int) -> float:
+        return float(np.sum(slope_products * (parts[i] @ parts[j].T)) / len(a))
+
+    squares = [product(i, i) for i in range(3)]  # equal but for the error of the points
+    at_same, elsewhere = (
+        product(0, j) * 2 * squares[0] / max(squares[0] + squares[j], 1e-300) for j in (1, 2)
+    )
+    return np.array([squares[0], at_same, elsewhere])
+
+
+@functools.lru_cache(maxsize=4)
+def _normals(dimensions: int) -> Map:
+    """Return fixed, evenly spread points of independent standard normals, ``[_DRAWS, d]``."""
+    from scipy.stats import qmc  # slow to import
+
+    normals: Map = special.ndtri(qmc.Sobol(dimensions, seed=0).random(_DRAWS))
+    normals.setflags(write=False)
+    return normals
 
 
 def max_pool_backward(

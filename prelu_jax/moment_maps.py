@@ -112,7 +112,22 @@ def conv_correlation(correlation: Map, x_hw: Map, conv: Conv) -> Map:
     p and q use the same weights at each tap, so their products add up over taps. Exact at any width
     and for any number of groups.
     """
-    products = _products(correlation, x_hw)
+    return _correlation(_conv_products(_products(correlation, x_hw), conv))
+
+
+def conv_cross_correlation(correlation: Map, x_hw: Map, conv: Conv) -> Map:
+    """Return ``E[y_a(p) y_b(q)] / √(E[y(p)²] E[y(q)²])`` of a convolution's outputs a and b.
+
+    As `conv_correlation`, of two examples with the same E[x²]; at p = q it is their cosine there.
+    """
+    products = _conv_products(_products(correlation, x_hw), conv)
+    deviation = np.sqrt(conv_forward(x_hw, conv, 1.0, 1))
+    denominator: Map = np.maximum(np.multiply.outer(deviation, deviation), 1e-300)
+    return products / denominator
+
+
+def _conv_products(products: Map, conv: Conv) -> Map:
+    """Return products of outputs at p and q, for weights of variance 1 and one input channel."""
     products = np.pad(products, (conv.padding,) * 4, mode="wrap" if conv.circular else "constant")
     total: Map | float = 0.0
     last = [side - conv.kernel_size + 1 for side in products.shape]
@@ -125,7 +140,7 @@ def conv_correlation(correlation: Map, x_hw: Map, conv: Conv) -> Map:
                     tuple(slice(a, a + b, conv.stride) for a, b in zip(starts, last, strict=True))
                 ]
             )
-    return _correlation(np.asarray(total))
+    return np.asarray(total)
 
 
 def avg_pool_forward(x_hw: Map, correlation: ArrayLike, window: int) -> Map:

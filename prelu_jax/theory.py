@@ -1,9 +1,9 @@
 """Signal propagation before the first step: predicted second moments, layer by layer.
 
 `predict` folds the records of an `arch.Arch`, the same that `models.build` reads, into E[y²] of
-every weighted layer's output before its rectifier, and E[Δy²] of the gradient with respect to it.
-Nothing is sampled. `paper_formulas` gives the paper's own predictions (He et al. 2015, Eq. 9 and
-13), which leave out borders and pooling.
+every weighted layer's output before its rectifier, E[Δy²] of the gradient with respect to it, and
+the cosine of two examples' outputs. No weights are drawn. `paper_formulas` gives the paper's own
+predictions (He et al. 2015, Eq. 9 and 13), which leave out borders, pooling and cosines.
 
 Exactness, for independent zero-mean weights of a symmetric distribution and zero biases:
 
@@ -13,13 +13,7 @@ Exactness, for independent zero-mean weights of a symmetric distribution and zer
 * **Backward**: exact in the wide limit, where the weights that carry a gradient back may be
   taken as independent of those that set the rectifiers' gates (the paper's assumption too).
 * **Max pooling and the pyramid**: approximate (`maxima`), from correlations between positions.
-  On maps of at most `CORRELATED_POSITIONS` they are carried along for every pair, exactly in the
-  wide limit; on larger maps and after a pool, one correlation represents all pairs. Measured on
-  the reduced 30-layer net at four and eight times its width: the moment after a pool and the next
-  layer is predicted within 5 %, except the pyramid's forward moment, predicted up to 15 % too high.
-  At its own width, 16 and 32 channels, correlations differ from draw to draw, and the measured
-  moment lies up to 40 % above the predicted one after the pyramid and 20 % after a pool; backward
-  up to 15 % and 6 %.
+* **Cosines**: exact in the wide limit without pools, approximate through pools (`correlations`).
 
 Expectations over weights are not typical values: the moments of a deep and narrow net are skewed,
 and most draws lie below their mean.
@@ -34,14 +28,12 @@ from typing import Any, Protocol, SupportsFloat
 import numpy as np
 from jax.typing import ArrayLike
 
-from prelu_jax import maxima, moment_maps, names, rectifiers
+from prelu_jax import correlations, maxima, moment_maps, names, rectifiers
 from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
+from prelu_jax.correlations import Correlations
 from prelu_jax.moment_maps import Map
 
 Slopes = ArrayLike | Mapping[str, ArrayLike]
-
-
-CORRELATED_POSITIONS = 400  # on larger maps one correlation represents all pairs
 
 
 class Rule(Protocol):
@@ -64,6 +56,8 @@ class LayerMoments:
         backward: E[Δy²] of the gradient with respect to that output.
         forward_exact: the forward moment is exact at any width: no pooling precedes the layer.
         backward_exact: the backward moment is exact in the wide limit: no pooling follows.
+        cosine: of two examples' outputs, E[y_a · y_b] / E[y²], before the rectifier; None from
+            `paper_formulas`.
     """
 
     name: str
@@ -71,6 +65,7 @@ class LayerMoments:
     backward: float
     forward_exact: bool
     backward_exact: bool
+    cosine: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +182,7 @@ def paper_formulas(
     for step, gain in zip(reversed(steps), reversed(gains), strict=True):
         backward.append(moment)
         moment *= gain * step.fan_out * step.variance
-    return _records(steps, forward, backward[::-1])
+    return _records(steps, forward, backward[::-1], [None] * len(steps))
 
 
 def plain(arch: Arch, **options: Any) -> tuple[LayerMoments, ...]:
@@ -205,6 +200,7 @@ def predict(
     negative_slope: Slopes = 0.0,
     input_second_moment: ArrayLike = 1.0,
     input_correlation: float = 0.0,
+    input_cosine: float = 0.0,
     output_gradient_second_moment: float = 1.0,
 ) -> tuple[LayerMoments, ...]:
     """Predict second moments of every weighted layer at initialisation, with borders and pooling.
@@ -224,6 +220,8 @@ def predict(
             of ``arch.image_size``, or ``[h, w]``.
         input_correlation: ``E[x(p)·x(q)] / E[x²]`` of two pixels, 0 for white noise; for photos,
             of two pixels of one pooling window. Only max pooling depends on it.
+        input_cosine: ``E[x_a(p)·x_b(p)] / E[x²]`` of two images at one position, 0 for white noise.
+            Different positions of two images are taken to have it times ``input_correlation``.
         output_gradient_second_moment: E[Δy²] at the scores.
 
     Returns:
@@ -241,58 +239,62 @@ def predict(
         )
     if not 0 <= input_correlation <= 1:
         raise ValueError(f"predict: input_correlation is {input_correlation}, expected 0 to 1.")
+    if not -1 <= input_cosine <= 1:
+        raise ValueError(f"predict: input_cosine is {input_cosine}, expected -1 to 1.")
     steps = list(_steps(arch, shape, initializer, in_channels, num_classes, negative_slope))
-    signal, correlation = np.broadcast_to(moments, shape), np.asarray(input_correlation)
-    forward, transposes = [], []
+    signal = np.broadcast_to(moments, shape)
+    related = correlations.of_input(shape, input_correlation, input_cosine)
+    forward, cosines, transposes = [], [], []
     for step in steps:
-        signal, correlation, transpose = _advance(step, signal, correlation)
+        signal, related, transpose = _advance(step, signal, related)
         forward.append(float(signal.mean()))
+        cosines.append(related.cosine(signal))
         transposes.append(transpose)
     backward, gradient = [], np.full(signal.shape, output_gradient_second_moment, np.float64)
     for transpose in reversed(transposes):
         backward.append(float(gradient.mean()))
         gradient = transpose(gradient)
-    return _records(steps, forward, backward[::-1])
+    return _records(steps, forward, backward[::-1], cosines)
 
 
 def _records(
-    steps: Sequence[_Step], forward: Sequence[float], backward: Sequence[float]
+    steps: Sequence[_Step],
+    forward: Sequence[float],
+    backward: Sequence[float],
+    cosines: Sequence[float | None],
 ) -> tuple[LayerMoments, ...]:
     pools = [i for i, step in enumerate(steps) if isinstance(step.layer, MaxPool | SpatialPyramid)]
     first, last = (pools[0], pools[-1]) if pools else (len(steps), -1)
     return tuple(
-        LayerMoments(step.layer.name, forward[i], backward[i], i < first, i > last)
+        LayerMoments(step.layer.name, forward[i], backward[i], i < first, i > last, cosines[i])
         for i, step in enumerate(steps)
         if i not in pools
     )
 
 
-def _advance(step: _Step, signal: Map, correlation: Map) -> tuple[Map, Map, Callable[[Map], Map]]:
+def _advance(
+    step: _Step, signal: Map, related: Correlations
+) -> tuple[Map, Correlations, Callable[[Map], Map]]:
     """Carry moments through a rectifier and a layer; also return the map of gradients back."""
-    layer, shape = step.layer, signal.shape
+    layer, shape, slope = step.layer, signal.shape, step.slope_before
     if isinstance(layer, MaxPool | SpatialPyramid):
         regions = maxima.regions(layer, shape)
-        pooled = maxima.max_pool(signal, regions, step.slope_before, correlation)
+        pooled = maxima.max_pool(signal, regions, slope, related.within)
         return (
             pooled.forward.reshape(step.output_shape),
-            np.asarray(pooled.correlation),
+            related.max_pool(signal, layer, slope, pooled.correlation),
             lambda dx: maxima.max_pool_backward(dx.ravel(), pooled, regions, shape),
         )
-    gain, variance = rectifiers.second_moment_gain(step.slope_before), step.variance
-    correlation = moment_maps.rectified_correlation(correlation, step.slope_before)
+    gain, variance = rectifiers.second_moment_gain(slope), step.variance
+    related = related.rectified(slope)
     if isinstance(layer, Conv):
-        if not correlation.ndim and signal.size <= CORRELATED_POSITIONS:
-            correlation = np.full((*shape, *shape), float(correlation))
-            np.einsum("ijij->ij", correlation)[...] = 1.0
-        if correlation.ndim:
-            correlation = moment_maps.conv_correlation(correlation, signal, layer)
         return (
             moment_maps.conv_forward(gain * signal, layer, variance, step.in_features),
-            correlation,
+            related.conv(signal, layer),
             lambda dy: gain * moment_maps.conv_backward(dy, layer, variance, shape),
         )
     return (  # fully connected: every position has its own weights (Eq. 7 and 12)
         np.asarray(variance * step.in_features * gain * signal.sum()),
-        correlation,
+        related.dense(signal),
         lambda dy: np.full(shape, gain * variance * step.fan_out * dy),
     )

@@ -128,6 +128,31 @@ def test_tailored_slopes_and_cosines_at_depth(depth, slope, relu, prelu):
         assert activations.cosine_at_depth(0.25, depth) == pytest.approx(prelu, abs=1e-3)
 
 
+def test_the_depth_of_a_cosine_is_the_first_layer_that_reaches_it():
+    for slope in (0.0, 0.25, np.array([0.0, 0.5])):
+        depth = activations.depth_of_cosine(slope, 0.9)
+        before, after = (activations.cosine_at_depth(slope, d) for d in (depth - 1, depth))
+        assert before < 0.9 <= after
+    assert activations.depth_of_cosine(0.0) == 13
+    assert activations.depth_of_cosine(0.25) == 25
+    assert activations.depth_of_cosine(0.0, 0.3, first=0.5) == 0
+    with pytest.raises(
+        ValueError, match=r"slope 1\.0 a cosine of 0\.5 is not reached within 1,000,"
+    ):
+        activations.depth_of_cosine(1.0, 0.5)
+    for bad in (1.0, math.nan):
+        with pytest.raises(ValueError, match="expected a number from -1 to below 1"):
+            activations.depth_of_cosine(0.0, bad)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_one_minus_the_cosine_falls_with_the_square_of_the_depth(slope):
+    limit = 9 * math.pi**2 * (1 + slope**2) ** 2 / (2 * (1 - slope) ** 4)
+    for first in (0.0, 0.9):
+        apart = 1 - activations.cosine_at_depth(slope, 3000, first)
+        assert apart * 3000**2 == pytest.approx(limit, rel=0.05)
+
+
 @pytest.mark.parametrize("depth", [14, 22, 30, 50, 100])
 def test_tailored_slopes_are_those_of_dks(depth):
     """The package of Zhang, Botev & Martens 2022."""

@@ -103,11 +103,75 @@ def test_max_pool_forward_and_backward_agrees_with_jax_on_draws(layer, correlati
     np.testing.assert_allclose(measured.sum(), np.mean(np.sum(dy**2, (1, 2, 3))), rtol=0.01)
 
 
+def two_examples(y, correlation, same, across, draws, seed=0):
+    """Draw two examples' maps of equally correlated Gaussians, [draws, 2, *y.shape]."""
+    ones, eye = np.ones((y.size, y.size)), np.eye(y.size)
+    one = correlation * ones + (1 - correlation) * eye
+    two = across * ones + (same - across) * eye
+    covariance = np.block([[one, two], [two, one]])
+    z = np.random.default_rng(seed).multivariate_normal(
+        np.zeros(2 * y.size), covariance, draws, method="eigh"
+    )
+    return np.sqrt(y) * z.reshape(draws, 2, *y.shape)
+
+
+@pytest.mark.parametrize(
+    "layer", [MaxPool("pool", 2), MaxPool("pool", 1), SpatialPyramid("spp", (3, 2, 1))], ids=str
+)
+@pytest.mark.parametrize(
+    ("correlation", "same", "across"),
+    [(0.0, 0.0, 0.0), (0.0, 0.6, 0.0), (0.4, 0.4, 0.4), (0.5, 0.9, 0.45), (0.9, 0.95, 0.88)],
+)
+@pytest.mark.parametrize("slope", [0.0, 0.25, 1.0])
+def test_cosines_of_pooled_values_agree_with_draws(layer, correlation, same, across, slope):
+    shape = (4, 6)
+    y = np.linspace(0.5, 1.5, 4)[:, None] * np.linspace(1, 0.3, 6)
+    regions = maxima.regions(layer, shape)
+    cosines, between = maxima.max_pool_cosines(
+        y, regions, slope, correlation, np.full(shape, same), across
+    )
+    x = rectifiers.prelu(two_examples(y, correlation, same, across, 40_000), slope)
+    a, b = (np.stack([x[:, i][:, *r].max(axis=(1, 2)) for r in regions], axis=1) for i in (0, 1))
+    squares = (np.mean(a**2, axis=0) + np.mean(b**2, axis=0)) / 2
+    np.testing.assert_allclose(cosines, np.mean(a * b, axis=0) / squares, atol=0.015)
+    if isinstance(layer, MaxPool):  # regions do not overlap
+        products = np.einsum("ni,nj->ij", a, b) / len(a)
+        apart = ~np.eye(len(regions), dtype=bool)
+        expected = (
+            products[apart].mean() / np.outer(np.sqrt(squares), np.sqrt(squares))[apart].mean()
+        )
+        assert between == pytest.approx(expected, abs=0.02)
+
+
+def test_one_example_twice_has_the_cosine_1_and_a_region_of_one_position_keeps_its_own():
+    regions = maxima.regions(SpatialPyramid("spp", (2, 1)), (2, 2))
+    correlation = np.full((2, 2, 2, 2), 0.7)
+    np.einsum("ijij->ij", correlation)[...] = 1.0
+    y, ones = np.array([[1.0, 0.5], [0.1, 2.0]]), np.ones((2, 2))
+    cosines, _ = maxima.max_pool_cosines(y, regions, 0.0, correlation, ones, correlation)
+    np.testing.assert_allclose(cosines, 1, atol=1e-6)
+    across = np.full((2, 2, 2, 2), 0.6)
+    cosines, _ = maxima.max_pool_cosines(y, regions, 0.0, correlation, 0.8 * ones, across)
+    alone = moment_maps.rectified_correlation(0.8)
+    np.testing.assert_allclose(cosines[:4], alone, atol=0.01)
+    assert 0.8 < cosines[4] < 1
+
+
+def test_large_regions_take_some_of_their_positions():
+    y, regions = np.ones((40, 40)), [(slice(0, 40), slice(0, 40))]
+    cosines, _ = maxima.max_pool_cosines(y, regions, 0.0, 0.5, np.full((40, 40), 0.8), 0.4)
+    assert 0.9 < cosines[0] < 1
+
+
 def test_a_map_without_signal_stays_without():
     regions = maxima.regions(MaxPool("pool", 2), (2, 2))
     pooled = maxima.max_pool(np.zeros((2, 2)), regions, 0.0, 0.5)
     assert pooled.forward == 0
     assert 0 <= pooled.correlation <= 1
+    cosines, between = maxima.max_pool_cosines(
+        np.zeros((2, 2)), regions, 0.0, 0.5, np.full((2, 2), 0.5), 0.25
+    )
+    assert cosines == between == 0
 
 
 def test_bad_input_is_named():

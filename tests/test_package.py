@@ -33,7 +33,8 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     "prelu_jax.quadrature": set(),
     "prelu_jax.activations": {"moment_maps", "quadrature", "rectifiers"},
     "prelu_jax.maxima": {"arch", "moment_maps", "pooling"},
-    "prelu_jax.theory": {"arch", "maxima", "moment_maps", "names", "rectifiers"},
+    "prelu_jax.correlations": {"arch", "maxima", "moment_maps"},
+    "prelu_jax.theory": {"arch", "correlations", "maxima", "moment_maps", "names", "rectifiers"},
     "prelu_jax.modules": {"pooling", "rectifiers", "streams"},
     "prelu_jax.nnx": {"pooling", "rectifiers"},
     "prelu_jax.models": {
@@ -65,8 +66,8 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
 }
 # Modules that must not import Flax.
 FLAX_FREE = (
-    *("names", "streams", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "theory"),
-    *("activations", "quadrature"),
+    *("names", "streams", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "correlations"),
+    *("theory", "activations", "quadrature"),
     *("initializers.fans", "initializers.rules", "initializers.factories"),
 )
 
