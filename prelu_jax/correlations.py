@@ -15,8 +15,8 @@ The mean cosine of a narrow net is lower than predicted. On the reduced 30-layer
 16 pixels of white noise, 1 - cosine is measured as up to 1.4 times the predicted one at eight times
 the width of the convolutions. At its own width, 16 and 32 channels, it is up to 3.5 times with zero
 padding and 7 times with circular padding, at the last convolutions (0.88 for a predicted 0.96).
-A few outputs, such as the scores, have a lower mean cosine than many: by about c (1 - c²) / 2n for n
-of them.
+A few outputs, such as the scores, have a lower mean cosine than many: by about c (1 - c²) / 2n for
+n of them.
 """
 
 import dataclasses

@@ -31,8 +31,9 @@ def diagnose(
 
     One jitted forward and backward pass (`signal.measure`); the model and its variables stay as
     they are. Networks of `models.build` also get the predictions of `theory.predict`, for the
-    batch's own second moment, the slopes as they are, and independent weights of the variances
-    that the kernels have: trained kernels may differ.
+    batch's own second moment and cosine, the slopes as they are, and independent weights of the
+    variances that the kernels have: trained kernels may differ. Layers of other models get a
+    predicted cosine, that of their inputs (`signal.LayerStatistics.input_cosine`).
 
     Args:
         model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox
@@ -100,6 +101,7 @@ def _predict(
         negative_slope=model.slopes(params),
         input_second_moment=second_moment,
         input_correlation=float(np.clip(neighbours, 0.0, 1.0)),
+        input_cosine=float(np.clip(measurement.layers[0].input_cosine or 0.0, -1.0, 1.0)),
         output_gradient_second_moment=measurement.layers[-1].gradient_second_moment,
     )
     return {layer.name: layer for layer in layers}

@@ -44,6 +44,13 @@ def test_a_network_of_the_library_is_predicted_from_its_weights_its_slopes_and_t
         for moment, noise in (("second_moment", ""), ("gradient_second_moment", "gradient_")):
             log = math.log(row[moment] / row[f"predicted_{moment}"])
             assert abs(log) < 4 * row[f"{noise}log_noise"] + 0.2, (row["name"], moment)
+        assert row["predicted_cosine"] == report.predicted[row["name"]].cosine
+        # Forty channels, one draw.
+        apart = (1 - row["cosine"]) / (1 - row["predicted_cosine"])
+        assert 1 / 2 < apart < 2, row["name"]
+    assert report.predicted["conv1"].cosine == pytest.approx(
+        report.layers[0].input_cosine, abs=1e-6
+    )
     # The input's scale, the kernels and the slopes are taken from the model.
     first = report.predicted["conv1"].forward
     assert pj.diagnose(model, variables, 2 * x).predicted["conv1"].forward == pytest.approx(
@@ -77,6 +84,26 @@ def test_fixed_slopes_are_known(rectifier, slope):
     last = expected[-2].backward / expected[-1].backward
     ratio = measured.predicted["fc1"].backward / measured.predicted["fc2"].backward
     assert ratio == pytest.approx(last, rel=1e-6)
+
+
+def test_any_model_is_predicted_to_keep_the_cosines_of_its_layers_inputs():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for features in (256, 256, 256):
+                x = nn.relu(nn.Dense(features)(x))
+            x = nn.relu(nn.Conv(256, (3, 3), padding="CIRCULAR")(x))
+            return nn.Dense(256)(x.reshape(len(x), -1))
+
+    x = jax.random.normal(jax.random.key(0), (8, 4, 4, 64)) + 0.3
+    report = pj.diagnose(Net(), Net().init(jax.random.key(1), x), x)
+    assert report.predicted == {}
+    rows = list(report.rows())
+    assert [row["predicted_cosine"] for row in rows] == [row.input_cosine for row in report.layers]
+    assert rows[0]["input_cosine"] < 0.2 < 0.6 < rows[-1]["input_cosine"]
+    for row in rows:
+        apart = (1 - row["cosine"]) / (1 - row["predicted_cosine"])
+        assert 0.9 < apart < 1.1, row["name"]
 
 
 @pytest.mark.parametrize("name", ["cnn", "transformer"])

@@ -22,7 +22,7 @@ SIGMAS = 4.5
 
 
 class Prediction(Protocol):
-    """Predicted second moments of one layer, e.g. a `theory.LayerMoments`."""
+    """Predicted second moments and cosine of one layer, e.g. a `theory.LayerMoments`."""
 
     @property
     def forward(self) -> float:
@@ -31,6 +31,10 @@ class Prediction(Protocol):
     @property
     def backward(self) -> float:
         """E[Δy²]."""
+
+    @property
+    def cosine(self) -> float | None:
+        """Cosine of two examples' outputs; None if it is not predicted."""
 
 
 Predictions = Mapping[str, Prediction]  # by a layer's name

@@ -61,6 +61,8 @@ class LayerStatistics(LayerCall):
         input_channel_spread: the same as channel_spread, of x.
         input_zero_fraction: fraction of x's channels that are 0 for every example and position:
             units that a rectifier has shut off.
+        input_cosine: the same as cosine, of x. Independent zero-mean weights give outputs of this
+            cosine, exactly if they read all positions equally often.
         gradient_second_moment: E[Δy²], over the same as the mean.
         gradient_channel_spread: the same as channel_spread, of Δy.
         kernel_rms: root mean square of the kernel.
@@ -89,6 +91,7 @@ class LayerStatistics(LayerCall):
     input_minimum: float | None
     input_channel_spread: float | None
     input_zero_fraction: float | None
+    input_cosine: float | None
     gradient_second_moment: float
     gradient_channel_spread: float
     kernel_rms: float | None

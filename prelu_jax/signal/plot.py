@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from prelu_jax.signal import drift
-from prelu_jax.signal.verdict import Finding
+from prelu_jax.signal.verdict import COLLAPSING, Finding
 
 _NAMES = 32  # more of them on an axis cannot be read
 
@@ -25,9 +25,12 @@ class _Drawing(Figure):
 
 
 def draw(title: str, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]) -> Figure:
-    """Return second moments over depth on a log axis, E[y²] above and E[Δy²] below.
+    """Return E[y²], E[Δy²] and 1 - cosine over depth, on log axes from top to bottom.
 
-    Measured as points; predicted as a line, where there is a prediction. The wide band is the range
+    Measured as points; predicted as a line, where there is a prediction. The last panel is left out
+    where no cosine is measured; it falls to 0 where the layers map all examples to one direction.
+
+    The wide band is the range
     that the verdict accepts: a signal that ends outside of it is a finding. The narrow band is the
     noise of random weights, ± 2 σ, around the same centre. The last layer is not judged.
 
@@ -36,28 +39,36 @@ def draw(title: str, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]
         rows: of `Report.rows`.
         findings: a line is drawn where each of them begins.
     """
-    figure = _Drawing(figsize=(8, 7), layout="constrained")
-    above, below = figure.subplots(2, sharex=True)
-    _curve(above, rows, "", "second_moment")
-    _curve(below, rows, "gradient_", "gradient_second_moment")
+    panels = 3 if any(row["cosine"] is not None for row in rows) else 2
+    figure = _Drawing(figsize=(8, 1 + 3 * panels), layout="constrained")
+    above, below, *others = panels_axes = figure.subplots(panels, sharex=True)
+    _curve(above, rows, "second_moment")
+    _bands(above, rows, "")
+    _curve(below, rows, "gradient_second_moment")
+    _bands(below, rows, "gradient_")
     above.set_ylabel("forward: E[y²]", fontsize=14)
     below.set_ylabel("backward: E[Δy²]", fontsize=14)
+    for axes in others:
+        _curve(axes, rows, "cosine", _apart)
+        axes.set_ylabel("1 − cosine", fontsize=14)
     step = -(-len(rows) // _NAMES)
     shown = range(0, len(rows), step)
-    below.xaxis.set_major_locator(FixedLocator(list(shown)))
-    below.set_xticklabels([rows[i]["name"] for i in shown], rotation=90, fontsize=11)
-    below.set_xlabel("layer, in the order of computation", fontsize=14)
+    lowest = panels_axes[-1]
+    lowest.xaxis.set_major_locator(FixedLocator(list(shown)))
+    lowest.set_xticklabels([rows[i]["name"] for i in shown], rotation=90, fontsize=11)
+    lowest.set_xlabel("layer, in the order of computation", fontsize=14)
     for finding in findings:
         axes = below if finding.direction == "backward" else above
+        axes = lowest if finding.verdict == COLLAPSING else axes
         at = next(i for i, row in enumerate(rows) if row["name"] == finding.layer)
         where = f" ({finding.direction})" if finding.direction else ""
         label = f"{finding.verdict}{where} from here"
         axes.axvline(at, color="tab:red", lw=1.5, ls=":", label=label)
     above.set_title(title, fontsize=15)
-    for axes in (above, below):
+    for axes in panels_axes:
         axes.grid(alpha=0.25)
         axes.tick_params(axis="y", labelsize=12)
-    drawn = [axes.get_legend_handles_labels() for axes in (above, below)]
+    drawn = [axes.get_legend_handles_labels() for axes in panels_axes]
     entries = {
         label: line for lines, labels in drawn for line, label in zip(lines, labels, strict=True)
     }
@@ -65,13 +76,24 @@ def draw(title: str, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]
     return figure
 
 
-def _curve(axes: Any, rows: Sequence[dict[str, Any]], direction: str, moment: str) -> None:
-    x = np.arange(len(rows))
+def _curve(
+    axes: Any, rows: Sequence[dict[str, Any]], field: str, shown: Callable[[Any], Any] = lambda v: v
+) -> None:
+    """Draw a measured field and its prediction, each value as ``shown`` returns it."""
     axes.set_yscale("log")
-    axes.plot(x, _positive(row[moment] for row in rows), "o", color="tab:blue", label="measured")
-    if any(row[f"predicted_{moment}"] is not None for row in rows):
-        predicted = _positive(row[f"predicted_{moment}"] for row in rows)
-        axes.plot(x, predicted, "-", color="tab:orange", lw=1.5, label="predicted")
+    measured = [shown(row[field]) for row in rows]
+    axes.plot(_positive(measured), "o", color="tab:blue", label="measured")
+    predicted = [shown(row[f"predicted_{field}"]) for row in rows]
+    if any(value is not None for value in predicted):
+        axes.plot(_positive(predicted), "-", color="tab:orange", lw=1.5, label="predicted")
+
+
+def _apart(cosine: float | None) -> float | None:
+    return None if cosine is None else 1 - cosine
+
+
+def _bands(axes: Any, rows: Sequence[dict[str, Any]], direction: str) -> None:
+    x = np.arange(len(rows))
     least, centre, greatest = (
         _positive(row[f"{direction}accepted_{place}"] for row in rows)
         for place in ("least", "centre", "greatest")

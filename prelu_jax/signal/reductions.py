@@ -78,29 +78,33 @@ def of_output(
         where there is no pair or the first axis counts no examples.
     """
     channels = _channels(y, channel_axes, axis_name)
-    has_examples = y.ndim > 1 and y.shape[0] == batch_size
-    by_example = channels.unit.reshape(batch_size, -1) if has_examples else None
     return {
         **_summary(channels),
         "dead": jnp.mean(channels.highest <= 0, dtype=jnp.float32),
-        "cosine": jnp.float32(jnp.nan) if by_example is None else _cosine(by_example, axis_name),
+        "cosine": _cosine(channels.unit, batch_size, axis_name),
     }
 
 
-def of_input(x: jax.Array, axis_name: str | None) -> dict[str, jax.Array]:
-    """Return moments of a layer's input, and the share of its channels that are always 0.
+def of_input(x: jax.Array, batch_size: int, axis_name: str | None) -> dict[str, jax.Array]:
+    """Return moments and cosine of a layer's input, and the share of its channels always 0.
 
     Args:
         x: the input, its channels along the last axis.
+        batch_size: the number of examples on this device.
         axis_name: the axis of devices under `pmap`.
 
     Returns:
-        float32 scalars: ``scale``, ``mean``, ``var``, ``spread`` and ``minimum`` as `of_output`;
+        float32 scalars: ``scale``, ``mean``, ``var``, ``spread``, ``minimum``, ``cosine`` as
+        `of_output`;
         ``zero``, the fraction of channels that are 0 for every example and position.
     """
     channels = _channels(x, (-1,), axis_name)
     zero = (channels.highest == 0) & (channels.lowest == 0)
-    return {**_summary(channels), "zero": jnp.mean(zero, dtype=jnp.float32)}
+    return {
+        **_summary(channels),
+        "zero": jnp.mean(zero, dtype=jnp.float32),
+        "cosine": _cosine(channels.unit, batch_size, axis_name),
+    }
 
 
 class _Channels(NamedTuple):
@@ -142,8 +146,14 @@ def _summary(channels: _Channels) -> dict[str, jax.Array]:
     }
 
 
-def _cosine(by_example: jax.Array, axis_name: str | None) -> jax.Array:
-    """Use Σ_{i≠j} û_i·û_j = |Σ_i û_i|² − n for n unit vectors û_i: no pair is formed."""
+def _cosine(values: jax.Array, batch_size: int, axis_name: str | None) -> jax.Array:
+    """Return the mean cosine of different examples; nan if the first axis counts no examples.
+
+    Σ_{i≠j} û_i·û_j = |Σ_i û_i|² − n for n unit vectors û_i: no pair is formed.
+    """
+    if values.ndim < 2 or values.shape[0] != batch_size:
+        return jnp.full((), jnp.nan, jnp.float32)
+    by_example = values.reshape(batch_size, -1)
     norm = jnp.sqrt(jnp.sum(jnp.square(by_example), axis=1, keepdims=True))
     n = psum(jnp.sum(norm > 0, dtype=jnp.float32), axis_name)
     total = psum(jnp.sum(by_example / _divisor(norm), axis=0), axis_name)

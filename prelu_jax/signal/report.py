@@ -14,7 +14,7 @@ from rich.text import Text
 from prelu_jax import printing
 from prelu_jax.signal import drift, verdict
 from prelu_jax.signal.advice import advices, advise_all
-from prelu_jax.signal.drift import Accepted, Predictions
+from prelu_jax.signal.drift import Accepted, Prediction, Predictions
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.verdict import Finding
 
@@ -33,6 +33,7 @@ _ABOUT = (
     "2015).",
 )
 _PREDICTED = "predicted: for independent weights of the kernels' variances and slopes."
+_PREDICTED_COSINE = "predicted cosine: that of the layer's input, which independent weights keep."
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -115,6 +116,8 @@ class Report:
 
         'log_noise' and 'gradient_log_noise' are the standard deviations of the log of the second
         moments over random weights, at most; multiply and divide by exp(2 · noise) for 95 %.
+        'predicted_cosine' is, without a prediction for the layer, the cosine of its input: that of
+        outputs of independent zero-mean weights, but for positions that they read less often.
         From 'accepted_least' over 'accepted_centre' to 'accepted_greatest' the verdict accepts
         E[y²], and with 'gradient_' before it E[Δy²]; None where it does not judge.
         """
@@ -128,6 +131,7 @@ class Report:
                 **dataclasses.asdict(row),
                 "predicted_second_moment": predicted.forward if predicted else None,
                 "predicted_gradient_second_moment": predicted.backward if predicted else None,
+                "predicted_cosine": _predicted_cosine(row, predicted),
                 "log_noise": of_y,
                 "gradient_log_noise": of_gradient,
                 **_accepted("", accepted["forward"].get(row.name)),
@@ -156,7 +160,7 @@ class Report:
         return printing.to_csv(self.rows(), file)
 
     def plot(self) -> Any:
-        """Return forward and backward second moments over depth, as a matplotlib figure."""
+        """Return second moments and 1 - cosine over depth, as a matplotlib figure."""
         from prelu_jax.signal import plot  # matplotlib is slow to import
 
         return plot.draw(f"{self.model}: {self.verdict}", list(self.rows()), self.findings)
@@ -164,7 +168,11 @@ class Report:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, the verdict with its advice, and the limits of both."""
         yield self._table()
-        about = (*_ABOUT, _PREDICTED) if self.predicted else _ABOUT
+        about = [*_ABOUT]
+        if self.predicted:
+            about.append(_PREDICTED)
+        elif self._predicts_cosines():
+            about.append(_PREDICTED_COSINE)
         yield Text("\n".join(about), style="dim")
         measurement = self.measurement
         judged = _GOOD if measurement.coverage.suffices else _NOTE
@@ -185,13 +193,18 @@ class Report:
 
     def _width(self) -> int:
         """Return how many columns the table takes."""
-        return _WIDTH + min(max(map(len, self._labels())), _LONGEST_NAME)
+        names = min(max(map(len, self._labels())), _LONGEST_NAME)
+        return _WIDTH + names + (len(" predicted ") if self._predicts_cosines() else 0)
 
     def _labels(self) -> list[str]:
         """Return the layers' names, each with the verdict that begins there."""
         at_fault = {finding.layer: finding.verdict for finding in reversed(self.findings)}
         names = [row.name for row in self.layers]
         return [f"{name}{_FAULT}{at_fault[name]}" if name in at_fault else name for name in names]
+
+    def _predicts_cosines(self) -> bool:
+        cosines = (_predicted_cosine(row, self.predicted.get(row.name)) for row in self.layers)
+        return any(cosine is not None for cosine in cosines)
 
     def _table(self) -> Table:
         loss = self.measurement.loss
@@ -206,7 +219,10 @@ class Report:
         table.add_column("output")
         predicted = ("predicted",) if self.predicted else ()
         signal = ("E[y²]", *predicted, "accepted", "E[Δy²]", *predicted, "accepted")
-        for name in (*signal, "always 0", "cosine", "change rate"):
+        cosines = {"cosine": "cosine"}  # field -> column
+        if self._predicts_cosines():
+            cosines["predicted_cosine"] = "predicted"
+        for name in (*signal, "always 0", *cosines.values(), "change rate"):
             table.add_column(Text(name), justify="right", no_wrap=True)
         for label, row in zip(self._labels(), self.rows(), strict=True):
             table.add_row(
@@ -215,7 +231,7 @@ class Report:
                 *self._moment(row, "second_moment", "accepted"),
                 *self._moment(row, "gradient_second_moment", "gradient_accepted"),
                 _cell(row["input_zero_fraction"], ".0%"),
-                _cell(row["cosine"], ".4f"),
+                *(_cell(row[cosine], ".4f") for cosine in cosines),
                 _cell(row["change_rate"], ".1e"),
             )
         return table
@@ -230,6 +246,12 @@ class Report:
 
 def _cell(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def _predicted_cosine(row: LayerStatistics, predicted: Prediction | None) -> float | None:
+    if row.cosine is None:
+        return None
+    return row.input_cosine if predicted is None else predicted.cosine
 
 
 def _accepted(direction: str, accepted: Accepted | None) -> dict[str, float | None]:

@@ -31,6 +31,7 @@ class Row:
         index: the step of each scan around it.
         weights: the paths of the parameters that the layer's kernel is made of.
         has_examples: whether the first axis of the output counts the batch's examples, two or more.
+        input_has_examples: the same of the input.
     """
 
     call: LayerCall
@@ -38,6 +39,7 @@ class Row:
     index: tuple[int, ...]
     weights: tuple[str, ...]
     has_examples: bool
+    input_has_examples: bool
 
     def records(self, statistics: Mapping[str, Any]) -> list[Any]:
         """Return its forward, backward and weights' records in the results of a probe."""
@@ -59,6 +61,7 @@ class Row:
         of_y = _moments(forward)
         of_x: dict[str, Any] = _moments(forward, "input_")
         of_x["input_zero_fraction"] = _if_finite(forward["input_zero"], of_x["input_second_moment"])
+        of_x["input_cosine"] = float(forward["input_cosine"]) if self.input_has_examples else None
         if self.call.kind == KINDS["look-up"]:
             of_x = dict.fromkeys(of_x)
         return LayerStatistics(
@@ -127,8 +130,11 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[
         )
         calls[name] += 1
         # Each example has to be a vector: the cosine of two numbers is their sign.
-        has_examples = shape[:1] == (examples,) and math.prod(shape) > examples > 1
-        rows.append(Row(call, operation.number, index, operation.parameters, has_examples))
+        y_has, x_has = (
+            dimensions[:1] == (examples,) and math.prod(dimensions) > examples > 1
+            for dimensions in (shape, operation.input_shape)
+        )
+        rows.append(Row(call, operation.number, index, operation.parameters, y_has, x_has))
     return tuple(rows)
 
 

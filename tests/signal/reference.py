@@ -50,10 +50,10 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         moments = np.mean(array.reshape(-1, int(np.prod(array.shape[-axes:]))) ** 2, axis=0)
         return np.var(moments, ddof=1) / np.mean(moments) ** 2
 
-    rows = y.reshape(len(y), -1)
-    cosines = [
-        a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in itertools.permutations(rows, 2)
-    ]
+    def cosine(array):
+        pairs = itertools.permutations(array.reshape(len(array), -1), 2)
+        return np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
+
     channels = y.reshape(-1, int(np.prod(y.shape[-feature_axes:]))).T
     rms = np.sqrt(np.mean(kernel**2)), np.sqrt(np.mean(kernel_gradient**2))
     numbers = {
@@ -74,7 +74,8 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         "kernel_gradient_rms": rms[1],
         "change_rate": rms[1] / rms[0],
         "dead_fraction": np.mean([all(value <= 0 for value in channel) for channel in channels]),
-        "cosine": np.mean(cosines),
+        "cosine": cosine(y),
+        "input_cosine": cosine(x),
     }
     known = {"path": name, "input_shape": x.shape, "shape": y.shape, "kernel_shape": kernel.shape}
     known["channels"] = len(channels)

@@ -24,6 +24,7 @@ HEALTHY = LayerStatistics(
     input_minimum=0.0,
     input_channel_spread=0.2,
     input_zero_fraction=0.0,
+    input_cosine=0.4,
     gradient_second_moment=1e-3,
     gradient_channel_spread=0.2,
     kernel_rms=(2 / 900) ** 0.5,
@@ -45,9 +46,9 @@ def measurement(changes=None, unseen=(), loss=None, kinds=("Conv",)):
     return Measurement(tuple(layers), kinds, coverage, loss)
 
 
-def moments(forward, backward):
+def moments(forward, backward, cosine=None):
     """A prediction."""
-    return SimpleNamespace(forward=forward, backward=backward)
+    return SimpleNamespace(forward=forward, backward=backward, cosine=cosine)
 
 
 def each(field, values):

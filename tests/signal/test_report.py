@@ -194,6 +194,36 @@ def test_the_figure_shows_what_was_measured_and_predicted():
     assert len(HEALTHY.plot().axes[0].lines) == 1
 
 
+COSINES = [0.2, 0.5, 0.8, 0.9, 0.99]
+
+
+def test_predicted_cosines_stand_beside_the_measured_ones():
+    known = {name: moments(2.0, 1e-3, cosine) for name, cosine in zip(NAMES, COSINES, strict=True)}
+    for predicted, expected in (({}, [0.4] * 5), (known, COSINES)):
+        report = Report("Net", measurement(), predicted)
+        assert [row["predicted_cosine"] for row in report.rows()] == expected
+        lines = str(report).splitlines()
+        assert "cosine  predicted  change rate" in lines[2]
+        assert f"0.5000     {expected[1]:.4f}" in lines[5]
+        assert ("predicted cosine: that of the layer's input" in str(report)) == (not predicted)
+        (*_, last) = report.plot().axes
+        assert last.get_ylabel() == "1 − cosine"
+        measured, line = (drawn.get_ydata() for drawn in last.lines)
+        np.testing.assert_allclose(measured, 0.5)
+        np.testing.assert_allclose(line, 1 - np.array(expected))
+    unknown = Report("Net", measurement(each("input_cosine", [None] * 5)))
+    assert "cosine  change rate" in str(unknown)
+    assert len(unknown.plot().axes[-1].lines) == 1
+
+
+def test_a_collapse_is_marked_in_the_panel_of_the_cosines():
+    report = Report("Net", measurement(each("cosine", [0.5, 0.9, 1.0, 1.0, 1.0])))
+    assert report.verdict == "collapsing"
+    *others, last = report.plot().axes
+    assert [len(axes.lines) for axes in others] == [1, 1]
+    assert list(last.lines[-1].get_xdata()) == [2, 2]
+
+
 def moved(rng, predicts):
     """Return a net whose moments wander, with the spreads of narrow or of wide layers."""
     spread = rng.choice([0.5, 30.0, 200.0])
@@ -263,9 +293,10 @@ def test_the_bands_of_the_figure_are_the_criterion_and_the_noise_and_are_named()
         "measured",
         "accepted by the verdict: 4.5 σ, or a factor of 100",
         "random weights alone: 2 σ",
+        "predicted",
     ]
     rows = list(HEALTHY.rows())[:-1]
-    for axes, prefix in zip(figure.axes, ("", "gradient_"), strict=True):
+    for axes, prefix in zip(figure.axes, ("", "gradient_"), strict=False):
         accepted, noise = (band.get_paths()[0].vertices[:, 1] for band in axes.collections)
         assert accepted.min() == pytest.approx(min(r[f"{prefix}accepted_least"] for r in rows))
         assert accepted.max() == pytest.approx(max(r[f"{prefix}accepted_greatest"] for r in rows))
@@ -293,4 +324,4 @@ def test_a_signal_of_zero_or_nan_is_shown_as_a_gap():
 def test_a_long_net_names_some_of_its_layers():
     layers = itertools.chain.from_iterable([measurement().layers] * 20)
     net = Report("Net", dataclasses.replace(measurement(), layers=tuple(layers)))
-    assert len(net.plot().axes[1].get_xticklabels()) == 25
+    assert len(net.plot().axes[-1].get_xticklabels()) == 25
