@@ -241,7 +241,7 @@ def expected_product(before, conv, slope, x, a, b):
     )
     scale = np.sqrt(aa * bb)
     related = Correlations(np.array(0.0), ab / scale, np.array(0.0))
-    same = related.rectified(slope).conv(scale, conv).same
+    same = related.rectified(slope).conv(scale, conv).same if a != b else 1.0
     squares = second_moment_gain(slope) * scale
     return np.mean(same * moment_maps.conv_forward(squares, conv, 2 / conv.kernel_size**2, 1))
 
