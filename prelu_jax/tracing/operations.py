@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
+from prelu_jax.tracing.counts import Counts
 from prelu_jax.tracing.values import shape_of
 
 Axes = tuple[int, ...]
@@ -69,6 +70,8 @@ class Operation:
         steps: the lengths of the scans around it, outermost first.
         own: of each scan, whether every step has weights of its own. Else they are shared.
         inside: the transformations around it, outermost first.
+        counts: how often the entries of the product meet; None where that is not known.
+        reads_parameters: whether x depends on parameters, not on the batch alone.
     """
 
     number: int
@@ -86,6 +89,8 @@ class Operation:
     steps: tuple[int, ...] = ()
     own: tuple[bool, ...] = ()
     inside: tuple[str, ...] = ()
+    counts: Counts | None = None
+    reads_parameters: bool = True
 
     @property
     def fans(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from prelu_jax.tracing import jaxprs, operations, outputs, values
+from prelu_jax.tracing import counts, jaxprs, operations, outputs, values
 from prelu_jax.tracing.effects import Effects
 from prelu_jax.tracing.operations import Axes, Layout, Operation, Watched
 from prelu_jax.tracing.values import Bits, Value, shape_of
@@ -227,6 +227,8 @@ class Products:
             steps=self.place.steps,
             own=tuple(bool(value.scans >> i & 1) for i in range(len(self.place.steps))),
             inside=self.place.inside,
+            counts=counts.of(equation, layout.operand),
+            reads_parameters=look(x).made_of > 0,
         )
         return Watched(operation, output.chain, x, weight, bias, y)
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
-from prelu_jax.tracing import evaluation, jaxprs, reading
+from prelu_jax.tracing import between, evaluation, jaxprs, reading
+from prelu_jax.tracing.between import Feed
 from prelu_jax.tracing.evaluation import ByNumber, Observe, Visit
 from prelu_jax.tracing.operations import Body, Operation
 from prelu_jax.tracing.reading import Reading
@@ -24,12 +25,14 @@ class Program:
         names: its parameters, in the order of its inputs.
         reading: its operations, and the parameters that it sees and does not.
         shapes: the shapes and types of the outputs, as the pytree that the function returns.
+        first_of_batch: the place of the batch among its inputs.
         axes: the axes of devices that it was traced with, where the caller has bound none.
     """
 
     names: tuple[str, ...]
     reading: Reading
     shapes: Any
+    first_of_batch: int
     axes: Axes = ()
 
     @property
@@ -73,6 +76,10 @@ class Program:
     def rows(self) -> list[tuple[Operation, tuple[int, ...]]]:
         """Return every operation at every step of the scans around it, as they are executed."""
         return list(_rows(self.reading.body, ()))
+
+    def feeds(self) -> list[Feed]:
+        """Return for each of the `rows` which others feed its input, and through what."""
+        return between.feeds(self.reading.body, len(self.names), self.first_of_batch)
 
     def weights(self, parameters: Mapping[str, Any], others: Any, batch: Any) -> dict[int, Any]:
         """Return every operation's W, with the axes of scans first; nothing else is computed.
@@ -190,7 +197,9 @@ def trace(
     first = len(leaves) + held
     every = [*parameters, *(names or [None] * held)]
     signal = range(first, first + len(jax.tree.leaves(batch)))
-    return Program(tuple(parameters), reading.read(closed, every, signal), shapes, tuple(axes))
+    return Program(
+        tuple(parameters), reading.read(closed, every, signal), shapes, first, tuple(axes)
+    )
 
 
 def _rows(body: Body, index: tuple[int, ...]) -> Iterator[tuple[Operation, tuple[int, ...]]]:
