@@ -1,20 +1,24 @@
 """One line of advice for every finding of `verdict`, from the measurement alone.
 
-From layer to layer a second moment changes by three factors, and each follows from the measured
-moments: ``fan_in · mean(w²)`` of the kernel alone; ``E[x²] / E[y²]`` across the operations between
-two layers, (1 + a²)/2 for a PReLU (He et al. 2015, Eq. 9 and 15); and a remainder, which is lost at
-padded borders. Backward it is ``fan_out`` instead of ``fan_in`` (Eq. 13).
+From layer to layer a second moment changes by the factor of the kernel and by that of what lies
+between (`split`). The kernel's is ``fan_in · mean(w²)`` less what padded borders take away, for
+independent weights; (1 + a²)/2 for a PReLU between (He et al. 2015, Eq. 9 and 15). Backward it is
+``fan_out`` instead of ``fan_in`` (Eq. 13).
 """
 
 import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from prelu_jax.signal import drift, verdict
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
+from prelu_jax.signal.steps import Step, Steps
+from prelu_jax.signal.steps import blocks as blocks_of
+from prelu_jax.signal.steps import steps as steps_of
 from prelu_jax.signal.verdict import Finding
+from prelu_jax.tracing import kinds
 
 _NOTICEABLE = 0.02  # of a log factor per layer: 2 %
 _RESCALE = (
@@ -131,62 +135,9 @@ Cause = str | _Kernels
 
 def _cause(finding: Finding, measurement: Measurement) -> Cause:
     """Return the advice of the first rule that has some."""
-    steps = _steps(measurement.layers, finding.direction == "forward")
+    steps = steps_of(measurement.layers, finding.direction == "forward")
     causes = (rule(finding, measurement, steps) for rule in _RULES)
     return next((cause for cause in causes if cause), _RESCALE)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """The logs of the factors of a second moment from one layer to the next, or back.
-
-    Attributes:
-        layer: whose kernel it is.
-        total: as measured.
-        kernel: fan · mean(w²).
-        between: of the operations between the two layers.
-        adjacent: whether these kept the shape: no pool, no flattening.
-    """
-
-    layer: LayerStatistics
-    total: float
-    kernel: float
-    between: float
-    adjacent: bool
-
-
-Steps = Sequence[_Step]
-
-
-def _steps(layers: Sequence[LayerStatistics], forward: bool) -> Steps:
-    """Return the steps of a drift in `verdict`: neither the data nor the last layer count."""
-    pairs = itertools.pairwise(layers[1:] if forward else layers[:-1])
-    return [step for before, row in pairs for step in _step(before, row, forward)]
-
-
-def _step(before: LayerStatistics, row: LayerStatistics, forward: bool) -> Iterator[_Step]:
-    layer = before if forward else row
-    if before.input_second_moment is None or row.input_second_moment is None:
-        return
-    if layer.kernel_rms is None or layer.kernel_shape is None:
-        return
-    weights = math.prod(layer.kernel_shape)
-    fan = weights / layer.channels
-    total = _log(row.input_second_moment) - _log(before.input_second_moment)
-    if not forward:
-        fan = weights / layer.input_shape[-1] if "Conv" in layer.kind else layer.channels
-        total = _log(before.gradient_second_moment) - _log(row.gradient_second_moment)
-    yield _Step(
-        layer,
-        total,
-        kernel=_log(fan * layer.kernel_rms**2),
-        between=_log(row.input_second_moment) - _log(before.second_moment),
-        adjacent=before.shape == row.input_shape,
-    )
-
-
-def _log(value: float) -> float:
-    return math.log(max(value, 1e-300))
 
 
 def _zero_kernels(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
@@ -210,17 +161,70 @@ def _without_steps(finding: Finding, measurement: Measurement, steps: Steps) -> 
 
 
 def _one_layer(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
-    """Return the advice where one layer causes most of the drift."""
+    """Return the advice where one layer causes most of the drift, or one place between layers."""
     sign = _sign(finding)
-    total = sum(max(0.0, sign * step.total) for step in steps)
-    largest = max(steps, key=lambda step: sign * step.total)
-    if len(steps) <= 2 or not sign * largest.total > max(math.log(10), total / 2):
+    changes = [(sign * sum(step.total for step in block), block) for block in blocks_of(steps)]
+    total = sum(max(0.0, change) for change, _ in changes)
+    largest, block = max(changes, key=lambda pair: pair[0])
+    if len(steps) <= 2 or not largest > max(math.log(10), total / 2):
         return None
-    row = largest.layer
+    step = max(block, key=lambda step: sign * step.total)
+    times = drift.power_of_ten(step.total)
+    if sign * step.between > sign * (step.total - step.between):
+        times = drift.power_of_ten(step.between)
+        return (
+            f"one place does most of it: {step.where} the second moment is multiplied by {times}; "
+            f"{_remedy(step)}"
+        )
+    row = step.layer
     return (
         f"one layer does most of it: {row.name} multiplies the second moment by "
-        f"{drift.power_of_ten(largest.total)}; its kernel of shape {row.kernel_shape} has an "
+        f"{times}; its kernel of shape {row.kernel_shape} has an "
         f"rms of {row.kernel_rms:.2g}, see pj.initializers.table(...) for its rule and fans"
+    )
+
+
+def _remedy(step: Step) -> str:
+    if any(kinds.is_factor(kind) for kind in step.kinds):
+        return f"take the factor out, or make up for it in the kernel of {step.end}"
+    return _RESCALE
+
+
+def _residual_sums(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
+    """Return the advice where residual sums grow that nothing normalises."""
+    sums = [step for step in steps if kinds.RESIDUAL in step.kinds]
+    if len(sums) < 2 or any(kinds.NORM in step.kinds for step in steps):
+        return None
+    every = [sum(step.total for step in block) for block in blocks_of(steps)]
+    growth = sum(every[: len(sums)])
+    if finding.verdict != verdict.EXPLODING or not growth > sum(every) / 2:
+        return None
+    return (
+        f"the residual sums multiply the second moment by {math.exp(growth / len(sums)):.2g} a "
+        f"block, first {sums[0].where}, and nothing normalises it: normalise the input of every "
+        "branch, or start the last kernel of every branch at 0 or small"
+    )
+
+
+def _operations(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
+    """Return the advice where operations of one kind between layers cause most of the drift."""
+    sign = _sign(finding)
+    groups: dict[tuple[str, ...], list[Step]] = {}
+    for step in steps:
+        if not step.plain and not {kinds.RESIDUAL, kinds.NORM} & {*step.kinds}:
+            groups.setdefault(step.kinds, []).append(step)
+    if not groups:
+        return None
+    group = max(groups.values(), key=lambda group: sign * sum(step.total for step in group))
+    total = sum(step.total for step in group)
+    between = sum(step.between for step in group)
+    whole = sum(sign * step.total for step in steps)
+    if not sign * total > whole / 2 > 0 or not sign * between > sign * (total - between):
+        return None
+    places = f", and so at {len(group) - 1} more places" if len(group) > 1 else ""
+    return (
+        f"{group[0].where} the second moment is multiplied by "
+        f"{math.exp(between / len(group)):.2g}{places}: {_remedy(group[0])}"
     )
 
 
@@ -238,7 +242,7 @@ def _norms(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | 
 def _kernel_scale(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
     """Return the advice where the scale of the kernels causes the drift."""
     sign = _sign(finding)
-    between = statistics.fmean([s.between for s in steps if s.adjacent] or [_log(0.5)])
+    between = statistics.fmean([s.between for s in steps if s.plain] or [math.log(0.5)])
     kept = statistics.fmean(step.kernel for step in steps) + between
     if not sign * kept > max(_NOTICEABLE, sign * _border(steps)):
         return None
@@ -258,8 +262,8 @@ def _slope(layers: Sequence[LayerStatistics]) -> float:
 
 
 def _border(steps: Steps) -> float:
-    """Return the mean log of the factor that only padding explains."""
-    return statistics.fmean(step.total - step.kernel - step.between for step in steps)
+    """Return the mean log of the factor of padded borders."""
+    return statistics.fmean(step.border for step in steps)
 
 
 def _borders(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
@@ -289,5 +293,5 @@ def _times(sides: Sequence[int]) -> str:
 # drift by its steps.
 _RULES = (
     *(_zero_kernels, _of_verdict, _without_steps),
-    *(_one_layer, _norms, _kernel_scale, _borders),
+    *(_one_layer, _residual_sums, _operations, _norms, _kernel_scale, _borders),
 )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from prelu_jax.signal import batches, checks, preparation, reductions, rows, taps
+from prelu_jax.signal import batches, checks, expected, preparation, reductions, rows, split, taps
 from prelu_jax.signal.measurement import Measurement
 from prelu_jax.signal.preparation import Prepared
 from prelu_jax.signal.rows import Row
@@ -98,7 +98,7 @@ class Probe:
             for name in sorted(used & set(parameters))
             if checks.is_float(parameters[name])
         }
-        sinks = {operation.number: _sink(operation) for operation in operations}
+        sinks = {operation.number: taps.sinks(operation) for operation in operations}
 
         observe = functools.partial(self._observe, keep_outputs_alone=not program.has_effects)
 
@@ -138,14 +138,18 @@ class Probe:
         of_y = reductions.of_output(y, channel_axes, self.batch_size, self.axis_name)
         record = of_y | {f"input_{name}": value for name, value in of_x.items()}
         record["kernel"] = reductions.scaled(weight)
+        record["bias"] = expected.bias(visit)
+        record["read"] = expected.read(visit, of_x, self.axis_name)
+        record["has_operand_gradient"] = jnp.array(taps.has_operand_gradient(visit))
         record["ran"] = jnp.array(True)  # zeros, and so False, in a branch that does not run
-        y = visit.y
-        if keep_outputs_alone:
-            y = checkpoint_name(taps.with_late_input(visit), _OUTPUT)
-        return taps.tap(y, visit.given, channel_axes), record
+        name = functools.partial(checkpoint_name, name=_OUTPUT) if keep_outputs_alone else None
+        return taps.observed(visit, name), record
 
-    def _of_gradient(self, at_output: jax.Array) -> dict[str, jax.Array]:
-        return reductions.summarised(at_output, self.axis_name)
+    def _of_gradient(self, of_steps: taps.Sinks) -> dict[str, dict[str, jax.Array]]:
+        return {
+            name: reductions.summarised(local, self.axis_name)
+            for name, local in of_steps._asdict().items()
+        }
 
     def _objective(self, outputs: Any, key: jax.Array) -> jax.Array:
         """Return this device's part of the objective: the sum over devices is the whole."""
@@ -158,17 +162,12 @@ class Probe:
         """Return the measurement in Python floats, from `statistics` of one device."""
         raw = jax.device_get(raw)
         ran = [row for row in self.rows if row.records(raw)[0]["ran"]]
-        layers = tuple(row.read(raw, self.weight_decay) for row in ran)
+        layers = split.linked([row.read(raw, self.weight_decay) for row in ran])
         loss = None if self.loss is None else float(raw["objective"])
         measured = {name for row in ran for name in row.weights}
         idle = {name for row in self.rows for name in row.weights} - measured
         covered = self.model.coverage.without(idle, "a branch that did not run")
         return Measurement(layers, self.model.kinds, covered, loss, self.model.examples)
-
-
-def _sink(operation: Operation) -> jax.Array:
-    """Return the sinks of the taps at an operation's output, one for every step."""
-    return jnp.zeros((*operation.steps, 1 + math.prod(operation.channels)), jnp.float32)
 
 
 def _each(

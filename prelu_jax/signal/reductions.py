@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from prelu_jax.tracing.counts import ByAxis
 
 Local = jax.Array  # float32[1 + channels]: scale, mean((values / scale)²) of every channel
 Axes = tuple[int, ...]  # from the end
@@ -27,6 +30,24 @@ def scaled(values: jax.Array, channel_axes: Axes = ()) -> Local:
     scale = jnp.max(jnp.abs(values))
     means = jnp.mean(jnp.square(values / _divisor(scale)), axis=_others(values, channel_axes))
     return jnp.concatenate([scale[None], means.ravel()])
+
+
+def in_units(
+    values: jax.Array, scale: jax.Array, by_axis: ByAxis = (), factor: float = 1.0
+) -> Local:
+    """Return ``scale`` and the mean of weight · (values / scale)², float32[2], in one pass.
+
+    Args:
+        values: floats.
+        scale: which their squares fit in float32 in units of.
+        by_axis: weights along axes, whose product is the weight of an entry.
+        factor: times all weights.
+    """
+    squares = jnp.square(values.astype(jnp.float32) / _divisor(scale))
+    for axis, weights in by_axis:
+        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+        squares = squares * np.asarray(weights, np.float32).reshape(shape)
+    return jnp.stack([scale, jnp.mean(squares) * factor])
 
 
 def _others(values: jax.Array, channel_axes: Axes) -> Axes:

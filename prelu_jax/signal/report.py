@@ -16,6 +16,7 @@ from prelu_jax.signal import drift, verdict
 from prelu_jax.signal.advice import advices, advise_all
 from prelu_jax.signal.drift import Accepted, Prediction, Predictions
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
+from prelu_jax.signal.split import Factors
 from prelu_jax.signal.verdict import Finding
 
 _LISTED = 3  # findings about parameters in a summary
@@ -31,6 +32,7 @@ _ABOUT = (
     "cosine: between the outputs of different examples; at 1 the layer maps all to one direction.",
     "change rate: the kernel's gradient over the kernel, root mean squares (C̃ of Krähenbühl et al. "
     "2015).",
+    "report.factors() has each layer's factors, beside those for independent weights.",
 )
 _PREDICTED = "predicted: for independent weights of the kernels' variances and slopes."
 _PREDICTED_COSINE = "predicted cosine: that of the layer's input, which independent weights keep."
@@ -158,6 +160,13 @@ class Report:
     def to_csv(self, file: str | os.PathLike[str] | None = None) -> str:
         """Return `rows` as comma-separated values with a header; write them to a given file."""
         return printing.to_csv(self.rows(), file)
+
+    def factors(self) -> Factors:
+        """Return a table of what each layer and the operations before it do to second moments.
+
+        Print it, or leave it last in a notebook's cell. The numbers are in `rows` too.
+        """
+        return Factors(self.model, self.layers)
 
     def plot(self) -> Any:
         """Return second moments and 1 - cosine over depth, as a matplotlib figure."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prelu_jax import tracing
-from prelu_jax.signal import checks, reductions
+from prelu_jax.signal import checks, reductions, split
 from prelu_jax.signal.measurement import LayerCall, LayerStatistics
 from prelu_jax.tracing import Program
 
@@ -32,6 +32,9 @@ class Row:
         weights: the paths of the parameters that the layer's kernel is made of.
         has_examples: whether the first axis of the output counts the batch's examples, two or more.
         input_has_examples: the same of the input.
+        has_counts: whether the moments for independent weights are known (`tracing.counts`).
+        previous: the name of the layer that feeds its input, the last one of several.
+        between: the kinds of operations between the two.
     """
 
     call: LayerCall
@@ -40,6 +43,9 @@ class Row:
     weights: tuple[str, ...]
     has_examples: bool
     input_has_examples: bool
+    has_counts: bool
+    previous: str | None
+    between: tuple[str, ...]
 
     def records(self, statistics: Mapping[str, Any]) -> list[Any]:
         """Return its forward, backward and weights' records in the results of a probe."""
@@ -58,6 +64,7 @@ class Row:
         if self.call.kernel_shape is not None:
             kernel, gradient = (math.sqrt(_square(*pair)) for pair in (forward["kernel"], change))
             rate = _ratio(gradient, kernel)
+        of_gradient = backward["output"]
         of_y = _moments(forward)
         of_x: dict[str, Any] = _moments(forward, "input_")
         of_x["input_zero_fraction"] = _if_finite(forward["input_zero"], of_x["input_second_moment"])
@@ -68,18 +75,43 @@ class Row:
             **vars(self.call),
             **of_y,
             **of_x,
-            gradient_second_moment=_square(backward["scale"], backward["square"]),
-            gradient_channel_spread=float(backward["spread"]),
+            gradient_second_moment=_square(of_gradient["scale"], of_gradient["square"]),
+            gradient_channel_spread=float(of_gradient["spread"]),
             kernel_rms=kernel,
             kernel_gradient_rms=gradient,
             change_rate=rate,
             dead_fraction=_if_finite(forward["dead"], of_y["second_moment"]),
             cosine=float(forward["cosine"]) if self.has_examples else None,
             gradient_to_decay=rate / weight_decay if rate is not None and weight_decay else None,
+            previous=self.previous,
+            between=self.between,
+            **self._factors(forward, backward),
         )
 
+    def _factors(self, forward: Mapping[str, Any], backward: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the factors of the layer itself, measured and for independent weights."""
+        variance = _square(*forward["kernel"])
+        x, y = (_moments(forward, prefix)[f"{prefix}second_moment"] for prefix in ("input_", ""))
+        expected_y = variance * _square(forward["input_scale"], forward["read"])
+        of_y, of_x, read = (
+            _square(backward[name]["scale"], backward[name]["square"])
+            for name in ("output", "operand", "read")
+        )
+        is_look_up = self.call.kind == KINDS["look-up"]
+        has_gradient = bool(forward["has_operand_gradient"])
+        return {
+            "kernel_factor": None if is_look_up else _ratio(y, x),
+            "expected_kernel_factor": (
+                _ratio(expected_y + _square(*forward["bias"]), x) if self.has_counts else None
+            ),
+            "gradient_kernel_factor": _ratio(of_x, of_y) if has_gradient else None,
+            "expected_gradient_kernel_factor": (
+                _ratio(variance * read, of_y) if has_gradient and self.has_counts else None
+            ),
+        }
 
-_square = reductions.second_moment
+
+_square, _ratio = reductions.second_moment, split.ratio
 
 
 def _moments(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -99,12 +131,6 @@ def _if_finite(value: Any, second_moment: float) -> float:
     return float(value) if math.isfinite(second_moment) else math.nan
 
 
-def _ratio(numerator: float, denominator: float) -> float:
-    if denominator == 0:
-        return math.nan if numerator == 0 or math.isnan(numerator) else math.inf
-    return numerator / denominator
-
-
 def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[Row, ...]:
     """Return the rows in execution order.
 
@@ -113,8 +139,9 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[
         parameters: all of them, by path.
         examples: the number of examples in the batch.
     """
-    rows, calls = [], collections.Counter[str]()
-    for operation, index in program.rows():
+    rows: list[Row] = []
+    calls = collections.Counter[str]()
+    for (operation, index), feed in zip(program.rows(), program.feeds(), strict=True):
         steps = "".join(f"[{step}]" for step in operation.of_own_scans(index))
         name = path(parameters, operation.parameters) + steps
         held = [parameters[name] for name in operation.parameters if name in parameters]
@@ -134,7 +161,14 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[
             dimensions[:1] == (examples,) and math.prod(dimensions) > examples > 1
             for dimensions in (shape, operation.input_shape)
         )
-        rows.append(Row(call, operation.number, index, operation.parameters, y_has, x_has))
+        rows.append(
+            Row(
+                *(call, operation.number, index, operation.parameters, y_has, x_has),
+                has_counts=operation.counts is not None,
+                previous=rows[feed.sources[-1]].call.name if feed.sources else None,
+                between=feed.kinds,
+            )
+        )
     return tuple(rows)
 
 

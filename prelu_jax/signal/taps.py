@@ -1,15 +1,16 @@
 """Functions that leave an operation's output as it is and change its backward pass."""
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from prelu_jax.signal import checks
+from prelu_jax.signal import checks, reductions
 from prelu_jax.signal.reductions import Axes, scaled
-from prelu_jax.tracing import Visit
+from prelu_jax.tracing import Operation, Visit
 
 _OF_TWO_ARRAYS = ("dense", "conv", "conv transpose")
 Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -38,36 +39,93 @@ def _tap_backward(channel_axes: Axes, _: None, gradient: jax.Array) -> tuple[jax
 tap.defvjp(_tap_forward, _tap_backward)
 
 
-def with_late_input(visit: Visit) -> jax.Array:
-    """Return an operation's output; the gradient of its weights reads the input late.
+class Sinks(NamedTuple):
+    """The arrays of zeros whose derivatives are the records of a backward pass.
 
-    XLA would compute that input from the output of the layer before as soon as it can, and keep
-    both of them until the backward pass. Here it depends on the gradient as well, so that XLA
-    computes it when the gradient arrives, and keeps the output alone.
+    Attributes:
+        output: `scaled` of y's gradient.
+        read: scale and mean of r Δy² over the entries of x, from which E[Δx²] for independent
+            weights follows (`tracing.counts`); nan where r is not known.
+        operand: `scaled` of Δx, the part of x's gradient that comes through this operation; x as
+            the product takes it, after any padding. nan where it is not measured.
     """
-    floats = all(map(checks.is_float, (visit.operand, visit.weight)))
-    if visit.operation.kind not in _OF_TWO_ARRAYS or not floats:
-        return visit.y
-    return visit.after(_product(visit.product, visit.operand, visit.weight))
+
+    output: jax.Array
+    read: jax.Array
+    operand: jax.Array
+
+
+def sinks(operation: Operation) -> Sinks:
+    """Return the sinks of an operation, for every step of the scans around it."""
+    sizes = (1 + math.prod(operation.channels), 2, 2)
+    return Sinks(*(jnp.zeros((*operation.steps, size), jnp.float32) for size in sizes))
+
+
+def observed(visit: Visit, named: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
+    """Return an operation's output, ``named`` if asked to; the backward pass fills its sinks.
+
+    The gradient of its weights reads the input late. XLA would compute that input from the output
+    of the layer before as soon as it can, and keep both of them until the backward pass. Here it
+    depends on the gradient as well, so that XLA computes it when the gradient arrives, and keeps
+    the output alone.
+    """
+    operation, given = visit.operation, visit.given
+    y = visit.y
+    if (operation.kind in _OF_TWO_ARRAYS or operation.counts) and _of_floats(visit):
+        call = _Call(visit.product, operation)
+        y = visit.after(_product(call, visit.operand, visit.weight, (given.read, given.operand)))
+    elif has_operand_gradient(visit):
+        operand = tap(visit.operand, given.operand, ())
+        y = visit.after(visit.product(operand, visit.weight))
+    return tap(named(y) if named else y, given.output, operation.channel_axes)
+
+
+def has_operand_gradient(visit: Visit) -> bool:
+    """Return whether Δx is measured: not where x is the batch, for which nobody needs it."""
+    operation = visit.operation
+    return operation.kind != "look-up" and operation.reads_parameters and _of_floats(visit)
+
+
+def _of_floats(visit: Visit) -> bool:
+    return all(map(checks.is_float, (visit.operand, visit.weight)))
+
+
+class _Call(NamedTuple):
+    """A product of two arrays, and its description."""
+
+    product: Product
+    operation: Operation
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(product: Product, operand: jax.Array, weight: jax.Array) -> jax.Array:
-    return product(operand, weight)
+def _product(call: _Call, operand: jax.Array, weight: jax.Array, sinks: Any) -> jax.Array:
+    del sinks
+    return call.product(operand, weight)
 
 
-def _product_forward(product: Product, operand: jax.Array, weight: jax.Array) -> Any:
-    return product(operand, weight), (operand, weight)
+def _product_forward(call: _Call, operand: jax.Array, weight: jax.Array, sinks: Any) -> Any:
+    del sinks
+    return call.product(operand, weight), (operand, weight)
 
 
 def _product_backward(
-    product: Product, factors: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, ...]:
+    call: _Call, factors: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[Any, ...]:
     operand, weight = factors
-    never = jnp.max(jnp.abs(gradient)) < 0  # which XLA does not know
-    _, back = jax.vjp(product, jnp.where(never, 0, operand), weight)
-    gradients: tuple[jax.Array, ...] = back(gradient)
-    return gradients
+    largest = jnp.max(jnp.abs(gradient)).astype(jnp.float32)
+    never = largest < 0  # which XLA does not know
+    _, back = jax.vjp(call.product, jnp.where(never, 0, operand), weight)
+    of_operand, of_weight = back(gradient)
+    counts, unknown = call.operation.counts, jnp.full(2, jnp.nan)
+    read = of_x = unknown
+    if call.operation.reads_parameters:
+        # No entry of Δx is beyond fan-out times these two: no pass to find its scale.
+        scale = largest * jnp.max(jnp.abs(weight)).astype(jnp.float32)
+        of_x = reductions.in_units(of_operand, scale)
+        if counts is not None:
+            factor = counts.inputs * gradient.size / operand.size
+            read = reductions.in_units(gradient, largest, counts.by_output_axis, factor)
+    return of_operand, of_weight, (read, of_x)
 
 
 _product.defvjp(_product_forward, _product_backward)

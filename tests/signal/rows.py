@@ -1,9 +1,10 @@
 """Measurements written by hand: a healthy net of five layers, changed where a test needs it."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
-from prelu_jax.signal import Coverage, LayerStatistics, Measurement
+from prelu_jax.signal import Coverage, LayerStatistics, Measurement, split
 
 HEALTHY = LayerStatistics(
     path="",
@@ -33,6 +34,10 @@ HEALTHY = LayerStatistics(
     dead_fraction=0.0,
     cosine=0.5,
     gradient_to_decay=1000.0,
+    kernel_factor=2.0,
+    expected_kernel_factor=2.0,
+    gradient_kernel_factor=2.0,
+    expected_gradient_kernel_factor=2.0,
 )
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -41,9 +46,17 @@ def measurement(changes=None, unseen=(), loss=None, kinds=("Conv",)):
     """Return five healthy layers, with ``changes``, {name: {field: value}}."""
     changes = changes or {}
     assert not set(changes) - set(NAMES)
-    layers = (dataclasses.replace(HEALTHY, path=n, **changes.get(n, {})) for n in NAMES)
+    previous = {after: name for name, after in itertools.pairwise(NAMES)}
+    layers = split.linked(
+        [
+            dataclasses.replace(
+                HEALTHY, **{"path": n, "previous": previous.get(n)} | changes.get(n, {})
+            )
+            for n in NAMES
+        ]
+    )
     coverage = Coverage(NAMES, (180,) * len(NAMES), tuple(unseen))
-    return Measurement(tuple(layers), kinds, coverage, loss)
+    return Measurement(layers, kinds, coverage, loss)
 
 
 def moments(forward, backward, cosine=None):

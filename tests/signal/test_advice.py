@@ -166,3 +166,13 @@ def test_in_a_net_that_normalises_kernels_are_not_to_blame():
     summary = Report("Net", measurement(falls, kinds=kinds)).summary
     assert "vanishing (backward)" in summary
     assert "Advice: set each layer's scale" in summary
+
+
+def test_no_layer_is_named_where_all_do_the_same():
+    fall = each("input_second_moment", [20, 1, 1 / 20, 1 / 400, 1 / 8000])
+    for row, value in zip(fall.values(), [2.0, 0.1, 0.1 / 20, 0.1 / 400, 1.0], strict=True):
+        row |= {"second_moment": value, "kernel_rms": (0.1 / 900) ** 0.5}
+    summary = Report("Net", measurement(fall)).summary
+    assert "vanishing" in summary
+    assert "one layer does most" not in summary
+    assert "one place does most" not in summary

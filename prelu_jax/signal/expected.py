@@ -1,0 +1,42 @@
+"""The second moment of an output that independent weights would give, from that of the input."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from prelu_jax.signal import reductions
+from prelu_jax.tracing import Visit
+
+
+def read(visit: Visit, of_x: Mapping[str, jax.Array], axis_name: str | None) -> jax.Array:
+    """Return E[(W x)²] over the weights' variance, in units of the square of x's scale.
+
+    It is the mean over outputs of c (x / scale)², where c is how many outputs read an entry of x.
+    nan where that is not known. Where c is the same everywhere nothing is computed.
+
+    Args:
+        visit: of the operation.
+        of_x: `reductions.of_input` of x.
+        axis_name: the axis of devices under `pmap`.
+    """
+    counts = visit.operation.counts
+    if counts is None:
+        return jnp.full((), jnp.nan)
+    factor = counts.readers * visit.operand.size / visit.y.size
+    if visit.operand is visit.x and not counts.by_operand_axis:
+        return jnp.asarray(factor * (of_x["var"] + jnp.square(of_x["mean"])))
+    operand = jax.lax.stop_gradient(visit.operand)
+    local = reductions.in_units(operand, of_x["scale"], counts.by_operand_axis, factor)
+    mean: jax.Array = reductions.pmean(local[1], axis_name)
+    return mean
+
+
+def bias(visit: Visit) -> jax.Array:
+    """Return `reductions.scaled` of the bias, which is the same at all positions."""
+    if visit.bias is None:
+        return jnp.zeros(2)
+    values = jax.lax.stop_gradient(visit.bias)
+    channels = {axis + values.ndim for axis in visit.operation.channel_axes}
+    at = tuple(slice(None) if i in channels else slice(1) for i in range(values.ndim))
+    return reductions.scaled(values[at])
