@@ -238,7 +238,12 @@ def cosine_at_depth(negative_slope: jax.typing.ArrayLike, depth: int, cosine: fl
         negative_slope: a scalar, or the slopes of a layer's channels; the same in every layer.
         depth: number of layers.
         cosine: of the examples before the first layer.
+
+    Raises:
+        ValueError: the depth is negative, or the cosine is out of range.
     """
+    if depth < 0:
+        raise ValueError(f"cosine_at_depth: depth is {depth}, expected a number of layers.")
     return next(itertools.islice(_cosines(negative_slope, cosine), depth, None))
 
 

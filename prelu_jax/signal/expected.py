@@ -7,28 +7,38 @@ import jax.numpy as jnp
 
 from prelu_jax.signal import reductions
 from prelu_jax.tracing import Visit
+from prelu_jax.tracing.counts import ByAxis
+
+
+def weights(visit: Visit) -> ByAxis:
+    """Return how many outputs read an entry of x, up to a factor, along the axes where it varies.
+
+    Empty where x was padded before the product takes it, or where that is not known.
+    """
+    counts = visit.operation.counts
+    return counts.by_operand_axis if counts and visit.operand is visit.x else ()
 
 
 def read(visit: Visit, of_x: Mapping[str, jax.Array], axis_name: str | None) -> jax.Array:
     """Return E[(W x)²] over the weights' variance, in units of the square of x's scale.
 
-    It is the mean over outputs of c (x / scale)², where c is how many outputs read an entry of x.
-    nan where that is not known. Where c is the same everywhere nothing is computed.
+    It is the mean over outputs of c (x / scale)², where c is how many outputs read an entry of x;
+    nan where that is not known.
 
     Args:
         visit: of the operation.
-        of_x: `reductions.of_input` of x.
+        of_x: `reductions.of_input` of x with `weights`.
         axis_name: the axis of devices under `pmap`.
     """
     counts = visit.operation.counts
     if counts is None:
         return jnp.full((), jnp.nan)
     factor = counts.readers * visit.operand.size / visit.y.size
-    if visit.operand is visit.x and not counts.by_operand_axis:
-        return jnp.asarray(factor * (of_x["var"] + jnp.square(of_x["mean"])))
+    if visit.operand is visit.x:
+        return jnp.asarray(factor * of_x["weighted"])
     operand = jax.lax.stop_gradient(visit.operand)
-    local = reductions.in_units(operand, of_x["scale"], counts.by_operand_axis, factor)
-    mean: jax.Array = reductions.pmean(local[1], axis_name)
+    _, local = reductions.scaled_and_weighted(operand, of_x["scale"], -1, counts.by_operand_axis)
+    mean: jax.Array = factor * reductions.pmean(local[1], axis_name)
     return mean
 
 

@@ -134,7 +134,7 @@ class Probe:
         channel_axes = visit.operation.channel_axes
         # A look-up's input is the number of a row: there is nothing to measure in it.
         x = jnp.full((1, 1), jnp.nan) if visit.operation.kind == "look-up" else x
-        of_x = reductions.of_input(x, self.batch_size, self.axis_name)
+        of_x = reductions.of_input(x, self.batch_size, self.axis_name, expected.weights(visit))
         of_y = reductions.of_output(y, channel_axes, self.batch_size, self.axis_name)
         record = of_y | {f"input_{name}": value for name, value in of_x.items()}
         record["kernel"] = reductions.scaled(weight)

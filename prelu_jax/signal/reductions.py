@@ -32,22 +32,43 @@ def scaled(values: jax.Array, channel_axes: Axes = ()) -> Local:
     return jnp.concatenate([scale[None], means.ravel()])
 
 
-def in_units(
-    values: jax.Array, scale: jax.Array, by_axis: ByAxis = (), factor: float = 1.0
-) -> Local:
-    """Return ``scale`` and the mean of weight · (values / scale)², float32[2], in one pass.
+def in_units(values: jax.Array, scale: jax.Array) -> Local:
+    """Return ``scale`` and the mean of (values / scale)², float32[2], in one pass.
 
     Args:
         values: floats.
         scale: which their squares fit in float32 in units of.
+    """
+    return jnp.stack([scale, jnp.mean(jnp.square(values.astype(jnp.float32) / _divisor(scale)))])
+
+
+def scaled_and_weighted(
+    values: jax.Array, scale: jax.Array, channel_axis: int, by_axis: ByAxis
+) -> tuple[Local, Local]:
+    """Return `scaled`, and ``scale`` with the mean of weight · (values / scale)², in one pass.
+
+    Args:
+        values: floats.
+        scale: the largest absolute value.
+        channel_axis: the axis that counts channels.
         by_axis: weights along axes, whose product is the weight of an entry.
-        factor: times all weights.
     """
     squares = jnp.square(values.astype(jnp.float32) / _divisor(scale))
+    channel_axis %= values.ndim
+    kept = {channel_axis, *(axis for axis, _ in by_axis)}
+    others = tuple(i for i in range(values.ndim) if i not in kept)
+    squares = jnp.mean(squares, axis=others, keepdims=True)
+    means = jnp.mean(squares, axis=tuple(i for i in range(values.ndim) if i != channel_axis))
+    weighted = jnp.mean(_weighted(squares, by_axis))
+    return jnp.concatenate([scale[None], means]), jnp.stack([scale, weighted])
+
+
+def _weighted(values: jax.Array, by_axis: ByAxis) -> jax.Array:
+    """Return values times weights along axes."""
     for axis, weights in by_axis:
         shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-        squares = squares * np.asarray(weights, np.float32).reshape(shape)
-    return jnp.stack([scale, jnp.mean(squares) * factor])
+        values = values * np.asarray(weights, np.float32).reshape(shape)
+    return values
 
 
 def _others(values: jax.Array, channel_axes: Axes) -> Axes:
@@ -99,31 +120,39 @@ def of_output(
         where there is no pair or the first axis counts no examples.
     """
     channels = _channels(y, channel_axes, axis_name)
+    unit = channels.unit
+    flat = unit.reshape(len(unit), -1) if unit.ndim > 1 else unit  # which takes less time
     return {
         **_summary(channels),
         "dead": jnp.mean(channels.highest <= 0, dtype=jnp.float32),
-        "cosine": _cosine(channels.unit, batch_size, axis_name),
+        "cosine": _cosine(flat, batch_size, axis_name),
     }
 
 
-def of_input(x: jax.Array, batch_size: int, axis_name: str | None) -> dict[str, jax.Array]:
+def of_input(
+    x: jax.Array, batch_size: int, axis_name: str | None, by_axis: ByAxis = ()
+) -> dict[str, jax.Array]:
     """Return moments and cosine of a layer's input, and the share of its channels always 0.
 
     Args:
         x: the input, its channels along the last axis.
         batch_size: the number of examples on this device.
         axis_name: the axis of devices under `pmap`.
+        by_axis: weights along axes, whose product is the weight of an entry.
 
     Returns:
         float32 scalars: ``scale``, ``mean``, ``var``, ``spread``, ``minimum``, ``cosine`` as
         `of_output`;
-        ``zero``, the fraction of channels that are 0 for every example and position.
+        ``zero``, the fraction of channels that are 0 for every example and position;
+        ``weighted``, the mean of weight · (x / scale)².
     """
-    channels = _channels(x, (-1,), axis_name)
+    channels = _channels(x, (-1,), axis_name, by_axis)
     zero = (channels.highest == 0) & (channels.lowest == 0)
+    # Not as of_output: XLA would keep x, which it computes from the layer before.
     return {
         **_summary(channels),
         "zero": jnp.mean(zero, dtype=jnp.float32),
+        "weighted": channels.weighted,
         "cosine": _cosine(channels.unit, batch_size, axis_name),
     }
 
@@ -137,12 +166,16 @@ class _Channels(NamedTuple):
     highest: jax.Array
     mean: jax.Array
     var: jax.Array
+    weighted: jax.Array  # [], the weighted mean square
 
 
-def _channels(values: jax.Array, channel_axes: Axes, axis_name: str | None) -> _Channels:
+def _channels(
+    values: jax.Array, channel_axes: Axes, axis_name: str | None, by_axis: ByAxis = ()
+) -> _Channels:
     """Return them in four passes over the values, which take most of a measurement's time.
 
-    Two passes are for the variance: E[y²] − E[y]² is inexact under a large mean.
+    Two passes are for the variance: E[y²] − E[y]² is inexact under a large mean. Both leave the
+    axes with weights, so that the weighted mean needs no pass of its own.
     """
     values = values.astype(jnp.float32)
     others = _others(values, channel_axes)
@@ -150,11 +183,19 @@ def _channels(values: jax.Array, channel_axes: Axes, axis_name: str | None) -> _
     highest = pmax(jnp.max(values, axis=others, keepdims=True), axis_name)
     scale = jnp.maximum(jnp.max(highest), -jnp.min(lowest))
     unit = values / _divisor(scale)
-    local = jnp.mean(unit, axis=others, keepdims=True)
+    weighted_axes = {axis for axis, _ in by_axis}
+    reduced = tuple(i for i in others if i not in weighted_axes)
+    rest = tuple(i for i in others if i in weighted_axes)
+    at_place = jnp.mean(unit, axis=reduced, keepdims=True)
+    local = jnp.mean(at_place, axis=rest, keepdims=True)
     mean = pmean(local, axis_name)
-    var = jnp.mean(jnp.square(unit - local), axis=others, keepdims=True)
+    spread = jnp.mean(jnp.square(unit - local), axis=reduced, keepdims=True)
+    var = jnp.mean(spread, axis=rest, keepdims=True)
     var = pmean(var + jnp.square(local - mean), axis_name)
-    return _Channels(unit, scale, lowest / _divisor(scale), highest / _divisor(scale), mean, var)
+    squares = spread + 2 * local * at_place - jnp.square(local)  # E[(x / scale)²] at each place
+    weighted = pmean(jnp.mean(_weighted(squares, by_axis)), axis_name)
+    lowest, highest = lowest / _divisor(scale), highest / _divisor(scale)
+    return _Channels(unit, scale, lowest, highest, mean, var, weighted)
 
 
 def _summary(channels: _Channels) -> dict[str, jax.Array]:
@@ -174,10 +215,10 @@ def _cosine(values: jax.Array, batch_size: int, axis_name: str | None) -> jax.Ar
     """
     if values.ndim < 2 or values.shape[0] != batch_size:
         return jnp.full((), jnp.nan, jnp.float32)
-    by_example = values.reshape(batch_size, -1)
-    norm = jnp.sqrt(jnp.sum(jnp.square(by_example), axis=1, keepdims=True))
+    norm = jnp.sqrt(jnp.sum(jnp.square(values.reshape(batch_size, -1)), axis=1))
+    norm = norm.reshape(-1, *(1,) * (values.ndim - 1))
     n = psum(jnp.sum(norm > 0, dtype=jnp.float32), axis_name)
-    total = psum(jnp.sum(by_example / _divisor(norm), axis=0), axis_name)
+    total = psum(jnp.sum(values / _divisor(norm), axis=0), axis_name)
     pairs = n * (n - 1)
     cosine = (jnp.sum(jnp.square(total)) - n) / _divisor(pairs)
     return jnp.where((pairs > 0) | jnp.isnan(cosine), cosine, jnp.nan)

@@ -34,7 +34,10 @@ _ABOUT = (
     "2015).",
     "report.factors() has each layer's factors, beside those for independent weights.",
 )
-_PREDICTED = "predicted: for independent weights of the kernels' variances and slopes."
+_PREDICTED = (
+    "predicted: for independent weights of the kernels' variances and slopes; the cosine for wide "
+    "layers: that of narrow ones is lower."
+)
 _PREDICTED_COSINE = "predicted cosine: that of the layer's input, which independent weights keep."
 
 

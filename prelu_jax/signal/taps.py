@@ -73,8 +73,10 @@ def observed(visit: Visit, named: Callable[[jax.Array], jax.Array] | None) -> ja
     y = visit.y
     if (operation.kind in _OF_TWO_ARRAYS or operation.counts) and _of_floats(visit):
         call = _Call(visit.product, operation)
-        y = visit.after(_product(call, visit.operand, visit.weight, (given.read, given.operand)))
-    elif has_operand_gradient(visit):
+        y = visit.after(_product(call, visit.operand, visit.weight, given))
+        y = named(y) if named else y
+        return y if call.fills_output else tap(y, given.output, operation.channel_axes)
+    if has_operand_gradient(visit):
         operand = tap(visit.operand, given.operand, ())
         y = visit.after(visit.product(operand, visit.weight))
     return tap(named(y) if named else y, given.output, operation.channel_axes)
@@ -96,14 +98,20 @@ class _Call(NamedTuple):
     product: Product
     operation: Operation
 
+    @property
+    def fills_output(self) -> bool:
+        """Whether its backward pass records Δy too: in the pass over it that the borders need."""
+        counts = self.operation.counts
+        return counts is not None and bool(counts.by_output_axis)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(call: _Call, operand: jax.Array, weight: jax.Array, sinks: Any) -> jax.Array:
+def _product(call: _Call, operand: jax.Array, weight: jax.Array, sinks: Sinks) -> jax.Array:
     del sinks
     return call.product(operand, weight)
 
 
-def _product_forward(call: _Call, operand: jax.Array, weight: jax.Array, sinks: Any) -> Any:
+def _product_forward(call: _Call, operand: jax.Array, weight: jax.Array, sinks: Sinks) -> Any:
     del sinks
     return call.product(operand, weight), (operand, weight)
 
@@ -116,16 +124,22 @@ def _product_backward(
     never = largest < 0  # which XLA does not know
     _, back = jax.vjp(call.product, jnp.where(never, 0, operand), weight)
     of_operand, of_weight = back(gradient)
-    counts, unknown = call.operation.counts, jnp.full(2, jnp.nan)
-    read = of_x = unknown
+    output = jnp.zeros(1 + math.prod(call.operation.channels))
+    read = of_x = jnp.full(2, jnp.nan)
+    if counts := call.operation.counts:
+        factor = jnp.array([1.0, counts.inputs * gradient.size / operand.size])
+        if call.fills_output:
+            output, weighted = reductions.scaled_and_weighted(
+                gradient, largest, counts.output_channels, counts.by_output_axis
+            )
+        else:
+            weighted = reductions.in_units(gradient, largest)
+        read = factor * weighted
     if call.operation.reads_parameters:
         # No entry of Δx is beyond fan-out times these two: no pass to find its scale.
         scale = largest * jnp.max(jnp.abs(weight)).astype(jnp.float32)
         of_x = reductions.in_units(of_operand, scale)
-        if counts is not None:
-            factor = counts.inputs * gradient.size / operand.size
-            read = reductions.in_units(gradient, largest, counts.by_output_axis, factor)
-    return of_operand, of_weight, (read, of_x)
+    return of_operand, of_weight, Sinks(output, read, of_x)
 
 
 _product.defvjp(_product_forward, _product_backward)

@@ -26,12 +26,14 @@ class Counts(NamedTuple):
         by_operand_axis: its factors.
         inputs: the number of entries of the operand that an output reads.
         by_output_axis: its factors.
+        output_channels: the axis of the output that counts channels, where it has factors.
     """
 
     readers: int
     by_operand_axis: ByAxis
     inputs: int
     by_output_axis: ByAxis
+    output_channels: int = -1
 
 
 def of(equation: JaxprEqn, operand: int) -> Counts | None:
@@ -76,7 +78,7 @@ def _conv(equation: JaxprEqn) -> Counts | None:
         )
         readers *= _constant(by_data, at, of_data)
         read *= _constant(by_output, to, of_output)
-    return Counts(readers, tuple(of_data), read, tuple(of_output))
+    return Counts(readers, tuple(of_data), read, tuple(of_output), numbers.out_spec[1])
 
 
 def _along(
