@@ -14,6 +14,7 @@ all images to one direction. A tailored slope is that at which the cosine ends a
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
         f"{config.momentum:g}, {config.num_steps} steps of {config.batch_size}, the best of the "
         f"rates {', '.join(f'{rate:g}' for rate in config.rates)}; {intervals.seeds(seeds)}"
     )
-    errors = {dataclasses.astuple(cell): runs.errors for cell, runs in grid.items()}
+    errors = {dataclasses.astuple(cell): runs.shown_errors for cell, runs in grid.items()}
     return Report(
         judge(config, grid),
         markdown(config, grid, seeds),
@@ -261,7 +262,7 @@ def markdown(config: Config, grid: Grid, seeds: Sequence[int]) -> str:
             part[grid[cell].best].mean()
             for part in (grid[cell].outcome.cosine_before, grid[cell].outcome.cosine_after)
         )
-        return f"{before:.3f}, {after:.3f}"
+        return f"{before:.3f}, {after:.3f}" if math.isfinite(after) else f"{before:.3f}, ×"
 
     deepest_rows = [
         [rectifier, *(str(deepest(config, grid, start, rectifier)) for start in config.starts)]
@@ -278,7 +279,7 @@ def markdown(config: Config, grid: Grid, seeds: Sequence[int]) -> str:
         f"Highest depth at which every seed ends below {config.trained:.0%}, 0 for none:",
         tables.markdown(("", *config.starts), deepest_rows),
         "Mean cosine between different test images at the last hidden layer, before and after "
-        "training:",
+        "training; × where a run diverged:",
         table(cosines),
         f"One cell alone, with the same numbers: the command with {one} and another `--workdir`.",
     )

@@ -100,6 +100,12 @@ class Runs:
         """The test error of every seed at the chosen rate."""
         return list(map(float, self.outcome.test_error[self.best]))
 
+    @property
+    def shown_errors(self) -> list[float]:
+        """The same for a figure: nan for a run that diverged."""
+        finite = self.outcome.finite[self.best]
+        return [e if ended else np.nan for e, ended in zip(self.errors, finite, strict=True)]
+
     def trains(self, limit: float) -> bool:
         """Return whether every seed ends below an error."""
         return max(self.errors) < limit

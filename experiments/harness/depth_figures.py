@@ -9,7 +9,7 @@ from experiments.harness import drawing
 
 Errors = Mapping[
     tuple[int, str, str], Sequence[float]
-]  # (depth, start, rectifier) -> of every seed
+]  # (depth, start, rectifier) -> of every seed, nan if it diverged
 _COLOURS = ("0.15", "tab:orange", "tab:green", "tab:purple", "tab:brown")
 _MARKERS = ("o", "v", "P", "D", "<")
 
@@ -24,7 +24,7 @@ def error_over_depth(errors: Errors, trained: float, caption: str) -> Any:
     """Draw the error over depth: a panel for each start, a line for each rectifier.
 
     Args:
-        errors: of every seed.
+        errors: of every seed; a cross stands for one that diverged.
         trained: the error below which a net counts as trained, a dashed line.
         caption: the setting.
     """
@@ -44,10 +44,11 @@ def error_over_depth(errors: Errors, trained: float, caption: str) -> Any:
             x = np.array(depths) * 1.03 ** (place - (len(rectifiers) - 1) / 2)
             values = np.array([errors[depth, start, rectifier] for depth in depths])
             style = {"color": _COLOURS[place], "marker": _MARKERS[place]}
-            (handles[rectifier],) = axes.plot(
-                x, values.mean(axis=1), lw=1.8, ms=6, label=rectifier, **style
-            )
+            means = [_mean(of_seeds) for of_seeds in values]
+            (handles[rectifier],) = axes.plot(x, means, lw=1.8, ms=6, label=rectifier, **style)
             axes.plot(x, values, ls="none", ms=3, alpha=0.6, **style)
+            for depth in x[np.isnan(values).any(axis=1)]:
+                drawing.cross(axes, depth, 1.0, _COLOURS[place])
         axes.axhline(trained, color="0.5", lw=1, ls="--")
         axes.set_title(start, fontsize=13)
         axes.set_xscale("log")
@@ -62,8 +63,12 @@ def error_over_depth(errors: Errors, trained: float, caption: str) -> Any:
         axes.set_xlabel("Weighted layers", fontsize=12)
     for axes in grid[:, 0]:
         axes.set_ylabel("Test error (%)", fontsize=13)
-    drawing.legend(figure, list(handles.values()))
-    drawing.caption(figure, f"{caption}; lines: mean over seeds, small marks: every seed")
+    crosses = [drawing.cross_entry("at the top")] if _any_diverged(errors) else []
+    drawing.legend(figure, [*handles.values(), *crosses])
+    drawing.caption(
+        figure,
+        f"{caption}; lines: mean over the seeds that did not diverge, small marks: every seed",
+    )
     return figure
 
 
@@ -75,12 +80,13 @@ def heat_map(errors: Errors, caption: str) -> Any:
     image = None
     for axes, rectifier in zip(grid.flat, rectifiers, strict=True):
         means = np.array(
-            [[np.mean(errors[depth, start, rectifier]) for depth in depths] for start in starts]
+            [[_mean(errors[depth, start, rectifier]) for depth in depths] for start in starts]
         )
         image = axes.imshow(means, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         for (i, j), value in np.ndenumerate(means):
-            colour = "black" if value > 0.6 else "white"
-            text = f"{100 * value:.0f}"
+            diverged = np.isnan(errors[depths[j], starts[i], rectifier]).any()
+            colour = "white" if value <= 0.6 else "black"
+            text = ("" if np.isnan(value) else f"{100 * value:.0f}") + ("×" if diverged else "")
             axes.text(j, i, text, ha="center", va="center", fontsize=11, color=colour)
         axes.set_title(rectifier, fontsize=13)
         axes.set_xticks(range(len(depths)), map(str, depths), fontsize=11)
@@ -89,5 +95,16 @@ def heat_map(errors: Errors, caption: str) -> Any:
     bar = figure.colorbar(image, ax=grid.ravel().tolist(), pad=0.01)
     bar.set_label("Test error (%)", fontsize=12)
     drawing.percent(bar.ax.yaxis)
-    drawing.caption(figure, f"{caption}; numbers: mean test error in %")
+    crosses = "; ×: a run diverged, or all" if _any_diverged(errors) else ""
+    drawing.caption(figure, f"{caption}; numbers: mean test error in %{crosses}")
     return figure
+
+
+def _mean(errors: Sequence[float]) -> float:
+    """Return the mean over the runs that did not diverge; nan for none."""
+    ended = [error for error in errors if not np.isnan(error)]
+    return float(np.mean(ended)) if ended else np.nan
+
+
+def _any_diverged(errors: Errors) -> bool:
+    return any(np.isnan(of_seeds).any() for of_seeds in errors.values())

@@ -10,7 +10,7 @@ import pytest
 
 import prelu_jax as pj
 from experiments import depth
-from experiments.harness import depth_cells, plain_nets, record
+from experiments.harness import depth_cells, depth_figures, plain_nets, record
 from experiments.harness.depth_cells import (
     HE,
     ORTHOGONAL,
@@ -241,6 +241,24 @@ def test_held_out_examples_choose_the_rate():
     assert runs.errors == [0.6, 0.3]
     assert not runs.trains(0.5)
     assert runs.trains(0.61)
+
+
+def test_a_run_that_diverged_is_a_cross_and_not_a_point(tmp_path):
+    errors = {
+        (depth_, HE, RELU): values
+        for depth_, values in ((14, [0.1, 0.3]), (30, [0.2, np.nan]), (60, [np.nan, np.nan]))
+    }
+    figure = depth_figures.error_over_depth(errors, 0.5, "caption")
+    (axes,) = figure.axes
+    crosses = [line for line in axes.lines if line.get_marker() == "x"]
+    assert [line.get_ydata() for line in crosses] == [[1.0], [1.0]]
+    means = next(line for line in axes.lines if line.get_label() == RELU)
+    np.testing.assert_allclose(means.get_ydata(), [0.2, 0.2, np.nan])
+    assert "diverged" in figure.legends[0].get_texts()[-1].get_text()
+    heat_map = depth_figures.heat_map(errors, "caption")
+    assert [text.get_text() for text in heat_map.axes[0].texts] == ["20", "20×", "×"]
+    few = {(14, HE, RELU): [0.1, 0.3]}
+    assert len(depth_figures.error_over_depth(few, 0.5, "caption").legends[0].get_texts()) == 1
 
 
 def test_the_claims():
