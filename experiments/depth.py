@@ -69,7 +69,7 @@ class Config(CellConfig):
 
 
 SCALES = {
-    # Digits at 8 pixels, dense nets of width 64: a quarter of an hour on two cores.
+    # Digits at 8 pixels, dense nets of width 64: half an hour on two cores.
     "laptop": Config(),
     # For a GPU.
     "cifar10": Config(
