@@ -23,10 +23,15 @@ from experiments.large_models import A_RELU, A
 
 @dataclasses.dataclass
 class Config(large_models.Config):
-    """The runs, their tests and the limit in the claims."""
+    """The runs, their tests and the limit in the claims.
 
-    runs: str = ""  # work folder of large_models, whose runs are taken; empty for none
-    apart: float = 0.03  # the dense test errs at most this much more than the crops, on average
+    Attributes:
+        runs: work folder of large_models, whose runs are taken; empty for none.
+        apart: claim: the dense test errs at most this much more than the crops, on average.
+    """
+
+    runs: str = ""
+    apart: float = 0.03
 
 
 SCALES = {

@@ -19,10 +19,15 @@ from experiments.harness.results import Curve
 
 @dataclasses.dataclass
 class Config(convergence.ConvergenceConfig):
-    """The comparison and the limits in its claims."""
+    """The comparison and the limits in its claims.
 
-    converged: float = 0.20  # both final errors are at most this
-    threshold: float = 0.50  # He reaches this error in fewer steps than Xavier
+    Attributes:
+        converged: claim: both final errors are at most this.
+        threshold: claim: He reaches this error in fewer steps than Xavier.
+    """
+
+    converged: float = 0.20
+    threshold: float = 0.50
 
 
 # At a learning rate of 0.01 some of He's runs die (docs/findings.md).

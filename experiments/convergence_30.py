@@ -18,11 +18,17 @@ from experiments.harness.results import Curve
 
 @dataclasses.dataclass
 class Config(convergence.ConvergenceConfig):
-    """The comparison and the limits in its claims."""
+    """The comparison and the limits in its claims.
 
-    converged: float = 0.10  # He's final error is at most this
-    stalled: float = 0.80  # Xavier's error is never below this; chance on digits is 0.90
-    times: float = 20  # with stop_error: Xavier is at chance this many times He's steps
+    Attributes:
+        converged: claim: He's final error is at most this.
+        stalled: claim: Xavier's error is never below this; chance on digits is 0.90.
+        times: claim, with stop_error: Xavier is at chance for this many times He's steps.
+    """
+
+    converged: float = 0.10
+    stalled: float = 0.80
+    times: float = 20
 
 
 # At a learning rate of 0.01 most of He's runs die (docs/findings.md).

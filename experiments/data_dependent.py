@@ -56,17 +56,29 @@ OF_ARM = ("arch", "rectifier", "padding", "initializer", "datadep")
 
 @dataclasses.dataclass
 class Config(TrainConfig):
-    """The runs, the grid, the ladder of learning rates, and the limits in the claims."""
+    """The runs, the grid, the ladder of learning rates, and the limits in the claims.
+
+    Attributes:
+        archs: the networks; with rectifiers and paddings they make the grid.
+        rectifiers: the rectifiers of the grid.
+        paddings: the paddings of the grid.
+        methods: the initialisations; the claims need He, LSUV, within and within + between.
+        ladder: learning rates that short runs try.
+        ladder_steps: steps of a short run, at most num_steps.
+        reached: steps are counted to this error; a run that ends at or below it trains.
+        stalled: a run that is never below this error has stayed at chance.
+        equal: claim: spread of log C̃ under the loss that between-layer evens it for.
+    """
 
     archs: tuple[str, ...] = ("small_30_reduced",)
     rectifiers: tuple[str, ...] = ("relu",)
     paddings: tuple[str, ...] = (SAME, "alternating")
-    methods: tuple[str, ...] = tuple(METHODS)  # the claims need those of `JUDGED`
+    methods: tuple[str, ...] = tuple(METHODS)
     ladder: tuple[float, ...] = (0.001, 0.004, 0.016)
-    ladder_steps: int = 20  # at most num_steps
-    reached: float = 0.5  # steps are counted to this error; a run that ends at or below it trains
-    stalled: float = 0.8  # a run that is never below this error has stayed at chance
-    equal: float = 0.05  # spread of log C̃ under the loss that between-layer evens it for
+    ladder_steps: int = 20
+    reached: float = 0.5
+    stalled: float = 0.8
+    equal: float = 0.05
 
 
 SCALES = {

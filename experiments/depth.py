@@ -52,16 +52,28 @@ from prelu_jax import names
 
 @dataclasses.dataclass
 class Config(CellConfig):
-    """The grid, the training of its cells, and the limits in the claims."""
+    """The grid, the training of its cells, and the limits in the claims.
+
+    Attributes:
+        data_dir: folder of TFDS; empty for its default.
+        depths: numbers of weighted layers.
+        starts: names of the starts.
+        rectifiers: names of the rectifiers.
+        seed: the first seed.
+        trained: claims: a net trains if the test error of every seed is below this.
+        relu_trains: claim: He with ReLU trains at this depth, where the cosine of examples is
+            0.972.
+        relu_fails: claim: it does not at this depth, where the cosine is 0.996.
+        times_deeper: claim: the tailored slope trains this many times as deep as ReLU.
+    """
 
     data_dir: str = ""
-    depths: tuple[int, ...] = (14, 30, 60, 100, 200)  # weighted layers
+    depths: tuple[int, ...] = (14, 30, 60, 100, 200)
     starts: tuple[str, ...] = tuple(STARTS)
     rectifiers: tuple[str, ...] = tuple(RECTIFIERS)
     seed: int = 0
-    # The claims, set before the first run. A net trains if the test error of every seed is below
-    # `trained`. The two depths of ReLU are those at which examples still differ (a cosine of 0.972)
-    # and hardly do (0.996); one seed of each, of another length, had been tried.
+    # The claims were set before the first run; one seed of each depth, of another length, had been
+    # tried.
     trained: float = 0.5
     relu_trains: int = 30
     relu_fails: int = 100

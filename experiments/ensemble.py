@@ -42,10 +42,15 @@ Ensembles = Sequence[Mapping[str, Scores | None]]  # of each seed: member -> sco
 
 @dataclasses.dataclass
 class Config(large_models.Config):
-    """The members' training and tests."""
+    """The members' training and tests.
 
-    runs: str = ""  # work folder of large_models, whose runs are taken; empty for none
-    members: str = ""  # folders of finished runs, comma-separated: their ensemble, nothing trained
+    Attributes:
+        runs: work folder of large_models, whose runs are taken; empty for none.
+        members: folders of finished runs, separated by commas: their ensemble, nothing is trained.
+    """
+
+    runs: str = ""
+    members: str = ""
 
 
 SCALES = {

@@ -41,7 +41,11 @@ DRAWN = (BASE, NO_BIASES, NO_DECAY, NEITHER)
 
 @dataclasses.dataclass
 class Config(convergence.ConvergenceConfig):
-    """The run that is varied, and the names of its variants."""
+    """The run that is varied, and the names of its variants.
+
+    Attributes:
+        variants: names of the variants to run.
+    """
 
     variants: tuple[str, ...] = tuple(VARIANTS)
 

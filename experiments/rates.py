@@ -22,11 +22,17 @@ from experiments.harness.plans import Plan
 
 @dataclasses.dataclass
 class Config(convergence.ConvergenceConfig):
-    """The comparison."""
+    """The comparison.
+
+    Attributes:
+        rates: the learning rates.
+        learning_rate: set for each run; leave it at 0.
+        rate_times_steps: rate × steps at which a run ends, but between 1,000 and num_steps steps.
+    """
 
     rates: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.03, 0.1)
-    learning_rate: float = 0.0  # set for each run; leave it at 0
-    rate_times_steps: float = 20.0  # of every run, but between 1,000 and num_steps steps
+    learning_rate: float = 0.0
+    rate_times_steps: float = 20.0
 
 
 SCALES = {

@@ -57,11 +57,16 @@ Learned = Mapping[str, Sequence[Slopes]]  # arm with PReLU -> its slopes of ever
 
 @dataclasses.dataclass
 class Config(ScoredConfig):
-    """The training and the test in ten views of every arm, and the limit in the claims."""
+    """The training and the test in ten views of every arm, and the limit in the claims.
 
-    rectifier: str = ""  # set for each arm; leave it empty
-    scales: tuple[int, ...] = ()  # Table 2 has no dense test
-    learned: float = 0.45  # the regression band: no run ends above this top-1 error
+    Attributes:
+        rectifier: set for each arm; leave it empty.
+        learned: claim: no run ends above this top-1 error.
+    """
+
+    rectifier: str = ""
+    scales: tuple[int, ...] = ()
+    learned: float = 0.45
 
 
 _REDUCED: dict[str, Any] = {

@@ -36,7 +36,14 @@ OF_LAYERS = 0.99  # of those in the table: end to end, the theory is no more tha
 
 @dataclasses.dataclass
 class Config:
-    """Which networks are measured, and how."""
+    """Which networks are measured, and how.
+
+    Attributes:
+        archs: the networks.
+        padding: padding of the convolutions: 'same', 'alternating' or 'circular'.
+        rectifier: 'relu', 'leaky_relu', 'prelu', 'prelu_shared', 'tailored' or 'tailored_prelu'.
+        batch_size: examples of white noise.
+    """
 
     archs: tuple[str, ...] = ("small_14_reduced", "model_b_reduced", "small_30_reduced")
     padding: str = "alternating"

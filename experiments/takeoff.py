@@ -38,13 +38,20 @@ _LEVEL = intervals.confidence(3)  # three claims on the same runs are decided by
 
 @dataclasses.dataclass
 class Config(convergence.ConvergenceConfig):
-    """The comparison and the limits in its claims."""
+    """The comparison and the limits in its claims.
+
+    Attributes:
+        depths: numbers of layers, for which there are networks of the name small_<depth>_reduced.
+        arch: set for each depth; leave it empty.
+        soon: claim: steps within which He trains.
+        flat: claim: He's steps grow by less than this factor a layer.
+    """
 
     depths: tuple[int, ...] = (14, 18, 22, 26, 30, 36, 44)
-    arch: str = ""  # set for each depth; leave it empty
+    arch: str = ""
     num_steps: int = 20_000
-    soon: int = 1000  # steps within which He trains
-    flat: float = 1.1  # He's steps grow by less than this factor a layer
+    soon: int = 1000
+    flat: float = 1.1
 
 
 SCALES = {

@@ -38,14 +38,22 @@ Curves = Mapping[str, Sequence[Curve]]  # arm -> its curve of every seed, in the
 
 @dataclasses.dataclass
 class Config(TrainConfig):
-    """The fine-tuning run, the run before it, and the limit in the claims."""
+    """The fine-tuning run, the run before it, and the limit in the claims.
+
+    Attributes:
+        pretrain_classes: labels of the pre-training run.
+        pretrain_steps: steps of the pre-training run.
+        reinit: parameters that every fine-tuning run draws anew: all fully connected layers.
+        frozen: parameters that the arms with a frozen trunk do not train.
+        reached: steps are counted to this error.
+    """
 
     pretrain_classes: str = "0-4"
     pretrain_steps: int = 200
     classes: str = "5-9"
-    reinit: str = "fc"  # all fully connected layers, as the authors of BiGAN do it
-    frozen: str = "conv"  # of the arms with a frozen trunk
-    reached: float = 0.2  # steps are counted to this error
+    reinit: str = "fc"
+    frozen: str = "conv"
+    reached: float = 0.2
 
 
 _REDUCED: dict[str, Any] = {

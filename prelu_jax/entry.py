@@ -20,7 +20,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import app, command_name, flags, logging
 
@@ -40,7 +40,15 @@ _DEBUGGING = ("run_with_pdb", "pdb_post_mortem", "run_with_profiling", "profile_
 _HELP = ("h", "help", "helpshort", "?")
 _WIDTH = 100
 
-Fields = Mapping[str, Any]  # name of a field of --config -> its default
+
+class Field(NamedTuple):
+    """The default of a field of --config, and its meaning."""
+
+    default: Any
+    text: str = ""
+
+
+Fields = Mapping[str, Field]  # by name
 
 
 class _Lossy(io.FileIO):
@@ -224,9 +232,10 @@ def help_text(fields: Fields) -> str:
         default = f" [{shown}]" if shown and flag.name != "config" else ""
         lines.append(_wrapped(f"--{flag.name}{default}  {flag.help}", "      "))
     if fields:
-        shown = ", ".join(f"{name}={value!r}".replace(" ", "") for name, value in fields.items())
         lines += ["", "Fields of --config and their defaults at this scale:"]
-        lines.append(_wrapped(shown, "  "))
+        for name, (default, text) in fields.items():
+            shown = repr(default).replace(", ", ",")
+            lines.append(_wrapped(f"{name} [{shown}]  {text}", "      "))
     return "\n".join([*lines, "", "--helpfull lists the flags of all libraries too."])
 
 

@@ -181,7 +181,11 @@ def _define(experiment: Experiment) -> entry.Fields:
     flags.DEFINE_bool("strict", False, "Status 1 for a claim that is UNDECIDED, too.")
     # The scale decides the configuration whose fields are the other flags.
     config = experiment.config(_scale())
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    texts = config_lib.field_texts(type(config))
+    fields = {
+        field.name: entry.Field(getattr(config, field.name), texts.get(field.name, ""))
+        for field in dataclasses.fields(config)
+    }
     sys.argv = _with_present_names(sys.argv)
     _check_fields(sys.argv, fields)
     about = "The configuration of this scale; --config.FIELD=VALUE sets a field."

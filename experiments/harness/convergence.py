@@ -20,11 +20,18 @@ Judge = Callable[[Any, Sequence[Curve], Sequence[Curve]], list[Claim]]
 
 @dataclasses.dataclass
 class ConvergenceConfig(TrainConfig):
-    """A `TrainConfig` whose initialiser is that of the arm."""
+    """A `TrainConfig` whose initialiser is that of the arm.
 
-    he_initializer: str = "he_normal"  # Eq. 14: variance 2 / fan_out
-    xavier_initializer: str = "xavier_normal"  # as the figures' legends: variance 1 / fan_out
-    initializer: str = ""  # set for each arm; leave it empty
+    Attributes:
+        he_initializer: initialiser of the arm "He": variance 2 / fan_out (Eq. 14).
+        xavier_initializer: initialiser of the arm "Xavier": variance 1 / fan_out, as the figures'
+            legends.
+        initializer: set for each arm; leave it empty.
+    """
+
+    he_initializer: str = "he_normal"
+    xavier_initializer: str = "xavier_normal"
+    initializer: str = ""
     plateau_patience: int = NEVER
 
 

@@ -37,15 +37,30 @@ _FILE = "runs.json"
 
 @dataclasses.dataclass
 class CellConfig:
-    """The fields that decide the runs of a cell."""
+    """The fields that decide the runs of a cell.
+
+    Attributes:
+        dataset: 'digits', or the name of a prepared TFDS dataset.
+        test_split: the split to test on.
+        side: height and width of the images in pixels.
+        held_out: training examples that choose the learning rate.
+        test_examples: test on the first so many examples; 0 for all.
+        width: features or channels of the hidden layers.
+        kernel_size: side of the kernels; 0 for dense layers.
+        rates: the ladder of learning rates.
+        num_steps: steps of a run.
+        batch_size: examples of a step.
+        momentum: momentum of stochastic gradient descent, from 0 to below 1.
+        calibration_examples: training examples on which LSUV and within + between calibrate.
+    """
 
     dataset: str = "digits"
     test_split: str = "test"
-    side: int = 8  # of the images in pixels
-    held_out: int = 250  # training examples that choose the rate
-    test_examples: int = 0  # 0 for all
+    side: int = 8
+    held_out: int = 250
+    test_examples: int = 0
     width: int = 64
-    kernel_size: int = 0  # 0 for dense layers
+    kernel_size: int = 0
     rates: tuple[float, ...] = (0.0005, 0.002, 0.008)
     num_steps: int = 300
     batch_size: int = 64

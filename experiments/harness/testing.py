@@ -46,11 +46,17 @@ _STEPS = {
 
 @dataclasses.dataclass
 class ScoredConfig(TrainConfig):
-    """A `TrainConfig`, and how its runs are tested when they are finished."""
+    """A `TrainConfig`, and how its runs are tested when they are finished.
 
-    scales: tuple[int, ...] = evaluation.SCALES  # shorter sides of the dense test's images, if any
-    ten_view_scale: int = evaluation.SCALES[0]  # the same of the 10-view test's
-    test_batch_size: int = 16  # whole images over all devices
+    Attributes:
+        scales: shorter sides in pixels of the images of the dense test; none for no dense test.
+        ten_view_scale: shorter side in pixels of the images of the test in ten views.
+        test_batch_size: whole images of a batch of these tests, over all devices.
+    """
+
+    scales: tuple[int, ...] = evaluation.SCALES
+    ten_view_scale: int = evaluation.SCALES[0]
+    test_batch_size: int = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

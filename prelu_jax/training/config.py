@@ -1,6 +1,8 @@
 """The configuration of a run, and the ranges of its numbers."""
 
 import dataclasses
+import inspect
+import re
 from typing import Any
 
 import numpy as np
@@ -16,57 +18,128 @@ _LARGEST_SIDE = 2**15 - 1  # pixels that OpenCV resizes to
 
 @dataclasses.dataclass
 class TrainConfig:
-    """Configuration of one run: the recipe of He et al. 2015, §3, where it gives a number."""
+    """Configuration of one run: the recipe of He et al. 2015, §3, where it gives a number.
 
-    dataset: str = "digits"  # or the name of a prepared TFDS dataset
-    data_dir: str = ""  # folder of TFDS; empty for its default
+    Attributes:
+        dataset: 'digits', or the name of a prepared TFDS dataset.
+        data_dir: folder of TFDS; empty for its default.
+        train_split: the split to train on, in TFDS's syntax: 'train', 'train[:90%]'.
+        test_split: the split to test on.
+        test_examples: test on this many random examples during training; 0 for all.
+        classes: labels of both splits, '0-4' or '0,2,7', renumbered from 0; empty for all.
+        examples_per_class: train on this many examples of each class, chosen by the seed; 0 for
+            all.
+        min_side: least shorter side in pixels to which a training image is resized before the crop.
+        max_side: greatest shorter side; each image draws its own from min_side to max_side.
+        on_bad_image: what to do with a record that does not decode: 'fail', or 'skip' it.
+        max_pixels: an image with more pixels counts as one that does not decode.
+        flip: mirror half of the training images.
+        pca_color_std: standard deviation of Krizhevsky's colour altering, 0.1 in the paper; 0 for
+            none.
+        pixel_rms: root mean square of the pixels after subtracting the mean; 0 leaves them in
+            0..255.
+        arch: name of the network, such as 'small_30'; an unknown one lists all.
+        width: factor on the width of every layer but the last.
+        padding: padding of the convolutions: 'same', 'alternating' or 'circular'.
+        rectifier: 'relu', 'leaky_relu', 'prelu', 'prelu_shared', 'tailored' or 'tailored_prelu'.
+        initializer: name of the initialiser of the convolutions, such as 'he_normal' or
+            'orthogonal'.
+        mode: the fan in the initialiser's variance: 'fan_in', 'fan_out' (Eq. 14) or 'fan_avg'.
+        datadep: calibration methods on the first batch, in order: 'pca,between_layer'; 'none' for
+            none.
+        datadep_only: regular expression of the kernels that they calibrate; between_layer takes
+            all.
+        dtype: type of the computation, 'float32' or 'bfloat16'; parameters are float32.
+        pretrained: folder of a finished run whose parameters and mean image are taken; empty for
+            none.
+        reinit: regular expression of parameters that are drawn nevertheless, e.g. 'fc'.
+        frozen: regular expression of parameters that are not trained, e.g. 'conv'.
+        batch_size: examples of a step, over all devices.
+        accumulate: parts of a batch that a device takes one after another, to need less memory;
+            measurements of the signal and calibration take it whole.
+        num_steps: steps of the run.
+        stop_error: the run ends early at the first test error below this; 0 for never.
+        learning_rate: initial rate of stochastic gradient descent.
+        momentum: momentum of stochastic gradient descent, from 0 to below 1.
+        weight_decay: factor of the L2 penalty's gradient on kernels; slopes and biases do not
+            decay.
+        drop_factor: factor on the learning rate when it drops.
+        plateau_patience: evaluations without a lower test error that make a plateau, where the rate
+            drops.
+        min_learning_rate: plateaus drop the rate no further.
+        drop_epochs: '30,60': drop the rate after these epochs and not on plateaus.
+        log_every: steps between records in metrics.jsonl.
+        eval_every: steps between tests, a multiple of log_every.
+        checkpoint_every: steps between checkpoints, a multiple of log_every.
+        keep_last: number of newest checkpoints to keep; an older one replaces a damaged one.
+        keep_best: number of checkpoints of the lowest test error to keep too.
+        signal_every: steps between measurements of the signal, layer by layer; 0 for none.
+        seed: decides the parameters, the batches and all other randomness.
+    """
+
+    dataset: str = "digits"
+    data_dir: str = ""
     train_split: str = "train"
     test_split: str = "test"
-    test_examples: int = 0  # during training, test on this many random examples; 0 for all
-    classes: str = ""  # of both splits, '0-4' or '0,2,7', renumbered from 0; empty for all
-    examples_per_class: int = 0  # train on this many of each class, chosen by the seed; 0 for all
-    min_side: int = 32  # training images are resized to a shorter side drawn from
-    max_side: int = 32  # [min_side, max_side], then cropped to the size that the network takes
-    on_bad_image: str = "fail"  # for a record that does not decode; 'skip' leaves it out
-    max_pixels: int = MAX_PIXELS  # an image with more of them is treated like such a record
-    flip: bool = True  # mirror half of the training images
-    pca_color_std: float = 0.0  # of Krizhevsky's colour altering, 0.1 in the paper; 0 for none
-    pixel_rms: float = 0.0  # scale pixels to this after subtracting the mean; 0: leave in 0..255
+    test_examples: int = 0
+    classes: str = ""
+    examples_per_class: int = 0
+    min_side: int = 32
+    max_side: int = 32
+    on_bad_image: str = "fail"
+    max_pixels: int = MAX_PIXELS
+    flip: bool = True
+    pca_color_std: float = 0.0
+    pixel_rms: float = 0.0
 
     arch: str = "small_14"
-    width: float = 1.0  # factor on the width of every layer but the last
+    width: float = 1.0
     padding: str = "alternating"
     rectifier: str = "relu"
-    initializer: str = "he_normal"  # of the convolutions
-    mode: str = "fan_out"  # Eq. 14
-    datadep: str = "none"  # calibration methods, in order, on the first batch: 'pca,between_layer'
-    datadep_only: str = ""  # regex: the kernels that they calibrate; between_layer takes all
-    dtype: str = "float32"  # of the computation; parameters are float32
-    pretrained: str = ""  # folder of a finished run to take parameters and mean image from
-    reinit: str = ""  # regex: parameters that are drawn nevertheless, e.g. 'fc'
-    frozen: str = ""  # regex: parameters that are not trained, e.g. 'conv'
+    initializer: str = "he_normal"
+    mode: str = "fan_out"
+    datadep: str = "none"
+    datadep_only: str = ""
+    dtype: str = "float32"
+    pretrained: str = ""
+    reinit: str = ""
+    frozen: str = ""
 
-    batch_size: int = 128  # over all devices
-    # Parts that a device takes one after another, to need less memory. Measurements of the signal
-    # and calibration on the first batch take it whole.
+    batch_size: int = 128
     accumulate: int = 1
     num_steps: int = 1000
-    stop_error: float = 0.0  # the run ends early at the first test error below this; 0: never
+    stop_error: float = 0.0
     learning_rate: float = 0.01
     momentum: float = 0.9
-    weight_decay: float = 5e-4  # kernels only
-    drop_factor: float = 0.1  # factor on the learning rate when it drops
-    plateau_patience: int = 10  # evaluations without a lower error that make a plateau
-    min_learning_rate: float = 1e-4  # plateaus drop the rate no further
-    drop_epochs: str = ""  # '30,60': drop the rate after these epochs and not on plateaus
+    weight_decay: float = 5e-4
+    drop_factor: float = 0.1
+    plateau_patience: int = 10
+    min_learning_rate: float = 1e-4
+    drop_epochs: str = ""
 
-    log_every: int = 10  # steps
-    eval_every: int = 100  # steps between tests; the plateau counts them
-    checkpoint_every: int = 100  # steps
-    keep_last: int = 2  # newest checkpoints; an older one replaces a damaged one
-    keep_best: int = 1  # checkpoints of the lowest test error, also kept
-    signal_every: int = 0  # steps between measurements of the signal, layer by layer; 0 for none
+    log_every: int = 10
+    eval_every: int = 100
+    checkpoint_every: int = 100
+    keep_last: int = 2
+    keep_best: int = 1
+    signal_every: int = 0
     seed: int = 0
+
+
+def field_texts(cls: type) -> dict[str, str]:
+    """Return what the docstrings of a dataclass and its bases say of each field.
+
+    A class's own text comes before those of its bases.
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, attributes = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition(
+            "\nAttributes:\n"
+        )
+        for entry in re.split(r"\n(?=    \w)", f"\n{attributes}")[1:]:
+            name, _, text = entry.partition(": ")
+            texts[name.strip()] = " ".join(text.split())
+    return texts
 
 
 # Former names of fields, in flags and in folders of runs -> the present ones.

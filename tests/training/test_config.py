@@ -1,6 +1,7 @@
 """Values that a configuration cannot have are refused by the field's name."""
 
 import dataclasses
+import importlib
 import math
 
 import pytest
@@ -52,3 +53,46 @@ def test_errors_that_claims_compare_with_are_fractions(value):
     with pytest.raises(ValueError, match=r"config.learned is .*, expected fractions"):
         configs.check_fractions(learning.Config(learned=value), "learned")
     configs.check_fractions(learning.Config(learned=(0.0, 1.0)), "learned")
+
+
+EXPERIMENTS = (
+    *("borders", "convergence_22", "convergence_30", "data_dependent", "depth", "ensemble"),
+    *("large_models", "late_start", "learning", "rates", "rectifiers", "signal_profile"),
+    *("takeoff", "transfer"),
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_field_of_an_experiment_has_a_text_and_no_text_is_left_over(name):
+    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    for config in experiment.scales.values():
+        fields = [field.name for field in dataclasses.fields(config)]
+        texts = config_lib.field_texts(type(config))
+        assert sorted(texts) == sorted(fields)
+        for text in texts.values():
+            assert 10 < len(text) < 160
+            assert text.endswith(".")
+
+
+def test_a_class_says_more_of_a_field_than_its_base():
+    class Base:
+        """Base.
+
+        Attributes:
+            one: of the base: with a colon.
+            two: of the base,
+                in two lines.
+        """
+
+    class Derived(Base):
+        """Derived.
+
+        Attributes:
+            one: of the class.
+        """
+
+    assert config_lib.field_texts(Derived) == {
+        "one": "of the class.",
+        "two": "of the base, in two lines.",
+    }
+    assert config_lib.field_texts(object) == {}
