@@ -8,8 +8,8 @@ examples, averaged over the seeds. Measured: the test error after a fixed number
 highest depth that trains, and the cosine between examples at the last hidden layer.
 
 With depth the cosine of two examples approaches 1 (activations.cosine_at_depth): a ReLU net maps
-all images to one direction. A tailored slope is that at which the cosine ends at 0.9 (Zhang, Botev
-& Martens 2022). The folder of every cell holds its runs, and is not computed again.
+all images to one direction. A tailored slope is one at which the cosine ends at 0.9 (Zhang, Botev &
+Martens 2022). Every cell has a folder for its runs; a cell whose folder holds them is only read.
 """
 
 import dataclasses
@@ -72,8 +72,8 @@ class Config(CellConfig):
     starts: tuple[str, ...] = tuple(STARTS)
     rectifiers: tuple[str, ...] = tuple(RECTIFIERS)
     seed: int = 0
-    # The claims were set before the first run; one seed of each depth, of another length, had been
-    # tried.
+    # The claims were set before the first run of three seeds; one seed of each depth, with another
+    # num_steps, had been tried.
     trained: float = 0.5
     relu_trains: int = 30
     relu_fails: int = 100
@@ -95,7 +95,6 @@ SCALES = {
         batch_size=64,
     ),
 }
-
 
 Grid = Mapping[Cell, Runs]
 
@@ -139,7 +138,7 @@ def check(config: Config) -> list[Cell]:
     """Return the cells of the grid.
 
     Raises:
-        ValueError: a field cannot be as it is.
+        ValueError: a field has an unknown name or a number out of range.
     """
     for kind, chosen, known in (
         ("start", config.starts, STARTS),
@@ -147,10 +146,8 @@ def check(config: Config) -> list[Cell]:
     ):
         for name in chosen:
             names.check(kind, name, known)
-    for field, least in {
-        **dict.fromkeys(("side", "held_out", "width", "batch_size", "num_steps"), 1),
-        **dict.fromkeys(("calibration_examples",), 2),
-    }.items():
+    positive = dict.fromkeys(("side", "held_out", "width", "batch_size", "num_steps"), 1)
+    for field, least in {**positive, "calibration_examples": 2}.items():
         if getattr(config, field) < least:
             raise ValueError(
                 f"config.{field} is {getattr(config, field)}, expected at least {least}."
@@ -165,7 +162,7 @@ def check(config: Config) -> list[Cell]:
     product = itertools.product(config.depths, config.rectifiers, config.starts)
     cells = [Cell(depth, start, rectifier) for depth, rectifier, start in product]
     for cell in cells:
-        depth_cells.initial_slope(cell)
+        depth_cells.initial_slope(cell)  # raises where the net is too shallow
     return cells
 
 
@@ -216,10 +213,11 @@ def _deeper(config: Config, grid: Grid, start: str) -> Claim | None:
     if relu is None or tailored is None:
         return None
     times = f"{config.times_deeper:g} times"
+    tried = ", ".join(map(str, config.depths))
     return Claim(
         f"{start}: the tailored slope trains at least {times} as deep as ReLU",
         tailored > 0 and tailored >= config.times_deeper * relu,
-        f"tailored up to {tailored} layers, ReLU up to {relu}, of {_listed(config.depths)}",
+        f"tailored up to {tailored} layers, ReLU up to {relu}, of {tried}",
     )
 
 
@@ -247,10 +245,6 @@ def _xavier(config: Config, grid: Grid) -> Claim | None:
         min(runs.errors) >= config.trained,
         intervals.summary(runs.errors, " %", 100),
     )
-
-
-def _listed(depths: Sequence[int]) -> str:
-    return ", ".join(map(str, depths))
 
 
 def markdown(config: Config, grid: Grid, seeds: Sequence[int]) -> str:

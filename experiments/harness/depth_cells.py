@@ -19,7 +19,7 @@ from prelu_jax.training.state import stream
 
 XAVIER, HE, ORTHOGONAL = "Xavier", "He", "orthogonal"
 LSUV, BOTH = "LSUV", "within + between"
-STARTS = {  # -> methods of `pj.calibrate`, after He's start
+STARTS = {  # -> methods of `pj.calibrate`; 'lsuv' replaces He's kernels by orthogonal ones
     **dict.fromkeys((XAVIER, HE, ORTHOGONAL), ""),
     LSUV: "lsuv",
     BOTH: "within_layer,between_layer",
@@ -98,7 +98,7 @@ class Runs:
     """The runs of a cell.
 
     Attributes:
-        rates: the ladder.
+        rates: the learning rates tried.
         outcome: arrays ``[rates, seeds]``.
     """
 
@@ -107,7 +107,7 @@ class Runs:
 
     @property
     def best(self) -> int:
-        """The place of the chosen rate: its validation error is the lowest, averaged over seeds."""
+        """Index of the rate whose validation error, averaged over seeds, is the lowest."""
         return int(np.argmin(self.outcome.validation_error.mean(axis=1)))
 
     @property
@@ -117,12 +117,12 @@ class Runs:
 
     @property
     def shown_errors(self) -> list[float]:
-        """The same for a figure: nan for a run that diverged."""
+        """The errors for a figure: nan for a run that diverged."""
         finite = self.outcome.finite[self.best]
-        return [e if ended else np.nan for e, ended in zip(self.errors, finite, strict=True)]
+        return [e if ok else np.nan for e, ok in zip(self.errors, finite, strict=True)]
 
     def trains(self, limit: float) -> bool:
-        """Return whether every seed ends below an error."""
+        """Return whether the test error of every seed is below ``limit``."""
         return max(self.errors) < limit
 
 
@@ -171,17 +171,15 @@ def train(cell: Cell, config: CellConfig, seeds: Sequence[int], data: Data) -> R
     """Train a cell at every rate and from every seed, side by side."""
     net = build(cell, config, int(data.train.labels.max()) + 1)
     params = start(net, cell, config, seeds, data)
-    rates, places = (
-        np.repeat(config.rates, len(seeds)),
-        np.tile(np.arange(len(seeds)), len(config.rates)),
-    )
+    rates = np.repeat(config.rates, len(seeds))
+    of_seed = np.tile(np.arange(len(seeds)), len(config.rates))
     keys = jnp.stack([stream(seed, "batches") for seed in seeds])
     outcome = plain_nets.train(
         net.clone(initializer=pj.initializers.zeros()),  # one program for all starts
         Training(config.num_steps, config.batch_size, config.momentum),
-        jax.tree.map(lambda part: part[places], params),
+        jax.tree.map(lambda part: part[of_seed], params),
         rates,
-        keys[places],
+        keys[of_seed],
         data,
     )
     shape = (len(config.rates), len(seeds))
@@ -216,7 +214,7 @@ def read(cell: Cell, config: CellConfig, workdir: Path, seeds: Sequence[int]) ->
     """Return the runs in the folder of a cell; None if there are none.
 
     Raises:
-        ValueError: they have another configuration or other seeds, or the file is damaged.
+        ValueError: the runs have another configuration or other seeds, or the file is damaged.
     """
     file = cell.folder(workdir) / _FILE
     if not file.exists():
@@ -242,7 +240,7 @@ def read(cell: Cell, config: CellConfig, workdir: Path, seeds: Sequence[int]) ->
 
 
 def _identity(config: CellConfig, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the fields that decide the runs of a cell."""
+    """Return the fields that decide the runs of a cell, and the seeds, as in JSON."""
     names = (field.name for field in dataclasses.fields(CellConfig))
     fields = {name: getattr(config, name) for name in names}
     return {**fields, "rates": list(config.rates), "seeds": list(seeds)}

@@ -1,4 +1,4 @@
-"""Figures of test error over the depth of plain nets; their caption is the setting."""
+"""Figures of test error over the depth of plain nets; captioned with the setting."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +7,8 @@ import numpy as np
 
 from experiments.harness import drawing
 
-Errors = Mapping[
-    tuple[int, str, str], Sequence[float]
-]  # (depth, start, rectifier) -> of every seed, nan if it diverged
+# (depth, start, rectifier) -> the test error of every seed, nan if its run diverged
+Errors = Mapping[tuple[int, str, str], Sequence[float]]
 _COLOURS = ("0.15", "tab:orange", "tab:green", "tab:purple", "tab:brown")
 _MARKERS = ("o", "v", "P", "D", "<")
 
@@ -24,7 +23,7 @@ def error_over_depth(errors: Errors, trained: float, caption: str) -> Any:
     """Draw the error over depth: a panel for each start, a line for each rectifier.
 
     Args:
-        errors: of every seed; a cross stands for one that diverged.
+        errors: of every seed; a cross marks depths at which a run diverged.
         trained: the error below which a net counts as trained, a dashed line.
         caption: the setting.
     """

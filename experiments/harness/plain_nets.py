@@ -1,8 +1,8 @@
 """Plain nets of any depth, and many runs of one net side by side.
 
 A plain net has no normalisation and no shortcut (He et al. 2015). Its hidden layers are one scan,
-so that 200 of them compile as fast as 14. The runs of a net differ in seed and learning rate alone,
-and one jitted program trains all of them: small nets leave most of a processor idle.
+so that 200 of them compile as fast as 14. The runs of a net differ only in seed and learning rate,
+and one jitted program trains all of them: a single small net leaves most of a processor idle.
 """
 
 import dataclasses
@@ -102,7 +102,13 @@ class Examples(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The training examples without the held-out ones, these, and the test split."""
+    """Splits of a dataset.
+
+    Attributes:
+        train: the training examples without the held-out ones.
+        validation: the held-out ones.
+        test: the test split.
+    """
 
     train: Examples
     validation: Examples
@@ -114,8 +120,9 @@ class Outcome(NamedTuple):
 
     Attributes:
         finite: whether the loss was finite at every step; if not, the run diverged.
-        validation_error: of the held-out training examples, 1 if the run diverged.
-        test_error: the same of the test split.
+        validation_error: fraction of the held-out training examples that are misclassified after
+            training, 1 if the run diverged.
+        test_error: the same for the test split.
         cosine_before: mean cosine between the last hidden layer's outputs for different examples of
             the test split, before training.
         cosine_after: the same after training.
@@ -131,13 +138,13 @@ class Outcome(NamedTuple):
 def load(
     dataset: str, test_split: str, data_dir: str, side: int, held_out: int, test_examples: int
 ) -> Data:
-    """Return images of a side in pixels, their training mean subtracted, with an E[x²] of 1.
+    """Return resized images, less their training mean and divided by their training rms.
 
     Args:
         dataset, data_dir: as `sources.load` takes them.
         test_split: name of the test split.
-        side: height and width; images are stretched to it.
-        held_out: number of training examples for the validation.
+        side: height and width in pixels; images are stretched to it.
+        held_out: number of training examples to hold out for validation.
         test_examples: number of test examples, 0 for all.
 
     Raises:
@@ -181,8 +188,8 @@ class Training:
 
     Attributes:
         num_steps: number of steps.
-        batch_size: of a step; batches are drawn with replacement.
-        momentum: of the steps.
+        batch_size: examples per step, drawn with replacement.
+        momentum: decay of the velocity, from 0 to below 1.
     """
 
     num_steps: int
@@ -202,11 +209,11 @@ def train(
 
     Args:
         net: the net; its initialiser is not used.
-        training: the schedule.
-        params: of every run, stacked.
+        training: steps, batch size and momentum.
+        params: of every run, stacked along axis 0.
         rates: the learning rate of every run, ``[runs]``.
         keys: the key of every run's batches, ``[runs]``.
-        data: as `Data` describes it.
+        data: shared by all runs.
     """
     mesh = Mesh(np.array(jax.devices()), ("runs",))
     runs = len(rates)
@@ -233,8 +240,9 @@ def _train(
     def run(params: Params, rate: jax.Array, key: jax.Array) -> Outcome:
         def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
             params, state = carry
-            shape, count = (training.batch_size,), len(data.train.labels)
-            chosen = jax.random.randint(jax.random.fold_in(key, number), shape, 0, count)
+            chosen = jax.random.randint(
+                jax.random.fold_in(key, number), (training.batch_size,), 0, len(data.train.labels)
+            )
             batch = Examples(*(part[chosen] for part in data.train))
             loss, gradients = jax.value_and_grad(_loss)(params, net, batch)
             updates, state = descent.update(gradients, state)
@@ -257,7 +265,7 @@ def _train(
 
 
 def last_hidden(net: PlainNet, params: Params, images: jax.Array) -> jax.Array:
-    """Return the outputs of the last hidden layer, before its rectifier."""
+    """Return the outputs of the last hidden layer, before its rectifier, ``[b, ..., width]``."""
     _, variables = net.apply({"params": params}, images, mutable=["intermediates"])
     outputs: jax.Array = variables["intermediates"][_LAST][0]
     return outputs
@@ -279,7 +287,7 @@ def _error(params: Params, net: PlainNet, examples: Examples) -> jax.Array:
 
 
 def mean_cosine(outputs: jax.Array) -> jax.Array:
-    """Return the mean cosine between the outputs of different examples, which lie on axis 0."""
+    """Return the mean cosine between the outputs ``[b, ...]`` of different examples."""
     vectors = outputs.reshape(len(outputs), -1)
     # Neither the squares of a vanished signal nor those of an exploded one fit in float32.
     vectors = vectors / jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
