@@ -231,8 +231,8 @@ def cosine_slope(activation: Activation, cosine: float, variance: float = 1.0) -
 def cosine_at_depth(negative_slope: jax.typing.ArrayLike, depth: int, cosine: float = 0.0) -> float:
     """Return the cosine of two examples after ``depth`` rectified layers of random weights.
 
-    For many layers ``1 - cosine`` is about ``9 π² (1 + a²)² / (2 (1 - a)⁴ depth²)``, whatever the
-    cosine was at first: 9 π² / (2 depth²) for ReLU.
+    For many layers and any initial cosine ``1 - cosine`` is about
+    ``9 π² (1 + a²)² / (2 (1 - a)⁴ depth²)``, 9 π² / (2 depth²) for ReLU.
 
     Args:
         negative_slope: a scalar, or the slopes of a layer's channels; the same in every layer.
@@ -250,15 +250,15 @@ def cosine_at_depth(negative_slope: jax.typing.ArrayLike, depth: int, cosine: fl
 def depth_of_cosine(
     negative_slope: jax.typing.ArrayLike, cosine: float = 0.9, first: float = 0.0
 ) -> int:
-    """Return after how many rectified layers two examples reach a cosine (`cosine_at_depth`).
+    """Return the number of rectified layers after which two examples reach a cosine.
 
     Args:
-        negative_slope: as `cosine_at_depth`.
-        cosine: that is reached, below 1.
-        first: of the examples before the first layer.
+        negative_slope: as in `cosine_at_depth`.
+        cosine: to be reached, from -1 to below 1.
+        first: cosine of the examples before the first layer.
 
     Raises:
-        ValueError: a cosine is out of range, or is not reached within a million layers.
+        ValueError: a cosine is out of range, or ``cosine`` is not reached within a million layers.
     """
     if not -1 <= cosine < 1:
         raise ValueError(f"cosine is {cosine}, expected a number from -1 to below 1.")

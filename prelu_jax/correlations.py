@@ -1,22 +1,22 @@
-"""Correlations of positions and of two examples, carried from layer to layer for `theory`.
+"""Correlations between positions and between two examples, layer by layer, for `theory`.
 
 Exactness, for independent zero-mean weights and zero biases:
 
 * **Convolutions and dense layers**: exact at any width. Products of two examples follow the rules
   of second moments.
 * **Rectifiers**: exact in the wide limit, where values are Gaussian with one variance and one
-  cosine for all pairs of examples. That takes inputs of many channels, or a kernel that reads many
-  values; if pairs differ in their cosines, the mean comes out slightly higher than predicted.
+  cosine for all pairs of examples: for inputs of many channels, or a kernel that reads many values.
+  If pairs differ in their cosines, the mean comes out slightly higher than predicted.
 * **Max pooling and the pyramid**: approximate (`maxima`). On maps of at most
   `CORRELATED_POSITIONS`, correlations of positions are carried for every pair, exactly in the wide
   limit; on larger maps and after a pool, one correlation represents all pairs.
 
 The mean cosine of a narrow net is lower than predicted. On the reduced 30-layer net with images of
-16 pixels of white noise, 1 - cosine is measured as up to 1.4 times the predicted one at eight times
-the width of the convolutions. At its own width, 16 and 32 channels, it is up to 3.5 times with zero
-padding and 7 times with circular padding, at the last convolutions (0.88 for a predicted 0.96).
-A few outputs, such as the scores, have a lower mean cosine than many: by about c (1 - c²) / 2n for
-n of them.
+16 × 16 pixels of white noise, the measured 1 - cosine is up to 1.4 times the predicted one if the
+convolutions are eight times as wide. At the net's own width, 16 and 32 channels, it is up to 3.5
+times with zero padding and 7 times with circular padding, at the last convolutions (a cosine of
+0.88 where 0.96 is predicted). In a layer of few outputs, such as the scores, the mean cosine is
+lower by about c (1 - c²) / 2n for n outputs.
 """
 
 import dataclasses
@@ -54,14 +54,14 @@ class Correlations:
         return float((self.same * x_hw).sum()) / total if total else 0.0
 
     def rectified(self, negative_slope: ArrayLike) -> "Correlations":
-        """Return those after a rectifier, of Gaussian values."""
+        """Return the correlations after a rectifier, for Gaussian values."""
         maps = (self.within, self.same, self.across)
         return Correlations(*(moment_maps.rectified_correlation(c, negative_slope) for c in maps))
 
     def conv(self, x_hw: Map, layer: Conv) -> "Correlations":
-        """Return those of a convolution's outputs, from E[x²] of its input.
+        """Return the correlations of a convolution's outputs, from E[x²] of its input, ``[h, w]``.
 
-        Maps of at most `CORRELATED_POSITIONS` carry all pairs from here on.
+        For maps of at most `CORRELATED_POSITIONS` the result holds every pair.
         """
         if self.within.ndim or x_hw.size <= CORRELATED_POSITIONS:
             within, across = self._of_all_pairs()
@@ -85,13 +85,16 @@ class Correlations:
         return within, across
 
     def dense(self, x_hw: Map) -> "Correlations":
-        """Return those of a fully connected layer's outputs, which have no positions."""
+        """Return the correlations of a fully connected layer's outputs, which have no positions."""
         return Correlations(self.within, np.asarray(self.cosine(x_hw)), self.across)
 
     def max_pool(
         self, y_hw: Map, layer: MaxPool | SpatialPyramid, slope: ArrayLike, within: float
     ) -> "Correlations":
-        """Return those after a rectifier and max pooling; ``within`` is that of `maxima.Pooled`."""
+        """Return the correlations after a rectifier and max pooling of ``y_hw``, E[y²].
+
+        ``within`` is `maxima.Pooled.correlation`.
+        """
         regions = maxima.regions(layer, y_hw.shape)
         same, across = maxima.max_pool_cosines(
             y_hw, regions, slope, self.within, self.same, self.across
@@ -101,6 +104,6 @@ class Correlations:
 
 
 def of_input(shape: tuple[int, ...], within: float, cosine: float) -> Correlations:
-    """Return those of a net's input, where ``across`` is taken to be ``within · cosine``."""
+    """Return the correlations of a net's input, assuming ``across = within · cosine``."""
     across = np.asarray(within * cosine)
     return Correlations(np.asarray(within), np.full(shape, float(cosine)), across)

@@ -32,8 +32,8 @@ def diagnose(
     One jitted forward and backward pass (`signal.measure`); the model and its variables stay as
     they are. Networks of `models.build` also get the predictions of `theory.predict`, for the
     batch's own second moment and cosine, the slopes as they are, and independent weights of the
-    variances that the kernels have: trained kernels may differ. Layers of other models get a
-    predicted cosine, that of their inputs (`signal.LayerStatistics.input_cosine`).
+    variances that the kernels have: trained kernels may differ. For other models the predicted
+    cosine of a layer is that of its input (`signal.LayerStatistics.input_cosine`).
 
     Args:
         model: a Linen or NNX module, Haiku's ``Transformed``, a callable pytree such as an Equinox

@@ -7,11 +7,11 @@ same correlation, e.g. away from borders in a net whose input is white noise.
 
 On the reduced 30-layer net at four and eight times its width, the measured moment after a pool and
 the next layer is predicted within 5 %, except the pyramid's forward moment, predicted up to 15 %
-too high. At the net's own width, 16 and 32 channels, correlations differ from draw to draw, and
-the measured moment lies up to 40 % above the predicted one after the pyramid and 20 % after a pool;
-backward up to 15 % and 6 %.
+too high. At the net's own width, 16 and 32 channels, correlations differ from draw to draw: the
+measured moment lies up to 40 % above the predicted one after the pyramid and up to 20 % after a
+pool, backward up to 15 % and 6 %.
 
-Two examples' windows are modelled in the same way (`max_pool_cosines`).
+The windows of two examples are modelled in the same way (`max_pool_cosines`).
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ from prelu_jax.moment_maps import Map
 
 Region = tuple[slice, slice]
 
-_DRAWS = 4096  # a power of two: see `_normals`
-_POSITIONS = 512  # of larger regions, `max_pool_cosines` looks at evenly spaced ones
+_DRAWS = 4096  # a power of two, which keeps Sobol points balanced
+_POSITIONS = 512  # `max_pool_cosines` samples at most so many of a region, evenly spaced
 
 
 def pooled_shape(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -202,10 +202,10 @@ def max_pool_cosines(
     ``E[x_a x_b] / E[x²]`` after a rectifier and a maximum. The values of a region are modelled as
     Gaussians. One correlation represents all pairs of positions in one example, and one all pairs
     of different positions in two examples; every position keeps its own cosine. The expectations
-    are means over fixed quasi-random points, which put 1 - cosine off by up to 3 %.
+    are means over fixed quasi-random points, with an error of up to 3 % in 1 - cosine.
 
     Args:
-        y_hw, regions, negative_slope, correlation: as `max_pool`.
+        y_hw, regions, negative_slope, correlation: as in `max_pool`.
         same: cosine of two examples at the same position, before the rectifier, ``[h, w]``.
         across: correlation of two examples at different positions, like ``correlation``.
     """
@@ -232,9 +232,9 @@ def _joint_maxima(
 ) -> Map:
     """Return E[f(M_a)²], E[f(M_a) f(M_b)] and E[f(M_a) f(M'_b)] of maxima of n Gaussians.
 
-    M' is the maximum of the other example at other positions. Value i of example a is
-    ``σ_i (z_a + w_a,i)``: z, which the positions share, has the correlation ``across`` between the
-    examples, and w what is missing to ``same``.
+    M' is the maximum of the other example in another region. Value i of example a is
+    ``σ_i (z_a + w_a,i)``: all positions share z_a, and E[z_a z_b] is ``across``; w_a,i belongs to
+    one position, and E[w_a,i w_b,i] is ``same - across``.
 
     Args:
         sigma: σ_i, ``[n]``.

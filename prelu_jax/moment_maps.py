@@ -118,7 +118,7 @@ def conv_correlation(correlation: Map, x_hw: Map, conv: Conv) -> Map:
 def conv_cross_correlation(correlation: Map, x_hw: Map, conv: Conv) -> Map:
     """Return ``E[y_a(p) y_b(q)] / √(E[y(p)²] E[y(q)²])`` of a convolution's outputs a and b.
 
-    As `conv_correlation`, of two examples with the same E[x²]; at p = q it is their cosine there.
+    As `conv_correlation`, for two examples with the same E[x²]; at p = q it is their cosine.
     """
     products = _conv_products(_products(correlation, x_hw), conv)
     deviation = np.sqrt(conv_forward(x_hw, conv, 1.0, 1))

@@ -221,7 +221,7 @@ def predict(
         input_correlation: ``E[x(p)·x(q)] / E[x²]`` of two pixels, 0 for white noise; for photos,
             of two pixels of one pooling window. Only max pooling depends on it.
         input_cosine: ``E[x_a(p)·x_b(p)] / E[x²]`` of two images at one position, 0 for white noise.
-            Different positions of two images are taken to have it times ``input_correlation``.
+            At different positions p ≠ q it is taken to be this times ``input_correlation``.
         output_gradient_second_moment: E[Δy²] at the scores.
 
     Returns:

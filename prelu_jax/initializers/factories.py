@@ -240,9 +240,10 @@ def dirac(
     keeps: Keeps = "forward",
     layout: Layout = PLAIN,
 ) -> Orthogonal:
-    """Return the identity in the centre of the window, times the root of `orthogonal`'s gain.
+    """Return an identity in the centre of the window, times the root of the gain of `orthogonal`.
 
-    Without a gain a convolution passes its input on (``torch.nn.init.dirac_``); every group does.
+    With the default gain of 1 a convolution copies its input, each group its own
+    (``torch.nn.init.dirac_``). The key is not used.
     """
     kept, note = _kept(negative_slope, 1.0, activation, keeps)
     return Orthogonal(1 / kept, layout, only_centre=True, identity=True, note=note)

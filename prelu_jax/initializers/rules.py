@@ -131,8 +131,8 @@ class Orthogonal:
         layout: roles of the kernel's axes.
         only_centre: delta-orthogonal (Xiao et al. 2018): the matrix is in the centre of the
             convolution's window, with zeros elsewhere.
-        identity: the matrix is the identity in place of a random one; without as many outputs as
-            inputs it passes the first ones on.
+        identity: the matrix is the identity instead of a random one; with fewer outputs than inputs
+            it keeps the first inputs.
         note: added to the description.
     """
 
@@ -150,7 +150,7 @@ class Orthogonal:
     ) -> jax.Array:
         shape = tuple(shape)
         stack, rows, columns = self._sizes(shape)
-        drawn_dtype = _draw_dtype(dtype)
+        drawn_dtype = _draw_dtype(dtype)  # raises for types that are not floating-point
         if self.identity:
             matrices = jnp.broadcast_to(jnp.eye(rows, columns), (*stack, rows, columns))
         else:
