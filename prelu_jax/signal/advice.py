@@ -1,9 +1,9 @@
 """One line of advice for every finding of `verdict`, from the measurement alone.
 
-From layer to layer a second moment changes by the factor of the kernel and by that of what lies
-between (`split`). The kernel's is ``fan_in · mean(w²)`` less what padded borders take away, for
-independent weights; (1 + a²)/2 for a PReLU between (He et al. 2015, Eq. 9 and 15). Backward it is
-``fan_out`` instead of ``fan_in`` (Eq. 13).
+From layer to layer a second moment is multiplied by two factors, that of the kernel and that of
+the operations before it (`split`). For independent weights the kernel's factor is
+``fan_in · mean(w²)``, less at padded borders; backward it is ``fan_out · mean(w²)``. The factor of
+a PReLU is (1 + a²)/2 (He et al. 2015, Eq. 9, 13 and 15).
 """
 
 import dataclasses
@@ -134,7 +134,7 @@ Cause = str | _Kernels
 
 
 def _cause(finding: Finding, measurement: Measurement) -> Cause:
-    """Return the advice of the first rule that has some."""
+    """Return the advice of the first rule that applies."""
     steps = steps_of(measurement.layers, finding.direction == "forward")
     causes = (rule(finding, measurement, steps) for rule in _RULES)
     return next((cause for cause in causes if cause), _RESCALE)
@@ -161,7 +161,7 @@ def _without_steps(finding: Finding, measurement: Measurement, steps: Steps) -> 
 
 
 def _one_layer(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
-    """Return the advice where one layer causes most of the drift, or one place between layers."""
+    """Return the advice where one layer, or one place between layers, causes most of the drift."""
     sign = _sign(finding)
     changes = [(sign * sum(step.total for step in block), block) for block in blocks_of(steps)]
     total = sum(max(0.0, change) for change, _ in changes)
@@ -191,7 +191,7 @@ def _remedy(step: Step) -> str:
 
 
 def _residual_sums(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
-    """Return the advice where residual sums grow that nothing normalises."""
+    """Return the advice where residual sums grow without normalisation."""
     sums = [step for step in steps if kinds.RESIDUAL in step.kinds]
     if len(sums) < 2 or any(kinds.NORM in step.kinds for step in steps):
         return None
@@ -219,7 +219,8 @@ def _operations(finding: Finding, measurement: Measurement, steps: Steps) -> Cau
     total = sum(step.total for step in group)
     between = sum(step.between for step in group)
     whole = sum(sign * step.total for step in steps)
-    if not sign * total > whole / 2 > 0 or not sign * between > sign * (total - between):
+    causes_most = sign * total > whole / 2 > 0
+    if not causes_most or not sign * between > sign * (total - between):
         return None
     places = f", and so at {len(group) - 1} more places" if len(group) > 1 else ""
     return (

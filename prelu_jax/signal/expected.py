@@ -1,4 +1,4 @@
-"""The second moment of an output that independent weights would give, from that of the input."""
+"""The expected second moment of a layer's output for independent weights, given its input."""
 
 from collections.abc import Mapping
 
@@ -10,24 +10,26 @@ from prelu_jax.tracing import Visit
 from prelu_jax.tracing.counts import ByAxis
 
 
-def weights(visit: Visit) -> ByAxis:
-    """Return how many outputs read an entry of x, up to a factor, along the axes where it varies.
+def reader_weights(visit: Visit) -> ByAxis:
+    """Return the number of outputs that read an entry of x, up to a factor, where it varies.
 
-    Empty where x was padded before the product takes it, or where that is not known.
+    Empty where the product takes x after padding, or where the number is not known.
     """
     counts = visit.operation.counts
     return counts.by_operand_axis if counts and visit.operand is visit.x else ()
 
 
-def read(visit: Visit, of_x: Mapping[str, jax.Array], axis_name: str | None) -> jax.Array:
-    """Return E[(W x)²] over the weights' variance, in units of the square of x's scale.
+def for_unit_variance(
+    visit: Visit, of_x: Mapping[str, jax.Array], axis_name: str | None
+) -> jax.Array:
+    """Return E[(W x)²] for weights of variance 1, in units of the square of x's scale.
 
-    It is the mean over outputs of c (x / scale)², where c is how many outputs read an entry of x;
-    nan where that is not known.
+    It is Σ c (x / scale)² over the entries of x, divided by the number of outputs, where c outputs
+    read an entry; nan where c is not known.
 
     Args:
         visit: of the operation.
-        of_x: `reductions.of_input` of x with `weights`.
+        of_x: `reductions.of_input` of x, with `reader_weights`.
         axis_name: the axis of devices under `pmap`.
     """
     counts = visit.operation.counts

@@ -78,16 +78,19 @@ class LayerStatistics(LayerCall):
         gradient_to_decay: kernel_gradient_rms / (weight_decay · kernel_rms). Far below 1, the
             weights are moved by their decay alone: the stall of He et al. 2015, footnote 2. None
             without a loss or without decay.
-        kernel_factor: E[y²] / E[x²]: of the layer itself, its bias included.
-        expected_kernel_factor: the same in expectation over independent weights of mean 0 and the
-            kernel's mean square, given x and the bias: exact at borders, with strides, dilation and
-            groups. None for an embedding and for products whose groups depend on the data.
-        gradient_kernel_factor: E[Δx²] / E[Δy²], with Δx = Wᵀ Δy of this layer alone, whoever else
-            reads x; x as the product takes it, after any padding. None where x is the batch.
-        expected_gradient_kernel_factor: the same for independent weights.
-        previous: the name of the layer whose output this one reads, through other operations. The
-            last one of several; of a residual sum the branch's. None if it reads the batch.
-        between: the kinds of operations between the two: 'rectifier', 'residual sum', ...
+        kernel_factor: E[y²] / E[x²], the factor of the kernel and the bias. None for an embedding.
+        expected_kernel_factor: the expectation of kernel_factor, given x and the bias, over
+            independent weights of mean 0 and the kernel's mean square: exact at borders, with
+            strides, dilation and groups. None for an embedding and for products whose groups depend
+            on the data.
+        gradient_kernel_factor: E[Δx²] / E[Δy²], where Δx = Wᵀ Δy is the part of x's gradient that
+            comes through this layer, at x as the product takes it, after any padding. None where x
+            is the batch, and for an embedding.
+        expected_gradient_kernel_factor: its expectation over the same weights, given Δy.
+        previous: the name of the layer whose output reaches this one's input through other
+            operations alone; of several layers the last, at a residual sum the branch's. None if x
+            comes from the batch alone.
+        between: the kinds of those operations: 'rectifier', 'residual sum', ...
         between_factor: E[x²] / E[y²] of the previous layer.
         gradient_between_factor: E[Δy²] of the previous layer / E[Δx²].
     """

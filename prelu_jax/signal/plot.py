@@ -27,12 +27,12 @@ class _Drawing(Figure):
 def draw(title: str, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]) -> Figure:
     """Return E[y²], E[Δy²] and 1 - cosine over depth, on log axes from top to bottom.
 
-    Measured as points; predicted as a line, where there is a prediction. The last panel is left out
-    where no cosine is measured; it falls to 0 where the layers map all examples to one direction.
+    Measured values are points; predictions, where there are some, a line. 1 - cosine falls to 0
+    where the layers map all examples to one direction; without a measured cosine it is left out.
 
-    The wide band is the range
-    that the verdict accepts: a signal that ends outside of it is a finding. The narrow band is the
-    noise of random weights, ± 2 σ, around the same centre. The last layer is not judged.
+    The wide band is the range that the verdict accepts: a signal that ends outside of it is a
+    finding. The narrow band is the noise of random weights, ± 2 σ, around the same centre. The last
+    layer is not judged.
 
     Args:
         title: of the figure.
@@ -41,7 +41,7 @@ def draw(title: str, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]
     """
     panels = 3 if any(row["cosine"] is not None for row in rows) else 2
     figure = _Drawing(figsize=(8, 1 + 3 * panels), layout="constrained")
-    above, below, *others = panels_axes = figure.subplots(panels, sharex=True)
+    above, below, *others = every = figure.subplots(panels, sharex=True)
     _curve(above, rows, "second_moment")
     _bands(above, rows, "")
     _curve(below, rows, "gradient_second_moment")
@@ -53,7 +53,7 @@ def draw(title: str, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]
         axes.set_ylabel("1 − cosine", fontsize=14)
     step = -(-len(rows) // _NAMES)
     shown = range(0, len(rows), step)
-    lowest = panels_axes[-1]
+    lowest = every[-1]
     lowest.xaxis.set_major_locator(FixedLocator(list(shown)))
     lowest.set_xticklabels([rows[i]["name"] for i in shown], rotation=90, fontsize=11)
     lowest.set_xlabel("layer, in the order of computation", fontsize=14)
@@ -65,10 +65,10 @@ def draw(title: str, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]
         label = f"{finding.verdict}{where} from here"
         axes.axvline(at, color="tab:red", lw=1.5, ls=":", label=label)
     above.set_title(title, fontsize=15)
-    for axes in panels_axes:
+    for axes in every:
         axes.grid(alpha=0.25)
         axes.tick_params(axis="y", labelsize=12)
-    drawn = [axes.get_legend_handles_labels() for axes in panels_axes]
+    drawn = [axes.get_legend_handles_labels() for axes in every]
     entries = {
         label: line for lines, labels in drawn for line, label in zip(lines, labels, strict=True)
     }
@@ -79,7 +79,7 @@ def draw(title: str, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]
 def _curve(
     axes: Any, rows: Sequence[dict[str, Any]], field: str, shown: Callable[[Any], Any] = lambda v: v
 ) -> None:
-    """Draw a measured field and its prediction, each value as ``shown`` returns it."""
+    """Draw ``shown`` of a measured field and of its prediction, on a log axis."""
     axes.set_yscale("log")
     measured = [shown(row[field]) for row in rows]
     axes.plot(_positive(measured), "o", color="tab:blue", label="measured")
@@ -93,6 +93,7 @@ def _apart(cosine: float | None) -> float | None:
 
 
 def _bands(axes: Any, rows: Sequence[dict[str, Any]], direction: str) -> None:
+    """Draw the accepted range and the noise; ``direction`` is '' or 'gradient_'."""
     x = np.arange(len(rows))
     least, centre, greatest = (
         _positive(row[f"{direction}accepted_{place}"] for row in rows)

@@ -134,12 +134,13 @@ class Probe:
         channel_axes = visit.operation.channel_axes
         # A look-up's input is the number of a row: there is nothing to measure in it.
         x = jnp.full((1, 1), jnp.nan) if visit.operation.kind == "look-up" else x
-        of_x = reductions.of_input(x, self.batch_size, self.axis_name, expected.weights(visit))
+        weights = expected.reader_weights(visit)
+        of_x = reductions.of_input(x, self.batch_size, self.axis_name, weights)
         of_y = reductions.of_output(y, channel_axes, self.batch_size, self.axis_name)
         record = of_y | {f"input_{name}": value for name, value in of_x.items()}
         record["kernel"] = reductions.scaled(weight)
         record["bias"] = expected.bias(visit)
-        record["read"] = expected.read(visit, of_x, self.axis_name)
+        record["for_unit_variance"] = expected.for_unit_variance(visit, of_x, self.axis_name)
         record["has_operand_gradient"] = jnp.array(taps.has_operand_gradient(visit))
         record["ran"] = jnp.array(True)  # zeros, and so False, in a branch that does not run
         name = functools.partial(checkpoint_name, name=_OUTPUT) if keep_outputs_alone else None

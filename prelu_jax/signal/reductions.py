@@ -37,7 +37,7 @@ def in_units(values: jax.Array, scale: jax.Array) -> Local:
 
     Args:
         values: floats.
-        scale: which their squares fit in float32 in units of.
+        scale: a unit in which their squares fit in float32.
     """
     return jnp.stack([scale, jnp.mean(jnp.square(values.astype(jnp.float32) / _divisor(scale)))])
 
@@ -49,7 +49,7 @@ def scaled_and_weighted(
 
     Args:
         values: floats.
-        scale: the largest absolute value.
+        scale: the largest absolute value, a scalar.
         channel_axis: the axis that counts channels.
         by_axis: weights along axes, whose product is the weight of an entry.
     """
@@ -121,7 +121,7 @@ def of_output(
     """
     channels = _channels(y, channel_axes, axis_name)
     unit = channels.unit
-    flat = unit.reshape(len(unit), -1) if unit.ndim > 1 else unit  # which takes less time
+    flat = unit.reshape(len(unit), -1) if unit.ndim > 1 else unit  # faster
     return {
         **_summary(channels),
         "dead": jnp.mean(channels.highest <= 0, dtype=jnp.float32),
@@ -141,14 +141,13 @@ def of_input(
         by_axis: weights along axes, whose product is the weight of an entry.
 
     Returns:
-        float32 scalars: ``scale``, ``mean``, ``var``, ``spread``, ``minimum``, ``cosine`` as
-        `of_output`;
-        ``zero``, the fraction of channels that are 0 for every example and position;
+        float32 scalars: ``scale``, ``mean``, ``var``, ``spread``, ``minimum`` and ``cosine`` as in
+        `of_output`; ``zero``, the fraction of channels that are 0 for every example and position;
         ``weighted``, the mean of weight · (x / scale)².
     """
     channels = _channels(x, (-1,), axis_name, by_axis)
     zero = (channels.highest == 0) & (channels.lowest == 0)
-    # Not as of_output: XLA would keep x, which it computes from the layer before.
+    # Not flattened as in of_output: XLA would store x instead of recomputing it.
     return {
         **_summary(channels),
         "zero": jnp.mean(zero, dtype=jnp.float32),
@@ -172,10 +171,10 @@ class _Channels(NamedTuple):
 def _channels(
     values: jax.Array, channel_axes: Axes, axis_name: str | None, by_axis: ByAxis = ()
 ) -> _Channels:
-    """Return them in four passes over the values, which take most of a measurement's time.
+    """Return the statistics in four passes over the values, most of a measurement's time.
 
-    Two passes are for the variance: E[y²] − E[y]² is inexact under a large mean. Both leave the
-    axes with weights, so that the weighted mean needs no pass of its own.
+    Two passes are for the variance: E[y²] − E[y]² is inexact under a large mean. Both first keep
+    the axes that have weights, so that the weighted mean needs no pass of its own.
     """
     values = values.astype(jnp.float32)
     others = _others(values, channel_axes)

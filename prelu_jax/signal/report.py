@@ -121,8 +121,8 @@ class Report:
 
         'log_noise' and 'gradient_log_noise' are the standard deviations of the log of the second
         moments over random weights, at most; multiply and divide by exp(2 · noise) for 95 %.
-        'predicted_cosine' is, without a prediction for the layer, the cosine of its input: that of
-        outputs of independent zero-mean weights, but for positions that they read less often.
+        'predicted_cosine' is the cosine of the layer's input if there is no prediction for the
+        layer: independent zero-mean weights keep it, if they read all positions equally often.
         From 'accepted_least' over 'accepted_centre' to 'accepted_greatest' the verdict accepts
         E[y²], and with 'gradient_' before it E[Δy²]; None where it does not judge.
         """
@@ -165,7 +165,7 @@ class Report:
         return printing.to_csv(self.rows(), file)
 
     def factors(self) -> Factors:
-        """Return a table of what each layer and the operations before it do to second moments.
+        """Return a table of the factors by which layers, and operations between, change moments.
 
         Print it, or leave it last in a notebook's cell. The numbers are in `rows` too.
         """
@@ -180,7 +180,7 @@ class Report:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, the verdict with its advice, and the limits of both."""
         yield self._table()
-        about = [*_ABOUT]
+        about = list(_ABOUT)
         if self.predicted:
             about.append(_PREDICTED)
         elif self._predicts_cosines():

@@ -31,9 +31,9 @@ class Row:
         index: the step of each scan around it.
         weights: the paths of the parameters that the layer's kernel is made of.
         has_examples: whether the first axis of the output counts the batch's examples, two or more.
-        input_has_examples: the same of the input.
+        input_has_examples: the same for the input.
         has_counts: whether the moments for independent weights are known (`tracing.counts`).
-        previous: the name of the layer that feeds its input, the last one of several.
+        previous: the name of the layer that feeds its input, the last of several; None for none.
         between: the kinds of operations between the two.
     """
 
@@ -92,10 +92,10 @@ class Row:
         """Return the factors of the layer itself, measured and for independent weights."""
         variance = _square(*forward["kernel"])
         x, y = (_moments(forward, prefix)[f"{prefix}second_moment"] for prefix in ("input_", ""))
-        expected_y = variance * _square(forward["input_scale"], forward["read"])
-        of_y, of_x, read = (
+        expected_y = variance * _square(forward["input_scale"], forward["for_unit_variance"])
+        of_y, of_x, of_x_for_unit_variance = (
             _square(backward[name]["scale"], backward[name]["square"])
-            for name in ("output", "operand", "read")
+            for name in ("output", "operand", "for_unit_variance")
         )
         is_look_up = self.call.kind == KINDS["look-up"]
         has_gradient = bool(forward["has_operand_gradient"])
@@ -106,12 +106,15 @@ class Row:
             ),
             "gradient_kernel_factor": _ratio(of_x, of_y) if has_gradient else None,
             "expected_gradient_kernel_factor": (
-                _ratio(variance * read, of_y) if has_gradient and self.has_counts else None
+                _ratio(variance * of_x_for_unit_variance, of_y)
+                if has_gradient and self.has_counts
+                else None
             ),
         }
 
 
-_square, _ratio = reductions.second_moment, split.ratio
+_square = reductions.second_moment
+_ratio = split.ratio
 
 
 def _moments(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -163,7 +166,12 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[
         )
         rows.append(
             Row(
-                *(call, operation.number, index, operation.parameters, y_has, x_has),
+                call,
+                operation.number,
+                index,
+                operation.parameters,
+                has_examples=y_has,
+                input_has_examples=x_has,
                 has_counts=operation.counts is not None,
                 previous=rows[feed.sources[-1]].call.name if feed.sources else None,
                 between=feed.kinds,

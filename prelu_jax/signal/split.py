@@ -1,8 +1,9 @@
-"""The change of a second moment from layer to layer, split: of the layer, and of what lies between.
+"""Factors of second moments from layer to layer: of each layer, and of the operations before it.
 
-Forward E[y²] of a layer over that of the layer before is ``between_factor · kernel_factor``,
-backward E[Δy²] of the layer before over that of the layer is the product of the two factors of the
-gradient. The table shows each layer's factors beside those for independent weights.
+Forward, E[y²] of a layer over E[y²] of the layer before is ``between_factor · kernel_factor``.
+Backward, E[Δy²] of the layer before over E[Δy²] of the layer is
+``gradient_kernel_factor · gradient_between_factor``. A table shows these factors beside those
+expected for independent weights.
 """
 
 import dataclasses
@@ -29,14 +30,14 @@ _ABOUT = (
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """Return a quotient: of 0 and 0 nan, of another number and 0 infinity."""
+    """Return the quotient of two moments: nan for 0 / 0, infinity for any other number over 0."""
     if denominator == 0:
         return math.nan if numerator == 0 or math.isnan(numerator) else math.inf
     return numerator / denominator
 
 
 def linked(rows: Sequence[LayerStatistics]) -> tuple[LayerStatistics, ...]:
-    """Return the rows with the factors between each and its previous layer, where that ran."""
+    """Return the rows with the factors between each layer and the previous one, where that ran."""
     by_name = {row.name: row for row in rows}
     return tuple(_linked(row, by_name.get(row.previous or "")) for row in rows)
 

@@ -1,9 +1,9 @@
-"""The steps of a drift from layer to layer, each split into the kernel and what lies between."""
+"""The steps of a drift from layer to layer, each split into kernel and operations between."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from prelu_jax.signal import split
 from prelu_jax.signal.measurement import LayerStatistics
@@ -17,15 +17,15 @@ class Step:
     """The logs of the factors of a second moment from one layer to the next, or back.
 
     Attributes:
-        layer: whose kernel it is.
+        layer: the one of the two layers whose kernel the step passes.
         start: the name of the layer that comes first in the order of execution.
-        end: that of the next one.
-        total: as measured.
-        kernel: fan · mean(w²).
-        border: what padded borders take away, for independent weights.
-        between: of the operations between the two layers.
-        kinds: their names.
-        plain: whether they are activations that keep the shape.
+        end: the name of the next one.
+        total: log of the measured factor.
+        kernel: log of fan · mean(w²).
+        border: log of the factor of padded borders, for independent weights.
+        between: log of the factor of the operations between the two layers.
+        kinds: the names of these operations.
+        plain: whether all of them are activations that keep the shape.
     """
 
     layer: LayerStatistics
@@ -49,19 +49,19 @@ Steps = Sequence[Step]
 
 
 def steps(layers: Sequence[LayerStatistics], forward: bool) -> list[Step]:
-    """Return the steps of a drift in `verdict`: neither the data nor the last layer count.
+    """Return the steps of a drift along the signal's way to the last layer (`split.path`).
 
-    They follow the signal's way to the last layer (`split.path`).
+    As in `verdict`, neither the data nor the last layer count.
     """
     way = split.path(layers)
     pairs = itertools.pairwise(way[1:] if forward else way[:-1])
-    return [step for before, row in pairs for step in _step(before, row, forward)]
+    return [step for before, row in pairs if (step := _step(before, row, forward))]
 
 
 def blocks(every: Steps) -> list[list[Step]]:
     """Return the steps in blocks that end at residual sums; without such sums one by one.
 
-    Within a block factors do not add up to a drift: what a branch loses, the sum has besides.
+    Within a block the logs do not add up to the drift: the shortcut keeps what a branch loses.
     """
     ends = [i for i, step in enumerate(every) if kinds.RESIDUAL in step.kinds]
     starts = [0, *(i + 1 for i in ends)]
@@ -69,12 +69,13 @@ def blocks(every: Steps) -> list[list[Step]]:
     return [*within, *([step] for step in every[starts[-1] :])]
 
 
-def _step(before: LayerStatistics, row: LayerStatistics, forward: bool) -> Iterator[Step]:
+def _step(before: LayerStatistics, row: LayerStatistics, forward: bool) -> Step | None:
+    """Return the step between two layers; None at a look-up and without a kernel."""
     layer = before if forward else row
     if before.input_second_moment is None or row.input_second_moment is None:
-        return
+        return None
     if layer.kernel_rms is None or layer.kernel_shape is None:
-        return
+        return None
     weights = math.prod(layer.kernel_shape)
     fan, expected = weights / layer.channels, layer.expected_kernel_factor
     between = row.between_factor
@@ -88,7 +89,7 @@ def _step(before: LayerStatistics, row: LayerStatistics, forward: bool) -> Itera
     if not forward and "Conv" in layer.kind:  # strides, which spread the gradient
         border += math.log(math.prod(layer.input_shape) / layer.input_shape[-1])
         border -= math.log(math.prod(layer.shape) / layer.channels)
-    yield Step(
+    return Step(
         *(layer, before.name, row.name, total, kernel),
         border=border if "Conv" in layer.kind else 0.0,
         between=total - kernel if between is None else _log(between),

@@ -40,18 +40,18 @@ tap.defvjp(_tap_forward, _tap_backward)
 
 
 class Sinks(NamedTuple):
-    """The arrays of zeros whose derivatives are the records of a backward pass.
+    """Arrays of zeros whose derivatives are the records of a backward pass.
 
     Attributes:
         output: `scaled` of y's gradient.
-        read: scale and mean of r Δy² over the entries of x, from which E[Δx²] for independent
-            weights follows (`tracing.counts`); nan where r is not known.
-        operand: `scaled` of Δx, the part of x's gradient that comes through this operation; x as
-            the product takes it, after any padding. nan where it is not measured.
+        for_unit_variance: scale and mean square of Δx expected for independent weights of variance
+            1 (`tracing.counts`); nan where it is not known.
+        operand: `scaled` of Δx, the part of x's gradient that comes through this operation, at x as
+            the product takes it, after any padding; nan where it is not measured.
     """
 
     output: jax.Array
-    read: jax.Array
+    for_unit_variance: jax.Array
     operand: jax.Array
 
 
@@ -62,12 +62,16 @@ def sinks(operation: Operation) -> Sinks:
 
 
 def observed(visit: Visit, named: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
-    """Return an operation's output, ``named`` if asked to; the backward pass fills its sinks.
+    """Return an operation's output; its backward pass fills the operation's sinks.
 
     The gradient of its weights reads the input late. XLA would compute that input from the output
     of the layer before as soon as it can, and keep both of them until the backward pass. Here it
     depends on the gradient as well, so that XLA computes it when the gradient arrives, and keeps
     the output alone.
+
+    Args:
+        visit: of the operation.
+        named: gives the output a name for `jax.checkpoint`, if not None.
     """
     operation, given = visit.operation, visit.given
     y = visit.y
@@ -83,7 +87,7 @@ def observed(visit: Visit, named: Callable[[jax.Array], jax.Array] | None) -> ja
 
 
 def has_operand_gradient(visit: Visit) -> bool:
-    """Return whether Δx is measured: not where x is the batch, for which nobody needs it."""
+    """Return whether Δx is measured: not where x is the batch, which needs no gradient."""
     operation = visit.operation
     return operation.kind != "look-up" and operation.reads_parameters and _of_floats(visit)
 
@@ -100,7 +104,7 @@ class _Call(NamedTuple):
 
     @property
     def fills_output(self) -> bool:
-        """Whether its backward pass records Δy too: in the pass over it that the borders need."""
+        """Whether its backward pass records Δy too, as it passes over Δy for the borders anyway."""
         counts = self.operation.counts
         return counts is not None and bool(counts.by_output_axis)
 
@@ -125,7 +129,7 @@ def _product_backward(
     _, back = jax.vjp(call.product, jnp.where(never, 0, operand), weight)
     of_operand, of_weight = back(gradient)
     output = jnp.zeros(1 + math.prod(call.operation.channels))
-    read = of_x = jnp.full(2, jnp.nan)
+    for_unit_variance = of_x = jnp.full(2, jnp.nan)
     if counts := call.operation.counts:
         factor = jnp.array([1.0, counts.inputs * gradient.size / operand.size])
         if call.fills_output:
@@ -134,12 +138,12 @@ def _product_backward(
             )
         else:
             weighted = reductions.in_units(gradient, largest)
-        read = factor * weighted
+        for_unit_variance = factor * weighted
     if call.operation.reads_parameters:
-        # No entry of Δx is beyond fan-out times these two: no pass to find its scale.
+        # Entries of Δx are at most fan-out times these two: its scale needs no pass of its own.
         scale = largest * jnp.max(jnp.abs(weight)).astype(jnp.float32)
         of_x = reductions.in_units(of_operand, scale)
-    return of_operand, of_weight, Sinks(output, read, of_x)
+    return of_operand, of_weight, Sinks(output, for_unit_variance, of_x)
 
 
 _product.defvjp(_product_forward, _product_backward)
