@@ -1,4 +1,4 @@
-"""The ways between affine operations: which of them feed each one, through which operations."""
+"""Which affine operations feed the input of each other one, and through which operations."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,18 +9,16 @@ from prelu_jax.tracing import jaxprs, kinds
 from prelu_jax.tracing.kinds import BATCH, Trail
 from prelu_jax.tracing.operations import Body
 
-_SUMS = ("add", "add_any", "sub")
-
 
 class Feed(NamedTuple):
     """The way to the input of an affine operation.
 
     Attributes:
-        sources: the operations that it is computed from without another one between, by their place
-            in `Program.rows`. At a residual sum the branch counts, which was computed from the
-            rest; of a scan's stacked outputs the last step.
-        kinds: the names of the operations on the way (`kinds`), in their order; none
-            without sources.
+        sources: places in `Program.rows` of the affine operations whose outputs reach the input
+            through other operations alone. A residual sum has those of its branch, the stacked
+            outputs of a scan those of its last step.
+        kinds: the names of the operations on the way (`kinds`), in order of execution; none without
+            sources.
     """
 
     sources: tuple[int, ...]
@@ -32,8 +30,8 @@ def feeds(body: Body, parameters: int, batch: int) -> list[Feed]:
 
     Args:
         body: the function.
-        parameters: the number of its first inputs, which are parameters.
-        batch: the place of the first input that is of the batch; the others follow.
+        parameters: the number of parameters, its first inputs.
+        batch: the index of the first array of the batch, its last inputs.
     """
     inputs = [
         Trail(is_parameter=i < parameters) if i < batch else Trail(frozenset({BATCH}))
@@ -52,7 +50,7 @@ class _Walk:
         self._fed_by: list[frozenset[int]] = []
 
     def body(self, body: Body, inputs: Sequence[Trail]) -> list[Trail]:
-        """Return the trails of a jaxpr's outputs; note the way to each operation in it."""
+        """Return the trails of a jaxpr's outputs; append the way to each operation to `feeds`."""
         known: dict[Any, Trail] = dict(zip(body.jaxpr.invars, inputs, strict=True))
 
         def look(atom: Any) -> Trail:
@@ -68,7 +66,7 @@ class _Walk:
         return [look(atom) for atom in body.jaxpr.outvars]
 
     def _passed(self, x: Trail) -> Trail:
-        """Note the way to an operation; return that from its output."""
+        """Append the way to an operation to `feeds`; return the trail of its output."""
         sources = tuple(sorted(x.sources - {BATCH}))
         self.feeds.append(Feed(sources, x.kinds if sources else ()))
         self._fed_by.append(x.sources)
@@ -90,7 +88,7 @@ class _Walk:
                 inner = [_plain(next(v for v in values if jaxprs.is_body(v, equation)))]
             return self.body(inner[0], operands)
         signals = [trail for trail in operands if trail.sources]
-        if name in _SUMS and len(signals) == 2 and signals[0].sources != signals[1].sources:
+        if name in kinds.SUMS and len(signals) == 2 and signals[0].sources != signals[1].sources:
             return [self._sum(*signals)]
         return [kinds.after(equation, operands)] * len(equation.outvars)
 
@@ -119,11 +117,11 @@ class _Walk:
         return result.then("sum")
 
     def _before(self, rows: frozenset[int]) -> frozenset[int]:
-        """Return the operations that feed some others."""
+        """Return the operations that feed those in ``rows``."""
         return frozenset[int]().union(*(self._fed_by[i] for i in rows - {BATCH})) - {BATCH}
 
     def _comes_from(self, rows: frozenset[int], bases: frozenset[int]) -> bool:
-        """Return whether one of some rows was computed from one of the bases."""
+        """Return whether any of the operations ``rows`` was computed from one of ``bases``."""
         waiting, seen = list(rows), set(rows)
         while waiting and bases:
             row = waiting.pop()
@@ -137,6 +135,6 @@ class _Walk:
 
 
 def _plain(held: Any) -> Body:
-    """Return a jaxpr without operations."""
+    """Return the body of a jaxpr without affine operations."""
     jaxpr: Jaxpr = jaxprs.opened(held)[0]
     return Body(jaxpr, (), {}, {})

@@ -1,8 +1,8 @@
-"""How often the entries of a product meet: for E[(W x)²] of independent zero-mean weights.
+"""Numbers of readers in a product, for E[(W x)²] with independent zero-mean weights.
 
-With weights of variance v, E[Σ y²] = v Σ_i c_i x_i², where c_i is how many outputs read the input
-i. Backward E[Σ Δx²] = v Σ_o r_o Δy_o², where r_o is how many inputs the output o reads. Borders,
-strides, dilation and groups are in these counts.
+With weights of variance v, E[Σ y²] = v Σ_i c_i x_i², where c_i outputs read input i. Backward,
+E[Σ Δx²] = v Σ_o r_o Δy_o², where output o reads r_o inputs. These counts include the effects of
+borders, strides, dilation and groups.
 """
 
 import math
@@ -39,8 +39,8 @@ class Counts(NamedTuple):
 def of(equation: JaxprEqn, operand: int) -> Counts | None:
     """Return the counts of a product; None where they are not known.
 
-    They are not for a look-up, which sums over nothing, for a ragged product, whose groups depend
-    on the data, and for a convolution with groups of examples.
+    Unknown are those of a look-up, which sums over nothing, of a ragged product, whose groups
+    depend on the data, and of a convolution with groups of examples.
 
     Args:
         equation: of a jaxpr.
@@ -84,7 +84,7 @@ def _conv(equation: JaxprEqn) -> Counts | None:
 def _along(
     data: tuple[int, int, int], window: tuple[int, int], output: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return along one axis how many outputs read each input, and how many inputs each output.
+    """Return along one axis the number of readers of each input, and of inputs to each output.
 
     Args:
         data: the size, the dilation, and the padding before it.

@@ -1,11 +1,11 @@
-"""The kinds of operations that a signal passes, named from the equations of a jaxpr."""
+"""Names for the kinds of operations that a signal passes, from the equations of a jaxpr."""
 
 import math
 from typing import Any, NamedTuple
 
 from jax.extend.core import JaxprEqn, Literal
 
-BATCH = -1
+BATCH = -1  # the batch as a source; other sources are indices of affine operations
 
 RESIDUAL = "residual sum"
 NORM = "normalisation"
@@ -14,7 +14,7 @@ SOFTMAX = "softmax"
 _EXP, _POWER, _SCALE = "exponential", "power", "learned scale"
 _SUM, _MEAN, _POOL, _MAX = "sum over an axis", "mean", "average pool", "maximum"
 _GATE = "product of activations"
-_RANDOM = "random"  # of numbers that no signal is in: dropout or noise once they meet one
+_RANDOM = "random"  # random numbers, which make dropout or noise of a signal
 _FACTOR = ("multiplied by ", "divided by ")
 _UNARY = {
     "reduce_window_max": "max pool",
@@ -31,7 +31,7 @@ _UNARY = {
     "abs": "absolute value",
 }
 ACTIVATIONS = {RECTIFIER, "tanh", "sigmoid", "erf", _EXP, _POWER, "logarithm", "sine"}
-_SUMS = ("add", "add_any", "sub")
+SUMS = ("add", "add_any", "sub")
 _INDEXED = ("gather", "dynamic_slice")
 _PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
 
@@ -40,9 +40,9 @@ class Trail(NamedTuple):
     """The way to an array from the affine operations that it was computed from.
 
     Attributes:
-        sources: their outputs that it was computed from, by their place in the order of execution,
-            and `BATCH`; none for a constant.
-        kinds: the names of the operations since.
+        sources: the indices of these operations in the order of execution, and `BATCH`; none for a
+            constant.
+        kinds: the names of the operations since then.
         is_parameter: whether it is made of parameters alone.
     """
 
@@ -60,12 +60,12 @@ class Trail(NamedTuple):
 
 
 def is_factor(kind: str) -> bool:
-    """Return whether a name is that of a factor: a number, or parameters."""
+    """Return whether a name is that of a factor, a number or parameters."""
     return kind == _SCALE or kind.startswith(_FACTOR)
 
 
 def merged(trails: list[Trail]) -> Trail:
-    """Return the trail of an array that is computed from several, or is one of them."""
+    """Return the trail of an array that is computed from several arrays, or is one of them."""
     sources = frozenset().union(*(trail.sources for trail in trails))
     used = [trail for trail in trails if trail.sources] or trails
     kinds = dict.fromkeys(kind for trail in used for kind in trail.kinds)
@@ -77,7 +77,7 @@ def after(equation: JaxprEqn, operands: list[Trail]) -> Trail:
     """Return the trail of an equation's results, unless it is a call or a sum of two signals."""
     name = equation.primitive.name
     if name in ("rsqrt", "sqrt") and not isinstance(equation.invars[0], Literal):
-        return merged(operands)._replace(kinds=(NORM,))  # a statistic, whose own way does not count
+        return merged(operands)._replace(kinds=(NORM,))  # a statistic
     if name.startswith(("random_", "threefry", "rng_")):
         return Trail(kinds=(_RANDOM,))
     if name in _INDEXED and operands[0].sources:
@@ -96,16 +96,15 @@ def _of_signal(name: str, equation: JaxprEqn, operands: list[Trail]) -> Trail:
     result = _combined(operands)
     if name in ("mul", "div"):
         return _scaled(name, equation, operands, result)
-    if name in _SUMS and len(signals) == 1:
-        return result.then(
-            *(["noise"] if any(_RANDOM in trail.kinds for trail in operands) else [])
-        )
+    if name in SUMS and len(signals) == 1:
+        is_noisy = any(_RANDOM in trail.kinds for trail in operands)
+        return result.then("noise") if is_noisy else result
     if name in _PRODUCTS:
         return result.then(_GATE) if len(signals) > 1 else result
     if name in ("max", "min"):
         return _cut(equation, operands, result)
     kind = _UNARY.get(name)
-    if kind == "erf":  # of a scaled input, as gelu has it
+    if kind == "erf":  # gelu scales its input
         result = result._replace(kinds=tuple(k for k in result.kinds if not _is_partial(k)))
     return result.then(kind) if kind else result
 
@@ -113,8 +112,8 @@ def _of_signal(name: str, equation: JaxprEqn, operands: list[Trail]) -> Trail:
 def _combined(operands: list[Trail]) -> Trail:
     """Return the trail of signals that meet.
 
-    What only some of several signals from the same sources have passed is a statistic, as a mean
-    that is subtracted, or the inside of an activation: sums and factors on that way do not count.
+    Where signals from the same sources meet, an operation that only some of them passed belongs to
+    a statistic, such as a subtracted mean, or to an activation: its sums and factors are left out.
     """
     signals = [trail for trail in operands if trail.sources]
     result = merged(signals)
@@ -151,7 +150,7 @@ def _scaled(name: str, equation: JaxprEqn, operands: list[Trail], result: Trail)
     if result.kinds[-1:] == (_SUM,):
         return result.without(_SUM).then(_MEAN)
     if result.kinds[-1:] in ((_MEAN,), (_POOL,)):
-        return result  # its size
+        return result  # a division by the number of entries
     how = _FACTOR[name == "div" and bool(first.sources)]
     return result.then(how + ("a constant" if number is None else f"{number:.3g}"))
 
@@ -172,7 +171,7 @@ def _cut(equation: JaxprEqn, operands: list[Trail], result: Trail) -> Trail:
 def _selected(operands: list[Trail]) -> Trail:
     """Return the trail of a choice between arrays."""
     chosen, *cases = operands
-    if not any(case.sources for case in cases):  # slopes
+    if not any(case.sources for case in cases):  # a choice between slopes
         return chosen.then(RECTIFIER) if chosen.sources else merged(operands)
     result = _combined(cases)
     if chosen.sources:

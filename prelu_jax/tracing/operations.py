@@ -70,7 +70,7 @@ class Operation:
         steps: the lengths of the scans around it, outermost first.
         own: of each scan, whether every step has weights of its own. Else they are shared.
         inside: the transformations around it, outermost first.
-        counts: how often the entries of the product meet; None where that is not known.
+        counts: how many outputs read an input, and inputs an output reads; None if not known.
         reads_parameters: whether x depends on parameters, not on the batch alone.
     """
 

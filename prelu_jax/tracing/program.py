@@ -25,7 +25,7 @@ class Program:
         names: its parameters, in the order of its inputs.
         reading: its operations, and the parameters that it sees and does not.
         shapes: the shapes and types of the outputs, as the pytree that the function returns.
-        first_of_batch: the place of the batch among its inputs.
+        first_of_batch: the index of the batch's first array among its inputs.
         axes: the axes of devices that it was traced with, where the caller has bound none.
     """
 
@@ -78,7 +78,7 @@ class Program:
         return list(_rows(self.reading.body, ()))
 
     def feeds(self) -> list[Feed]:
-        """Return for each of the `rows` which others feed its input, and through what."""
+        """Return for each of the `rows` which others feed its input, through which operations."""
         return between.feeds(self.reading.body, len(self.names), self.first_of_batch)
 
     def weights(self, parameters: Mapping[str, Any], others: Any, batch: Any) -> dict[int, Any]:

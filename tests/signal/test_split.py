@@ -1,4 +1,4 @@
-"""The change from layer to layer, split into the kernel's part and that of what lies between."""
+"""Factors of second moments: of each kernel, and of the operations between layers."""
 
 import functools
 import math
@@ -60,7 +60,7 @@ PRODUCTS = {  # product, shape of x, shape of the kernel
     "padded": (functools.partial(valid, window_strides=(2, 2)), MAPS, (3, 3, 16, 32)),
     "patches": (jnp.matmul, MAPS, (144, 32)),
 }
-PREPARED = {"padded": zeros_around, "patches": patches}  # what the product takes in place of x
+PREPARED = {"padded": zeros_around, "patches": patches}  # operand of the product, from x
 KEYS = 16
 
 
