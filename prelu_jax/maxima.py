@@ -30,7 +30,7 @@ from prelu_jax.moment_maps import Map
 Region = tuple[slice, slice]
 
 _DRAWS = 4096  # a power of two, which keeps Sobol points balanced
-_POSITIONS = 512  # `max_pool_cosines` samples at most so many of a region, evenly spaced
+_POSITIONS = 512  # of a region in `max_pool_cosines`, at most; evenly spaced
 
 
 def pooled_shape(layer: MaxPool | SpatialPyramid, shape: tuple[int, ...]) -> tuple[int, ...]:

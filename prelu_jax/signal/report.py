@@ -32,11 +32,11 @@ _ABOUT = (
     "cosine: between the outputs of different examples; at 1 the layer maps all to one direction.",
     "change rate: the kernel's gradient over the kernel, root mean squares (C̃ of Krähenbühl et al. "
     "2015).",
-    "report.factors() has each layer's factors, beside those for independent weights.",
+    "report.factors() shows the factors of each layer beside those for independent weights.",
 )
 _PREDICTED = (
-    "predicted: for independent weights of the kernels' variances and slopes; the cosine for wide "
-    "layers: that of narrow ones is lower."
+    "predicted: for the rectifiers' slopes and independent weights with the kernels' variances; "
+    "narrow layers have lower cosines."
 )
 _PREDICTED_COSINE = "predicted cosine: that of the layer's input, which independent weights keep."
 

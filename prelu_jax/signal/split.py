@@ -25,7 +25,7 @@ _ABOUT = (
     "of that layer over E[Δx²].",
     "kernel: E[y²] over E[x²], bias included; backward E[Δx²] over E[Δy²], Δx through this layer "
     "alone.",
-    "expected: the kernel's factor for independent weights of its mean square.",
+    "expected: the kernel's factor for independent weights with its mean square.",
 )
 
 
