@@ -154,7 +154,7 @@ def check(config: Config) -> list[Cell]:
             )
     if shallow := [depth for depth in config.depths if depth < 3]:
         raise ValueError(f"config.depths holds {shallow[0]}, expected at least 3 layers.")
-    if not min(config.rates) > 0:
+    if not all(isinstance(rate, float) and rate > 0 for rate in config.rates):
         raise ValueError(f"config.rates is {config.rates}, expected rates above 0.")
     if not config.momentum < 1:
         raise ValueError(f"config.momentum is {config.momentum}, expected a number below 1.")

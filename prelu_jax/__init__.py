@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prelu_jax import activations, arch, datadep, initializers, models, nnx, signal, theory
-    from prelu_jax.activations import tailored_slope
+    from prelu_jax.cosines import tailored_slope
     from prelu_jax.datadep import calibrate
     from prelu_jax.decay import decay_mask
     from prelu_jax.diagnosis import diagnose
@@ -54,7 +54,7 @@ _HOMES = {
     "prelu": "rectifiers",
     "relu": "rectifiers",
     "spatial_pyramid": "pooling",
-    "tailored_slope": "activations",
+    "tailored_slope": "cosines",
 }
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from prelu_jax import activations, initializers, names, pooling, rectifiers
+from prelu_jax import cosines, initializers, names, pooling, rectifiers
 from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
 from prelu_jax.modules import Dropout, PReLU, SpatialPyramidPooling
 
@@ -19,7 +19,7 @@ class Rectifier:
     """A rectifier of a network.
 
     Attributes:
-        slope: the initial negative slope; None for `activations.tailored_slope` of the depth.
+        slope: the initial negative slope; None for `cosines.tailored_slope` of the depth.
         learned: whether it is a parameter, a PReLU.
         channel_shared: whether all channels of a layer have one slope.
     """
@@ -33,7 +33,7 @@ class Rectifier:
         if self.slope is not None:
             return self.slope
         try:
-            return activations.tailored_slope(len(arch.rectified))
+            return cosines.tailored_slope(len(arch.rectified))
         except ValueError as error:
             raise ValueError(
                 f"{arch.name} has {len(arch.rectified)} rectified layers, too few for a tailored "
@@ -158,7 +158,7 @@ def build(
         num_classes: outputs of the last layer.
         rectifier: 'relu', 'leaky_relu' (fixed slope 0.25), 'prelu', 'prelu_shared', or 'tailored'
             and 'tailored_prelu': the slope with which orthogonal examples have a cosine of 0.9
-            after the last rectifier (`activations.tailored_slope`), fixed or learned.
+            after the last rectifier (`cosines.tailored_slope`), fixed or learned.
         initializer: initialiser of the convolutions; fully connected layers have their own std, as
             in the paper (§2.2). A name is looked up with ``mode`` and the rectifier's initial slope
             (Eq. 15); an initialiser is used unchanged.

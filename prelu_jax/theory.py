@@ -231,16 +231,20 @@ def predict(
         ValueError: the image is too small, max pooling follows max pooling, or ``initializer`` or
             ``negative_slope`` lacks a layer or has one that the network does not.
     """
+    _check(arch, initializer, in_channels, num_classes)
+    for name, value, low, high in (
+        ("input_second_moment", input_second_moment, 0, math.inf),
+        ("output_gradient_second_moment", output_gradient_second_moment, 0, math.inf),
+        ("input_correlation", input_correlation, 0, 1),
+        ("input_cosine", input_cosine, -1, 1),
+    ):
+        _check_range(name, value, low, high)
     moments = np.asarray(input_second_moment, np.float64)
     shape = moments.shape if moments.ndim else (arch.image_size, arch.image_size)
     if len(shape) != 2:
         raise ValueError(
             f"predict: input_second_moment has shape {shape}, expected a scalar or [h, w]."
         )
-    if not 0 <= input_correlation <= 1:
-        raise ValueError(f"predict: input_correlation is {input_correlation}, expected 0 to 1.")
-    if not -1 <= input_cosine <= 1:
-        raise ValueError(f"predict: input_cosine is {input_cosine}, expected -1 to 1.")
     steps = list(_steps(arch, shape, initializer, in_channels, num_classes, negative_slope))
     signal = np.broadcast_to(moments, shape)
     related = correlations.of_input(shape, input_correlation, input_cosine)
@@ -255,6 +259,33 @@ def predict(
         backward.append(float(gradient.mean()))
         gradient = transpose(gradient)
     return _records(steps, forward, backward[::-1], cosines)
+
+
+def _check(arch: Arch, initializer: Variances, in_channels: int, num_classes: int) -> None:
+    """Raise an error that names an argument of `predict` that cannot be."""
+    if not isinstance(arch, Arch):
+        raise TypeError(f"predict: arch is {arch!r}, expected an Arch, such as pj.arch.SMALL_30.")
+    if not (isinstance(initializer, Mapping) or hasattr(initializer, "variance")):
+        raise TypeError(
+            f"predict: initializer is {initializer!r}, expected one of pj.initializers, such as "
+            "he_normal('fan_out'), or a dict from layers to variances."
+        )
+    for name, count in (("in_channels", in_channels), ("num_classes", num_classes)):
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise ValueError(f"predict: {name} is {count!r}, expected a whole number above 0.")
+
+
+def _check_range(name: str, value: ArrayLike, low: float, high: float) -> None:
+    """Raise a ValueError unless all numbers are finite and from ``low`` to ``high``."""
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.array(math.nan)
+    in_range = np.isfinite(numbers) & (low <= numbers) & (numbers <= high)
+    if in_range.all() and (name == "input_second_moment" or not numbers.ndim):
+        return
+    span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+    raise ValueError(f"predict: {name} is {value!r}, expected a finite number, {span}.")
 
 
 def _records(

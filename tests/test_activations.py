@@ -210,6 +210,14 @@ def test_bad_numbers_of_a_length_map_are_named():
             activations.fixed_points(jnp.tanh, *arguments)
     with pytest.raises(ValueError, match=r"cosine is 1.5, expected a number in \[-1, 1\]"):
         activations.cosine_at_depth(0.0, 3, 1.5)
+    for depth in (-1, 1.5, "3"):
+        with pytest.raises(ValueError, match="depth is .*, expected a number of layers"):
+            activations.cosine_at_depth(0.0, depth)
+    for slope in (math.nan, [], [0.1, math.inf]):
+        with pytest.raises(ValueError, match="negative_slope is .*, expected finite numbers"):
+            activations.depth_of_cosine(slope)
+    with pytest.raises(ValueError, match=r"first is 2, expected a number in \[-1, 1\]"):
+        activations.depth_of_cosine(0.0, first=2)
 
 
 @pytest.mark.parametrize(

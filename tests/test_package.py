@@ -31,15 +31,16 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     "prelu_jax.arch": {"names"},
     "prelu_jax.moment_maps": {"arch", "rectifiers"},
     "prelu_jax.quadrature": set(),
-    "prelu_jax.activations": {"moment_maps", "quadrature", "rectifiers"},
+    "prelu_jax.cosines": set(),
+    "prelu_jax.activations": {"cosines", "moment_maps", "quadrature", "rectifiers"},
     "prelu_jax.maxima": {"arch", "moment_maps", "pooling"},
     "prelu_jax.correlations": {"arch", "maxima", "moment_maps"},
     "prelu_jax.theory": {"arch", "correlations", "maxima", "moment_maps", "names", "rectifiers"},
     "prelu_jax.modules": {"pooling", "rectifiers", "streams"},
     "prelu_jax.nnx": {"pooling", "rectifiers"},
     "prelu_jax.models": {
-        "activations",
         "arch",
+        "cosines",
         "initializers",
         "modules",
         "names",
@@ -59,15 +60,15 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     },
     "prelu_jax.runs": {"data", "entry", "files", "models", "training"},
     "prelu_jax": {
-        *("activations", "arch", "datadep", "decay", "diagnosis", "initializers", "models"),
-        *("modules", "nnx"),
+        *("activations", "arch", "cosines", "datadep", "decay", "diagnosis", "initializers"),
+        *("models", "modules", "nnx"),
         *("pooling", "rectifiers", "signal", "theory"),
     },
 }
 # Modules that must not import Flax.
 FLAX_FREE = (
     *("names", "streams", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "correlations"),
-    *("theory", "activations", "quadrature"),
+    *("theory", "activations", "cosines", "quadrature"),
     *("initializers.fans", "initializers.rules", "initializers.factories"),
 )
 

@@ -422,3 +422,25 @@ def test_the_papers_formula_fails_where_borders_lose_the_signal_and_the_maps_hol
     assert fall[1] == pytest.approx(1)
     assert fall[0] < 1e-2
     assert abs(math.log(result / fall[0])) < math.log(3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "expected"),
+    [
+        *(("input_second_moment", v, ValueError, "at least 0") for v in (-1, math.nan, math.inf)),
+        ("output_gradient_second_moment", math.nan, ValueError, "at least 0"),
+        *(("input_cosine", v, ValueError, "from -1 to 1") for v in (None, "a", [0.1, 0.2])),
+        *(("num_classes", v, ValueError, "whole number above 0") for v in (0, 1.5)),
+        *(("in_channels", v, ValueError, "whole number above 0") for v in (-1, 1.5)),
+        ("initializer", "he_normal", TypeError, "one of pj.initializers"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(argument, value, error, expected):
+    arguments = {"initializer": initializers.he_normal("fan_out"), argument: value}
+    with pytest.raises(error, match=f"predict: {argument} is .*, expected .*{expected}"):
+        theory.predict(arch.SMALL_14_REDUCED, **arguments)
+
+
+def test_an_arch_by_its_name_is_refused():
+    with pytest.raises(TypeError, match="arch is 'small_30', expected an Arch"):
+        theory.predict("small_30", initializer=initializers.he_normal("fan_out"))

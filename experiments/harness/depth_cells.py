@@ -223,7 +223,9 @@ def read(cell: Cell, config: CellConfig, workdir: Path, seeds: Sequence[int]) ->
     written = files.read_json(file, dict, advice)
     identity = _identity(config, seeds)
     try:
-        outcome = Outcome(**{name: np.array(part) for name, part in written["outcome"].items()})
+        parts = dict(written["outcome"])
+        finite = np.array(parts.pop("finite"), bool)
+        outcome = Outcome(finite, **{name: np.array(part, float) for name, part in parts.items()})
         differing = [name for name in identity if written["config"][name] != identity[name]]
         shapes = {part.shape for part in outcome}
     except (KeyError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from prelu_jax.signal import drift, verdict
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
-from prelu_jax.signal.steps import Step, Steps
+from prelu_jax.signal.steps import NOTHING, Step, Steps
 from prelu_jax.signal.steps import blocks as blocks_of
 from prelu_jax.signal.steps import steps as steps_of
 from prelu_jax.signal.verdict import Finding
@@ -169,9 +169,9 @@ def _one_layer(finding: Finding, measurement: Measurement, steps: Steps) -> Caus
     if len(steps) <= 2 or not largest > max(math.log(10), total / 2):
         return None
     step = max(block, key=lambda step: sign * step.total)
-    times = drift.power_of_ten(step.total)
+    times = _factor(step.total)
     if sign * step.between > sign * (step.total - step.between):
-        times = drift.power_of_ten(step.between)
+        times = _factor(step.between)
         return (
             f"one place does most of it: {step.where} the second moment is multiplied by {times}; "
             f"{_remedy(step)}"
@@ -227,6 +227,10 @@ def _operations(finding: Finding, measurement: Measurement, steps: Steps) -> Cau
         f"{group[0].where} the second moment is multiplied by "
         f"{math.exp(between / len(group)):.2g}{places}: {_remedy(group[0])}"
     )
+
+
+def _factor(log: float) -> str:
+    return "0" if log <= NOTHING / 2 else drift.power_of_ten(log)
 
 
 def _sign(finding: Finding) -> int:

@@ -163,7 +163,8 @@ class Probe:
         """Return the measurement in Python floats, from `statistics` of one device."""
         raw = jax.device_get(raw)
         ran = [row for row in self.rows if row.records(raw)[0]["ran"]]
-        layers = split.linked([row.read(raw, self.weight_decay) for row in ran])
+        names = {row.call.name for row in ran}
+        layers = split.linked([row.read(raw, self.weight_decay, names) for row in ran])
         loss = None if self.loss is None else float(raw["objective"])
         measured = {name for row in ran for name in row.weights}
         idle = {name for row in self.rows for name in row.weights} - measured

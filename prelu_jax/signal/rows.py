@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from prelu_jax import tracing
@@ -33,7 +33,7 @@ class Row:
         has_examples: whether the first axis of the output counts the batch's examples, two or more.
         input_has_examples: the same for the input.
         has_counts: whether the moments for independent weights are known (`tracing.counts`).
-        previous: the name of the layer that feeds its input, the last of several; None for none.
+        sources: the names of the layers that feed its input, in execution order.
         between: the kinds of operations between the two.
     """
 
@@ -44,7 +44,7 @@ class Row:
     has_examples: bool
     input_has_examples: bool
     has_counts: bool
-    previous: str | None
+    sources: tuple[str, ...]
     between: tuple[str, ...]
 
     def records(self, statistics: Mapping[str, Any]) -> list[Any]:
@@ -52,12 +52,15 @@ class Row:
         parts = ("forward", "backward", "changes")
         return [tracing.at(statistics[part][self.number], self.index) for part in parts]
 
-    def read(self, statistics: Mapping[str, Any], weight_decay: float | None) -> LayerStatistics:
+    def read(
+        self, statistics: Mapping[str, Any], weight_decay: float | None, ran: Collection[str]
+    ) -> LayerStatistics:
         """Return the row in Python floats.
 
         Args:
             statistics: as `probe.Probe.statistics` returns them, on the host.
             weight_decay: None where a gradient is not to be compared with it.
+            ran: the names of the calls that ran: of a `cond`, those of one branch.
         """
         forward, backward, change = self.records(statistics)
         kernel = gradient = rate = None
@@ -83,7 +86,7 @@ class Row:
             dead_fraction=_if_finite(forward["dead"], of_y["second_moment"]),
             cosine=float(forward["cosine"]) if self.has_examples else None,
             gradient_to_decay=rate / weight_decay if rate is not None and weight_decay else None,
-            previous=self.previous,
+            previous=next((name for name in reversed(self.sources) if name in ran), None),
             between=self.between,
             **self._factors(forward, backward),
         )
@@ -173,7 +176,7 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[
                 has_examples=y_has,
                 input_has_examples=x_has,
                 has_counts=operation.counts is not None,
-                previous=rows[feed.sources[-1]].call.name if feed.sources else None,
+                sources=tuple(rows[i].call.name for i in feed.sources),
                 between=feed.kinds,
             )
         )

@@ -46,6 +46,7 @@ class Step:
 
 
 Steps = Sequence[Step]
+NOTHING = math.log(1e-300)  # in place of the log of 0
 
 
 def steps(layers: Sequence[LayerStatistics], forward: bool) -> list[Step]:
@@ -99,4 +100,4 @@ def _step(before: LayerStatistics, row: LayerStatistics, forward: bool) -> Step 
 
 
 def _log(value: float) -> float:
-    return math.log(max(value, 1e-300))
+    return math.log(value) if value > 1e-300 else NOTHING

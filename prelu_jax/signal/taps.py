@@ -124,6 +124,8 @@ def _product_backward(
     call: _Call, factors: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[Any, ...]:
     operand, weight = factors
+    # Means are over the entries of x. Those of a padded operand are copies of them, or zeros.
+    x_size = math.prod(call.operation.input_shape)
     largest = jnp.max(jnp.abs(gradient)).astype(jnp.float32)
     never = largest < 0  # which XLA does not know
     _, back = jax.vjp(call.product, jnp.where(never, 0, operand), weight)
@@ -131,7 +133,7 @@ def _product_backward(
     output = jnp.zeros(1 + math.prod(call.operation.channels))
     for_unit_variance = of_x = jnp.full(2, jnp.nan)
     if counts := call.operation.counts:
-        factor = jnp.array([1.0, counts.inputs * gradient.size / operand.size])
+        factor = jnp.array([1.0, counts.inputs * gradient.size / x_size])
         if call.fills_output:
             output, weighted = reductions.scaled_and_weighted(
                 gradient, largest, counts.output_channels, counts.by_output_axis
@@ -142,7 +144,7 @@ def _product_backward(
     if call.operation.reads_parameters:
         # Entries of Δx are at most fan-out times these two: its scale needs no pass of its own.
         scale = largest * jnp.max(jnp.abs(weight)).astype(jnp.float32)
-        of_x = reductions.in_units(of_operand, scale)
+        of_x = jnp.array([1.0, operand.size / x_size]) * reductions.in_units(of_operand, scale)
     return of_operand, of_weight, Sinks(output, for_unit_variance, of_x)
 
 

@@ -202,7 +202,12 @@ def test_a_finished_cell_is_read_and_another_configuration_refused(tmp_path, dat
     file = cell.folder(tmp_path) / "runs.json"
     content = json.loads(file.read_text())
     content["outcome"]["finite"] = [[True]]
-    for damaged in ("{", '{"config": {}}', json.dumps(content)):
+    words = json.loads(json.dumps(content))
+    words["outcome"]["test_error"] = [["x"]]
+    nothing = json.loads(json.dumps(content))
+    nothing["outcome"]["test_error"] = [[None]]
+    listed = {**content, "outcome": [1]}
+    for damaged in ("{", '{"config": {}}', *map(json.dumps, (content, words, nothing, listed))):
         file.write_text(damaged)
         with pytest.raises(ValueError, match="runs.json.*Remove it"):
             depth_cells.read(cell, SMALL, tmp_path, [0, 1])
@@ -216,6 +221,7 @@ def test_a_finished_cell_is_read_and_another_configuration_refused(tmp_path, dat
         ({"depths": (2,), "rectifiers": (RELU,)}, "depths holds 2, expected at least 3"),
         ({"depths": (5,)}, "depths holds 5, too few layers for a tailored rectifier"),
         ({"rates": (0.0,)}, "rates is .*expected rates above 0"),
+        ({"rates": ("float('nan')",)}, "rates is .*expected rates above 0"),
         ({"momentum": 1.0}, "momentum is 1.0, expected a number below 1"),
         ({"width": 0}, "width is 0, expected at least 1"),
         ({"trained": 1.5}, "trained is 1.5"),

@@ -371,3 +371,42 @@ def test_the_table_of_factors_has_every_layer_and_explains_its_columns():
         assert f"{column}: " in text
     assert report.factors()._repr_html_().startswith("<pre")
     assert list(report.rows())[4]["between"] == ("residual sum", "normalisation")
+
+
+def test_circular_padding_takes_nothing_away():
+    def net(kernels, x):
+        for kernel in kernels:
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
+            numbers = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=numbers)
+            x = jax.nn.relu(y)
+        return x
+
+    first, *keys = jax.random.split(jax.random.key(0), 13)
+    kernels = [jax.random.normal(key, (3, 3, 32, 32)) / (9 * 32) ** 0.5 for key in keys]
+    report = pj.diagnose(net, kernels, jax.random.normal(first, (16, 4, 4, 32)))
+    for row in report.layers[1:]:
+        assert row.expected_gradient_kernel_factor == pytest.approx(1, abs=0.05)
+        assert 0.4 < row.gradient_between_factor < 0.7  # a rectifier's half
+    assert {finding.direction for finding in report.findings} == {"forward", "backward"}
+    assert "he_normal('fan_out')" in report.summary
+    assert "padding" not in report.summary
+
+
+@pytest.mark.parametrize("takes_first", [True, False])
+def test_the_layer_before_is_in_the_branch_that_ran(takes_first):
+    def net(params, x):
+        first, second, last = params
+        h = x @ params[2]
+        chosen = jnp.sum(x) < jnp.inf if takes_first else jnp.sum(x) > jnp.inf
+        h = jax.lax.cond(chosen, lambda h: jax.nn.relu(h @ first), lambda h: h @ second, h)
+        return h @ last
+
+    params = [jax.random.normal(key, (8, 8)) for key in jax.random.split(jax.random.key(0), 3)]
+    report = pj.diagnose(net, params, jnp.ones((4, 8)))
+    last = report.layers[-1]
+    assert last.previous == ("0" if takes_first else "1")
+    before = next(row for row in report.layers if row.name == last.previous)
+    assert last.between_factor * last.kernel_factor == pytest.approx(
+        last.second_moment / before.second_moment, rel=1e-6
+    )
