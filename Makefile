@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder \
 	--max-worker-restart=0
 
-.PHONY: reproduce test modes lint bench faults clean
+.PHONY: reproduce test modes lint docs bench faults clean
 
 # He et al. 2015, Figure 3: a 30-layer network trains with He initialisation; Xavier stays at chance.
 reproduce: .venv/installed
@@ -23,6 +23,10 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in docs/_build.
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 # Speed and memory as ratios; fails if a ratio is over its limit.
 bench: .venv/installed-bench
@@ -44,6 +48,10 @@ clean:
 
 .venv/installed-bench: setup.py | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	touch $@ .venv/installed
+
+.venv/installed-docs: setup.py | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@ .venv/installed
 
 .venv/installed-test: setup.py | .venv/bin/python

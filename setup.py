@@ -19,6 +19,7 @@ DATA = [
 BENCH = ["torch>=2.8", "lsuv>=0.3", "anyinit>=0.4"]
 NOTEBOOK = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
 LAUNCH = ["submitit>=1.5"]
+DOCS = ["furo>=2025.7", "myst-nb>=1.3", "sphinx>=8.2,<10"]
 TEST = [
     *LAUNCH,
     *NOTEBOOK,
@@ -87,6 +88,7 @@ setup(
         "bench": BENCH,
         "notebook": NOTEBOOK,
         "launch": LAUNCH,
+        "docs": DOCS,
         "test": TEST,
     },
 )

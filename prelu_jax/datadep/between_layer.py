@@ -32,7 +32,7 @@ class BetweenLayer:
     f_k = (C̃_k / C̃)^(α/2) and C̃ the geometric mean, which leaves the outputs of a homogeneous
     network alone, since Π f_k = 1; biases follow, each with the product of the factors up to its
     layer. The gradient of W_k is divided by f_k and C̃_k by f_k², so that α = 1 is exact in one step
-    and each iteration leaves |1 − α| of the spread otherwise.
+    and each iteration leaves ``|1 − α|`` of the spread otherwise.
 
     Transcriptions of the paper's Algorithm 2 have r_k = (C̃ / C̃_k)^(α/2), the inverse (the print
     itself was not at hand). That must be an error: it multiplies the spread by 1 + α in each

@@ -128,8 +128,8 @@ class Lsuv(OnePass):
 
     Attributes:
         orthonormal: draw new kernels; False keeps the given kernels and biases.
-        tolerance: layers with |Var(y) − 1| below it stay as they are. With 0.02, the value in the
-            authors' code, the weights are those of the published loop.
+        tolerance: layers with ``|Var(y) − 1|`` below it stay as they are. With 0.02, the value in
+            the authors' code, the weights are those of the published loop.
     """
 
     orthonormal: bool = True

@@ -124,7 +124,7 @@ class Report:
         'predicted_cosine' is the cosine of the layer's input if there is no prediction for the
         layer: independent zero-mean weights keep it, if they read all positions equally often.
         From 'accepted_least' over 'accepted_centre' to 'accepted_greatest' the verdict accepts
-        E[y²], and with 'gradient_' before it E[Δy²]; None where it does not judge.
+        E[y²], and with ``gradient_`` before it E[Δy²]; None where it does not judge.
         """
         accepted = drift.accepted(self.measurement, self.predicted)
         forward = drift.forward_noise(self.layers)
