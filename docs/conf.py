@@ -23,6 +23,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build"]
 html_theme = "furo"
+smartquotes = False  # texts hold values in quotes
 html_title = f"prelu_jax {release}"
 
 nb_execution_mode = "off"  # tests/test_notebooks.py executes them; their outputs are stored
