@@ -408,3 +408,21 @@ def test_the_table_of_gains_is_that_of_the_quadrature():
         moments = activations.moments(activation)
         computed = (1 / moments.forward, 1 / moments.backward, moments.exponent)
         assert [float(cell) for cell in rows[name]] == pytest.approx(computed, 1e-3, 6e-4), name
+
+
+# anyinit.gain(name) of AnyInit 0.4.0: the standard deviation of z at which E[f(z)²] is 1.
+ANYINIT = {
+    jax.nn.relu: 1.4142135623730951,
+    functools.partial(jax.nn.gelu, approximate=False): 1.4680112605469007,
+    jax.nn.silu: 1.558759930069252,
+    jax.nn.leaky_relu: 1.4141428569978354,
+    jax.nn.selu: 0.99999999999975,
+    jax.nn.elu: 1.2779600754047447,
+    jax.nn.softplus: 1.0831218815075707,
+    jax.nn.mish: 1.451491239960304,
+}
+
+
+@pytest.mark.parametrize(("activation", "gain"), ANYINIT.items(), ids=range(len(ANYINIT)))
+def test_second_moments_are_those_of_anyinit(activation, gain):
+    assert activations.moments(activation, gain**2).second_moment == pytest.approx(1, abs=1e-12)
