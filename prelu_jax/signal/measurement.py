@@ -84,9 +84,9 @@ class LayerStatistics(LayerCall):
             strides, dilation and groups. None for an embedding and for products whose groups depend
             on the data.
         gradient_kernel_factor: E[Δx²] / E[Δy²], where Δx = Wᵀ Δy is the part of x's gradient that
-            comes through this layer. Where x is padded before the product takes it, the gradients
-            at all entries of the padding count, over the number of entries of x. None where x is
-            the batch, and for an embedding.
+            comes through this layer. Where x is padded or unfolded before the product takes
+            it, the gradients at all entries of the product's operand count, over the number of
+            entries of x. None where x is the batch, and for an embedding.
         expected_gradient_kernel_factor: its expectation over the same weights, given Δy.
         previous: the name of the layer whose output reaches this one's input through other
             operations alone; of several layers the last, at a residual sum the branch's. None if x

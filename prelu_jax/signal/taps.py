@@ -46,8 +46,8 @@ class Sinks(NamedTuple):
         output: `scaled` of y's gradient.
         for_unit_variance: scale and mean square of Δx expected for independent weights of variance
             1 (`tracing.counts`); nan where it is not known.
-        operand: `scaled` of Δx, the part of x's gradient that comes through this operation, at x as
-            the product takes it, after any padding; nan where it is not measured.
+        operand: scale and mean square of Δx, the part of x's gradient that comes through this
+            operation, summed over the entries of a padded operand; nan where it is not measured.
     """
 
     output: jax.Array
@@ -124,7 +124,7 @@ def _product_backward(
     call: _Call, factors: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[Any, ...]:
     operand, weight = factors
-    # Means are over the entries of x. Those of a padded operand are copies of them, or zeros.
+    # Means are over the entries of x: those of a padded or unfolded operand are copies, or zeros.
     x_size = math.prod(call.operation.input_shape)
     largest = jnp.max(jnp.abs(gradient)).astype(jnp.float32)
     never = largest < 0  # which XLA does not know

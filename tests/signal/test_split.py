@@ -93,7 +93,8 @@ def test_the_factor_of_independent_weights_is_exact_and_is_what_kernels_measure(
         (row,) = probe.read(run(jax.tree.leaves(params | {"kernel": w}), x)).layers
         variance = np.mean(np.square(w, dtype=np.float64))
         forward = variance * float(jnp.mean(y) / jnp.mean(jnp.square(x)))
-        backward = variance * float(jnp.mean(of_x) / jnp.mean(jnp.square(back)))
+        # Of a padded or unfolded operand all entries count, over the entries of x.
+        backward = variance * float(jnp.sum(of_x) / x.size / jnp.mean(jnp.square(back)))
         assert row.expected_kernel_factor == pytest.approx(forward, rel=1e-5)
         assert row.expected_gradient_kernel_factor == pytest.approx(backward, rel=1e-5)
         ratios.append(
