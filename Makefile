@@ -24,9 +24,9 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation site, in docs/_build.
+# The documentation site, in docs/_build/html.
 docs: .venv/installed-docs
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 # Speed and memory as ratios; fails if a ratio is over its limit.
 bench: .venv/installed-bench
