@@ -29,7 +29,8 @@ def cosine_at_depth(negative_slope: ArrayLike, depth: int, cosine: float = 0.0) 
         cosine: of the examples before the first layer.
 
     Raises:
-        ValueError: the depth is negative, or the cosine is out of range.
+        ValueError: the depth is no whole number from 0 on, a slope is not finite, or the cosine is
+            out of range.
     """
     try:
         layers = operator.index(depth)

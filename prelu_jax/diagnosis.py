@@ -93,6 +93,7 @@ def _predict(
     # Products of neighbours along a row: max pooling depends on their correlation.
     products = images[:, :, 1:] * images[:, :, :-1]
     neighbours = products.mean() / max(second_moment.mean(), 1e-300) if products.size else 0.0
+    cosine = measurement.layers[0].input_cosine
     layers = theory.predict(
         model.arch,
         initializer={row.name: (row.kernel_rms or 0.0) ** 2 for row in measurement.layers},
@@ -101,7 +102,8 @@ def _predict(
         negative_slope=model.slopes(params),
         input_second_moment=second_moment,
         input_correlation=float(np.clip(neighbours, 0.0, 1.0)),
-        input_cosine=float(np.clip(measurement.layers[0].input_cosine or 0.0, -1.0, 1.0)),
+        # None for one example, nan where no two examples differ from zero.
+        input_cosine=float(np.clip(np.nan_to_num(cosine or 0.0), -1.0, 1.0)),
         output_gradient_second_moment=measurement.layers[-1].gradient_second_moment,
     )
     return {layer.name: layer for layer in layers}

@@ -203,7 +203,7 @@ def predict(
     input_cosine: float = 0.0,
     output_gradient_second_moment: float = 1.0,
 ) -> tuple[LayerMoments, ...]:
-    """Predict second moments of every weighted layer at initialisation, with borders and pooling.
+    """Predict moments and cosines of every weighted layer at initialisation, with borders, pools.
 
     The module's docstring states which predictions are exact. Dropout counts as off.
 
@@ -228,8 +228,10 @@ def predict(
         One record per weighted layer, in order.
 
     Raises:
-        ValueError: the image is too small, max pooling follows max pooling, or ``initializer`` or
-            ``negative_slope`` lacks a layer or has one that the network does not.
+        TypeError: ``arch`` is no Arch, or ``initializer`` neither a rule nor a dict.
+        ValueError: a number is out of range, the image is too small, max pooling follows max
+            pooling, or ``initializer`` or ``negative_slope`` lacks a layer or has one that the
+            network does not.
     """
     _check(arch, initializer, in_channels, num_classes)
     for name, value, low, high in (

@@ -266,3 +266,12 @@ def test_a_maximum_that_jax_does_not_know_for_one_is_named():
 
     with pytest.raises(ValueError, match=r"no backward pass.* has to start from -jnp\.inf"):
         pj.diagnose(from_zero, PARAMS, jnp.ones((5, 3)))
+
+
+def test_a_batch_with_one_image_that_is_not_zero_is_diagnosed():
+    model = pj.models.build(pj.arch.SMALL_14_REDUCED, num_classes=10)
+    batch = jnp.zeros((4, 32, 32, 3)).at[0].set(1.0)
+    variables = model.init(jax.random.key(0), batch)
+    report = pj.diagnose(model, variables, batch)
+    assert math.isnan(report.layers[0].input_cosine)
+    assert next(report.rows())["predicted_cosine"] == pytest.approx(0)
