@@ -43,7 +43,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: setup.py | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet -e '.[train]'
 	touch $@
 
 .venv/installed-bench: setup.py | .venv/bin/python

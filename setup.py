@@ -11,28 +11,47 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "prelu_jax/__init__.py").re
 # jax 0.11 needs Python 3.12; on Python 3.11 pip resolves to jax 0.10.
 JAX = ">=0.10,<0.12"
 
+PLOT = ["matplotlib>=3.9"]
+KMEANS = ["scikit-learn>=1.5", "threadpoolctl>=3"]
+# For prelu_jax.data, .evaluation, .training and .runs, the experiments and launch.local.
+TRAIN = [
+    *PLOT,
+    *KMEANS,
+    "grain>=0.2.18,<0.3",
+    "markdown-it-py>=3",
+    "ml_collections>=1.0",
+    "opencv-python-headless>=4.11",
+    "optax>=0.2.5,<0.3",
+    "orbax-checkpoint>=0.11.30,<0.13",
+    "pillow>=10",
+    "tensorboardX>=2.6",
+    "tqdm>=4.66",
+]
 DATA = [
+    *TRAIN,
     "tensorflow-datasets>=4.9.10,<5",
     "importlib_resources",  # TFDS uses it without declaring it
     "array_record>=0.8; sys_platform == 'linux'",
 ]
-BENCH = ["torch>=2.8", "lsuv>=0.3", "anyinit>=0.4"]
-NOTEBOOK = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
-LAUNCH = ["submitit>=1.5"]
-DOCS = ["furo>=2025.7", "myst-nb>=1.3", "sphinx>=8.2,<10"]
-TEST = [
-    *LAUNCH,
-    *NOTEBOOK,
-    *DATA,
-    "dm-haiku>=0.0.14",  # for tests with models of other libraries
-    "equinox>=0.13",
-    "hypothesis>=6",
-    "mypy>=1.15",
-    "pytest>=8",
-    "pytest-xdist>=3.6",  # test files in parallel: XLA compiles on one core
-    "ruff>=0.12",
-    "setuptools>=77",  # a test builds the wheel and the sdist
-]
+BENCH = [*DATA, "torch>=2.8", "lsuv>=0.3", "anyinit>=0.4"]
+NOTEBOOK = [*TRAIN, "ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
+LAUNCH = [*TRAIN, "submitit>=1.5"]
+DOCS = [*TRAIN, "furo>=2025.7", "myst-nb>=1.3", "sphinx>=8.2,<10"]
+TEST = dict.fromkeys(  # each once
+    (
+        *LAUNCH,
+        *NOTEBOOK,
+        *DATA,
+        "dm-haiku>=0.0.14",  # for tests with models of other libraries
+        "equinox>=0.13",
+        "hypothesis>=6",
+        "mypy>=1.15",
+        "pytest>=8",
+        "pytest-xdist>=3.6",  # test files in parallel: XLA compiles on one core
+        "ruff>=0.12",
+        "setuptools>=77",  # a test builds the wheel and the sdist
+    )
+)
 
 setup(
     name="prelu_jax",
@@ -65,30 +84,21 @@ setup(
         f"jax{JAX}",
         "absl-py>=2.1",
         "flax>=0.12,<0.13",
-        "grain>=0.2.18,<0.3",
-        "markdown-it-py>=3",
-        "matplotlib>=3.9",
-        "ml_collections>=1.0",
         "numpy>=2.0",
-        "opencv-python-headless>=4.11",
-        "optax>=0.2.5,<0.3",
-        "orbax-checkpoint>=0.11.30,<0.13",
-        "pillow>=10",
         "rich>=13",
-        "scikit-learn>=1.5",
         "scipy>=1.13",
-        "tensorboardX>=2.6",
-        "threadpoolctl>=3",
-        "tqdm>=4.66",
     ],
     extras_require={
-        "cuda": [f"jax[cuda13]{JAX}"],
-        "tpu": [f"jax[tpu]{JAX}"],
+        "plot": PLOT,
+        "kmeans": KMEANS,
+        "train": TRAIN,
         "data": DATA,
         "bench": BENCH,
         "notebook": NOTEBOOK,
         "launch": LAUNCH,
         "docs": DOCS,
-        "test": TEST,
+        "test": list(TEST),
+        "cuda": [f"jax[cuda13]{JAX}"],
+        "tpu": [f"jax[tpu]{JAX}"],
     },
 )

@@ -9,10 +9,13 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 
+from prelu_jax import extras
 from prelu_jax.data import MAX_PIXELS, resizing
+
+with extras.needed(__name__, "train"):
+    import cv2
 
 # Markers of a JPEG's segments (ITU T.81, B.1.1.3). C0..CF, except three, are frame headers; two of
 # them announce one pass of Huffman coding.
@@ -160,7 +163,8 @@ def _shape(image: bytes) -> tuple[int, int] | None:
     if image.startswith(_PNG):
         at = len(_PNG)
         return int.from_bytes(image[at + 4 : at + 8]), int.from_bytes(image[at : at + 4])
-    from PIL import Image  # imported late, because few runs read such files
+    with extras.needed(__name__, "train"):
+        from PIL import Image  # imported late, because few runs read such files
 
     Image.init()
     for opens, accepts in (Image.OPEN[name] for name in _OTHERS if name in Image.OPEN):

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from absl import app, flags
-from tqdm import tqdm
 
-from prelu_jax import entry
+from prelu_jax import entry, extras
 from prelu_jax.data import MAX_PIXELS, class_folders, sources
 from prelu_jax.data.class_folders import Files, find_images, ignored, shown
 from prelu_jax.files import local_path
@@ -41,10 +40,10 @@ _MAX_PIXELS = flags.DEFINE_integer(
 
 if __name__ == "__main__":
     entry.answer_help()  # before the slow import of TFDS
-try:
+    extras.check_command("prelu_jax.data.folder", "data", "tensorflow_datasets")
+with extras.needed("prelu_jax.data.folder", "data"):
     import tensorflow_datasets as tfds
-except ImportError as error:
-    raise SystemExit(f"error: {sources.NEEDS_TFDS} ({error})") from error
+    from tqdm import tqdm
 
 __all__ = ["Files", "FolderOfImages", "find_images", "ignored", "prepare"]
 

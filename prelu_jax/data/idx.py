@@ -11,12 +11,14 @@ import shutil
 import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 from absl import app, flags
-from tqdm import tqdm
 
-from prelu_jax import entry, files
+from prelu_jax import entry, extras, files
+
+with extras.needed("prelu_jax.data.idx", "train"):
+    import cv2
+    from tqdm import tqdm
 
 _UNSIGNED_BYTES = 8  # the type's code, in the third byte
 _GZIP = b"\x1f\x8b"

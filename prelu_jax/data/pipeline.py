@@ -8,13 +8,16 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-import cv2
-import grain
 import numpy as np
 from absl import logging
 
+from prelu_jax import extras
 from prelu_jax.data import MAX_PIXELS, decoding, sources
 from prelu_jax.data.share import ALL, Share
+
+with extras.needed(__name__, "train"):
+    import cv2
+    import grain
 
 cv2.setNumThreads(0)  # Grain's threads decode one image each; OpenCV's would compete with them
 

@@ -7,9 +7,13 @@ shrink, a mean in float32 close to a half may be rounded to the other side.
 import dataclasses
 import math
 
-import cv2
 import numpy as np
 from scipy import sparse
+
+from prelu_jax import extras
+
+with extras.needed(__name__, "train"):
+    import cv2
 
 _NOTHING = 1e-6  # pixels: a smaller overlap is a rounding error
 

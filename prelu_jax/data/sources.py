@@ -14,16 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import cv2
 import numpy as np
 
-from prelu_jax import files, names
+from prelu_jax import extras, files, names
+
+with extras.needed(__name__, "train"):
+    import cv2
 
 DIGITS = "digits"
-NEEDS_TFDS = (
-    "Datasets other than digits need TensorFlow Datasets; install it with `pip install "
-    "'prelu_jax[data]'`, or `pip install -e '.[data]'` in a clone. TensorFlow itself is not needed."
-)
 _DIGITS_TRAIN = 1500  # of 1,797; the other 297 are the test split
 _DIGITS_SIDE = 32
 
@@ -66,7 +64,7 @@ def load(dataset: str, split: str, data_dir: str = "") -> Split:
     Raises:
         ValueError: no such dataset is prepared (the error lists those that are, and how to prepare
             one), it has no such split or no labelled images, or the split is empty.
-        ImportError: TensorFlow Datasets is not installed.
+        ImportError: the dataset needs a package that is not installed.
     """
     if dataset == DIGITS:
         names.check("split of digits", split, ("train", "test"))
@@ -161,6 +159,7 @@ def _digits(split: str) -> Split:
 def digits_table() -> tuple[np.ndarray, np.ndarray]:
     """Return scikit-learn's `load_digits()`: images ``[n, 8, 8]`` in 0..16, labels ``[n]``."""
     # Read without importing scikit-learn, which would take a fifth of a run's start.
+    extras.require("dataset 'digits'", "train", "sklearn")
     package: Any = importlib.util.find_spec("sklearn")
     table = Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
     numbers = np.loadtxt(table, delimiter=",")
@@ -268,10 +267,8 @@ def version_folder(dataset: str, data_dir: str = "") -> Path:
 
 
 def _tfds(dataset: str, split: str, folder: Path) -> Split:
-    try:
+    with extras.needed(f"dataset {dataset!r}", "data"):
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(f"{NEEDS_TFDS} ({error})") from error
     # Built from its files, not by name, because TFDS may know another dataset of that name.
     builder = tfds.builder_from_directory(folder)
     features = dict(builder.info.features.items())

@@ -9,10 +9,12 @@ covariance of their colours, by which a run alters colours (`moments`).
 from pathlib import Path
 
 from absl import app, flags
-from tqdm import tqdm
 
-from prelu_jax import entry
+from prelu_jax import entry, extras
 from prelu_jax.data import MAX_PIXELS, moments, pipeline, sources
+
+with extras.needed("prelu_jax.data.statistics", "train"):
+    from tqdm import tqdm
 
 _BATCH = 100
 

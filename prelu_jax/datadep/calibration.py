@@ -120,6 +120,8 @@ def calibrate(
         ValueError: an unknown method; the batch is empty, a single example or not finite; patterns
             that match nothing; weights that cannot be seen and are not left out; an output that is
             not finite; and as `signal.measure`. The model and the variables are then unchanged.
+        ImportError: scikit-learn, for 'kmeans', is not installed: ``pip install
+            'prelu_jax[kmeans]'``.
     """
     variables, batch = checks.variables_and_batch("calibrate", model, variables_and_batch)
     methods = resolve(method)

@@ -7,7 +7,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from prelu_jax import initializers, names
+from prelu_jax import extras, initializers, names
 from prelu_jax.datadep import filters
 from prelu_jax.datadep.layers import Layer
 from prelu_jax.datadep.methods import OnePass, Redrawn, WithinLayer, check_type
@@ -29,6 +29,10 @@ class FromPatches(WithinLayer):
     Attributes:
         kind: 'pca', 'zca' or 'kmeans'; see `filters`.
         max_patches: the greatest number of patches, drawn at random over all devices.
+
+    Raises:
+        ImportError: scikit-learn, for 'kmeans', is not installed: ``pip install
+            'prelu_jax[kmeans]'``.
     """
 
     kind: str = "pca"
@@ -37,6 +41,8 @@ class FromPatches(WithinLayer):
     def __post_init__(self) -> None:
         super().__post_init__()
         names.check("kind of filters", self.kind, filters.KINDS)
+        if self.kind == "kmeans":
+            extras.require("method 'kmeans'", "kmeans", "sklearn", "threadpoolctl")
         check_type(self, "max_patches", numbers.Integral)
         if self.max_patches < 2:
             raise ValueError(f"{self.kind}: max_patches is {self.max_patches}, expected 2 or more.")

@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from prelu_jax import printing
+from prelu_jax import extras, printing
 from prelu_jax.signal import drift, verdict
 from prelu_jax.signal.advice import advices, advise_all
 from prelu_jax.signal.drift import Accepted, Prediction, Predictions
@@ -172,8 +172,13 @@ class Report:
         return Factors(self.model, self.layers)
 
     def plot(self) -> Any:
-        """Return second moments and 1 - cosine over depth, as a matplotlib figure."""
-        from prelu_jax.signal import plot  # matplotlib is slow to import
+        """Return second moments and 1 - cosine over depth, as a matplotlib figure.
+
+        Raises:
+            ImportError: matplotlib is not installed: ``pip install 'prelu_jax[plot]'``.
+        """
+        with extras.needed("report.plot()", "plot"):
+            from prelu_jax.signal import plot  # matplotlib is slow to import
 
         return plot.draw(f"{self.model}: {self.verdict}", list(self.rows()), self.findings)
 
