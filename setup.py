@@ -8,6 +8,36 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "prelu_jax/__init__.py").read_text())[1]
 
+# The page of a package index; the README's relative links would be broken there.
+LONG_DESCRIPTION = """\
+# prelu_jax
+
+Initialisers, a PReLU layer, and tools that find and repair a vanishing or exploding signal in any
+JAX model, after He, Zhang, Ren & Sun 2015,
+[*Delving Deep into Rectifiers*](https://arxiv.org/abs/1502.01852).
+
+```bash
+pip install prelu_jax             # jax, flax, numpy, scipy, rich, absl-py
+pip install 'prelu_jax[plot]'     # and matplotlib, for the figures of reports
+pip install 'prelu_jax[kmeans]'   # and scikit-learn, for filters by k-means
+pip install 'prelu_jax[train]'    # and all that training needs
+```
+
+```python
+import jax
+
+import prelu_jax as pj
+
+model = pj.models.build(pj.arch.SMALL_14_REDUCED, num_classes=10, rectifier="prelu")
+images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
+variables = model.init(jax.random.key(1), images)
+print(pj.diagnose(model, variables, images))  # a table, a verdict, advice
+variables, report = pj.calibrate(model, variables, images, method="lsuv")
+```
+
+The source distribution holds the documentation, the tests and the paper's experiments.
+"""
+
 # jax 0.11 needs Python 3.12; on Python 3.11 pip resolves to jax 0.10.
 JAX = ">=0.10,<0.12"
 
@@ -57,7 +87,7 @@ setup(
     name="prelu_jax",
     version=VERSION,
     description="Training very deep rectifier networks from scratch, in JAX and Flax",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=LONG_DESCRIPTION,
     long_description_content_type="text/markdown",
     author="The prelu_jax authors",
     license="Apache-2.0",

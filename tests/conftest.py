@@ -1,6 +1,9 @@
 """Shared set-up of all tests: four CPU devices, strict promotion, a cache of compiled programs."""
 
 import os
+import shutil
+import subprocess
+import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -58,6 +61,37 @@ def _programs_of_a_module() -> Iterator[None]:
     """
     yield
     jax.clear_caches()
+
+
+ROOT = Path(__file__).parent.parent
+# Files that commands write among those of the repository; git ignores them.
+_MADE = ("docs/configuration.md", "docs/results.html", "docs/_build/html/a.html", "tests/a.pyc")
+
+
+@pytest.fixture(scope="session")
+def tracked() -> set[str]:
+    """Return the files of the repository: those that git tracks, or would by `git add .`."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git repository")
+    return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+
+
+@pytest.fixture(scope="session")
+def distributions(tracked, tmp_path_factory) -> tuple[Path, Path]:
+    """Return the wheel and the sdist, built from a copy of the repository."""
+    copy = tmp_path_factory.mktemp("repository")
+    for name in (*tracked, *_MADE):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        if name in _MADE:
+            (copy / name).touch()
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    code = "from setuptools import build_meta as b; b.build_wheel('dist'); b.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, check=True)
+    (wheel,), (sdist,) = ((copy / "dist").glob(end) for end in ("*.whl", "*.tar.gz"))
+    return wheel, sdist
 
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -3,7 +3,6 @@
 import ast
 import email
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -183,25 +182,46 @@ def test_figures_are_drawn_and_results_gathered_without_jax():
     assert not {"jax", "flax"}.intersection(loaded)
 
 
-def test_wheel_and_sdist_carry_the_licence(tmp_path):
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "prelu_jax", tmp_path / "prelu_jax")
-    code = "from setuptools import build_meta as b; b.build_wheel('dist'); b.build_sdist('dist')"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True)
-    (wheel,), (sdist,) = ((tmp_path / "dist").glob(end) for end in ("*.whl", "*.tar.gz"))
+@pytest.fixture(scope="module")
+def metadata(distributions):
+    """Return the metadata of the wheel."""
+    wheel, _ = distributions
     with zipfile.ZipFile(wheel) as archive:
-        (info,) = {n.partition("/")[0] for n in archive.namelist() if ".dist-info/" in n}
+        (file,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_string(archive.read(file).decode())
+
+
+def test_wheel_carries_the_licence_and_the_library_alone(distributions, metadata):
+    wheel, _ = distributions
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (info,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
         assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
-        assert "prelu_jax/py.typed" in archive.namelist()
-        metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+    assert "prelu_jax/py.typed" in names
+    assert {name.partition("/")[0] for name in names} == {"prelu_jax", info}
     assert (metadata["License-Expression"] or metadata["License"]) == "Apache-2.0"
     assert metadata["Author"] == "The prelu_jax authors"
     assert {"Typing :: Typed", "Programming Language :: Python :: 3.13"} <= set(
         metadata.get_all("Classifier")
     )
+
+
+def test_sdist_holds_every_file_of_the_repository(distributions, tracked):
+    _, sdist = distributions
     with tarfile.open(sdist) as archive:
-        assert {"LICENSE", "README.md"} <= {Path(name).name for name in archive.getnames()}
+        held = {file.name.partition("/")[2] for file in archive if file.isfile()}
+    made = {name for name in held if name.startswith("prelu_jax.egg-info/")}
+    assert held - made == tracked | {"PKG-INFO", "setup.cfg"}
+
+
+def test_the_page_of_a_package_index_has_no_relative_links_and_knows_the_extras(metadata):
+    text = metadata.get_payload()
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    named = re.findall(r"prelu_jax\[(\w+)\]", text)
+    assert named
+    assert set(named) <= set(metadata.get_all("Provides-Extra"))
 
 
 @pytest.mark.parametrize("module", dict(modules()))
