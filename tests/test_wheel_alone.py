@@ -1,0 +1,116 @@
+"""Test of the wheel without extras, in a new environment from the package index."""
+
+import email
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.test_readme import PYTHON
+
+# Of the extras, less those that Flax needs too.
+OF_EXTRAS = {
+    *("array_record", "grain", "matplotlib", "ml_collections", "opencv-python-headless", "pillow"),
+    *("scikit-learn", "submitit", "tensorboardX", "tensorflow-datasets", "threadpoolctl", "tqdm"),
+}
+LIST = "from importlib import metadata as m; print(*(d.name for d in m.distributions()))"
+# Runs blocks of Python; prints the error of each, None for those that end without one.
+RUNNER = """
+import contextlib, io, json, sys
+
+errors = []
+for block in json.load(sys.stdin):
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(block, "block", "exec"), {})
+        errors.append(None)
+    except Exception as error:
+        errors.append(f"{type(error).__name__}: {error}")
+print(json.dumps(errors))
+"""
+NET = """
+import jax, prelu_jax as pj
+net, params = lambda params, x: x @ params["w"], {"w": jax.numpy.eye(4)}
+x = jax.random.normal(jax.random.key(0), (8, 4))
+"""
+
+
+@pytest.fixture(scope="module")
+def python(distributions, tmp_path_factory):
+    """Return a function that runs the Python of an environment with the wheel alone.
+
+    It works in an empty folder and sees neither this repository nor this environment.
+    """
+    wheel, _ = distributions
+    home, empty = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("empty")
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments, stdin="", program=home / "bin/python"):
+        return subprocess.run(
+            [program, *arguments], cwd=empty, env=own, input=stdin, capture_output=True, text=True
+        )
+
+    made = run("-m", "venv", home, program=sys.executable)
+    assert made.returncode == 0, made.stderr
+    probe = run("-m", "pip", "download", "--quiet", "--no-deps", f"--dest={home}", "absl-py")
+    if probe.returncode:
+        pytest.skip(f"the package index cannot be reached: {probe.stderr.splitlines()[-1:]}")
+    installed = run("-m", "pip", "install", "--quiet", wheel)
+    assert installed.returncode == 0, installed.stderr
+    return run
+
+
+@pytest.mark.slow
+def test_no_package_of_an_extra_is_installed(python):
+    installed = {re.sub(r"[-_.]+", "-", name).lower() for name in python("-c", LIST).stdout.split()}
+    assert {"prelu-jax", "jax", "flax"} <= installed
+    assert not {name.replace("_", "-").lower() for name in OF_EXTRAS} & installed
+    assert not {name for name in installed if name.startswith("opencv")}
+
+
+@pytest.mark.slow
+def test_examples_run_or_name_their_extra(python, distributions):
+    with zipfile.ZipFile(distributions[0]) as archive:
+        (file,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        page = email.message_from_string(archive.read(file).decode()).get_payload()
+    examples = [*PYTHON, *re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+    assert len(examples) > len(PYTHON)
+    done = python("-c", RUNNER, stdin=json.dumps(examples))
+    assert done.returncode == 0, done.stderr
+    for block, error in zip(examples, json.loads(done.stdout), strict=True):
+        if ".plot(" in block:
+            assert error.endswith("pip install 'prelu_jax[plot]'"), (block, error)
+        else:
+            assert error is None, (block, error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("statement", "extra"),
+    [
+        ("pj.diagnose(net, params, x).plot()", "plot"),
+        ("pj.calibrate(net, params, x, method='kmeans')", "kmeans"),
+        ("from prelu_jax.data import pipeline", "train"),
+        ("from prelu_jax.training import recipe", "train"),
+        ("from prelu_jax.runs import trainer", "train"),
+    ],
+)
+def test_functions_and_modules_name_their_extra(python, statement, extra):
+    done = python("-c", f"{NET}\n{statement}")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("ImportError: ")
+    assert line.endswith(f"pip install 'prelu_jax[{extra}]'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["folder", "idx", "statistics"])
+def test_commands_name_their_extra_in_one_line(python, name):
+    done = python("-m", f"prelu_jax.data.{name}", "--help")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: prelu_jax.data needs PIL, cv2, grain, tqdm, ")
+    assert line.endswith("pip install 'prelu_jax[data]'")
+    assert done.returncode == 78
