@@ -22,19 +22,14 @@ from absl import app, flags
 from experiments.harness import page, record, results
 from experiments.harness.claims import OUTCOMES
 from prelu_jax import entry, files
+from prelu_jax.printing import escape_markdown
 
 BEGIN, END = "<!-- experiments.report: begin -->", "<!-- experiments.report: end -->"
 # A line before each section: name, scale and the folder's name, %-quoted.
 _KEY = re.compile(r"^<!-- experiment: (\S+) (\S+) (\S+) -->$", re.MULTILINE)
 _SEEDS = re.compile(r"^n = (\d+) seeds?;", re.MULTILINE)  # in a section, of its experiment
-# Text that Markdown, GitHub's too, would take for its own.
-_MARKUP = re.compile(
-    r"[\\`*|~$]|&(?=[\w#])|<(?=[\w/!?])"
-    r"|(?<![^\W_])_|_(?![^\W_])"  # not within a word: names of layers stay as they are
-    r"|\](?=[(\[])"  # of a link, not of an arm in brackets
-)
 
-# The same sign without a backslash that escapes it: after an even number of them.
+# Signs without a backslash that escapes them: after an even number of them.
 _BRACKET = re.compile(r"(?<!\\)((?:\\\\)*)([\[\]])")
 _BRACKET_OR_CODE = re.compile(r"(?<!\\)((?:\\\\)*)([\[\]`]|~(?=~)|(?<=~)~)")
 
@@ -114,7 +109,7 @@ def section(folder: Path) -> Section:
     base, at = f"{done.name}_{done.scale}", done.scale
     if own != base:  # not the folder that the experiment takes by itself: name it
         base, at = f"{base}_in_{own}", f"{at}, in {own}"
-    heading = _escape(f"{_title(done.name)} ({at})")
+    heading = escape_markdown(f"{_title(done.name)} ({at})")
     figures = {_unicode(png.stem): png for png in sorted(folder.glob("*.png"))}
     for png in figures.values():
         _check_png(png)
@@ -125,7 +120,7 @@ def section(folder: Path) -> Section:
     counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in OUTCOMES)
     blocks = [f"## {heading}", *_facts(done)]
     for path, stem in shown.items():
-        words = _escape(stem.replace("_", ": ", 1).replace("_", " "))
+        words = escape_markdown(stem.replace("_", ": ", 1).replace("_", " "))
         blocks.append(f"![{_without_brackets(heading + words)}]({quote(path)})")
     if (table := folder / "table.md").exists():
         advice = "Give the experiment's command again: it writes the file again."
@@ -148,13 +143,13 @@ def _facts(done: record.Record) -> Iterator[str]:
     more = ", and what a stopped command took before," if done.resumed else ""
     ran = f"{_duration(done.seconds)}{several}{more} on {done.hardware}"
     claims = [
-        f"| {_escape(claim.statement)} | {_escape(claim.measured)} | {claim.outcome} |"
-        for claim in done.claims
+        f"| {escape_markdown(c.statement)} | {escape_markdown(c.measured)} | {c.outcome} |"
+        for c in done.claims
     ]
     command = "".join(c if c.isprintable() else repr(c)[1:-1] for c in here.sub("", done.command))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     yield f"{fence}bash\n{command}\n{fence}"
-    yield _escape(f"{seeds}; {ran}; {done.versions}; {done.finished}.")
+    yield escape_markdown(f"{seeds}; {ran}; {done.versions}; {done.finished}.")
     if claims:
         yield "\n".join(["| claim | measured | |", "|---|---|---|", *claims])
 
@@ -165,11 +160,6 @@ def _title(name: str) -> str:
     source = module.read_text(encoding="utf-8") if module and module.exists() else ""
     docstring = ast.get_docstring(ast.parse(source))
     return (docstring or name).partition("\n")[0].removesuffix(".")
-
-
-def _escape(text: str) -> str:
-    """Return Markdown that shows this text, in a cell of a table too, with <br> between lines."""
-    return "<br>".join(_MARKUP.sub(r"\\\g<0>", line.strip()) for line in text.splitlines())
 
 
 def _without_brackets(markdown: str) -> str:

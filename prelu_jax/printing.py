@@ -1,12 +1,22 @@
-"""Reports as text, as HTML for a notebook, and as comma-separated values."""
+"""Reports as text, as HTML for a notebook, as Markdown, and as comma-separated values."""
 
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.table import Table
+
+# Signs that CommonMark, or GitHub, would read as markup.
+_MARKUP = re.compile(
+    r"[\\`*|~$]|&(?=[\w#])|<(?=[\w/!?])"
+    r"|(?<![^\W_])_|_(?![^\W_])"  # within a word it is no markup: names of layers stay as they are
+    r"|\](?=[(\[])"  # of a link, not of an arm in brackets
+)
+_BLOCK = re.compile(r"^(\d*)([-+#>\[.)])")  # start of a list, heading, quote, box or definition
 
 
 def to_text(report: RenderableType, width: int) -> str:
@@ -42,3 +52,34 @@ def to_csv(rows: Iterable[Mapping[str, Any]], file: str | os.PathLike[str] | Non
         with open(file, "w", encoding="utf-8") as stream:
             stream.write(out.getvalue())
     return out.getvalue()
+
+
+def escape_markdown(text: str) -> str:
+    """Return Markdown that shows this text, in a cell of a table too, with <br> between lines."""
+    return "<br>".join(_MARKUP.sub(r"\\\g<0>", line.strip()) for line in text.splitlines())
+
+
+def markdown_table(table: Table) -> str:
+    """Return the title and the rows of a table as Markdown of GitHub."""
+    title = [_paragraph(str(table.title)), ""] if table.title else []
+    heads = [escape_markdown(str(column.header)) for column in table.columns]
+    rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
+    cells = ([escape_markdown(str(cell)) for cell in column.cells] for column in table.columns)
+    rows = zip(*cells, strict=True)
+    return "".join(f"{line}\n" for line in (*title, *map(_row, (heads, rules, *rows))))
+
+
+def markdown_list(lines: Iterable[str]) -> str:
+    """Return lines as a Markdown list; one that begins with two spaces is below the one before."""
+    return "".join(
+        f"{'  - ' if line.startswith('  ') else '- '}{_paragraph(line)}\n" for line in lines
+    )
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _paragraph(text: str) -> str:
+    """Return text that also begins no other block."""
+    return _BLOCK.sub(r"\1\\\2", escape_markdown(text))

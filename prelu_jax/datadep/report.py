@@ -270,16 +270,33 @@ class CalibrationReport:
         """Return `rows` as comma-separated values with a header; write them to a given file."""
         return printing.to_csv(self.rows(), file)
 
+    def to_markdown(self) -> str:
+        """Return the printed tables as Markdown of GitHub, and a list of the lines around them."""
+        lines = [self._outcome(), *self._left(), *self._facts(), *self.coverage.notes()]
+        tables = (printing.markdown_table(stage.table()) for stage in self.stages)
+        return "\n".join([*tables, printing.markdown_list(lines)])
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(f"{self.model}, calibrated" if self.stages else f"{self.model}: left as it is")
+        yield Text(self._outcome())
         for stage in self.stages:
             yield stage.table()
-        for row in self.skipped:
-            yield Text(f"Left as it was: {row.parameter}: {row.why}", style="yellow")
-        for line in (*self.coverage.lines(), *(self.examples.lines() if self.examples else ())):
+        for line in self._left():
+            yield Text(line, style="yellow")
+        for line in self._facts():
             yield Text(line, style="dim")
         for line in self.coverage.notes():
             yield Text(line, style="yellow")
+
+    def _outcome(self) -> str:
+        return f"{self.model}, calibrated" if self.stages else f"{self.model}: left as it is"
+
+    def _left(self) -> list[str]:
+        """Return a line about each weight that is left as it was."""
+        return [f"Left as it was: {row.parameter}: {row.why}" for row in self.skipped]
+
+    def _facts(self) -> list[str]:
+        """Return the lines about the weights and the examples."""
+        return [*self.coverage.lines(), *(self.examples.lines() if self.examples else ())]
 
     def __repr__(self) -> str:
         return printing.to_text(self, _WIDTH)

@@ -106,11 +106,9 @@ class Table(tuple[Row, ...]):
         return printing.to_csv(self.rows(), file)
 
     def to_markdown(self) -> str:
-        """Return the table and the findings in Markdown."""
-        header, *lines = _cells(self)
-        rows = [header, ["---"] * len(header), *lines]
-        table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-        listed = "".join(f"- {finding}\n" for finding in self.findings)
+        """Return the table as Markdown of GitHub, and a list of the findings."""
+        table = printing.markdown_table(self._table())
+        listed = printing.markdown_list(map(str, self.findings))
         return f"{table}\n{listed}" if listed else table
 
     def __str__(self) -> str:
@@ -122,6 +120,14 @@ class Table(tuple[Row, ...]):
     __repr__ = __str__
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._table()
+        for finding in self.findings:
+            yield Text(str(finding), style="bold red")
+
+    def _repr_html_(self) -> str:
+        return printing.to_html(self, _HTML_WIDTH)
+
+    def _table(self) -> RichTable:
         header, *lines = _cells(self)
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in header:
@@ -129,12 +135,7 @@ class Table(tuple[Row, ...]):
         faulty = {finding.parameter for finding in self.findings}
         for line in lines:
             table.add_row(*map(Text, line), style="bold red" if line[0] in faulty else "")
-        yield table
-        for finding in self.findings:
-            yield Text(str(finding), style="bold red")
-
-    def _repr_html_(self) -> str:
-        return printing.to_html(self, _HTML_WIDTH)
+        return table
 
 
 def _cells(table: Table) -> list[list[str]]:

@@ -164,6 +164,16 @@ class Report:
         """Return `rows` as comma-separated values with a header; write them to a given file."""
         return printing.to_csv(self.rows(), file)
 
+    def to_markdown(self) -> str:
+        """Return the printed table as Markdown of GitHub, and a list of the lines below it.
+
+        The list begins with the verdict, its findings and the advice. The explanations of the
+        columns are left out.
+        """
+        lines = [f"Verdict: {self.verdict}", *self.summary.splitlines()]
+        lines += [*self._facts(), *self._notes()]
+        return f"{printing.markdown_table(self._table())}\n{printing.markdown_list(lines)}"
+
     def factors(self) -> Factors:
         """Return a table of the factors by which layers, and operations between, change moments.
 
@@ -191,15 +201,11 @@ class Report:
         elif self._predicts_cosines():
             about.append(_PREDICTED_COSINE)
         yield Text("\n".join(about), style="dim")
-        measurement = self.measurement
-        judged = _GOOD if measurement.coverage.suffices else _NOTE
+        judged = _GOOD if self.measurement.coverage.suffices else _NOTE
         yield Text(self.summary, style=_BAD if self.findings else judged)
-        examples = measurement.examples.lines() if measurement.examples else []
-        for line in (*measurement.coverage.lines(), *examples):
+        for line in self._facts():
             yield Text(line, style="dim")
-        reason = measurement.collapse_not_judged
-        collapse = [] if reason is None else [f"Collapse is not judged: {reason}."]
-        for line in (*measurement.coverage.notes(), *collapse):
+        for line in self._notes():
             yield Text(line, style=_NOTE)
 
     def __repr__(self) -> str:
@@ -207,6 +213,18 @@ class Report:
 
     def _repr_html_(self) -> str:
         return printing.to_html(self, self._width())
+
+    def _facts(self) -> Iterator[str]:
+        """Yield the lines about the weights and the examples."""
+        yield from self.measurement.coverage.lines()
+        if self.measurement.examples:
+            yield from self.measurement.examples.lines()
+
+    def _notes(self) -> Iterator[str]:
+        """Yield the lines about what is not measured or judged."""
+        yield from self.measurement.coverage.notes()
+        if reason := self.measurement.collapse_not_judged:
+            yield f"Collapse is not judged: {reason}."
 
     def _width(self) -> int:
         """Return how many columns the table takes."""

@@ -431,6 +431,7 @@ def test_the_report(check_golden):
     method = ["within_layer", "between_layer"]
     _, report = datadep.calibrate(model, drawn(model, x), x, method=method, except_="head")
     check_golden("calibration.txt", str(report))
+    check_golden("calibration.md", report.to_markdown())
     assert "<pre" in report._repr_html_()
     rows = list(report.rows())
     assert len(report.to_csv().splitlines()) == len(rows) + 1 == 5

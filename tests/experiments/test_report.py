@@ -13,6 +13,7 @@ from experiments import report
 from experiments.harness import page
 from experiments.harness.claims import Claim
 from experiments.harness.record import Record
+from prelu_jax.printing import escape_markdown
 from tests.experiments.conftest import ROOT, run
 
 CLAIMS = (
@@ -222,7 +223,7 @@ def test_an_experiment_that_claims_nothing_has_no_table_of_claims(tmp_path, out)
     ],
 )
 def test_text_is_shown_as_it_is(text, tmp_path):
-    shown = page.render(f"| x |\n|---|\n| {report._escape(text)} |\n", tmp_path, {})
+    shown = page.render(f"| x |\n|---|\n| {escape_markdown(text)} |\n", tmp_path, {})
     cell = re.search("<td>(.*)</td>", shown)[1]
     cell = cell.replace("<br>", "\n  ")
     for sign, entity in (("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("&", "&amp;")):

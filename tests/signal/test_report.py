@@ -14,6 +14,7 @@ from rich.text import Text
 
 import prelu_jax as pj
 from prelu_jax.signal import Coverage, Examples, NotMeasured, Report, verdict
+from tests.markdown import read_markdown
 from tests.signal.nets import drawn
 from tests.signal.rows import NAMES, each, measurement, moments
 
@@ -35,6 +36,28 @@ HEALTHY = Report("Net", measurement())
 def test_the_table_is_as_it_is_written_down(check_golden):
     text = "\n".join(line.rstrip() for line in f"{broken()}\n{HEALTHY}".splitlines())
     check_golden("report.txt", f"{text}\n")
+
+
+def test_the_markdown_is_as_it_is_written_down(check_golden):
+    check_golden("diagnosis.md", f"{broken().to_markdown()}\n{HEALTHY.to_markdown()}")
+
+
+def test_the_markdown_has_the_printed_rows_and_every_line_below_them():
+    changed = each("input_second_moment", FALL) | {"a": {"path": "block|1/*conv*_<b>"}}
+    found = measurement(changed, unseen=UNSEEN, loss=2.3)
+    report = Report("Net", dataclasses.replace(found, examples=Examples(16, "as asked")))
+    table, items = read_markdown(report.to_markdown())
+    printed = report._table()
+    assert [row[0] for row in table[1:]] == report._labels()
+    assert table[0] == [str(column.header) for column in printed.columns]
+    assert list(zip(*table[1:], strict=True)) == [
+        tuple(map(str, column.cells)) for column in printed.columns
+    ]
+    assert items[0] == f"Verdict: {report.verdict}"
+    shown = " ".join(str(report).split())
+    assert all(" ".join(item.split()) in shown for item in items[1:])
+    assert [item for item in items if item.startswith("Advice: ")]
+    assert items[-2:] == ["Examples: 16, as asked.", "Weights not seen, inside scan: cell/kernel"]
 
 
 def test_a_console_and_a_notebook_show_the_same():
