@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +29,7 @@ from prelu_jax import files
 from prelu_jax.files import DamagedFileError
 from prelu_jax.runs import identity
 from prelu_jax.runs.checkpoint import Checkpoints
+from prelu_jax.runs.loggers import Logger
 from prelu_jax.runs.metrics import MetricsLog
 from prelu_jax.training.config import TrainConfig
 
@@ -42,14 +44,15 @@ class RunFolder:
     Args:
         path: of the folder.
         writes: False in a process that leaves writing to another: nothing is logged or written.
+        loggers: receivers of the metrics, beside TensorBoard.
 
     Attributes:
-        metrics: metrics.jsonl and TensorBoard's events.
+        metrics: metrics.jsonl, TensorBoard's events and the loggers.
     """
 
-    def __init__(self, path: Path, writes: bool = True) -> None:
+    def __init__(self, path: Path, writes: bool = True, loggers: Sequence[Logger] = ()) -> None:
         self.path = path
-        self.metrics = MetricsLog(path, writes)
+        self.metrics = MetricsLog(path, writes, loggers)
         self._writes = writes
         self._lock: TextIO | None = None
 
@@ -230,7 +233,7 @@ class RunFolder:
             return {}
 
     def close(self) -> None:
-        """Close the events and release the lock."""
+        """Close the loggers and release the lock."""
         self.metrics.close()
         if self._lock is not None:
             self._lock.close()

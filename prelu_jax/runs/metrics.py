@@ -1,9 +1,7 @@
-"""metrics.jsonl of a run, the same for TensorBoard, and the records that a damaged file lacks."""
+"""metrics.jsonl of a run, the same for loggers, and the records that a damaged file lacks."""
 
-import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from prelu_jax import files
-from prelu_jax.runs.events import EventsWriter, event_pb2, summary_pb2
+from prelu_jax.runs.loggers import Guarded, Logger, TensorBoard
 from prelu_jax.training.config import TrainConfig
 
 Record = dict[str, Any]
@@ -45,19 +43,20 @@ def missing(config: TrainConfig, records: Sequence[Record], step: int) -> list[i
 
 
 class MetricsLog:
-    """Writer of metrics.jsonl and of TensorBoard's events.
+    """Writer of metrics.jsonl, of TensorBoard's events, and to other loggers.
 
     Args:
         folder: of the run.
         writes: False in a process that leaves writing to another: `log` and `flush` do nothing.
+        loggers: the other loggers.
     """
 
-    def __init__(self, folder: Path, writes: bool = True) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, writes: bool = True, loggers: Sequence[Logger] = ()) -> None:
         self.file = folder / "metrics.jsonl"
         self._writes = writes
-        # No SummaryWriter: Ctrl-C can stop the queue to its thread, which it waits for at the end.
-        self._events: EventsWriter | None = None
+        self._tensorboard = Guarded(TensorBoard(folder))
+        self._loggers = [Guarded(logger) for logger in loggers]
+        self._logged: set[tuple[int, str]] = set()  # step and kind, before the run was resumed
         self._lines: list[str] = []  # of metrics.jsonl, also those that could not be written
         self._written = self._size = 0  # lines and bytes in the file
         self._last_write_failed = False
@@ -94,6 +93,7 @@ class MetricsLog:
             The latest value of every metric that is left.
         """
         kept = [record for record in records if record["step"] <= step]
+        self._logged = {(record["step"], _kind(record)) for record in records}
         self._lines = [json.dumps(record) + "\n" for record in kept]
         files.write_text(self.file, "".join(self._lines))
         self._written, self._size = len(self._lines), self.file.stat().st_size
@@ -105,27 +105,31 @@ class MetricsLog:
         return next((record for record in records if _EVALUATION in record), None)
 
     def log(self, record: Record, **clock: float) -> None:
-        """Append a line to metrics.jsonl and the scalars to TensorBoard.
+        """Append a line to metrics.jsonl and give the record to TensorBoard and the loggers.
 
-        If the disk refuses, a warning is logged, and the next call writes the line too.
+        If the disk refuses, a warning is logged, and the next call writes the line too. TensorBoard
+        does without the record: every attempt would begin a new file on a full disk.
 
         Args:
             record: 'step' and the metrics; values by layer nest one level.
-            **clock: metrics that depend on the machine's speed, for TensorBoard alone.
+            **clock: metrics that depend on the machine's speed, which metrics.jsonl does not have.
         """
         if not self._writes:
             return
         self._lines.append(json.dumps(record) + "\n")
+        step, scalars = record["step"], _scalars({**record, **clock})
         try:
             self.flush()
-            self._log_to_tensorboard(record, clock)
             self._last_write_failed = False
+            self._tensorboard.write(step, scalars)  # it hides what a stopped run wrote
         except OSError as error:
-            self._events = None  # a line that is cut short ends a file of events
             if not self._last_write_failed:
                 text = "The metrics from step %d on are not yet written (%s); training continues."
-                logging.warning(text, record["step"], error)
+                logging.warning(text, step, error)
             self._last_write_failed = True
+        if (step, _kind(record)) not in self._logged:
+            for logger in self._loggers:
+                logger.write(step, scalars)
 
     def flush(self, to_disk: bool = False) -> None:
         """Write the lines that are not yet in the file. Raise an OSError if the disk refuses.
@@ -146,26 +150,18 @@ class MetricsLog:
             files.write_text(self.file, "".join(self._lines))
         self._written, self._size = len(self._lines), self.file.stat().st_size
 
-    def _log_to_tensorboard(self, record: Record, clock: dict[str, float]) -> None:
-        step = record["step"]
-        if self._events is None:
-            self._events = EventsWriter(str(self._folder / "events"))
-            # TensorBoard hides the events that a stopped run wrote from this step on.
-            begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._events.write_event(event_pb2.Event(step=step, session_log=begun))
-        # One event for all: one event each would take longer than the measurements.
-        scalars = summary_pb2.Summary()
-        for name, value in {**record, **clock}.items():
-            values = value if isinstance(value, dict) else {"": value}
-            for suffix, scalar in values.items():
-                tag = f"{name}/{suffix}" if suffix else name
-                scalars.value.add(tag=tag, simple_value=scalar)
-        event = event_pb2.Event(wall_time=time.time(), step=step, summary=scalars)
-        self._events.write_event(event)
-        self._events.flush()
-
     def close(self) -> None:
-        """Close TensorBoard's events."""
-        if self._events is not None:
-            with contextlib.suppress(OSError):  # a full disk: metrics.jsonl has everything
-                self._events.close()
+        """Close TensorBoard's events and the loggers."""
+        for logger in (self._tensorboard, *self._loggers):
+            logger.close()
+
+
+def _scalars(record: Record) -> dict[str, float]:
+    """Return the metrics of a record, with 'name/layer' for values by layer."""
+    scalars: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            scalars |= {f"{name}/{layer}": number for layer, number in value.items()}
+        elif name != "step":
+            scalars[name] = value
+    return scalars

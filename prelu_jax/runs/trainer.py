@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from prelu_jax.data import augment
 from prelu_jax.runs import finished, identity, processes
 from prelu_jax.runs.checkpoint import Checkpoints
 from prelu_jax.runs.folder import DIVERGED, DONE, RunFolder
+from prelu_jax.runs.loggers import Logger
 from prelu_jax.runs.recorder import Progress, Recorder
 from prelu_jax.runs.resume import resume
 from prelu_jax.runs.watchdog import Watchdog
@@ -32,6 +33,7 @@ def train(
     parallel: Parallel | None = None,
     stop: Callable[[], bool] = lambda: False,
     stall_timeout: float = 0,
+    loggers: Sequence[Logger] = (),
 ) -> dict[str, Any]:
     """Train a run to its end, from its newest checkpoint if the folder holds one.
 
@@ -42,6 +44,8 @@ def train(
         parallel: the devices; all by default.
         stop: returns, after every step, whether to save and stop there; the same in every process.
         stall_timeout: seconds without progress after which the process ends; 0 for no limit.
+        loggers: receivers of the metrics, beside metrics.jsonl and TensorBoard, closed at the end;
+            `loggers.Logger` has an example for Weights & Biases.
 
     Returns:
         The final status: 'done', or 'diverged' if the loss stopped being finite.
@@ -57,7 +61,8 @@ def train(
     recipe = check(config, parallel)
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(stall_timeout))
-        run_folder = RunFolder(path, writes=processes.is_first())
+        run_folder = RunFolder(path, processes.is_first(), loggers)
+        stack.callback(run_folder.close)
         final_status = functools.partial(_final_status, run_folder, recipe)
         if status := processes.broadcast_from_process_0(final_status):
             return status
@@ -109,7 +114,6 @@ def _start(
     source = finished.pretrained(recipe)
     facts = identity.data_facts(recipe.train, recipe.test)
     processes.broadcast_from_process_0(lambda: folder.claim(config, facts))
-    stack.callback(folder.close)
     checkpoints = None
     if processes.is_first():
         checkpoints = Checkpoints(folder.path / "checkpoints", config.keep_last, config.keep_best)

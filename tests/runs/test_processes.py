@@ -75,6 +75,12 @@ def test_several_processes_train_what_one_does(count, devices, alone, tmp_path):
     assert {8, 12} <= kept <= {4, 8, 12}  # the newest two and the best
 
 
+def test_the_first_process_alone_gives_records_to_its_loggers(tmp_path):
+    first, second = run(2, "logged", folder=tmp_path)
+    assert first == {"written": len(records(tmp_path)), "closed": 1}
+    assert second == {"written": 0, "closed": 1}
+
+
 def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
     one = Parallel(jax.local_devices()[:1])
     often = {"checkpoint_every": 2}

@@ -90,10 +90,11 @@ def test_tensorboard_gets_the_same(measured):
         for value in event.summary.value
     }
     for record in records(measured):
+        step = record.pop("step")
         for name, value in record.items():
             for layer, number in (value if isinstance(value, dict) else {"": value}).items():
                 tag = f"{name}/{layer}" if layer else name
-                assert scalars[record["step"], tag] == np.float32(number), tag
+                assert scalars[step, tag] == np.float32(number), tag
     assert (2, "steps_per_second") in scalars
 
 

@@ -30,6 +30,22 @@ def train(folder, stop=0, **fields):
         return None
 
 
+def logged(folder):
+    """Return how many records a logger of this process got, and how often it was closed."""
+    counts = {"written": 0, "closed": 0}
+
+    class Counter:
+        def write(self, step, metrics):
+            counts["written"] += 1
+
+        def close(self):
+            counts["closed"] += 1
+
+    config = tiny_config(rectifier="prelu")
+    trainer.train(config, Path(folder), loggers=[Counter()])
+    return counts
+
+
 def preempted(folder, **fields):
     """Where a run was stopped that the scheduler wants to end."""
     with processes.preemption() as asked:
