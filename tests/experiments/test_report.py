@@ -191,6 +191,64 @@ def test_the_page_shows_all_of_it_and_needs_no_other_file(tmp_path, runs, out):
     assert not re.search(r"<link|<script|url\(|@import", html)
 
 
+def contents(html):
+    """The class, target and words of every link of the table of contents."""
+    (listed,) = re.findall(r"<nav>(.*)</nav>", html, re.DOTALL)
+    return re.findall(r'<li class="(\w+)"><a href="#(.*?)">(.*?)</a></li>', listed)
+
+
+def test_a_table_of_contents_links_to_every_section(runs, out):
+    experiment(runs / "it (2)")
+    by_hand = "# Results\n\nText.\n\n## *Speed* of `a<b`\n\n### CPU & GPU\n\n#### Not listed\n"
+    written(runs, out, f"{by_hand}\n### CPU & GPU\n\n# Gathered\n\n## !\n")
+    html = (out / "results.html").read_text()
+    title = "he-et-al-2015-figure-3-a-30-layer-rectifier-network-hes-initialisation-against-xaviers"
+    listed = contents(html)
+    assert [link[:2] for link in listed] == [
+        ("h2", "speed-of-ab"),
+        ("h3", "cpu--gpu"),
+        ("h3", "cpu--gpu-1"),
+        ("h1", "gathered"),
+        ("h2", "section"),
+        ("h2", f"{title}-laptop"),
+        ("h2", f"{title}-laptop-in-it-2"),
+    ]
+    assert [words for _, _, words in listed[:3]] == ["Speed of a&lt;b", *["CPU &amp; GPU"] * 2]
+    ids = re.findall(r' id="(.*?)"', html)
+    assert len({*ids}) == len(ids) == 9
+    assert html.index("<h1") < html.index("<nav>") < html.index("Text.")
+
+
+def test_an_anchor_stays_when_other_sections_come(runs, out):
+    written(runs, out, BY_HAND)
+    before = contents((out / "results.html").read_text())
+    experiment(runs / "another")
+    written(runs, out)
+    after = contents((out / "results.html").read_text())
+    assert len(after) == len(before) + 1
+    assert [link for link in after if link in before] == before
+
+
+def test_a_page_without_sections_has_no_contents(tmp_path):
+    assert "<nav>" not in page.render("# Results\n\nText.\n", tmp_path, {})
+    assert "<nav>" not in page.render("", tmp_path, {})
+    assert contents(page.render("Text.\n\n# One\n", tmp_path, {})) == [("h1", "one", "One")]
+
+
+@pytest.mark.parametrize("rows", [15, 16])
+def test_a_long_table_is_closed_until_a_click(rows, tmp_path):
+    table = "| *arch* | a<b | |\n|---|---|---|\n" + "| 1 | 2 | 3 |\n" * rows
+    short = "| b |\n|---|\n| 1 |\n"
+    html = page.render(f"{short}\nBefore.\n\n{table}\nAfter.\n\n{short}", tmp_path, {})
+    assert html.count("<table>") == 3
+    assert html.count("<tr>") == rows + 1 + 4
+    folded = re.findall(r"Before.</p>\n<details>(.*?)</details>\n<p>After.", html, re.DOTALL)
+    assert html.count("<details>") == html.count("</details>") == len(folded) == (rows > 15)
+    for inside in folded:
+        assert inside.startswith("\n<summary>16 rows: arch, a&lt;b</summary>\n<table>")
+        assert inside.count("<tr>") == rows + 1
+
+
 def test_a_figure_of_no_known_kind_is_named(tmp_path):
     (tmp_path / "x.figure").touch()
     with pytest.raises(ValueError, match="x.figure is shown, but its ending is that of no kind"):
@@ -348,11 +406,13 @@ def test_nothing_of_a_run_folder_is_markup_of_the_page(text, runs, out):
     html = (out / "results.html").read_text()
     tags = Tags()
     tags.feed(html)
-    plain = "html meta title style h1 h2 p pre code img table thead tbody tr th td br ul li"
+    plain = "html meta title style h1 h2 p pre code img table thead tbody tr th td br ul li nav a"
     assert set(tags.attributes) <= {*plain.split(), "blockquote"}
     assert tags.attributes["img"] == {"src", "alt"}
+    assert tags.attributes["a"] == {"href"}
+    assert set(re.findall(r'<a href="(.)', html)) == {"#"}
     assert {src[:11] for src in re.findall(r'src="(.*?)"', html)} == {"data:image/"}
-    assert html.count("<h2>") == 4
+    assert html.count("<h2 id=") == 4
     assert html.count("<!-- experiment") == 6  # four keys and two markers
 
 
