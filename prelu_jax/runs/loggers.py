@@ -39,13 +39,16 @@ class Logger(Protocol):
         """Take a record; there may be several of one step, with other metrics.
 
         Args:
-            step: the number of steps taken; it never falls within one process.
+            step: the number of steps taken; it never decreases within one call of `train`.
             metrics: by name, values by layer as 'name/layer': of metrics.jsonl, and
                 'steps_per_second'.
         """
 
     def close(self) -> None:
-        """Finish, when the run has ended, has stopped or has failed."""
+        """Finish: the run has ended, has stopped or has failed.
+
+        A run whose configuration is refused has not begun, and closes nothing.
+        """
 
 
 class Guarded:

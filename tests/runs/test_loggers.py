@@ -135,6 +135,17 @@ def test_a_process_that_does_not_write_gives_nothing_to_its_loggers_and_closes_t
     assert (memory.written, memory.closed) == ([], 1)
 
 
+def test_a_run_that_is_refused_closes_nothing_and_one_that_fails_closes_its_loggers(tmp_path):
+    memory = Memory()
+    with pytest.raises(ValueError, match="config.learning_rate is 0.0"):
+        trainer.train(tiny_config(learning_rate=0.0), tmp_path, parallel=one, loggers=[memory])
+    assert memory.closed == 0
+    RunFolder(tmp_path).claim(tiny_config(seed=1))
+    with pytest.raises(ValueError, match="seed: 1 there, 0 asked"):
+        trainer.train(CONFIG, tmp_path, parallel=one, loggers=[memory])
+    assert memory.closed == 1
+
+
 def test_loggers_get_what_the_disk_refuses(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     memory = Memory()
