@@ -30,7 +30,7 @@ class Config(convergence.ConvergenceConfig):
     threshold: float = 0.50
 
 
-# At a learning rate of 0.01 some of He's runs die (docs/findings.md).
+# At a learning rate of 0.01 some of He's runs die (docs/findings/late-starts.md).
 _REDUCED: dict[str, Any] = {"arch": "model_b_reduced", "learning_rate": 0.003}
 SCALES = {
     # Digits at 32 pixels: under two minutes a run on two cores.

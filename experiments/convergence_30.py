@@ -31,7 +31,7 @@ class Config(convergence.ConvergenceConfig):
     times: float = 20
 
 
-# At a learning rate of 0.01 most of He's runs die (docs/findings.md).
+# At a learning rate of 0.01 most of He's runs die (docs/findings/late-starts.md).
 _REDUCED: dict[str, Any] = {"arch": "small_30_reduced", "learning_rate": 0.002}
 _LAPTOP = Config(**DIGITS, **_REDUCED, num_steps=500, **every(25, 25, 100))
 SCALES = {
@@ -40,7 +40,7 @@ SCALES = {
     # The digits with biases frozen, until He trains; Xavier has 6,000 steps. About ten minutes for
     # a pair of runs on two cores. Biases stay at zero, as those of the paper nearly do beside
     # inputs in [-128, 128]. Xavier can then train by the gradient of its kernels alone, and the
-    # weight decay is larger (docs/findings.md, "A stall and a late start").
+    # weight decay is larger (docs/findings/late-starts.md, "A stall and a late start").
     "stall": dataclasses.replace(
         _LAPTOP, frozen="bias", num_steps=6000, stop_error=0.10, checkpoint_every=500
     ),

@@ -5,8 +5,8 @@
 The small net with more or fewer layers in its last stage, everything else equal. A run ends at the
 first test error below 50 %, or untrained at its last step. Xavier halves both second moments in
 every layer, so that the gradients of a net of L layers shrink as 2^(-L/2). If they alone hold it
-back, the steps until it trains grow as 2^(L/2) / (L - 2) (docs/findings.md, "How late Xavier
-starts"); He's do not depend on the depth.
+back, the steps until it trains grow as 2^(L/2) / (L - 2) (docs/findings/late-starts.md, "How late
+Xavier starts: theory"); He's do not depend on the depth.
 """
 
 import dataclasses

@@ -5,7 +5,8 @@ reductions to 32-pixel images follow. The paper leaves two details open:
 
 * Padding. The 2×2 convolutions of Table 1 keep the size of their maps, so one row and one column
   must be added on one side. They are added before and after **in turn**: with padding on one side
-  only, a stack of even kernels shifts its signal off the map (docs/findings.md).
+  only, a stack of even kernels shifts its signal off the map
+  (docs/findings/signal-propagation.md).
 * The place of the sixteen extra layers of the 30-layer network (§2.2). They have 256 filters of
   2×2, as only stage conv3 has, so they are in conv3.
 """
@@ -338,7 +339,7 @@ def _large_narrow(name: str, convs: int, features: tuple[int, int, int]) -> Arch
     Its images have a quarter of the side, because it lacks the down-sampling before stage 2. From
     there on every map, and the pyramid, has the paper's size, so the zero padding of the last stage
     reaches the same part of its last map as in the paper. In the other reductions it reaches all of
-    the map, which biases a test on larger images (docs/findings.md).
+    the map, which biases a test on larger images (docs/findings/large-models.md).
     """
     return Arch(
         name,

@@ -25,7 +25,8 @@ def _relu_bfloat16(x: jax.Array) -> jax.Array:
     """Return `relu` of bfloat16; on a CPU the maximum is taken in float32.
 
     In jaxlib 0.11, XLA on a CPU reads uninitialised memory where one program compares two bfloat16
-    products with the same number (docs/findings.md). Other platforms compile the plain maximum.
+    products with the same number (docs/findings/numerics.md). Other platforms compile the plain
+    maximum.
     """
     y: jax.Array = jax.lax.platform_dependent(x, cpu=_relu_through_float32, default=jax.nn.relu)
     return y

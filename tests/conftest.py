@@ -57,7 +57,7 @@ def _programs_of_a_module() -> Iterator[None]:
     """Free the programs that a module compiled: a process may map only 65,530 regions.
 
     The limit is vm.max_map_count. A worker reached 44,005 regions; at the limit XLA's compiler ends
-    the process with a segmentation fault (docs/findings.md).
+    the process with a segmentation fault (docs/findings/robustness.md).
     """
     yield
     jax.clear_caches()

@@ -53,7 +53,8 @@ def test_prelu_is_positively_homogeneous(x, slope, power):
 
 
 def test_relu_in_bfloat16_is_right_where_two_products_share_its_zero():
-    # 512 rows: jaxlib 0.11 compares with uninitialised memory from 208 on (docs/findings.md).
+    # 512 rows: jaxlib 0.11 compares with uninitialised memory from 208 on
+    # (docs/findings/numerics.md).
     @jax.jit
     def chain(x, w):
         y = rectifiers.relu(rectifiers.relu(x) @ w) @ w

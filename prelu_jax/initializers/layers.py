@@ -22,7 +22,8 @@ def for_layer(layer: Any, *, count_strides: bool = False) -> Layout:
 
     Flax flattens the kernel of a `DenseGeneral` before it calls ``kernel_init``: there an
     initialiser needs the default layout, which is right unless the layer has batch axes
-    (docs/findings.md). This layout is for a kernel drawn in the parameter's own shape.
+    (docs/findings/foreign-models.md). This layout is for a kernel drawn in the parameter's own
+    shape.
     """
     if isinstance(layer, flax_layers.DENSE):
         return Layout()

@@ -495,7 +495,7 @@ class NnxMiscounted(nnx.Module):
 
 
 def test_layers_whose_fans_flax_miscounts():
-    """See `docs/findings.md`, the section on audits of installed libraries."""
+    """See docs/findings/foreign-models.md, "Audit of installed libraries"."""
     x = jnp.ones((2, 8, 8, 3))
     variables = Miscounted().init(jax.random.key(0), x)
     reported = initializers.table(Miscounted(), variables, x).findings
