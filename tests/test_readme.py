@@ -1,4 +1,4 @@
-"""Tests that run every command and every Python block of the README."""
+"""Tests that run every command and every Python block of the README and of the guides in docs/."""
 
 import gzip
 import importlib
@@ -16,15 +16,29 @@ from tests.conftest import idx_bytes, write_images
 from tests.experiments.conftest import SHORT, environment
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
-SHELL = [
-    line.partition("#")[0].strip()
-    for language, text in BLOCKS
-    if language == "bash"
-    for line in text.replace("\\\n", " ").splitlines()
-    if line.partition("#")[0].strip()
-]
+PAGES = (
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in (
+            *("getting_started", "experiments", "choosing", "diagnosis", "calibration", "audit"),
+            *("images", "robustness"),
+        )
+    ),
+)
+
+
+def blocks(page, language):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def shell(page):
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in (line.partition("#")[0].strip() for line in lines) if line]
+
+
+SHELL = list(dict.fromkeys(line for page in PAGES for line in shell(page)))
 SHORT_PROFILE = ("--seeds=2", "--config.archs=small_14_reduced")
 TO_TABLES = "test_large_models.test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble"
 # Commands that tests/experiments run, except for the work folder and their length, because those
@@ -62,7 +76,13 @@ def commands(start):
 
 
 def test_the_two_commands_come_first():
-    assert [line.split()[:2] for line in SHELL[:2]] == [["make", "reproduce"], ["make", "test"]]
+    assert shell("README.md")[:2] == ["make reproduce", "make test"]
+
+
+def test_the_readme_opens_in_a_minute():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    assert len(text.split()) <= 900
 
 
 def test_every_command_is_of_a_kind_that_is_run_here():
@@ -87,9 +107,25 @@ def test_make_reproduce_is_the_laptop_comparison():
     assert "-m experiments.convergence_30 --scale=laptop" in dry.stdout
 
 
-@pytest.mark.parametrize("block", PYTHON)
-def test_python_blocks_run(block):
-    exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python_blocks_run_in_order_and_print_what_the_page_quotes(
+    page, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks(page, "python"):
+        # The one training run is cut short.
+        code = block.replace("num_steps=200", "num_steps=2")
+        exec(compile(code, page, "exec"), names)
+    printed = capsys.readouterr().out
+    for quoted in blocks(page, ""):
+        if "vanishing" in quoted:
+            assert _words(quoted) in _words(printed)
+
+
+def _words(text):
+    """Return a text with its numbers, which depend on the processor, as #."""
+    return " ".join(re.sub(r"\d[\d.e,+-]*", "#", text).split())
 
 
 @pytest.mark.parametrize("line", commands("python -m launch.slurm "))
