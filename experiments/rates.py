@@ -4,8 +4,8 @@
 
 Everything else is as in `convergence_30`. A run ends at the first test error below 50 %, or
 untrained at its last step: ``num_steps``, or earlier at high rates, when rate × steps reaches
-``rate_times_steps``. Xavier's net trains at a rate × steps of 3 to 12
-(docs/findings/late-starts.md).
+``rate_times_steps``. At the convergence experiments' rates Xavier's net
+trains at a rate × steps of 2 to 12 (docs/findings/late-starts.md).
 """
 
 import dataclasses

@@ -33,7 +33,6 @@ from typing import Literal
 
 import jax
 import numpy as np
-from scipy import optimize
 
 from prelu_jax import quadrature, rectifiers
 from prelu_jax.cosines import cosine_at_depth as cosine_at_depth
@@ -199,6 +198,8 @@ def fixed_points(
     grid = np.linspace(math.log(smallest), math.log(largest), 33)
     # Zeros on the grid lie between their neighbours, which have signs.
     values = [(x, value) for x in grid if (value := growth(x))]
+    from scipy import optimize  # slow to import, and few runs need it
+
     brackets = [(a, b) for (a, at_a), (b, at_b) in itertools.pairwise(values) if at_a * at_b < 0]
     points = []
     for bracket in brackets:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from jax.typing import ArrayLike
-from scipy import optimize
 
 _DEEPEST = 1_000_000  # layers
 
@@ -113,4 +112,6 @@ def _tailored_slope(depth: int, cosine: float) -> float:
         )
     if cosine == largest:
         return 0.0
+    from scipy import optimize  # slow to import, and few runs need it
+
     return float(optimize.brentq(lambda a: cosine_at_depth(a, depth) - cosine, 0, 1, xtol=1e-14))

@@ -139,11 +139,12 @@ def _drift(direction: str, curve: Curve) -> Finding | None:
 def _dead(layers: Sequence[LayerStatistics]) -> Finding | None:
     """Return the first layer with more dead units than by chance.
 
-    Where examples hardly differ, half of d channels are off, ± √d / 2.
+    Where examples hardly differ, half of d channels are off, ± √d / 2. An input that no layer feeds,
+    such as the initial state of a recurrent cell, has no units.
     """
     for before, row in itertools.pairwise(layers):
         fraction, channels = row.input_zero_fraction, row.input_shape[-1]
-        if fraction is None or math.prod(row.input_shape[:-1]) < FEW:
+        if fraction is None or row.previous is None or math.prod(row.input_shape[:-1]) < FEW:
             continue
         if fraction == 1 or fraction > 0.5 + SIGMAS * 0.5 / math.sqrt(channels):
             what = f"{fraction:.0%} of the {channels} channels that {row.name} reads are always 0"

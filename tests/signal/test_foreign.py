@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 from prelu_jax import signal
+from prelu_jax.diagnosis import diagnose
 from tests.signal.nets import drawn, images
 
 
@@ -116,6 +117,14 @@ def test_a_recurrent_cell_has_a_row_for_every_product_and_step():
     cell = names[1].rpartition("/")[0]
     assert {f"{cell}/hf", f"{cell}/hf[3]", f"{cell}/ii[1]"} <= set(names)
     assert found.not_measured == ()
+
+
+def test_the_initial_state_of_a_recurrent_cell_is_no_dead_unit():
+    tokens = jnp.arange(128).reshape(32, 4) * 7 % 9
+    report = diagnose(Tokens(), drawn(Tokens(), tokens), tokens)
+    first = next(row for row in report.measurement.layers if row.name.endswith("/hf"))
+    assert (first.input_zero_fraction, first.previous) == (1.0, None)
+    assert report.verdict == "healthy"
 
 
 class Pair(NamedTuple):
