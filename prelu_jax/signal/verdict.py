@@ -139,8 +139,8 @@ def _drift(direction: str, curve: Curve) -> Finding | None:
 def _dead(layers: Sequence[LayerStatistics]) -> Finding | None:
     """Return the first layer with more dead units than by chance.
 
-    Where examples hardly differ, half of d channels are off, ± √d / 2. An input that no layer feeds,
-    such as the initial state of a recurrent cell, has no units.
+    Where examples hardly differ, half of d channels are off, ± √d / 2. An input that no layer
+    feeds, such as the initial state of a recurrent cell, has no units.
     """
     for before, row in itertools.pairwise(layers):
         fraction, channels = row.input_zero_fraction, row.input_shape[-1]
