@@ -30,7 +30,7 @@ import prelu_jax as pj
 
 model = pj.models.build(pj.arch.SMALL_14_REDUCED, num_classes=10, rectifier="prelu")
 images = jax.random.normal(jax.random.key(0), (32, 32, 32, 3))
-variables = model.init(jax.random.key(1), images)
+variables = jax.jit(model.init)(jax.random.key(1), images)
 print(pj.diagnose(model, variables, images))  # a table, a verdict, advice
 variables, report = pj.calibrate(model, variables, images, method="lsuv")
 ```

@@ -1,7 +1,6 @@
 """Test of the wheel without extras, in a new environment from the package index."""
 
 import email
-import json
 import os
 import re
 import subprocess
@@ -10,7 +9,7 @@ import zipfile
 
 import pytest
 
-from tests.test_readme import PYTHON
+from tests.test_readme import blocks
 
 # Of the extras, less those that Flax needs too.
 OF_EXTRAS = {
@@ -18,20 +17,6 @@ OF_EXTRAS = {
     *("scikit-learn", "submitit", "tensorboardX", "tensorflow-datasets", "threadpoolctl", "tqdm"),
 }
 LIST = "from importlib import metadata as m; print(*(d.name for d in m.distributions()))"
-# Runs blocks of Python; prints the error of each, None for those that end without one.
-RUNNER = """
-import contextlib, io, json, sys
-
-errors = []
-for block in json.load(sys.stdin):
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(block, "block", "exec"), {})
-        errors.append(None)
-    except Exception as error:
-        errors.append(f"{type(error).__name__}: {error}")
-print(json.dumps(errors))
-"""
 NET = """
 import jax, prelu_jax as pj
 net, params = lambda params, x: x @ params["w"], {"w": jax.numpy.eye(4)}
@@ -73,19 +58,15 @@ def test_no_package_of_an_extra_is_installed(python):
 
 
 @pytest.mark.slow
-def test_examples_run_or_name_their_extra(python, distributions):
+def test_the_examples_of_both_front_pages_run(python, distributions):
     with zipfile.ZipFile(distributions[0]) as archive:
         (file,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         page = email.message_from_string(archive.read(file).decode()).get_payload()
-    examples = [*PYTHON, *re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
-    assert len(examples) > len(PYTHON)
-    done = python("-c", RUNNER, stdin=json.dumps(examples))
-    assert done.returncode == 0, done.stderr
-    for block, error in zip(examples, json.loads(done.stdout), strict=True):
-        if ".plot(" in block:
-            assert error.endswith("pip install 'prelu_jax[plot]'"), (block, error)
-        else:
-            assert error is None, (block, error)
+    of_index = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert of_index
+    for examples in (blocks("README.md", "python"), of_index):
+        done = python("-c", "\n".join(examples))
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
