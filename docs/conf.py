@@ -22,6 +22,7 @@ version = release = prelu_jax.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build"]
+highlight_language = "text"  # of blocks that name none
 html_theme = "furo"
 smartquotes = False  # texts hold values in quotes
 html_title = f"prelu_jax {release}"

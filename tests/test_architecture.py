@@ -52,4 +52,4 @@ def test_the_examples_apply_and_work(tmp_path):
 def test_every_part_is_listed():
     parts = {file.name for file in (ROOT / "prelu_jax").iterdir() if file.is_dir()}
     listed = PAGE.partition("## How the data flows")[0]
-    assert [part for part in parts - {"__pycache__"} if f"  {part}/" not in listed] == []
+    assert [part for part in parts - {"__pycache__"} if f"`{part}/`" not in listed] == []
