@@ -130,8 +130,11 @@ def _measure(net: Arch, config: Config, seeds: Sequence[int]) -> Iterator[Initia
 
     runs = [(arm, seed) for arm in ARMS for seed in seeds]
     measured: dict[str, list[Measurement]] = {arm: [] for arm in ARMS}
-    for arm, seed in tqdm(runs, desc=net.name, unit="pass"):
+    bar = tqdm(runs, desc=net.name, unit="pass")
+    bar.set_postfix_str("compiling")
+    for arm, seed in bar:
         measured[arm].append(probe.read(measure(seed, stddevs[arm])))
+        bar.set_postfix_str("", False)
     for arm, rule in rules(slope).items():
         predicted = theory.predict(
             net,

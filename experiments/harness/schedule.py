@@ -71,7 +71,7 @@ def select(runs: Plan, part: Part | None) -> list[Path]:
 
 
 def _bar(label: str, num_steps: int) -> tqdm:
-    return tqdm(
+    bar = tqdm(
         total=num_steps,
         desc=label,
         unit="step",
@@ -79,6 +79,8 @@ def _bar(label: str, num_steps: int) -> tqdm:
         mininterval=1,
         disable=not processes.is_first(),
     )
+    bar.set_postfix_str("compiling")  # until the first progress
+    return bar
 
 
 def _show(bar: tqdm, step: int, error: float | None) -> None:

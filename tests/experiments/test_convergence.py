@@ -21,6 +21,7 @@ def test_from_a_flag_to_a_picture(experiment, tmp_path):
     assert done.returncode == 1  # eight steps teach nothing: the claims fail
     for text in ("Claims:", "FAIL  ", "n = 1", "figure.png", "figure.pdf", "curves.csv"):
         assert text in done.stdout
+    assert "compiling]" in done.stderr
     assert "step/s" in done.stderr
     for name in ("figure.png", "figure.pdf", "curves.csv", "experiment.json"):
         assert (tmp_path / name).stat().st_size > 100

@@ -30,6 +30,7 @@ def test_from_the_command_to_the_picture(tmp_path):
         "signal_profile",
         *("--seeds=3", "--config.archs=small_14_reduced", f"--workdir={tmp_path}"),
     )
+    assert "compiling]" in done.stderr
     claims = record.read(tmp_path).claims
     assert claims[0].passed
     assert claims[2].passed
