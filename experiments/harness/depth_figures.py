@@ -49,7 +49,7 @@ def error_over_depth(errors: Errors, trained: float, caption: str) -> Any:
             for depth in x[np.isnan(values).any(axis=1)]:
                 drawing.cross(axes, depth, 1.0, _COLOURS[place])
         axes.axhline(trained, color="0.5", lw=1, ls="--")
-        axes.set_title(start, fontsize=13)
+        axes.set_title(start, fontsize=13, pad=11)  # above the crosses
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(depths))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -94,7 +94,7 @@ def heat_map(errors: Errors, caption: str) -> Any:
     bar = figure.colorbar(image, ax=grid.ravel().tolist(), pad=0.01)
     bar.set_label("Test error (%)", fontsize=12)
     drawing.percent(bar.ax.yaxis)
-    crosses = "; ×: a run diverged, or all" if _any_diverged(errors) else ""
+    crosses = "; ×: at least one run diverged" if _any_diverged(errors) else ""
     drawing.caption(figure, f"{caption}; numbers: mean test error in %{crosses}")
     return figure
 
