@@ -31,7 +31,7 @@ class Config(convergence.ConvergenceConfig):
     times: float = 20
 
 
-# At a learning rate of 0.01 most of He's runs die (docs/findings/late-starts.md).
+# At a learning rate of 0.01 many of He's runs start late or die (docs/findings/late-starts.md).
 _REDUCED: dict[str, Any] = {"arch": "small_30_reduced", "learning_rate": 0.002}
 _LAPTOP = Config(**DIGITS, **_REDUCED, num_steps=500, **every(25, 25, 100))
 SCALES = {

@@ -4,8 +4,8 @@
 
 Everything else is as in `convergence_30`. A run ends at the first test error below 50 %, or
 untrained at its last step: ``num_steps``, or earlier at high rates, when rate × steps reaches
-``rate_times_steps``. At the convergence experiments' rates Xavier's net
-trains at a rate × steps of 2 to 12 (docs/findings/late-starts.md).
+``rate_times_steps``. Where Xavier's net trains, it does so at a
+rate × steps of 2 to 12 (docs/findings/late-starts.md).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Config(convergence.ConvergenceConfig):
 
 
 SCALES = {
-    # Digits at 32 pixels: about two hours on two cores.
+    # Digits at 32 pixels: about four hours on two cores.
     "laptop": Config(
         **until_trained.LAPTOP, arch="small_30_reduced", num_steps=6000, **every(50, 50, 500)
     )

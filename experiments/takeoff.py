@@ -143,9 +143,11 @@ class Growth:
         return None if math.isnan(self.low) else self.low <= self.theory <= self.high
 
     def __str__(self) -> str:
+        if math.isnan(self.factor):
+            return "no factor: it needs two depths and three runs where every seed trained"
         return (
             f"× {self.factor:.3f} a layer, {100 * _LEVEL:.4g} % interval {self.low:.3f} to "
-            f"{self.high:.3f}, over {', '.join(map(str, self.depths)) or 'no'} layers"
+            f"{self.high:.3f}, over {', '.join(map(str, self.depths))} layers"
         )
 
 
@@ -193,7 +195,9 @@ def judge(config: Config, points: Points) -> list[Claim]:
         Claim(
             "Xavier's steps grow as 2^(L/2) / (L - 2): that factor lies in the interval",
             of_xavier.holds_theory(),
-            f"theory × {of_xavier.theory:.3f} a layer; measured {of_xavier}",
+            f"{of_xavier}"
+            if math.isnan(of_xavier.theory)
+            else f"theory × {of_xavier.theory:.3f} a layer; measured {of_xavier}",
         ),
     ]
 

@@ -16,21 +16,18 @@ from tests.conftest import idx_bytes, write_images
 from tests.experiments.conftest import SHORT, environment
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    "README.md",
-    *(
-        f"docs/{name}.md"
-        for name in (
-            *("getting_started", "experiments", "choosing", "diagnosis", "calibration", "audit"),
-            *("images", "robustness"),
-        )
-    ),
+GUIDES = (
+    *("getting_started", "experiments", "choosing", "diagnosis", "calibration", "audit", "images"),
+    "robustness",
 )
+PAGES = ("README.md", *(f"docs/{name}.md" for name in GUIDES))
 
 
 def blocks(page, language):
+    """Return the blocks of code of a language, '' for those that name none."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [code for name, code in fenced if name == language]
 
 
 def shell(page):
@@ -79,6 +76,14 @@ def test_the_two_commands_come_first():
     assert shell("README.md")[:2] == ["make reproduce", "make test"]
 
 
+def test_the_commands_of_the_table_of_results_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|.*?\| `(\w+) --scale=(\w+)( --seeds=\d+)?` \|", text, re.MULTILINE)
+    assert len(rows) >= 7
+    for name, scale, _ in rows:
+        assert scale in importlib.import_module(f"experiments.{name}").EXPERIMENT.scales
+
+
 def test_the_readme_opens_in_a_minute():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 130
@@ -118,9 +123,10 @@ def test_python_blocks_run_in_order_and_print_what_the_page_quotes(
         code = block.replace("num_steps=200", "num_steps=2")
         exec(compile(code, page, "exec"), names)
     printed = capsys.readouterr().out
-    for quoted in blocks(page, ""):
-        if "vanishing" in quoted:
-            assert _words(quoted) in _words(printed)
+    quoted = [text for text in blocks(page, "") if "vanishing" in text]
+    assert len(quoted) == (page in ("README.md", "docs/diagnosis.md"))
+    for text in quoted:
+        assert _words(text) in _words(printed)
 
 
 def _words(text):
@@ -140,7 +146,7 @@ def test_slurm_would_be_given_the_experiment(line):
 
 
 @pytest.mark.parametrize(("line", "test"), RUN_THERE.items())
-def test_commands_that_other_tests_run_are_in_the_readme_and_in_those_tests(line, test):
+def test_commands_that_other_tests_run_are_on_a_page_and_in_those_tests(line, test):
     assert line in SHELL
     module, _, function = test.partition(".")
     there = getattr(importlib.import_module(f"tests.experiments.{module}"), function)

@@ -49,7 +49,9 @@ def test_runs_that_did_not_train_are_later_than_any_and_not_fitted():
     assert xavier[44] == [NEVER] * 5
     assert passed(FLAT, xavier) == [True] * 5
     assert takeoff.growth(xavier).depths == (14, 22, 30)
-    assert passed(FLAT, dict.fromkeys(DEPTHS, [NEVER] * 5)) == [True, True, True, None, None]
+    never = dict.fromkeys(DEPTHS, [NEVER] * 5)
+    assert passed(FLAT, never) == [True, True, True, None, None]
+    assert str(takeoff.growth(never)).startswith("no factor: it needs two depths")
     assert takeoff.predicted(dict.fromkeys(DEPTHS, [NEVER] * 5)) == {}
 
 

@@ -116,7 +116,7 @@ def test_the_experiment_is_required():
 
 @pytest.mark.slow
 def test_a_killed_process_takes_no_step_with_it(tmp_path):
-    (line,) = commands("python -m launch.local ")  # of the README
+    (line,) = commands("python -m launch.local ")  # of docs/robustness.md
 
     def launch(folder):
         arguments = [*shlex.split(line)[1:], f"--workdir={folder}", *SHORT]
