@@ -176,6 +176,7 @@ def fixed_points(
     Raises:
         TypeError, ValueError: as `moments`; or a number is out of range.
     """
+    from scipy import optimize  # slow to import, and few runs need it
 
     activation = quadrature.elementwise(activation)
     smallest, largest = within
@@ -198,8 +199,6 @@ def fixed_points(
     grid = np.linspace(math.log(smallest), math.log(largest), 33)
     # Zeros on the grid lie between their neighbours, which have signs.
     values = [(x, value) for x in grid if (value := growth(x))]
-    from scipy import optimize  # slow to import, and few runs need it
-
     brackets = [(a, b) for (a, at_a), (b, at_b) in itertools.pairwise(values) if at_a * at_b < 0]
     points = []
     for bracket in brackets:
