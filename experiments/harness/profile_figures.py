@@ -64,7 +64,9 @@ def change_rates(rates: Mapping[str, Mapping[str, np.ndarray]], caption: str) ->
             logs = np.log(of_method)
             logs -= logs.mean(axis=1, keepdims=True)
             depth = np.broadcast_to(np.arange(1, logs.shape[1] + 1), logs.shape)
-            dots = axes.scatter(np.exp(logs), np.full(logs.shape, row), c=depth, s=28, alpha=0.7)
+            # Flat: one seed's row of four layers would be taken for a colour with its opacity.
+            place, layers = (np.exp(logs).ravel(), np.full(logs.size, row)), depth.ravel()
+            dots = axes.scatter(*place, c=layers, s=28, alpha=0.7)
             spread = f"{logs.std(axis=1).mean():.2f}"
             axes.text(
                 1.02, row, spread, transform=axes.get_yaxis_transform(), va="center", fontsize=12
