@@ -34,7 +34,7 @@ class Vit(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
-            length=4,
+            length=2,
         )
         x, _ = blocks(name="blocks")(x, True)
         return nn.Dense(3, name="head")(nn.LayerNorm()(x).mean(axis=1))
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         table = nn.Embed(VOCABULARY, WIDTH, name="tokens")
         places = nn.Embed(tokens.shape[1], WIDTH, name="places")
         x = table(tokens) + places(jnp.arange(tokens.shape[1]))
-        for i in range(3):
+        for i in range(2):
             x = nn.remat(DecoderBlock)(name=f"block_{i}")(x)
         return table.attend(nn.RMSNorm()(x))
 
@@ -85,7 +85,7 @@ class NnxStack(nnx.Module):
     """Blocks of NNX, scanned over and rematerialised."""
 
     def __init__(self, rngs):
-        self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(NnxBlock))(rngs)
+        self.blocks = nnx.split_rngs(splits=2)(nnx.vmap(NnxBlock))(rngs)
         self.head = nnx.Linear(WIDTH, 3, rngs=rngs)
 
     def __call__(self, x):

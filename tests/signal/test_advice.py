@@ -18,13 +18,13 @@ WIDTH = 128
 
 
 class Deep(nn.Module):
-    """Twenty layers of one kind, slopes of 0.25 after them."""
+    """Twelve layers of one kind, slopes of 0.25 after them."""
 
     slope: float = 0.0
 
     @nn.compact
     def __call__(self, x):
-        for i in range(19):
+        for i in range(11):
             x = pj.leaky_relu(nn.Dense(WIDTH, use_bias=False, name=f"dense_{i}")(x), self.slope)
         return nn.Dense(10, use_bias=False, name="head")(x)
 

@@ -161,7 +161,7 @@ class Block(nn.Module):
 
 
 class Deep(nn.Module):
-    """24 blocks between two layers in the open."""
+    """Ten blocks between two layers in the open."""
 
     std: float
     how: str = "scan"
@@ -171,11 +171,11 @@ class Deep(nn.Module):
         x = nn.Dense(32, name="before")(x)
         if self.how == "scan":
             body = nn.scan(
-                nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=24
+                nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=10
             )
             x, _ = body(self.std, name="blocks")(x, None)
         else:
-            for i in range(24):
+            for i in range(10):
                 x = nn.relu(x @ self.param(f"w{i}", nn.initializers.normal(self.std), (32, 32)))
         return nn.Dense(10, name="after")(x)
 
@@ -191,7 +191,7 @@ def test_a_dead_signal_inside_is_found_at_its_first_layer(how, first):
         report.assert_healthy(allow_unseen=True)
     report = pj.diagnose(alive, alive.init(jax.random.key(0), x), x)
     assert report.verdict == "healthy"
-    assert len(report.layers) == 26
+    assert len(report.layers) == 12
     assert (report.measurement.coverage.share, report.measurement.not_measured) == (1.0, ())
     report.assert_healthy()
 
@@ -201,7 +201,7 @@ def test_a_dead_signal_inside_is_calibrated(how):
     x, model = images(64, 32), Deep(0.09, how)
     drawn = model.init(jax.random.key(0), x)
     variables, calibrated = pj.calibrate(model, drawn, x, method="lsuv")
-    assert len(calibrated.stages[0].layers) == 26
+    assert len(calibrated.stages[0].layers) == 12
     assert max(row.error for row in calibrated.stages[0].layers) < 1e-3
     assert pj.diagnose(model, variables, x).verdict == "healthy"
     pattern = "^blocks" if how == "scan" else "^w"
@@ -584,12 +584,12 @@ def test_nnx_objects_are_taken_as_arguments_and_stay_as_they_are(by):
         pj.diagnose(model, x, rngs=rngs)
 
 
-TOKENS = np.arange(24 * 5).reshape(24, 5) * 7 % others.VOCABULARY
+TOKENS = np.arange(24 * 3).reshape(24, 3) * 7 % others.VOCABULARY
 OTHERS = {
-    "vit": (others.Vit(), images(24, 6, 6, 2), 1 + 4 * 6 + 1),
-    "decoder": (others.Decoder(), TOKENS, 2 + 3 * 6),
-    "nnx": (others.NnxStack(nnx.Rngs(0)), images(24, 4, others.WIDTH), 3 * 6 + 1),
-    "classifier": (others.Classifier(), TOKENS, 1 + 2 * 5 * 8 + 1),
+    "vit": (others.Vit(), images(24, 6, 6, 2), 1 + 2 * 6 + 1),
+    "decoder": (others.Decoder(), TOKENS, 2 + 2 * 6),
+    "nnx": (others.NnxStack(nnx.Rngs(0)), images(24, 4, others.WIDTH), 2 * 6 + 1),
+    "classifier": (others.Classifier(), TOKENS, 1 + 2 * 3 * 8 + 1),
     "fused": (others.FusedBlock(), images(24, 5, others.WIDTH), 4),
     "experts": (others.Experts(), images(64, others.WIDTH), 4),
 }
