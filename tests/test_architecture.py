@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.experiments.conftest import SHORT, environment
+from tests.experiments.conftest import SHORT_14, environment
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def test_the_examples_apply_and_work(tmp_path):
     run(sys.executable, "-m", "ruff", "format", "--check", ".")
     here = environment(PYTHONPATH=str(tmp_path))
     run(sys.executable, "-c", ADDED, env=here)
-    command = ("-m", "experiments.momentum", "--scale=laptop", *SHORT, "--config.converged=0.99")
+    command = ("-m", "experiments.momentum", "--scale=laptop", *SHORT_14, "--config.converged=0.99")
     printed = run(sys.executable, *command, "--workdir=run", env=here)
     assert "momentum 0.9: final error at most 99%" in printed
     assert (tmp_path / "run/figure.png").exists()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import idx_bytes, write_images
-from tests.experiments.conftest import SHORT, environment
+from tests.experiments.conftest import SHORT, environment, run_module
 
 ROOT = Path(__file__).parent.parent
 GUIDES = (
@@ -36,7 +36,6 @@ def shell(page):
 
 
 SHELL = list(dict.fromkeys(line for page in PAGES for line in shell(page)))
-SHORT_PROFILE = ("--seeds=2", "--config.archs=small_14_reduced")
 TO_TABLES = "test_large_models.test_from_a_flag_to_the_tables_of_models_and_of_their_ensemble"
 # Commands that tests/experiments run, except for the work folder and their length, because those
 # tests also check the files that the commands write.
@@ -45,6 +44,15 @@ RUN_THERE = {
         f"python -m experiments.{name} --scale=laptop": f"test_{name}.test_from_a_flag_to_a_picture"
         for name in ("data_dependent", "transfer", "rectifiers", "takeoff", "depth")
     },
+    **{
+        f"python -m experiments.{name} --scale=laptop": (
+            "test_convergence.test_from_a_flag_to_a_picture"
+        )
+        for name in ("convergence_30", "convergence_22")
+    },
+    "python -m experiments.signal_profile --scale=laptop": (
+        "test_signal_profile.test_from_the_command_to_the_picture"
+    ),
     "python -m experiments.rates --scale=laptop": (
         "test_until_trained.test_rates_from_a_flag_to_a_table"
     ),
@@ -151,7 +159,9 @@ def test_commands_that_other_tests_run_are_on_a_page_and_in_those_tests(line, te
     module, _, function = test.partition(".")
     there = getattr(importlib.import_module(f"tests.experiments.{module}"), function)
     experiment = line.split()[2].removeprefix("experiments.")
-    assert re.search(rf'run\(\s*\*?\(?"(experiments\.)?{experiment}"', inspect.getsource(there))
+    source = inspect.getsource(there)  # with its parameters
+    assert re.search(rf'run\w*\(\s*\*?\(?("(experiments\.)?{experiment}"|experiment,)', source)
+    assert f'{experiment}"' in source
 
 
 @pytest.mark.slow
@@ -159,15 +169,13 @@ def test_commands_that_other_tests_run_are_on_a_page_and_in_those_tests(line, te
     "line", [c for c in commands("python -m experiments.") if c not in RUN_THERE]
 )
 def test_experiments_run(line, tmp_path):
-    short = SHORT_PROFILE if "signal_profile" in line else SHORT
-    arguments = [*shlex.split(line)[1:], *short, f"--workdir={tmp_path}"]
+    _, _, module, *given = shlex.split(line)
+    arguments = [*given, *SHORT, f"--workdir={tmp_path}"]
     if "--scale=laptop" not in line and "--scale=stall" not in line:
         arguments += DATA
     if "--scale=imagenet" in line:
         arguments += ["--config.min_side=32", "--config.max_side=32"]
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
+    done = run_module(module, *arguments)
     assert "Claims:" in done.stdout, done.stderr
     assert (tmp_path / "figure.png").exists()
 

@@ -10,7 +10,7 @@ from experiments import convergence_30
 from experiments.harness import record
 from prelu_jax.data import folder
 from tests.conftest import write_images
-from tests.experiments.conftest import ROOT, SHORT, environment, run, start
+from tests.experiments.conftest import ROOT, SHORT, SHORT_14, environment, run, start
 from tests.waiting import PATIENCE, text_so_far, wait_until
 
 
@@ -28,7 +28,7 @@ def test_from_a_flag_to_a_picture(experiment, tmp_path):
     for arm, rule in (("he", "variance 2 / fan_out"), ("xavier", "variance 1 / fan_out")):
         report = json.loads((tmp_path / arm / "seed_0/init_report.json").read_text())
         rules = {row["parameter"]: row["rule"] for row in report}
-        assert rules["conv3_1/kernel"] == f"normal, {rule}"
+        assert rules["conv2/kernel"] == f"normal, {rule}"
         status = json.loads((tmp_path / arm / "seed_0/status.json").read_text())
         assert status["status"] == "done"
     # Again, of another configuration: refused, with the field, and nothing is lost.
@@ -174,7 +174,7 @@ def test_ctrl_c_waits_for_no_thread(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_bytes_of_an_uninterrupted_one(tmp_path):
-    longer = [*SHORT, "--config.num_steps=60"]
+    longer = [*SHORT_14, "--config.num_steps=60"]
     whole = run("convergence_30", f"--workdir={tmp_path / 'whole'}", *longer)
     assert "Claims:" in whole.stdout, whole.stderr
     metrics = tmp_path / "killed/he/seed_0/metrics.jsonl"
@@ -219,7 +219,7 @@ def test_the_papers_own_setting_runs_on_prepared_photos(experiment, tmp_path):
         "dataset": "photos",
         "data_dir": tmp_path / "tfds",
         "batch_size": 2,
-        "width": 1 / 8,
+        "width": 1 / 32,
     }
     steps = dict.fromkeys(("num_steps", "log_every", "eval_every", "checkpoint_every"), 1)
     done = run(

@@ -17,7 +17,7 @@ from tests.experiments.conftest import SHORT, run
 
 TINY = (
     *(flag for flag in SHORT if not flag.startswith("--config.arch=")),
-    "--config.archs=small_14_reduced",
+    "--config.archs=tiny",
     "--config.paddings=same",
     f"--config.methods={data_dependent.JUDGED}",
     "--config.num_steps=4",
@@ -30,7 +30,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
     done = run("data_dependent", "--scale=laptop", f"--workdir={tmp_path}", *TINY)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 1  # four steps teach nothing: the claims fail
-    for text in ("Claims:", "FAIL  ", "n = 1", f"| {BOTH} |", "small_14_reduced, relu"):
+    for text in ("Claims:", "FAIL  ", "n = 1", f"| {BOTH} |", "tiny, relu"):
         assert text in done.stdout
     for name in ("errors.png", "errors.pdf", "rates.png", "rates.pdf", "table.md"):
         assert (tmp_path / name).stat().st_size > 100
@@ -41,7 +41,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
     assert float(rows[WITHIN]["seconds"]) < float(rows[WITHIN]["first_call_seconds"])
     assert float(rows[BOTH]["left"]) < 0.05
     assert float(rows[BOTH]["spread"]) < float(rows[WITHIN]["spread"])
-    assert len(rows[HE]["change_rates"].split()) == 14
+    assert len(rows[HE]["change_rates"].split()) == 4
     assert rows[HE]["steps"] == "0 4"
     refused = run("data_dependent", f"--workdir={tmp_path / 'other'}", "--config.methods=He")
     assert "config.methods lacks ['LSUV'" in refused.stderr

@@ -14,8 +14,9 @@ from experiments.harness.experiment import Experiment, Report
 from experiments.harness.schedule import Part
 from tests.experiments.conftest import ROOT, environment
 
+pytestmark = pytest.mark.usefixtures("tiny_arch")
 TINY = {
-    "arch": "small_14_reduced",
+    "arch": "tiny",
     "num_steps": 2,
     "batch_size": 8,
     "log_every": 1,
@@ -51,6 +52,9 @@ def test_a_second_experiment_runs_on_the_devices_of_the_first(tmp_path):
     code = (
         "import sys\n"
         "from experiments import convergence_30\n"
+        "from prelu_jax import arch\n"
+        "from tests.training.conftest import TINY\n"
+        "arch.REGISTRY['tiny'] = TINY\n"
         "for batch_size, folder in ((64, 'first'), (32, 'second')):\n"
         f"    fields = {{**{TINY}, 'batch_size': batch_size}}\n"
         "    config = convergence_30.EXPERIMENT.config('laptop', **fields)\n"

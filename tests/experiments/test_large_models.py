@@ -18,7 +18,7 @@ from tests.experiments.conftest import SHORT, run
 # One network for all three models: less to compile.
 TINY = (
     *(flag for flag in SHORT if "config.arch=" not in flag),
-    f"--config.archs={('small_14_reduced',) * 3}",
+    f"--config.archs={('tiny',) * 3}",
     "--config.min_side=36",
     "--config.max_side=48",
     "--config.scales=40,48",

@@ -13,17 +13,17 @@ from tests.experiments.conftest import SHORT, run
 def test_from_a_flag_to_the_table(tmp_path):
     # The digits in the place of the photos.
     tiny = ["--config.dataset=digits", *(flag for flag in SHORT if "config.arch=" not in flag)]
-    tiny += ["--config.archs='small_14_reduced',", "--config.learned=0.99,"]
+    tiny += ["--config.archs='tiny',", "--config.learned=0.99,"]
     done = run("learning", "--scale=cifar10", f"--workdir={tmp_path}", *tiny)
     assert done.returncode == 0, done.stderr
-    assert "| small_14_reduced | 268,762 | 8 |" in (tmp_path / "table.md").read_text()
+    assert "| tiny | 1,102 | 8 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "figure.png").exists()
     middle, ten = csv.DictReader((tmp_path / "errors.csv").open())
     assert (middle["test"], ten["test"]) == ("crop in the middle", "10-view")
     cells = (f"{100 * float(row['top_1_error']):.1f}" for row in (middle, ten))
     assert f"| 8 | {' | '.join(cells)} |" in (tmp_path / "table.md").read_text()
     (claim,) = record.read(tmp_path).claims
-    assert claim.statement == "small_14_reduced: 10-view error at most 99.0% in every seed"
+    assert claim.statement == "tiny: 10-view error at most 99.0% in every seed"
 
 
 @pytest.mark.parametrize(

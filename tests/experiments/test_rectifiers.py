@@ -11,14 +11,14 @@ from experiments.harness import drawing, slope_figures, slopes
 from experiments.harness.slopes import Slopes
 from experiments.rectifiers import CHANNEL_WISE, LEAKY, RELU, SHARED
 from prelu_jax import arch, models
-from tests.experiments.conftest import SHORT, run
+from tests.experiments.conftest import SHORT_14, run
 
 LAYERS = tuple(slopes.TABLE_1)
 PAPER = {arm: np.array(of) for arm, of in slopes.paper(LAYERS, rectifiers.LEARNED).items()}
 
 
 def test_from_a_flag_to_a_picture(tmp_path):
-    done = run("rectifiers", "--scale=laptop", f"--workdir={tmp_path}", *SHORT)
+    done = run("rectifiers", "--scale=laptop", f"--workdir={tmp_path}", *SHORT_14)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 1  # eight steps teach nothing
     for text in (
@@ -56,7 +56,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
     shared, channel_wise = (of_arm["conv1"] for of_arm in last.values())
     assert f"| conv1 | 0.681 | {shared:.3f} | 0.596 | {channel_wise:.3f} |" in done.stdout
     refused = run(
-        "rectifiers", f"--workdir={tmp_path / 'other'}", *SHORT, "--config.rectifier=relu"
+        "rectifiers", f"--workdir={tmp_path / 'other'}", *SHORT_14, "--config.rectifier=relu"
     )
     assert "config.rectifier is set for each run" in refused.stderr
     assert not (tmp_path / "other").exists()

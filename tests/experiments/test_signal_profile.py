@@ -28,7 +28,8 @@ LAYERS = tuple(layer.name for layer in NET.layers if not layer.name.startswith((
 def test_from_the_command_to_the_picture(tmp_path):
     done = run(
         "signal_profile",
-        *("--seeds=3", "--config.archs=small_14_reduced", f"--workdir={tmp_path}"),
+        *("--scale=laptop", "--seeds=3"),
+        *("--config.archs=small_14_reduced", f"--workdir={tmp_path}"),
     )
     assert "compiling]" in done.stderr
     claims = record.read(tmp_path).claims

@@ -25,7 +25,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
     for arm, frozen in (("trained_plain", False), ("frozen_within_between", True)):
         report = json.loads((tmp_path / arm / "seed_0/init_report.json").read_text())
         rows = {row["parameter"]: row for row in report}
-        for layer, pretrained in (("conv1", True), ("fc1", False), ("fc3", False)):
+        for layer, pretrained in (("conv1", True), ("fc1", False), ("fc2", False)):
             assert rows[f"{layer}/kernel"]["pretrained"] == pretrained
             assert rows[f"{layer}/kernel"]["frozen"] == (frozen and pretrained)
         lines = (tmp_path / arm / "seed_0/metrics.jsonl").read_text().splitlines()
@@ -34,7 +34,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
         report = json.loads((tmp_path / arm / "seed_0/init_report.json").read_text())
         assert not any(row["pretrained"] or row["frozen"] for row in report)
         biases = [row["measured_std"] for row in report if row["parameter"].endswith("/bias")]
-        assert len(biases) == 14
+        assert len(biases) == 4
         assert all((std > 0) == calibrated for std in biases)  # within-layer centres every layer
     moved = tmp_path.with_name(f"{tmp_path.name}_moved")
     tmp_path.rename(moved)

@@ -90,7 +90,7 @@ def test_gradients_and_kernels_are_drawn_for_a_run_that_logged_nothing_too(tmp_p
 
 TWO_STEPS = (
     *("--config.num_steps=2", "--config.log_every=1", "--config.eval_every=1"),
-    *("--config.checkpoint_every=2", "--config.arch=small_14_reduced", "--seeds=1"),
+    *("--config.checkpoint_every=2", "--config.arch=tiny", "--seeds=1"),
 )
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.experiments.conftest import ROOT, SHORT, environment
+from tests.experiments.conftest import ROOT, SHORT_14, environment
 from tests.integration import slurm
 from tests.waiting import text_so_far, wait_until
 
@@ -17,7 +17,7 @@ pytestmark = [
         bool(slurm.missing()), reason=f"SLURM is not installed: {', '.join(slurm.missing())}"
     ),
 ]
-EXPERIMENT = ("experiments.convergence_22", "--scale=laptop", *SHORT)
+EXPERIMENT = ("experiments.convergence_22", "--scale=laptop", *SHORT_14)
 
 
 @pytest.fixture(scope="module")

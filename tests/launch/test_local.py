@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.conftest import ROOT, SHORT, environment
+from tests.experiments.conftest import ROOT, SHORT_14, environment
 from tests.test_readme import commands
 from tests.waiting import PATIENCE, lines_so_far, text_so_far, wait_until
 
@@ -119,7 +119,7 @@ def test_a_killed_process_takes_no_step_with_it(tmp_path):
     (line,) = commands("python -m launch.local ")  # of docs/robustness.md
 
     def launch(folder):
-        arguments = [*shlex.split(line)[1:], f"--workdir={folder}", *SHORT]
+        arguments = [*shlex.split(line)[1:], f"--workdir={folder}", *SHORT_14]
         arguments += ["--config.num_steps=60", "--config.checkpoint_every=20"]
         return subprocess.Popen(
             [sys.executable, *arguments],

@@ -1,7 +1,5 @@
 import json
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 
 from prelu_jax.runs import processes, trainer
 from prelu_jax.training.parallel import Parallel
-from tests.experiments.conftest import ROOT, environment
+from tests.experiments.conftest import Forked
 from tests.runs import worker
 from tests.runs.test_trainer import records
 from tests.training.conftest import tiny_config
@@ -21,19 +19,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_arch")]
 def start(count, scenario, devices=1, **arguments):
     address = free_address()
     arguments = json.dumps(arguments, default=str)
+    numbers = [(str(count), str(index), str(devices)) for index in range(count)]
     return [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.runs.worker", address, str(count), str(index)),
-                *(str(devices), scenario, arguments),
-            ],
-            cwd=ROOT,
-            env=environment(NPROC="8"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(count)
+        Forked("tests.runs.worker", address, *of_one, scenario, arguments, NPROC="8")
+        for of_one in numbers
     ]
 
 
@@ -65,10 +54,10 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("count", "devices"), [(2, 1), (2, 2), (4, 1), (4, 2)])
-def test_several_processes_train_what_one_does(count, devices, alone, tmp_path):
-    statuses = run(count, "train", devices, folder=tmp_path)
-    assert [status["status"] for status in statuses] == ["done"] * count
+def test_several_processes_train_what_one_does(alone, tmp_path):
+    """Each with two devices; the next test has other numbers of processes with one device."""
+    statuses = run(2, "train", devices=2, folder=tmp_path)
+    assert [status["status"] for status in statuses] == ["done"] * 2
     assert_same_curve(tmp_path, alone)
     assert len({status["test_error"] for status in statuses}) == 1
     kept = {int(step.name) for step in (tmp_path / "checkpoints").iterdir()}
