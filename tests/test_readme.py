@@ -120,6 +120,7 @@ def test_make_reproduce_is_the_laptop_comparison():
     assert "-m experiments.convergence_30 --scale=laptop" in dry.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_python_blocks_run_in_order_and_print_what_the_page_quotes(
     page, tmp_path, monkeypatch, capsys
