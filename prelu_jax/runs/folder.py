@@ -234,9 +234,11 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the loggers and release the lock."""
-        self.metrics.close()
-        if self._lock is not None:
-            self._lock.close()
+        try:
+            self.metrics.close()
+        finally:  # Ctrl-C while a logger is closed
+            if self._lock is not None:
+                self._lock.close()
 
     def _hold(self) -> None:
         lock = (self.path / "lock").open("a+", encoding="utf-8", errors="replace")

@@ -1,9 +1,11 @@
 """Receivers of a run's metrics: TensorBoard, and loggers of the user's choice."""
 
+import inspect
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from absl import logging
 
@@ -51,6 +53,35 @@ class Logger(Protocol):
         """
 
 
+def check_loggers(loggers: Iterable[Logger]) -> tuple[Logger, ...]:
+    """Return the loggers, all of which have the methods of `Logger`.
+
+    Raises:
+        TypeError: one lacks such a method, or ``loggers`` is no iterable.
+    """
+    methods = "with write(step, metrics) and close()"
+    try:
+        checked = tuple(loggers)
+    except TypeError:
+        raise TypeError(f"loggers is {loggers!r}, expected a list of objects {methods}.") from None
+    for i, logger in enumerate(checked):
+        if not (_takes(logger, "write", 0, {}) and _takes(logger, "close")):
+            raise TypeError(f"loggers[{i}] is {logger!r}, expected an object {methods}.")
+    return checked
+
+
+def _takes(logger: Logger, method: str, *arguments: Any) -> bool:
+    """Return whether a logger has a method that can be called with these arguments."""
+    function: Any = getattr(logger, method, None)
+    try:
+        inspect.signature(function).bind(*arguments)  # a class lacks `self`
+    except TypeError:
+        return False
+    except ValueError:  # the signature of a function in C is not known
+        pass
+    return True
+
+
 class Guarded:
     """A logger whose errors are warnings. Only the first of several in a row is logged.
 
@@ -82,7 +113,8 @@ class Guarded:
 
 
 def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """Return the class of an error and its text, which may itself raise an error."""
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 class TensorBoard:

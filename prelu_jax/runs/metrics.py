@@ -1,5 +1,6 @@
 """metrics.jsonl of a run, the same for loggers, and the records that a damaged file lacks."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -129,7 +130,7 @@ class MetricsLog:
             self._last_write_failed = True
         if (step, _kind(record)) not in self._logged:
             for logger in self._loggers:
-                logger.write(step, scalars)
+                logger.write(step, dict(scalars))  # a logger may change its own
 
     def flush(self, to_disk: bool = False) -> None:
         """Write the lines that are not yet in the file. Raise an OSError if the disk refuses.
@@ -152,8 +153,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close TensorBoard's events and the loggers."""
-        for logger in (self._tensorboard, *self._loggers):
-            logger.close()
+        with contextlib.ExitStack() as stack:  # Ctrl-C while one is closed: the others are too
+            for logger in reversed((self._tensorboard, *self._loggers)):
+                stack.callback(logger.close)
 
 
 def _scalars(record: Record) -> dict[str, float]:

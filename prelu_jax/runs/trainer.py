@@ -14,7 +14,7 @@ from prelu_jax.data import augment
 from prelu_jax.runs import finished, identity, processes
 from prelu_jax.runs.checkpoint import Checkpoints
 from prelu_jax.runs.folder import DIVERGED, DONE, RunFolder
-from prelu_jax.runs.loggers import Logger
+from prelu_jax.runs.loggers import Logger, check_loggers
 from prelu_jax.runs.recorder import Progress, Recorder
 from prelu_jax.runs.resume import resume
 from prelu_jax.runs.watchdog import Watchdog
@@ -51,11 +51,13 @@ def train(
         The final status: 'done', or 'diverged' if the loss stopped being finite.
 
     Raises:
+        TypeError: a logger lacks a method of `loggers.Logger`.
         ValueError: the configuration is impossible, or the folder holds another run, or one of a
             newer version of this package.
         recorder.StoppedError: ``stop`` returned True.
         OSError: the folder cannot be read, or the end of the run cannot be written.
     """
+    loggers = check_loggers(loggers)
     parallel = parallel or Parallel()
     path = files.local_path(folder, "The folder of the run")
     recipe = check(config, parallel)

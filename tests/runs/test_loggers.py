@@ -4,6 +4,7 @@ import json
 import sys
 import textwrap
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -114,6 +115,69 @@ def test_a_logger_that_raises_is_a_warning_and_the_others_get_all(tmp_path, warn
         "continues.",
         "Broken is not closed (ValueError: already closed).",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (None, "loggers is None"),
+        (Memory(), "loggers is <.*Memory object"),
+        ([None], r"loggers\[0\] is None"),
+        ([Memory(), Memory], r"loggers\[1\] is <class '.*Memory'>"),
+        ([SimpleNamespace(write=print)], r"loggers\[0\] is namespace\(write="),
+        ([SimpleNamespace(write=None, close=print)], "is namespace"),
+        ("wandb", r"loggers\[0\] is 'w'"),
+        ([sys.stdout], "TextIO"),  # its write takes one argument
+    ],
+)
+def test_what_is_no_logger_is_refused_before_the_run(given, named, tmp_path):
+    expected = rf"{named}.*expected .*objects? with write\(step, metrics\) and close\(\)\."
+    with pytest.raises(TypeError, match=expected):
+        trainer.train(CONFIG, tmp_path / "run", loggers=given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_loggers_with_other_signatures_are_taken():
+    class Static:
+        write = staticmethod(lambda step, metrics, commit=True: None)
+        close = staticmethod(lambda: None)
+
+    given = [Memory(), Static, Static(), Mock(), SimpleNamespace(write=max, close=list)]
+    assert loggers.check_loggers(iter(given)) == tuple(given)
+
+
+def test_a_logger_that_changes_its_metrics_changes_no_others(tmp_path):
+    class Consuming(Memory):
+        def write(self, step, metrics):
+            metrics.clear()
+
+    memory = Memory()
+    folder = RunFolder(tmp_path, loggers=[Consuming(), memory])
+    folder.metrics.log({"step": 1, "train_loss": 2.0})
+    assert memory.written == [(1, {"train_loss": 2.0})]
+
+
+def test_ctrl_c_while_a_logger_is_closed_closes_the_others_and_releases_the_folder(tmp_path):
+    class Slow(Memory):
+        def close(self):
+            raise KeyboardInterrupt
+
+    memory = Memory()
+    folder = RunFolder(tmp_path, loggers=[Slow(), memory])
+    folder.claim(CONFIG)
+    with pytest.raises(KeyboardInterrupt):
+        folder.close()
+    assert memory.closed == 1
+    RunFolder(tmp_path).claim(CONFIG)
+
+
+def test_an_error_without_a_text_is_a_warning(warnings):
+    class MuteError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    loggers.Guarded(Memory({(1, "x"): MuteError()})).write(1, {"x": 1.0})
+    assert "MuteError: <exception str() failed>" in warnings[0]
 
 
 def test_the_first_of_several_errors_in_a_row_is_a_warning(warnings):
