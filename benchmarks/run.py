@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.timing import Ratio, Result, markdown
 from experiments.harness import machine
-from prelu_jax import names
+from prelu_jax import extras, names
 
 # name of the module -> devices for which it is meant. Modules are imported when they run, so that a
 # machine with a GPU need not have the packages that only CPU benchmarks use.
@@ -81,7 +81,11 @@ def _run(name: str, on: dict[str, str], out: Path | None) -> int:
     print(f"\n## {name}", flush=True)
     began, load = time.monotonic(), os.getloadavg()[0]
     try:
-        result: Result = importlib.import_module(module(name)).run()
+        with extras.needed(f"benchmark {name!r}", "bench"):
+            result: Result = importlib.import_module(module(name)).run()
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except Exception:  # so that the other benchmarks still run
         traceback.print_exc()
         return 1

@@ -303,6 +303,16 @@ def test_results_are_written_even_if_another_benchmark_fails(monkeypatch, capsys
     assert actual["load before"] >= 0
 
 
+def test_a_benchmark_without_its_packages_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr(run, "BENCHMARKS", {})
+    fake(monkeypatch, "compares", lambda: importlib.import_module("no_such_package"))
+    assert run.main([]) == 1
+    assert capsys.readouterr().err == (
+        "error: benchmark 'compares' needs no_such_package, which is not installed: "
+        "pip install 'prelu_jax[bench]'\n"
+    )
+
+
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="--device is gpu, but JAX computes on cpu here"):
         run.main(["--device=gpu"])
