@@ -214,9 +214,20 @@ def _after_first(measurement: Measurement) -> Curve | None:
 
 
 def backward(measurement: Measurement, predicted: Predictions) -> Curve:
-    """Return the curve of the gradients, from the last hidden layer back."""
+    """Return the curve of the gradients, from the last hidden layer back.
+
+    Of several layers that no layer feeds, those without a gradient do not count, unless none has
+    one. A GRU that begins with a state of zeros passes no gradient to its reset gate there.
+    """
     layers = measurement.layers
-    hidden = layers[-2::-1]
+    noise = backward_noise(layers)
+    reached = any(row.previous is None and row.gradient_second_moment for row in layers[:-1])
+    counted = [
+        i
+        for i, row in reversed([*enumerate(layers[:-1])])
+        if row.gradient_second_moment or row.previous is not None or not reached
+    ]
+    hidden = [layers[i] for i in counted]
     positions = [math.prod(row.shape) / row.channels for row in hidden]
     weights = [[1.0] * len(hidden), positions]
     if measurement.normalises:
@@ -230,7 +241,7 @@ def backward(measurement: Measurement, predicted: Predictions) -> Curve:
     logs = [_least(values) for values in zip(*curves, strict=True)]
     names = [row.name for row in hidden]
     expected = [predicted[name].backward for name in names if name in predicted]
-    return Curve(names, logs, backward_noise(layers)[-2::-1], expected)
+    return Curve(names, logs, [noise[i] for i in counted], expected)
 
 
 def _least(logs: Sequence[float]) -> float:

@@ -93,7 +93,8 @@ def _broken(measurement: Measurement) -> Finding | None:
     layers, loss = measurement.layers, measurement.loss
     for row, direction, field in measurement.nonfinite():
         return Finding(NOT_FINITE, direction, row.name, None, _NOT_FINITE[field])
-    if layers[0].input_second_moment == 0:
+    # One of several layers may read the zeros that a recurrent cell begins with.
+    if all(row.input_second_moment == 0 for row in _first(layers) or layers[:1]):
         return Finding(VANISHING, "forward", layers[0].name, None, "its input is all zeros")
     if loss is None:
         return None
@@ -104,6 +105,11 @@ def _broken(measurement: Measurement) -> Finding | None:
     if not any(row.gradient_second_moment for row in layers):
         return Finding(VANISHING, "backward", last, None, "the loss sends no gradient back")
     return None
+
+
+def _first(layers: Sequence[LayerStatistics]) -> list[LayerStatistics]:
+    """Return the layers that no layer feeds: they read the batch or constants."""
+    return [row for row in layers if row.previous is None]
 
 
 def _drifts(measurement: Measurement, predicted: Predictions) -> list[Finding]:

@@ -127,6 +127,15 @@ def test_the_initial_state_of_a_recurrent_cell_is_no_dead_unit():
     assert report.verdict == "healthy"
 
 
+def test_a_gate_on_an_initial_state_of_zeros_has_no_vanishing_gradient():
+    """The reset gate of a GRU multiplies the state's product with a kernel: 0 in the first step."""
+    model, x = nn.RNN(nn.GRUCell(16)), jax.random.normal(jax.random.key(0), (16, 2, 16))
+    report = diagnose(model, jax.jit(model.init)(jax.random.key(1), x), x)
+    first = report.layers[0]
+    assert (first.gradient_second_moment, first.previous) == (0.0, None)
+    assert report.verdict == "healthy"
+
+
 class Pair(NamedTuple):
     x: jax.Array
     y: jax.Array

@@ -90,6 +90,13 @@ def test_a_batch_of_zeros_is_named_for_what_it_is():
     assert "Advice: give a batch of data" in found.summary
 
 
+def test_an_initial_state_of_zeros_is_no_batch_of_zeros():
+    changes = {"a": {"input_second_moment": 0.0}, "b": {"previous": None}}
+    assert judged(changes) == []
+    changes["b"]["input_second_moment"] = 0.0
+    assert ("vanishing", "forward", "a") in judged(changes)
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_not_healthy(loss):
     (finding,) = verdict.judge(measurement(loss=loss))
@@ -117,6 +124,17 @@ def test_a_gradient_spread_over_more_positions_has_not_vanished():
     assert judged(changes) == [("vanishing", "backward", "a")]
     changes["a"]["shape"] = (16, 128, 128, 100)  # 256 times as many as after it
     assert judged(changes) == []
+
+
+def test_of_the_layers_that_no_layer_feeds_those_without_a_gradient_do_not_count():
+    changes = each("gradient_second_moment", [0, 1, 1, 1, 1])
+    assert judged(changes) == [("vanishing", "backward", "a")]
+    changes["b"]["previous"] = None  # it reads the batch too
+    assert judged(changes) == []
+    changes["b"]["gradient_second_moment"] = 1e-6
+    assert judged(changes) == [("vanishing", "backward", "b")]
+    changes["b"]["gradient_second_moment"] = 0
+    assert judged(changes) == [("vanishing", "backward", "b")]
 
 
 def test_before_a_norm_a_large_gradient_of_a_small_output_has_not_exploded():
