@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shutil
 import threading
@@ -342,11 +343,16 @@ def test_a_folder_with_former_names_of_fields_is_the_same_run(tmp_path):
         run.claim(tiny_config(pca_color_std=0.2))
 
 
-def test_a_run_that_diverges_says_where_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_run_that_diverges_says_where_and_keeps_the_last_good_checkpoint(tmp_path, caplog):
     # Six steps in, the rate is multiplied with a factor that no network survives.
     config = tiny_config(checkpoint_every=2, eval_every=6, learning_rate=0.01)
     parallel = Bomb(jax.local_devices()[:1], at=6)
-    status = trainer.train(config, tmp_path, parallel=parallel)
+    with caplog.at_level(logging.WARNING):
+        status = trainer.train(config, tmp_path, parallel=parallel)
+    assert (
+        "step 7 is not finite: the run has diverged. Try a lower config.learning_rate (now 0.01)"
+        in " ".join(caplog.text.split())
+    )
     assert status == {"status": "diverged", "step": 7, "last_good_checkpoint": 6}
     assert trainer.train(config, tmp_path, parallel=one) == status  # a result, not to be repeated
     kept = Checkpoints(tmp_path / "checkpoints").restore(make_state("relu"))
