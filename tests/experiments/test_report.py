@@ -471,7 +471,7 @@ def test_where_nothing_is_finished_the_command_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=f"No finished experiment in {tmp_path}. This makes"):
         report.report(tmp_path, tmp_path / "docs")
     command = re.search(r"python -m experiments\.\w+ --scale=laptop", done.stderr)[0]
-    assert command in (ROOT / "README.md").read_text()
+    assert command in (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
     assert not (tmp_path / "docs").exists()
 
 
