@@ -14,7 +14,7 @@ from rich.table import Table
 _MARKUP = re.compile(
     r"[\\`*|~$]|&(?=[\w#])|<(?=[\w/!?])"
     r"|(?<![^\W_])_|_(?![^\W_])"  # within a word it is no markup: names of layers stay as they are
-    r"|\](?=[(\[])"  # of a link, not of an arm in brackets
+    r"|\](?=[(\[])"  # of a link; other brackets stay, as in "[within] trains"
 )
 _BLOCK = re.compile(r"^(\d*)([-+#>\[.)])")  # start of a list, heading, quote, box or definition
 

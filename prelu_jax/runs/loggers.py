@@ -15,8 +15,7 @@ from prelu_jax.runs.events import EventsWriter, event_pb2, summary_pb2
 class Logger(Protocol):
     """A receiver of a run's metrics.
 
-    `trainer.train` calls the loggers that it is given in process 0 alone, and closes them in every
-    process. An error that a logger raises becomes a warning; training continues. A resumed run
+    `trainer.train` calls the loggers in process 0 only, and closes them in every process. An error that a logger raises becomes a warning; training continues. A resumed run
     does not repeat the records that metrics.jsonl already held. An example for Weights & Biases::
 
         import wandb
@@ -142,7 +141,7 @@ class TensorBoard:
             self._events.write_event(event)
             self._events.flush()
         except OSError:
-            self._events = None  # a line that is cut short ends a file of events
+            self._events = None  # readers stop at a truncated event: begin a new file
             raise
 
     def _begin(self, step: int) -> EventsWriter:
