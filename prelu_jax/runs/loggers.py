@@ -15,8 +15,9 @@ from prelu_jax.runs.events import EventsWriter, event_pb2, summary_pb2
 class Logger(Protocol):
     """A receiver of a run's metrics.
 
-    `trainer.train` calls the loggers in process 0 only, and closes them in every process. An error that a logger raises becomes a warning; training continues. A resumed run
-    does not repeat the records that metrics.jsonl already held. An example for Weights & Biases::
+    `trainer.train` calls the loggers in process 0 only, and closes them in every process. An error
+    that a logger raises becomes a warning; training continues. A resumed run does not repeat the
+    records that metrics.jsonl already held. An example for Weights & Biases::
 
         import wandb
         class WandbLogger:
