@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, get_args
 
 import jax
@@ -13,6 +13,8 @@ from prelu_jax.initializers.fans import MODES, PLAIN, Layout, Mode
 
 Distribution = Literal["normal", "truncated_normal", "uniform"]
 DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+
+_FLAT = 2**22  # numbers, at most, that are drawn without axes
 
 
 class Initializer(Protocol):
@@ -57,14 +59,12 @@ class VarianceScaling:
     def __call__(
         self, key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
     ) -> jax.Array:
-        layout, shape = self.layout, tuple(shape)
-        # JAX's fans ignore groups and strides; without them the ratio is exactly 1.
-        jax_layout = dataclasses.replace(layout, feature_group_count=1, strides=1)
-        gain = self.gain * (jax_layout.fan(self.mode, shape) / layout.fan(self.mode, shape))
+        shape = tuple(shape)
+        # JAX's fans ignore groups and strides: it is given the variance, for a fan of 1.
         draw = jax.nn.initializers.variance_scaling(
-            gain, self.mode, self.distribution, layout.in_axis, layout.out_axis, layout.batch_axis
+            self.variance(shape), "fan_in", self.distribution, in_axis=(), out_axis=0
         )
-        return draw(key, shape, _draw_dtype(dtype)).astype(dtype)
+        return _drawn(draw, key, shape, dtype).astype(dtype)
 
     def variance(self, shape: Sequence[int]) -> float:
         return self.gain / self.layout.fan(self.mode, shape)
@@ -87,7 +87,7 @@ class Gaussian:
     def __call__(
         self, key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
     ) -> jax.Array:
-        weights = jax.random.normal(key, tuple(shape), _draw_dtype(dtype))
+        weights = _drawn(jax.random.normal, key, tuple(shape), dtype)
         return (self.stddev * weights).astype(dtype)
 
     def variance(self, shape: Sequence[int]) -> float:
@@ -150,11 +150,11 @@ class Orthogonal:
     ) -> jax.Array:
         shape = tuple(shape)
         stack, rows, columns = self._sizes(shape)
-        drawn_dtype = _draw_dtype(dtype)  # raises for types that are not floating-point
         if self.identity:
+            _draw_dtype(dtype)  # raises for types that are not floating-point
             matrices = jnp.broadcast_to(jnp.eye(rows, columns), (*stack, rows, columns))
         else:
-            matrices = jax.random.orthogonal(key, rows, stack, drawn_dtype, columns)
+            matrices = _orthonormal(key, (*stack, rows, columns), dtype)
         matrices = (math.sqrt(self.gain) * matrices).astype(dtype)
         if not self.only_centre:
             return from_matrices(matrices, shape, self.layout)
@@ -214,6 +214,36 @@ def from_matrices(matrices: jax.Array, shape: Sequence[int], layout: Layout = PL
 
 def _with_note(words: str, note: str) -> str:
     return f"{words} ({note})" if note else words
+
+
+def _drawn(
+    draw: Callable[..., jax.Array],
+    key: jax.Array,
+    shape: tuple[int, ...],
+    dtype: jax.typing.DTypeLike,
+) -> jax.Array:
+    """Return ``draw(key, shape, dtype)``; small arrays are drawn flat, which gives the same bits.
+
+    For an array of several small axes XLA's CPU compiler takes five times as long: one to two
+    seconds for each shape. Larger ones keep their axes, along which they may be sharded.
+    """
+    size = math.prod(shape)
+    drawn_shape = (size,) if size <= _FLAT else shape
+    return draw(key, drawn_shape, _draw_dtype(dtype)).reshape(shape)
+
+
+def _orthonormal(
+    key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """Return uniformly distributed orthonormal columns, or rows where there are fewer rows.
+
+    They are `jax.random.orthogonal`'s, from the flat draw of `_drawn`.
+    """
+    *stack, rows, columns = shape
+    tall = (*stack, max(rows, columns), min(rows, columns))
+    q, r = jnp.linalg.qr(_drawn(jax.random.normal, key, tall, dtype))
+    q *= jnp.sign(jnp.linalg.diagonal(r))[..., None, :]  # else not uniform (Mezzadri 2007)
+    return q.mT if rows < columns else q
 
 
 def _draw_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
