@@ -90,7 +90,7 @@ class _Rates:
 
         gradients = reductions.psum(jax.grad(loss)(kernels), model.axis_name)
 
-        def squares(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        def squares(values: jax.Array, axes: tuple[int, ...]) -> reductions.SecondMoments:
             return reductions.scaled(values, tuple(axis - values.ndim for axis in axes))
 
         return {
@@ -222,7 +222,7 @@ def _log_rates(session: Session, factors: _Factors) -> dict[str, float]:
         squares = jax.device_get(session.compute(_Rates(model, kernels)))
     rates = {}
     for kernel, _ in kernels:
-        (scale, *of_kernel), (unit, *of_gradient) = squares[kernel]
+        (scale, of_kernel), (unit, of_gradient) = squares[kernel]
         parts = zip(factors.names(kernel), of_kernel, of_gradient, strict=True)
         for name, kernel_square, gradient_square in parts:
             size = reductions.second_moment(scale, kernel_square)

@@ -232,9 +232,7 @@ def _drawn(
     return draw(key, drawn_shape, _draw_dtype(dtype)).reshape(shape)
 
 
-def _orthonormal(
-    key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
-) -> jax.Array:
+def _orthonormal(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
     """Return uniformly distributed orthonormal columns, or rows where there are fewer rows.
 
     They are `jax.random.orthogonal`'s, from the flat draw of `_drawn`.

@@ -2,8 +2,8 @@
 
 Depth multiplies, so moments are compared on a logarithmic scale. Channels of a layer with
 independent weights are independent given its input: the relative variance of a mean square over d
-of them is their spread over d (`reductions.channel_spread`), and layers add. For a rectifier the
-spread is 5, E[f⁴]/E[f²]² − 1, if all examples and positions are equal, and less if they are not
+of them is their spread (`LayerStatistics.channel_spread`) over d, and layers add. For a rectifier
+the spread is 5, E[f⁴]/E[f²]² − 1, if all examples and positions are equal, and less if they are not
 (Hanin & Nica 2018); here it is measured. The log of a moment then has a variance s² of the sum, and
 a mean of -s²/2. A change within `SIGMAS` standard deviations, or within `TOLERANCE`, is accepted. A
 prediction has no noise: a change that both it and the measurement put outside of `TOLERANCE` is

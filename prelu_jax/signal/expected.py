@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from prelu_jax.signal import reductions
+from prelu_jax.signal.reductions import SecondMoments
 from prelu_jax.tracing import Visit
 from prelu_jax.tracing.counts import ByAxis
 
@@ -29,7 +30,7 @@ def for_unit_variance(
 
     Args:
         visit: of the operation.
-        of_x: `reductions.of_input` of x, with `reader_weights`.
+        of_x: `reductions.of_channels` of x, with `reader_weights`.
         axis_name: the axis of devices under `pmap`.
     """
     counts = visit.operation.counts
@@ -40,14 +41,14 @@ def for_unit_variance(
         return jnp.asarray(factor * of_x["weighted"])
     operand = jax.lax.stop_gradient(visit.operand)
     _, local = reductions.scaled_and_weighted(operand, of_x["scale"], -1, counts.by_operand_axis)
-    mean: jax.Array = factor * reductions.pmean(local[1], axis_name)
+    mean: jax.Array = factor * reductions.pmean(local.means[0], axis_name)
     return mean
 
 
-def bias(visit: Visit) -> jax.Array:
-    """Return `reductions.scaled` of the bias, which is the same at all positions."""
+def bias(visit: Visit) -> SecondMoments:
+    """Return the second moment of the bias, which is the same at all positions."""
     if visit.bias is None:
-        return jnp.zeros(2)
+        return SecondMoments(jnp.zeros(()), jnp.zeros(1))
     values = jax.lax.stop_gradient(visit.bias)
     channels = {axis + values.ndim for axis in visit.operation.channel_axes}
     at = tuple(slice(None) if i in channels else slice(1) for i in range(values.ndim))

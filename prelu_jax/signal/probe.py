@@ -129,28 +129,27 @@ class Probe:
 
     def _observe(
         self, visit: Visit, *, keep_outputs_alone: bool
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, dict[str, Any]]:
         x, weight, y = jax.lax.stop_gradient((visit.x, visit.weight, visit.y))
         channel_axes = visit.operation.channel_axes
         # A look-up's input is the number of a row: there is nothing to measure in it.
         x = jnp.full((1, 1), jnp.nan) if visit.operation.kind == "look-up" else x
         weights = expected.reader_weights(visit)
-        of_x = reductions.of_input(x, self.batch_size, self.axis_name, weights)
-        of_y = reductions.of_output(y, channel_axes, self.batch_size, self.axis_name)
-        record = of_y | {f"input_{name}": value for name, value in of_x.items()}
-        record["kernel"] = reductions.scaled(weight)
-        record["bias"] = expected.bias(visit)
-        record["for_unit_variance"] = expected.for_unit_variance(visit, of_x, self.axis_name)
-        record["has_operand_gradient"] = jnp.array(taps.has_operand_gradient(visit))
-        record["ran"] = jnp.array(True)  # zeros, and so False, in a branch that does not run
+        of_x = reductions.of_channels(x, (-1,), self.batch_size, self.axis_name, weights)
+        record = {
+            "x": of_x,
+            "y": reductions.of_channels(y, channel_axes, self.batch_size, self.axis_name),
+            "kernel": reductions.scaled(weight),
+            "bias": expected.bias(visit),
+            "for_unit_variance": expected.for_unit_variance(visit, of_x, self.axis_name),
+            "has_operand_gradient": jnp.array(taps.has_operand_gradient(visit)),
+            "ran": jnp.array(True),  # zeros, and so False, in a branch that does not run
+        }
         name = functools.partial(checkpoint_name, name=_OUTPUT) if keep_outputs_alone else None
         return taps.observed(visit, name), record
 
-    def _of_gradient(self, of_steps: taps.Sinks) -> dict[str, dict[str, jax.Array]]:
-        return {
-            name: reductions.summarised(local, self.axis_name)
-            for name, local in of_steps._asdict().items()
-        }
+    def _of_gradient(self, of_one_step: taps.Sinks) -> taps.Sinks:
+        return taps.Sinks(*(reductions.of_all_devices(m, self.axis_name) for m in of_one_step))
 
     def _objective(self, outputs: Any, key: jax.Array) -> jax.Array:
         """Return this device's part of the objective: the sum over devices is the whole."""
@@ -285,12 +284,16 @@ def measure(
     return probe.read(raw)
 
 
-# Compiled once for equal probes without a loss: measuring a model again costs one pass.
-_statistics = jax.jit(Probe.statistics, static_argnums=0)
+# On a CPU a measurement compiles for seconds and runs for less. Without LLVM's optimisations it
+# compiles in half the time and runs 1.5 times as long; products and convolutions are in libraries.
+_ON_CPU = {"xla_backend_optimization_level": 0}
 
 
 def _compiled(probe: Probe) -> Callable[..., Any]:
+    """Return `Probe.statistics`, compiled once for equal probes: measuring again costs one pass."""
+    options = _ON_CPU if jax.default_backend() == "cpu" else None
     # A loss may close over labels that differ the next time.
     if probe.loss is not None or not checks.is_hashable(probe):
-        return jax.jit(probe.statistics)
-    return functools.partial(_statistics, probe)
+        return jax.jit(probe.statistics, compiler_options=options)
+    jitted = jax.jit(Probe.statistics, static_argnums=0, compiler_options=options)
+    return functools.partial(jitted, probe)

@@ -1,9 +1,9 @@
-"""Moments of activations and gradients, reduced on the device to a handful of float32 numbers.
+"""Moments of activations and gradients, reduced on the device to a few float32 numbers a channel.
 
-A second moment is kept as ``[scale, mean((values / scale)²), ...]``, a mean for every channel, with
-the scale the largest absolute value. Signals that vanish or explode are the subject here, and the
-square of 1e-25 or 1e25 does not fit in float32; the host multiplies in double precision
-(`second_moment`).
+A second moment is kept as a scale, the largest absolute value, and mean((values / scale)²) of every
+channel. Signals that vanish or explode are the subject here, and the square of 1e-25 or 1e25 does
+not fit in float32; the host multiplies in double precision (`second_moment`). The host also takes
+the means over channels (`signal.rows`): for XLA each would be a program to compile.
 
 Under `pmap`, ``axis_name`` names the axis of devices, each with as many examples as the others:
 the numbers are then those of all devices' examples together.
@@ -17,35 +17,47 @@ import numpy as np
 
 from prelu_jax.tracing.counts import ByAxis
 
-Local = jax.Array  # float32[1 + channels]: scale, mean((values / scale)²) of every channel
 Axes = tuple[int, ...]  # from the end
 
 
-def scaled(values: jax.Array, channel_axes: Axes = ()) -> Local:
-    """Return one device's second moments of an array of floats, float32[1 + channels].
+class SecondMoments(NamedTuple):
+    """Second moments of every channel, float32.
+
+    Attributes:
+        scale: the unit, a scalar.
+        means: mean((values / scale)²) of every channel, ``[channels]``.
+    """
+
+    scale: jax.Array
+    means: jax.Array
+
+
+def scaled(values: jax.Array, channel_axes: Axes = ()) -> SecondMoments:
+    """Return one device's second moments, in units of the largest absolute value.
 
     Without channel axes all values are of one channel.
     """
     values = values.astype(jnp.float32)
     scale = jnp.max(jnp.abs(values))
     means = jnp.mean(jnp.square(values / _divisor(scale)), axis=_others(values, channel_axes))
-    return jnp.concatenate([scale[None], means.ravel()])
+    return SecondMoments(scale, means.ravel())
 
 
-def in_units(values: jax.Array, scale: jax.Array) -> Local:
-    """Return ``scale`` and the mean of (values / scale)², float32[2], in one pass.
+def in_units(values: jax.Array, scale: jax.Array) -> SecondMoments:
+    """Return the second moment of all values, as of one channel, in one pass.
 
     Args:
         values: floats.
         scale: a unit in which their squares fit in float32.
     """
-    return jnp.stack([scale, jnp.mean(jnp.square(values.astype(jnp.float32) / _divisor(scale)))])
+    square = jnp.mean(jnp.square(values.astype(jnp.float32) / _divisor(scale)))
+    return SecondMoments(scale, square[None])
 
 
 def scaled_and_weighted(
     values: jax.Array, scale: jax.Array, channel_axis: int, by_axis: ByAxis
-) -> tuple[Local, Local]:
-    """Return `scaled`, and ``scale`` with the mean of weight · (values / scale)², in one pass.
+) -> tuple[SecondMoments, SecondMoments]:
+    """Return `scaled`, and the mean of weight · values² as of one channel, in one pass.
 
     Args:
         values: floats.
@@ -60,7 +72,7 @@ def scaled_and_weighted(
     squares = jnp.mean(squares, axis=others, keepdims=True)
     means = jnp.mean(squares, axis=tuple(i for i in range(values.ndim) if i != channel_axis))
     weighted = jnp.mean(_weighted(squares, by_axis))
-    return jnp.concatenate([scale[None], means]), jnp.stack([scale, weighted])
+    return SecondMoments(scale, means), SecondMoments(scale, weighted[None])
 
 
 def _weighted(values: jax.Array, by_axis: ByAxis) -> jax.Array:
@@ -75,25 +87,13 @@ def _others(values: jax.Array, channel_axes: Axes) -> Axes:
     return tuple(i for i in range(values.ndim) if i - values.ndim not in channel_axes)
 
 
-def summarised(local: Local, axis_name: str | None) -> dict[str, jax.Array]:
-    """Return the second moment over all devices, from each device's `scaled`.
-
-    It is ``scale`` and ``square``, the mean of (values / scale)²; ``spread`` is `channel_spread`.
-    """
-    scale = pmax(local[0], axis_name)
-    means = pmean(local[1:] * jnp.square(local[0] / _divisor(scale)), axis_name)
-    return {"scale": scale, "square": jnp.mean(means), "spread": channel_spread(means)}
-
-
-def channel_spread(second_moments: jax.Array) -> jax.Array:
-    """Return the unbiased variance over channels of their second moments, over their squared mean.
-
-    Channels of a layer with independent weights are independent given its input, so this over
-    their number is the relative variance of the layer's second moment. 0 for zeros and one channel.
-    """
-    count = second_moments.size
-    unbiased = jnp.var(second_moments) * (count / max(count - 1, 1))
-    return unbiased / _divisor(jnp.square(jnp.mean(second_moments)))
+def of_all_devices(local: SecondMoments, axis_name: str | None) -> SecondMoments:
+    """Return the second moments over all devices, from each device's own."""
+    if axis_name is None:
+        return local
+    scale = pmax(local.scale, axis_name)
+    own = jnp.square(local.scale / _divisor(scale))
+    return SecondMoments(scale, pmean(local.means * own, axis_name))
 
 
 def second_moment(scale: Any, square: Any) -> float:
@@ -101,81 +101,34 @@ def second_moment(scale: Any, square: Any) -> float:
     return float(scale) * float(scale) * float(square)
 
 
-def of_output(
-    y: jax.Array, channel_axes: Axes, batch_size: int, axis_name: str | None
+def of_channels(
+    values: jax.Array,
+    channel_axes: Axes,
+    batch_size: int,
+    axis_name: str | None,
+    by_axis: ByAxis = (),
 ) -> dict[str, jax.Array]:
-    """Return moments, dead channels and collapse of a layer's output.
+    """Return moments of every channel, and the sums of the cosine between examples.
 
     Args:
-        y: the output. Its first axis counts examples if it has ``batch_size`` entries.
+        values: a layer's input or output. Its first axis counts examples if it has ``batch_size``
+            entries.
         channel_axes: the axes that count channels, from the end.
-        batch_size: the number of examples on this device.
-        axis_name: the axis of devices under `pmap`.
-
-    Returns:
-        float32 scalars: ``scale``, the largest absolute value; ``mean`` of y / scale; ``var`` of
-        y / scale; ``spread``, its `channel_spread`; ``minimum`` of y / scale; ``dead``, the
-        fraction of channels with y <= 0 for every example and position; ``cosine``, the mean of
-        cos(y_i, y_j) over the pairs of different examples i ≠ j with outputs other than zero, nan
-        where there is no pair or the first axis counts no examples.
-    """
-    channels = _channels(y, channel_axes, axis_name)
-    unit = channels.unit
-    flat = unit.reshape(len(unit), -1) if unit.ndim > 1 else unit  # faster
-    return {
-        **_summary(channels),
-        "dead": jnp.mean(channels.highest <= 0, dtype=jnp.float32),
-        "cosine": _cosine(flat, batch_size, axis_name),
-    }
-
-
-def of_input(
-    x: jax.Array, batch_size: int, axis_name: str | None, by_axis: ByAxis = ()
-) -> dict[str, jax.Array]:
-    """Return moments and cosine of a layer's input, and the share of its channels always 0.
-
-    Args:
-        x: the input, its channels along the last axis.
         batch_size: the number of examples on this device.
         axis_name: the axis of devices under `pmap`.
         by_axis: weights along axes, whose product is the weight of an entry.
 
     Returns:
-        float32 scalars: ``scale``, ``mean``, ``var``, ``spread``, ``minimum`` and ``cosine`` as in
-        `of_output`; ``zero``, the fraction of channels that are 0 for every example and position;
-        ``weighted``, the mean of weight · (x / scale)².
+        float32. ``scale``, the largest absolute value; of every channel the ``lowest`` and the
+        ``highest`` value, and the ``mean`` and ``var`` of values / scale. ``weighted``, the mean of
+        weight · (values / scale)². Of examples, as unit vectors û_i: ``vectors``, the number n of
+        those other than 0, and ``resultant``, |Σ_i û_i|², from which the mean cosine of different
+        examples follows without any pair, as Σ_{i≠j} û_i·û_j = |Σ_i û_i|² − n. Both are absent
+        where the first axis counts no examples.
     """
-    channels = _channels(x, (-1,), axis_name, by_axis)
-    zero = (channels.highest == 0) & (channels.lowest == 0)
-    # Not flattened as in of_output: XLA would store x instead of recomputing it.
-    return {
-        **_summary(channels),
-        "zero": jnp.mean(zero, dtype=jnp.float32),
-        "weighted": channels.weighted,
-        "cosine": _cosine(channels.unit, batch_size, axis_name),
-    }
-
-
-class _Channels(NamedTuple):
-    """Moments of every channel, over all devices, in units of the largest absolute value."""
-
-    unit: jax.Array  # this device's values / scale, in their own shape
-    scale: jax.Array  # []
-    lowest: jax.Array  # [channels], and so on
-    highest: jax.Array
-    mean: jax.Array
-    var: jax.Array
-    weighted: jax.Array  # [], the weighted mean square
-
-
-def _channels(
-    values: jax.Array, channel_axes: Axes, axis_name: str | None, by_axis: ByAxis = ()
-) -> _Channels:
-    """Return the statistics in four passes over the values, most of a measurement's time.
-
-    Two passes are for the variance: E[y²] − E[y]² is inexact under a large mean. Both first keep
-    the axes that have weights, so that the weighted mean needs no pass of its own.
-    """
+    # Four passes over the values, most of a measurement's time. Two are for the variance:
+    # E[y²] − E[y]² is inexact under a large mean. Both first keep the axes that have weights, so
+    # that the weighted mean needs no pass of its own.
     values = values.astype(jnp.float32)
     others = _others(values, channel_axes)
     lowest = -pmax(-jnp.min(values, axis=others, keepdims=True), axis_name)
@@ -186,41 +139,34 @@ def _channels(
     reduced = tuple(i for i in others if i not in weighted_axes)
     rest = tuple(i for i in others if i in weighted_axes)
     at_place = jnp.mean(unit, axis=reduced, keepdims=True)
-    local = jnp.mean(at_place, axis=rest, keepdims=True)
+    local = jnp.mean(at_place, axis=rest, keepdims=True) if rest else at_place
     mean = pmean(local, axis_name)
     spread = jnp.mean(jnp.square(unit - local), axis=reduced, keepdims=True)
-    var = jnp.mean(spread, axis=rest, keepdims=True)
-    var = pmean(var + jnp.square(local - mean), axis_name)
+    var = jnp.mean(spread, axis=rest, keepdims=True) if rest else spread
+    if axis_name is not None:
+        var = pmean(var + jnp.square(local - mean), axis_name)
     squares = spread + 2 * local * at_place - jnp.square(local)  # E[(x / scale)²] at each place
     weighted = pmean(jnp.mean(_weighted(squares, by_axis)), axis_name)
-    lowest, highest = lowest / _divisor(scale), highest / _divisor(scale)
-    return _Channels(unit, scale, lowest, highest, mean, var, weighted)
-
-
-def _summary(channels: _Channels) -> dict[str, jax.Array]:
+    of_each = {"lowest": lowest, "highest": highest, "mean": mean, "var": var}
     return {
-        "scale": channels.scale,
-        "mean": jnp.mean(channels.mean),
-        "var": jnp.mean(channels.var) + jnp.var(channels.mean),
-        "spread": channel_spread(channels.var + jnp.square(channels.mean)),
-        "minimum": jnp.min(channels.lowest),
+        "scale": scale,
+        **{name: value.ravel() for name, value in of_each.items()},
+        "weighted": weighted,
+        **_of_vectors(unit, batch_size, axis_name),
     }
 
 
-def _cosine(values: jax.Array, batch_size: int, axis_name: str | None) -> jax.Array:
-    """Return the mean cosine of different examples; nan if the first axis counts no examples.
-
-    Σ_{i≠j} û_i·û_j = |Σ_i û_i|² − n for n unit vectors û_i: no pair is formed.
-    """
+def _of_vectors(values: jax.Array, batch_size: int, axis_name: str | None) -> dict[str, jax.Array]:
+    """Return ``vectors`` and ``resultant`` of `of_channels`."""
     if values.ndim < 2 or values.shape[0] != batch_size:
-        return jnp.full((), jnp.nan, jnp.float32)
+        return {}
     norm = jnp.sqrt(jnp.sum(jnp.square(values.reshape(batch_size, -1)), axis=1))
     norm = norm.reshape(-1, *(1,) * (values.ndim - 1))
-    n = psum(jnp.sum(norm > 0, dtype=jnp.float32), axis_name)
     total = psum(jnp.sum(values / _divisor(norm), axis=0), axis_name)
-    pairs = n * (n - 1)
-    cosine = (jnp.sum(jnp.square(total)) - n) / _divisor(pairs)
-    return jnp.where((pairs > 0) | jnp.isnan(cosine), cosine, jnp.nan)
+    return {
+        "vectors": psum(jnp.sum(norm > 0, dtype=jnp.float32), axis_name),
+        "resultant": jnp.sum(jnp.square(total)),
+    }
 
 
 def gaussian_like(

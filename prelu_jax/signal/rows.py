@@ -6,9 +6,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from prelu_jax import tracing
 from prelu_jax.signal import checks, reductions, split
 from prelu_jax.signal.measurement import LayerCall, LayerStatistics
+from prelu_jax.signal.reductions import SecondMoments
+from prelu_jax.signal.taps import Sinks
 from prelu_jax.tracing import Program
 
 KINDS = {
@@ -65,47 +69,53 @@ class Row:
         forward, backward, change = self.records(statistics)
         kernel = gradient = rate = None
         if self.call.kernel_shape is not None:
-            kernel, gradient = (math.sqrt(_square(*pair)) for pair in (forward["kernel"], change))
+            kernel, gradient = (math.sqrt(_square(pair)) for pair in (forward["kernel"], change))
             rate = _ratio(gradient, kernel)
-        of_gradient = backward["output"]
-        of_y = _moments(forward)
-        of_x: dict[str, Any] = _moments(forward, "input_")
-        of_x["input_zero_fraction"] = _if_finite(forward["input_zero"], of_x["input_second_moment"])
-        of_x["input_cosine"] = float(forward["input_cosine"]) if self.input_has_examples else None
+        of_y, of_x = (_moments(forward[name]) for name in "yx")
+        inputs: dict[str, Any] = {f"input_{name}": value for name, value in of_x.items()}
+        inputs["input_zero_fraction"] = _fraction(_zero(forward["x"]), of_x)
+        inputs["input_cosine"] = _cosine(forward["x"]) if self.input_has_examples else None
         if self.call.kind == KINDS["look-up"]:
-            of_x = dict.fromkeys(of_x)
+            inputs = dict.fromkeys(inputs)
         return LayerStatistics(
             **vars(self.call),
             **of_y,
-            **of_x,
-            gradient_second_moment=_square(of_gradient["scale"], of_gradient["square"]),
-            gradient_channel_spread=float(of_gradient["spread"]),
+            **inputs,
+            gradient_second_moment=_square(backward.output),
+            gradient_channel_spread=_channel_spread(np.asarray(backward.output.means, np.float64)),
             kernel_rms=kernel,
             kernel_gradient_rms=gradient,
             change_rate=rate,
-            dead_fraction=_if_finite(forward["dead"], of_y["second_moment"]),
-            cosine=float(forward["cosine"]) if self.has_examples else None,
+            dead_fraction=_fraction(forward["y"]["highest"] <= 0, of_y),
+            cosine=_cosine(forward["y"]) if self.has_examples else None,
             gradient_to_decay=rate / weight_decay if rate is not None and weight_decay else None,
             previous=next((name for name in reversed(self.sources) if name in ran), None),
             between=self.between,
-            **self._factors(forward, backward),
+            **self._factors(forward, backward, of_x["second_moment"], of_y["second_moment"]),
         )
 
-    def _factors(self, forward: Mapping[str, Any], backward: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the factors of the layer itself, measured and for independent weights."""
-        variance = _square(*forward["kernel"])
-        x, y = (_moments(forward, prefix)[f"{prefix}second_moment"] for prefix in ("input_", ""))
-        expected_y = variance * _square(forward["input_scale"], forward["for_unit_variance"])
-        of_y, of_x, of_x_for_unit_variance = (
-            _square(backward[name]["scale"], backward[name]["square"])
-            for name in ("output", "operand", "for_unit_variance")
+    def _factors(
+        self, forward: Mapping[str, Any], backward: Sinks, x: float, y: float
+    ) -> dict[str, Any]:
+        """Return the factors of the layer itself, measured and for independent weights.
+
+        Args:
+            forward, backward: its records.
+            x, y: the second moments of its input and output.
+        """
+        variance = _square(forward["kernel"])
+        expected_y = variance * reductions.second_moment(
+            forward["x"]["scale"], forward["for_unit_variance"]
+        )
+        of_y, of_x, of_x_for_unit_variance = map(
+            _square, (backward.output, backward.operand, backward.for_unit_variance)
         )
         is_look_up = self.call.kind == KINDS["look-up"]
         has_gradient = bool(forward["has_operand_gradient"])
         return {
             "kernel_factor": None if is_look_up else _ratio(y, x),
             "expected_kernel_factor": (
-                _ratio(expected_y + _square(*forward["bias"]), x) if self.has_counts else None
+                _ratio(expected_y + _square(forward["bias"]), x) if self.has_counts else None
             ),
             "gradient_kernel_factor": _ratio(of_x, of_y) if has_gradient else None,
             "expected_gradient_kernel_factor": (
@@ -116,25 +126,57 @@ class Row:
         }
 
 
-_square = reductions.second_moment
 _ratio = split.ratio
 
 
-def _moments(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the statistics of an array in double precision: squares may not fit in float32."""
-    names = ("scale", "mean", "var", "minimum", "spread")
-    scale, mean, var, minimum, spread = (float(numbers[prefix + name]) for name in names)
+def _square(moments: SecondMoments) -> float:
+    """Return the second moment over all channels, in double precision on the host."""
+    return reductions.second_moment(moments.scale, np.mean(moments.means, dtype=np.float64))
+
+
+def _moments(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the moments of an array over all channels, from `reductions.of_channels`.
+
+    In double precision: squares may not fit in float32.
+    """
+    scale = float(record["scale"])
+    mean, var = (np.asarray(record[name], np.float64) for name in ("mean", "var"))
+    squares = var + mean**2
     return {
-        f"{prefix}mean": scale * mean,
-        f"{prefix}var": scale * scale * var,
-        f"{prefix}second_moment": scale * scale * (var + mean * mean),
-        f"{prefix}minimum": scale * minimum,
-        f"{prefix}channel_spread": spread,
+        "mean": scale * float(mean.mean()),
+        "var": scale * scale * float(var.mean() + mean.var()),
+        "second_moment": scale * scale * float(squares.mean()),
+        "minimum": float(record["lowest"].min()),
+        "channel_spread": _channel_spread(squares),
     }
 
 
-def _if_finite(value: Any, second_moment: float) -> float:
-    return float(value) if math.isfinite(second_moment) else math.nan
+def _channel_spread(squares: np.ndarray) -> float:
+    """Return the unbiased variance over channels of their second moments, over their squared mean.
+
+    Channels of a layer with independent weights are independent given its input, so this over
+    their number is the relative variance of the layer's second moment. 0 for zeros and one channel.
+    """
+    mean = float(squares.mean())
+    if squares.size == 1 or mean == 0:
+        return 0.0 * mean  # nan stays nan
+    return float(squares.var(ddof=1)) / mean**2
+
+
+def _cosine(record: Mapping[str, Any]) -> float:
+    """Return the mean cosine of the pairs of different examples that are not 0; nan without any."""
+    n, resultant = float(record["vectors"]), float(record["resultant"])
+    return (resultant - n) / (n * (n - 1)) if n > 1 else math.nan
+
+
+def _zero(record: Mapping[str, Any]) -> Any:
+    """Return which channels are 0 for every example and position."""
+    return (record["lowest"] == 0) & (record["highest"] == 0)
+
+
+def _fraction(channels: Any, moments: Mapping[str, float]) -> float:
+    """Return the share of the channels that are true; nan where the array is not finite."""
+    return float(channels.mean()) if math.isfinite(moments["second_moment"]) else math.nan
 
 
 def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[Row, ...]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from prelu_jax.signal import checks, reductions
-from prelu_jax.signal.reductions import Axes, scaled
+from prelu_jax.signal.reductions import Axes, SecondMoments, scaled
 from prelu_jax.tracing import Operation, Visit
 
 _OF_TWO_ARRAYS = ("dense", "conv", "conv transpose")
@@ -17,22 +17,24 @@ Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def tap(y: jax.Array, sink: jax.Array, channel_axes: Axes) -> jax.Array:
+def tap(y: jax.Array, sink: SecondMoments, channel_axes: Axes) -> jax.Array:
     """Return ``y``; the derivative by ``sink`` is `scaled` of y's gradient.
 
     The backward pass reduces the gradient where it meets it, and keeps nothing else of it.
-    ``sink`` is an array of zeros of the shape of `scaled`'s result.
+    ``sink`` is zeros in the shapes of `scaled`'s result.
     """
     del sink, channel_axes
     return y
 
 
-def _tap_forward(y: jax.Array, sink: jax.Array, channel_axes: Axes) -> tuple[jax.Array, None]:
+def _tap_forward(y: jax.Array, sink: SecondMoments, channel_axes: Axes) -> tuple[jax.Array, None]:
     del sink, channel_axes
     return y, None
 
 
-def _tap_backward(channel_axes: Axes, _: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _tap_backward(
+    channel_axes: Axes, _: None, gradient: jax.Array
+) -> tuple[jax.Array, SecondMoments]:
     return gradient, scaled(gradient, channel_axes)
 
 
@@ -40,25 +42,30 @@ tap.defvjp(_tap_forward, _tap_backward)
 
 
 class Sinks(NamedTuple):
-    """Arrays of zeros whose derivatives are the records of a backward pass.
+    """Zeros whose derivatives are the second moments of a backward pass.
 
     Attributes:
-        output: `scaled` of y's gradient.
-        for_unit_variance: scale and mean square of Δx expected for independent weights of variance
-            1 (`tracing.counts`); nan where it is not known.
-        operand: scale and mean square of Δx, the part of x's gradient that comes through this
-            operation, summed over the entries of a padded operand; nan where it is not measured.
+        output: of y's gradient, of every channel.
+        for_unit_variance: of Δx as expected for independent weights of variance 1
+            (`tracing.counts`); nan where it is not known.
+        operand: of Δx, the part of x's gradient that comes through this operation, summed over the
+            entries of a padded operand; nan where it is not measured.
     """
 
-    output: jax.Array
-    for_unit_variance: jax.Array
-    operand: jax.Array
+    output: SecondMoments
+    for_unit_variance: SecondMoments
+    operand: SecondMoments
 
 
 def sinks(operation: Operation) -> Sinks:
     """Return the sinks of an operation, for every step of the scans around it."""
-    sizes = (1 + math.prod(operation.channels), 2, 2)
-    return Sinks(*(jnp.zeros((*operation.steps, size), jnp.float32) for size in sizes))
+    channels = (math.prod(operation.channels), 1, 1)
+    return Sinks(*(_filled(0, n, operation.steps) for n in channels))
+
+
+def _filled(value: float, channels: int, steps: tuple[int, ...] = ()) -> SecondMoments:
+    full = functools.partial(jnp.full, fill_value=value, dtype=jnp.float32)
+    return SecondMoments(full(steps), full((*steps, channels)))
 
 
 def observed(visit: Visit, named: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
@@ -130,22 +137,25 @@ def _product_backward(
     never = largest < 0  # which XLA does not know
     _, back = jax.vjp(call.product, jnp.where(never, 0, operand), weight)
     of_operand, of_weight = back(gradient)
-    output = jnp.zeros(1 + math.prod(call.operation.channels))
-    for_unit_variance = of_x = jnp.full(2, jnp.nan)
+    output = _filled(0, math.prod(call.operation.channels))
+    for_unit_variance = of_x = _filled(jnp.nan, 1)
     if counts := call.operation.counts:
-        factor = jnp.array([1.0, counts.inputs * gradient.size / x_size])
         if call.fills_output:
             output, weighted = reductions.scaled_and_weighted(
                 gradient, largest, counts.output_channels, counts.by_output_axis
             )
         else:
             weighted = reductions.in_units(gradient, largest)
-        for_unit_variance = factor * weighted
+        for_unit_variance = _times(counts.inputs * gradient.size / x_size, weighted)
     if call.operation.reads_parameters:
         # Entries of Δx are at most fan-out times these two: its scale needs no pass of its own.
         scale = largest * jnp.max(jnp.abs(weight)).astype(jnp.float32)
-        of_x = jnp.array([1.0, operand.size / x_size]) * reductions.in_units(of_operand, scale)
+        of_x = _times(operand.size / x_size, reductions.in_units(of_operand, scale))
     return of_operand, of_weight, Sinks(output, for_unit_variance, of_x)
+
+
+def _times(factor: float, moments: SecondMoments) -> SecondMoments:
+    return moments._replace(means=factor * moments.means)
 
 
 _product.defvjp(_product_forward, _product_backward)
