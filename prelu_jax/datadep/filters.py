@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from prelu_jax import draws
 from prelu_jax.datadep import numpy_callback
 
 KINDS = ("pca", "zca", "kmeans")
@@ -81,7 +82,7 @@ def filters(
     _check(kind, patches, count)
     groups, n, rows = patches.shape
     keys = jax.random.split(key, groups + 1)
-    gaussian = jax.random.normal(keys[-1], (groups, rows, count), jnp.float32)
+    gaussian = draws.flat(jax.random.normal, keys[-1], (groups, rows, count), jnp.float32)
     if too_few(patches, count, axis_name):
         return gaussian, jnp.array(False)
     everywhere: Callable[[jax.Array], jax.Array] = lambda x: x  # noqa: E731
@@ -135,7 +136,7 @@ def _group(
         whitening = whitening[:, :count]
         return _dot(whitening, _centroids(_dot(centred, whitening), count, first, key).T), rank
     fill_key, order_key = jax.random.split(key)
-    fill = jax.random.normal(fill_key, (len(v), count), jnp.float32)
+    fill = draws.flat(jax.random.normal, fill_key, (len(v), count), jnp.float32)
     fill = jnp.where(usable[:, None], fill, 0)
     fill = _dot(whitening, _unit(fill, axis=0))
     found, available = whitening, rank

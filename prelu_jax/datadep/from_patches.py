@@ -7,7 +7,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from prelu_jax import extras, initializers, names
+from prelu_jax import draws, extras, initializers, names
 from prelu_jax.datadep import filters
 from prelu_jax.datadep.layers import Layer
 from prelu_jax.datadep.methods import OnePass, Redrawn, WithinLayer, check_type
@@ -56,7 +56,7 @@ class FromPatches(WithinLayer):
         shape = visit.weight.shape
         of_sample, of_filters = jax.random.split(key)
         if visit.operation.kind not in ("dense", "conv"):
-            gaussian = jax.random.normal(of_filters, shape, jnp.float32)
+            gaussian = draws.flat(jax.random.normal, of_filters, shape, jnp.float32)
             return Redrawn(gaussian, jnp.array(False))
         devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
         sample = patches(layer, visit, of_sample, self.max_patches // devices, axis_name)

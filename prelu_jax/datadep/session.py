@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from prelu_jax import compiling
 from prelu_jax.datadep.plan import Plan
 from prelu_jax.signal import checks
 
@@ -60,16 +61,18 @@ class Session:
 
 
 def compiler(compiled: Callable[[Function], Function] | None) -> Callable[[Function], Function]:
-    """Return ``compiled``, by default `jax.jit`, so that it is called once for equal functions.
+    """Return ``compiled``, so that it is called once for equal functions.
 
-    By default compiled programs stay with the process: calibrating an equal model again compiles
-    nothing.
+    By default it is `compiling.for_few_calls`, whose programs stay with the process: calibrating an
+    equal model again compiles nothing.
     """
     made: list[tuple[Function, Function]] = []  # of functions without a hash
 
     @functools.cache
     def by_hash(function: Function) -> Function:
-        return functools.partial(_call, function) if compiled is None else compiled(function)
+        if compiled:
+            return compiled(function)
+        return functools.partial(compiling.for_few_calls(_call, static_argnums=0), function)
 
     def remembered(function: Function) -> Function:
         if checks.is_hashable(function):
@@ -78,13 +81,13 @@ def compiler(compiled: Callable[[Function], Function] | None) -> Callable[[Funct
             if known == function:
                 return program
         # A compiler may have a memory of its own, keyed by the function.
-        program = (compiled or jax.jit)(lambda replicated, batch: function(replicated, batch))
+        compile_ = compiled or compiling.for_few_calls
+        program = compile_(lambda replicated, batch: function(replicated, batch))
         made.append((function, program))
         return program
 
     return remembered
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _call(function: Function, replicated: Any, batch: Any) -> Any:
     return function(replicated, batch)

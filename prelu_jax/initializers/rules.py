@@ -2,19 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 
-from prelu_jax import names
+from prelu_jax import draws, names
 from prelu_jax.initializers.fans import MODES, PLAIN, Layout, Mode
 
 Distribution = Literal["normal", "truncated_normal", "uniform"]
 DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
-
-_FLAT = 2**22  # numbers, at most, that are drawn without axes
 
 
 class Initializer(Protocol):
@@ -60,11 +58,17 @@ class VarianceScaling:
         self, key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
     ) -> jax.Array:
         shape = tuple(shape)
-        # JAX's fans ignore groups and strides: it is given the variance, for a fan of 1.
-        draw = jax.nn.initializers.variance_scaling(
-            self.variance(shape), "fan_in", self.distribution, in_axis=(), out_axis=0
-        )
-        return _drawn(draw, key, shape, dtype).astype(dtype)
+
+        def draw(key: jax.Array, drawn: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+            # JAX's fans ignore groups and strides. Of outputs alone its fan_in is 1, so that its
+            # scale is the variance.
+            outputs = tuple(range(len(drawn)))
+            rule = jax.nn.initializers.variance_scaling(
+                self.variance(shape), "fan_in", self.distribution, in_axis=(), out_axis=outputs
+            )
+            return rule(key, drawn, dtype)
+
+        return draws.flat(draw, key, shape, _draw_dtype(dtype)).astype(dtype)
 
     def variance(self, shape: Sequence[int]) -> float:
         return self.gain / self.layout.fan(self.mode, shape)
@@ -87,7 +91,7 @@ class Gaussian:
     def __call__(
         self, key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike = jnp.float32
     ) -> jax.Array:
-        weights = _drawn(jax.random.normal, key, tuple(shape), dtype)
+        weights = draws.flat(jax.random.normal, key, shape, _draw_dtype(dtype))
         return (self.stddev * weights).astype(dtype)
 
     def variance(self, shape: Sequence[int]) -> float:
@@ -216,30 +220,14 @@ def _with_note(words: str, note: str) -> str:
     return f"{words} ({note})" if note else words
 
 
-def _drawn(
-    draw: Callable[..., jax.Array],
-    key: jax.Array,
-    shape: tuple[int, ...],
-    dtype: jax.typing.DTypeLike,
-) -> jax.Array:
-    """Return ``draw(key, shape, dtype)``; small arrays are drawn flat, which gives the same bits.
-
-    For an array of several small axes XLA's CPU compiler takes five times as long: one to two
-    seconds for each shape. Larger ones keep their axes, along which they may be sharded.
-    """
-    size = math.prod(shape)
-    drawn_shape = (size,) if size <= _FLAT else shape
-    return draw(key, drawn_shape, _draw_dtype(dtype)).reshape(shape)
-
-
 def _orthonormal(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
     """Return uniformly distributed orthonormal columns, or rows where there are fewer rows.
 
-    They are `jax.random.orthogonal`'s, from the flat draw of `_drawn`.
+    They are `jax.random.orthogonal`'s, from the draw of `draws.flat`.
     """
     *stack, rows, columns = shape
     tall = (*stack, max(rows, columns), min(rows, columns))
-    q, r = jnp.linalg.qr(_drawn(jax.random.normal, key, tall, dtype))
+    q, r = jnp.linalg.qr(draws.flat(jax.random.normal, key, tall, _draw_dtype(dtype)))
     q *= jnp.sign(jnp.linalg.diagonal(r))[..., None, :]  # else not uniform (Mezzadri 2007)
     return q.mT if rows < columns else q
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from prelu_jax import compiling
 from prelu_jax.signal import batches, checks, expected, preparation, reductions, rows, split, taps
 from prelu_jax.signal.measurement import Measurement
 from prelu_jax.signal.preparation import Prepared
@@ -284,16 +285,9 @@ def measure(
     return probe.read(raw)
 
 
-# On a CPU a measurement compiles for seconds and runs for less. Without LLVM's optimisations it
-# compiles in half the time and runs 1.5 times as long; products and convolutions are in libraries.
-_ON_CPU = {"xla_backend_optimization_level": 0}
-
-
-def _compiled(probe: Probe) -> Callable[..., Any]:
+def _compiled(probe: Probe) -> Any:
     """Return `Probe.statistics`, compiled once for equal probes: measuring again costs one pass."""
-    options = _ON_CPU if jax.default_backend() == "cpu" else None
     # A loss may close over labels that differ the next time.
     if probe.loss is not None or not checks.is_hashable(probe):
-        return jax.jit(probe.statistics, compiler_options=options)
-    jitted = jax.jit(Probe.statistics, static_argnums=0, compiler_options=options)
-    return functools.partial(jitted, probe)
+        return compiling.for_few_calls(probe.statistics)
+    return functools.partial(compiling.for_few_calls(Probe.statistics, static_argnums=0), probe)

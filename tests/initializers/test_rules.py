@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prelu_jax import initializers
+from prelu_jax import draws, initializers
 from prelu_jax.initializers import Layout
 from tests.initializers.layers import CASES
 
@@ -66,6 +66,15 @@ def test_a_gaussian_of_fixed_std_is_untruncated_in_every_type():
         assert abs(weights.std() / 0.01 - 1) < 5 / math.sqrt(2 * len(weights))
         assert abs(weights).max() > 0.04  # a normal truncated at two std would stop at 0.02
         assert stats.kstest(weights / 0.01, LAWS["normal"].cdf).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("name", ["he_normal", "he_uniform", "he", "orthogonal", "gaussian"])
+def test_large_kernels_are_drawn_with_their_axes_to_the_same_bits(name, monkeypatch):
+    initializer = initializers.get(name, **({"stddev": 0.1} if name == "gaussian" else {}))
+    key, shape = jax.random.key(0), (64, 128)
+    small = initializer(key, shape)
+    monkeypatch.setattr(draws, "_FLAT", 0)
+    np.testing.assert_array_equal(small, initializer(key, shape))
 
 
 def test_jax_draws_no_gaussian_in_bfloat16():
