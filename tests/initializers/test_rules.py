@@ -69,11 +69,17 @@ def test_a_gaussian_of_fixed_std_is_untruncated_in_every_type():
 
 
 @pytest.mark.parametrize("name", ["he_normal", "he_uniform", "he", "orthogonal", "gaussian"])
-def test_large_kernels_are_drawn_with_their_axes_to_the_same_bits(name, monkeypatch):
+def test_small_kernels_are_drawn_flat_and_large_ones_not_to_the_same_bits(name, monkeypatch):
     initializer = initializers.get(name, **({"stddev": 0.1} if name == "gaussian" else {}))
-    key, shape = jax.random.key(0), (64, 128)
+    key, shape = jax.random.key(0), (128, 64)
+
+    def drawn_shape():
+        return str(jax.make_jaxpr(lambda key: initializer(key, shape))(key))
+
     small = initializer(key, shape)
+    assert "shape=(8192,)" in drawn_shape()
     monkeypatch.setattr(draws, "_FLAT", 0)
+    assert "shape=(8192,)" not in drawn_shape()
     np.testing.assert_array_equal(small, initializer(key, shape))
 
 
