@@ -139,7 +139,9 @@ class Probe:
         of_x = reductions.of_channels(x, (-1,), self.batch_size, self.axis_name, weights)
         record = {
             "x": of_x,
-            "y": reductions.of_channels(y, channel_axes, self.batch_size, self.axis_name),
+            "y": reductions.of_channels(
+                y, channel_axes, self.batch_size, self.axis_name, stored=True
+            ),
             "kernel": reductions.scaled(weight),
             "bias": expected.bias(visit),
             "for_unit_variance": expected.for_unit_variance(visit, of_x, self.axis_name),

@@ -107,6 +107,8 @@ def of_channels(
     batch_size: int,
     axis_name: str | None,
     by_axis: ByAxis = (),
+    *,
+    stored: bool = False,
 ) -> dict[str, jax.Array]:
     """Return moments of every channel, and the sums of the cosine between examples.
 
@@ -117,6 +119,8 @@ def of_channels(
         batch_size: the number of examples on this device.
         axis_name: the axis of devices under `pmap`.
         by_axis: weights along axes, whose product is the weight of an entry.
+        stored: whether the values stay in memory for the backward pass. They are then flattened for
+            the cosine, which is faster; others XLA would store for it instead of recomputing them.
 
     Returns:
         float32. ``scale``, the largest absolute value; of every channel the ``lowest`` and the
@@ -152,7 +156,9 @@ def of_channels(
         "scale": scale,
         **{name: value.ravel() for name, value in of_each.items()},
         "weighted": weighted,
-        **_of_vectors(unit, batch_size, axis_name),
+        **_of_vectors(
+            unit.reshape(len(unit), -1) if stored and unit.ndim > 1 else unit, batch_size, axis_name
+        ),
     }
 
 

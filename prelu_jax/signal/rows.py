@@ -35,7 +35,7 @@ class Row:
         index: the step of each scan around it.
         weights: the paths of the parameters that the layer's kernel is made of.
         has_examples: whether the first axis of the output counts the batch's examples, two or more.
-        input_has_examples: the same for the input.
+        input_has_examples: the same for the input; False for that of a look-up, which is no signal.
         has_counts: whether the moments for independent weights are known (`tracing.counts`).
         sources: the names of the layers that feed its input, in execution order.
         between: the kinds of operations between the two.
@@ -216,7 +216,7 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[
                 index,
                 operation.parameters,
                 has_examples=y_has,
-                input_has_examples=x_has,
+                input_has_examples=x_has and operation.kind != "look-up",
                 has_counts=operation.counts is not None,
                 sources=tuple(rows[i].call.name for i in feed.sources),
                 between=feed.kinds,
