@@ -18,6 +18,8 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     "prelu_jax.names": set(),
     "prelu_jax.files": set(),
     "prelu_jax.streams": set(),
+    "prelu_jax.draws": set(),
+    "prelu_jax.compiling": set(),
     "prelu_jax.rectifiers": set(),
     "prelu_jax.pooling": set(),
     "prelu_jax.axes": set(),
@@ -25,8 +27,8 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     "prelu_jax.flax_layers": set(),
     "prelu_jax.printing": set(),
     "prelu_jax.initializers": {
-        *("activations", "axes", "flax_layers", "names", "printing", "quadrature", "rectifiers"),
-        "tracing",
+        *("activations", "axes", "draws", "flax_layers", "names", "printing", "quadrature"),
+        *("rectifiers", "tracing"),
     },
     "prelu_jax.arch": {"names"},
     "prelu_jax.moment_maps": {"arch", "rectifiers"},
@@ -49,10 +51,11 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     },
     "prelu_jax.data": {"entry", "extras", "files", "names", "streams"},
     "prelu_jax.tracing": set(),
-    "prelu_jax.signal": {"axes", "extras", "flax_layers", "printing", "tracing"},
+    "prelu_jax.signal": {"axes", "compiling", "extras", "flax_layers", "printing", "tracing"},
     # It reads a model in the same way as signal.
     "prelu_jax.datadep": {
-        *("axes", "extras", "initializers", "names", "printing", "signal", "tracing"),
+        *("axes", "compiling", "draws", "extras", "initializers", "names", "printing", "signal"),
+        "tracing",
     },
     "prelu_jax.diagnosis": {"initializers", "models", "signal", "theory"},
     "prelu_jax.evaluation": {"arch", "data", "models", "pooling"},
@@ -69,8 +72,8 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
 }
 # Modules that must not import Flax.
 FLAX_FREE = (
-    *("names", "streams", "rectifiers", "arch", "pooling", "moment_maps", "maxima", "correlations"),
-    *("theory", "activations", "cosines", "quadrature"),
+    *("names", "streams", "draws", "compiling", "rectifiers", "arch", "pooling", "moment_maps"),
+    *("maxima", "correlations", "theory", "activations", "cosines", "quadrature"),
     *("initializers.fans", "initializers.rules", "initializers.factories"),
 )
 
