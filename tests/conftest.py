@@ -1,5 +1,8 @@
 """Shared set-up of all tests: four CPU devices, strict promotion, a cache of compiled programs."""
 
+import contextlib
+import importlib
+import math
 import os
 import shutil
 import subprocess
@@ -23,6 +26,23 @@ from experiments.harness import machine
 machine.cache_compilations()  # most of the suite's time is compilation
 if not jax.config.jax_enable_x64:  # with 64-bit defaults, tests mix them with 32-bit parameters
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def _draw_flat() -> None:
+    """Let JAX draw arrays flat, for tests of models with Flax's initialisers.
+
+    The bits are the same, and XLA takes up to twenty seconds less for each shape
+    (docs/findings/compilation.md). A version of JAX without the private function draws as it does.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        threefry = importlib.import_module("jax._src.random.threefry2x32")
+        draw = threefry._threefry_random_bits_partitionable
+        threefry._threefry_random_bits_partitionable = lambda key, width, shape: draw(
+            key, width, (math.prod(shape),)
+        ).reshape(shape)
+
+
+_draw_flat()
 
 # No deadline, because the first call of a shape compiles; the same examples in every run.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=25)
