@@ -16,8 +16,8 @@ def flat(
 ) -> jax.Array:
     """Return ``draw(key, shape, dtype)``; small arrays are drawn flat, which gives the same bits.
 
-    For an array of several small axes XLA's CPU compiler takes five times as long: one second or
-    two for each shape, and a minute for some. Larger ones keep their axes, along which they may be
+    For an array of several small axes XLA's CPU compiler takes two to six times as long: a second
+    or two for each shape, and twenty for some. Larger ones keep their axes, along which they may be
     sharded.
 
     Args:

@@ -44,7 +44,6 @@ def test_unnormalised_inputs_shrink_every_layer_by_the_root_of_their_scale():
     assert std**7 == pytest.approx(1 / 128)
 
 
-# JAX's own draw of a smaller convolution takes XLA a minute to compile.
 SHAPES = {"dense": (64, 96), "conv": (2, 2, 64, 64), "stacked": (4, 48, 64)}
 
 
