@@ -51,7 +51,9 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
     },
     "prelu_jax.data": {"entry", "extras", "files", "names", "streams"},
     "prelu_jax.tracing": set(),
-    "prelu_jax.signal": {"axes", "compiling", "extras", "flax_layers", "printing", "tracing"},
+    "prelu_jax.signal": {
+        *("axes", "compiling", "cosines", "extras", "flax_layers", "printing", "tracing"),
+    },
     # It reads a model in the same way as signal.
     "prelu_jax.datadep": {
         *("axes", "compiling", "draws", "extras", "initializers", "names", "printing", "signal"),

@@ -7,8 +7,9 @@ The folder holds splits, the splits hold classes, the classes hold JPEG or PNG f
 """
 
 import re
+import shlex
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -232,6 +233,20 @@ def main(argv: list[str]) -> None:
     for path, reason in builder.bad_images.items():
         print(f"  {shown(path)} {reason}")
     print(f"written to {shown(builder.data_path)}")
+    print(f"flags of an experiment that uses it: {_flags(builder.info.splits)}")
+
+
+def _flags(splits: Iterable[str]) -> str:
+    """Return the flags with which an experiment trains and tests on the dataset."""
+    flags_ = [f"--config.dataset={_NAME.value}"]
+    if _DATA_DIR.value:
+        flags_.append(f"--config.data_dir={shlex.quote(_DATA_DIR.value)}")
+    others = [split for split in splits if split != "train"]
+    if not others:
+        flags_ += ["--config.train_split='train[:80%]'", "--config.test_split='train[80%:]'"]
+    elif "test" not in others:
+        flags_.append(f"--config.test_split={others[0]}")
+    return " ".join(flags_)
 
 
 if __name__ == "__main__":

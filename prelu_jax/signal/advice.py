@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from prelu_jax import cosines
 from prelu_jax.signal import drift, verdict
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.steps import NOTHING, Step, Steps
@@ -21,6 +22,7 @@ from prelu_jax.signal.verdict import Finding
 from prelu_jax.tracing import kinds
 
 _NOTICEABLE = 0.02  # of a log factor per layer: 2 %
+_ALIKE = 0.97  # cosine: a ReLU net has it after 30 layers, and deeper ones learn badly
 _RESCALE = (
     "set each layer's scale from the data, pj.calibrate(..., method='lsuv') (Mishkin & Matas "
     "2015), or normalise between the layers"
@@ -99,6 +101,28 @@ def advise_all(
     for finding, line in zip(findings, advices(findings, measurement), strict=True):
         groups.setdefault(line, []).append(finding)
     return [(group, line) for line, group in groups.items()]
+
+
+def keep_apart(measurement: Measurement) -> str | None:
+    """Return a note where a plain net of rectifiers makes examples alike, though none is a fault.
+
+    None where something else than rectifiers keeps them apart or can: shortcuts, normalisation.
+    """
+    measured = [row.cosine for row in measurement.layers if row.cosine is not None]
+    every = steps_of(measurement.layers, forward=True)
+    depth = sum(kinds.RECTIFIER in step.kinds for step in every) + 1  # the first layer's too
+    operations = {kind for step in every for kind in step.kinds}
+    if not measured or measurement.normalises or {kinds.RESIDUAL, kinds.NORM} & operations:
+        return None
+    slope = _slope(measurement.layers)
+    if not measured[0] < _ALIKE < measured[-1] or cosines.cosine_at_depth(slope, depth) < _ALIKE:
+        return None
+    better = f"negative_slope={cosines.tailored_slope(depth):.2g}"
+    return (
+        f"Examples become alike: their cosine rises from {measured[0]:.2f} to {measured[-1]:.3f} "
+        f"over {depth} rectified layers, and deeper plain nets of this slope learn slowly or not "
+        f"at all. Take {better}, which is pj.tailored_slope({depth})."
+    )
 
 
 def advices(findings: Sequence[Finding], measurement: Measurement) -> list[str]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from prelu_jax import extras, printing
 from prelu_jax.signal import drift, verdict
-from prelu_jax.signal.advice import advices, advise_all
+from prelu_jax.signal.advice import advices, advise_all, keep_apart
 from prelu_jax.signal.drift import Accepted, Prediction, Predictions
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.split import Factors
@@ -221,7 +221,9 @@ class Report:
             yield from self.measurement.examples.lines()
 
     def _notes(self) -> Iterator[str]:
-        """Yield the lines about what is not measured or judged."""
+        """Yield the lines about what is not measured or judged, or may be better though healthy."""
+        if not self.findings and (line := keep_apart(self.measurement)):
+            yield line
         yield from self.measurement.coverage.notes()
         if reason := self.measurement.collapse_not_judged:
             yield f"Collapse is not judged: {reason}."

@@ -74,6 +74,21 @@ def test_a_file_that_does_not_decode_is_named_or_counted(images, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("renamed", "flags"),
+    [
+        ("test", ""),
+        ("validation", " --config.test_split=validation"),
+        (None, " --config.train_split='train[:80%]' --config.test_split='train[80%:]'"),
+    ],
+)
+def test_the_command_ends_with_the_flags_of_an_experiment(images, tmp_path, renamed, flags):
+    (images / "test").rename(images / renamed if renamed else tmp_path / "elsewhere")
+    done = command(images, tmp_path)
+    data_dir = f"--config.data_dir={tmp_path / 'tfds'}"
+    assert done.stdout.endswith(f" --config.dataset=pets {data_dir}{flags}\n"), done.stderr
+
+
+@pytest.mark.parametrize(
     ("counts", "message"),
     [
         ({}, "holds no folder and 0 files, expected a folder train"),

@@ -176,3 +176,42 @@ def test_no_layer_is_named_where_all_do_the_same():
     assert "vanishing" in summary
     assert "one layer does most" not in summary
     assert "one place does most" not in summary
+
+
+def _scanned(change, negative_slope=0.0, depth=40):
+    """Return the report of equal layers, scanned; one returns ``change(input, output)``."""
+    rng = np.random.default_rng(0)
+    std = pj.initializers.he_normal("fan_in", negative_slope=negative_slope).variance((64, 64))
+    kernels = std**0.5 * rng.standard_normal((depth, 64, 64), np.float32)
+
+    def layer(x, kernel):
+        return change(x, pj.leaky_relu(x @ kernel, negative_slope)), None
+
+    def net(params, x):
+        return jax.lax.scan(layer, x, params["kernels"])[0] @ params["head"]
+
+    params = {"kernels": kernels, "head": rng.standard_normal((64, 10), np.float32) / 8}
+    return pj.diagnose(net, params, rng.standard_normal((16, 64), np.float32))
+
+
+def _note(report):
+    return next((line for line in report._notes() if line.startswith("Examples become")), None)
+
+
+def test_a_deep_plain_net_is_told_the_slope_that_keeps_examples_apart():
+    alike = _scanned(lambda x, y: y)
+    assert alike.verdict == verdict.HEALTHY
+    assert f"negative_slope={pj.tailored_slope(40):.2g}, which is pj.tailored_slope(40)" in (
+        _note(alike) or ""
+    )
+    assert _note(alike) in alike.to_markdown()
+    assert _note(_scanned(lambda x, y: y, pj.tailored_slope(40))) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x, y: x + 0.1 * y, lambda x, y: y / jax.numpy.sqrt((y**2).mean(-1, keepdims=True))],
+    ids=["shortcut", "norm"],
+)
+def test_a_net_with_shortcuts_or_norms_is_not_told_a_slope(change):
+    assert _note(_scanned(change)) is None
