@@ -1,7 +1,7 @@
 """Networks as data: tuples of layer records, from which `models` builds Linen modules.
 
 The networks of He et al. 2015 (arXiv:1502.01852) are given exactly as in their Tables 1 and 3;
-reductions to 32-pixel images follow. The paper leaves two details open:
+reductions to images of 32 and 56 pixels follow. The paper leaves two details open:
 
 * Padding. The 2×2 convolutions of Table 1 keep the size of their maps, so one row and one column
   must be added on one side. They are added before and after **in turn**: with padding on one side
@@ -156,15 +156,16 @@ def with_width(arch: Arch, factor: float) -> Arch:
     if not 0 < factor < math.inf:
         raise ValueError(f"with_width: factor is {factor}, expected a number above 0.")
 
-    def widened(layer: Layer) -> Layer:
+    layers, ratio = [], 1.0  # of a layer's input features, new over old
+    for layer in arch.layers:
         changes: dict[str, Any] = {}
+        if isinstance(layer, Dense | Logits):
+            changes["stddev"] = layer.stddev / math.sqrt(ratio)
         if isinstance(layer, Conv | Dense):
             changes["features"] = max(1, round(layer.features * factor))
-        if isinstance(layer, Dense | Logits):
-            changes["stddev"] = layer.stddev / math.sqrt(factor)
-        return dataclasses.replace(layer, **changes)
-
-    return dataclasses.replace(arch, layers=tuple(map(widened, arch.layers)))
+            ratio = changes["features"] / layer.features
+        layers.append(dataclasses.replace(layer, **changes))
+    return dataclasses.replace(arch, layers=tuple(layers))
 
 
 def _padding(kernel_size: int, turn: int) -> tuple[int, int]:
@@ -334,7 +335,7 @@ MODEL_C_REDUCED = _large_reduced("model_c_reduced", 6, (24, 48, 56))
 
 
 def _large_narrow(name: str, convs: int, features: tuple[int, int, int]) -> Arch:
-    """Return a large model with at most a sixteenth of its widths, and the paper's map sizes.
+    """Return a large model with a twelfth to a thirty-second of its widths, on the paper's maps.
 
     Its images have a quarter of the side, because it lacks the down-sampling before stage 2. From
     there on every map, and the pyramid, has the paper's size, so the zero padding of the last stage

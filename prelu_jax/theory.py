@@ -168,8 +168,15 @@ def paper_formulas(
 
     Every layer is a factor. Forward it is ``½ (1 + a²) n Var[w]``, without ``½ (1 + a²)`` for the
     first layer; backward it is ``½ (1 + a²) n̂ Var[w]``, with the slope of the rectifier that the
-    gradient passes next (Eq. 15 for the PReLU). For arguments and errors see `predict`.
+    gradient passes next (Eq. 15 for the PReLU). For arguments and errors see `predict`; the
+    moments of input and scores are scalars.
     """
+    _check(arch, initializer, in_channels, num_classes)
+    for name, moment in (
+        ("input_second_moment", input_second_moment),
+        ("output_gradient_second_moment", output_gradient_second_moment),
+    ):
+        _check_range(name, moment, 0, math.inf)
     size = (arch.image_size, arch.image_size)
     steps = list(_steps(arch, size, initializer, in_channels, num_classes, negative_slope))
     steps = [step for step in steps if not isinstance(step.layer, MaxPool | SpatialPyramid)]
@@ -240,7 +247,7 @@ def predict(
         ("input_correlation", input_correlation, 0, 1),
         ("input_cosine", input_cosine, -1, 1),
     ):
-        _check_range(name, value, low, high)
+        _check_range(name, value, low, high, may_be_map=name == "input_second_moment")
     moments = np.asarray(input_second_moment, np.float64)
     shape = moments.shape if moments.ndim else (arch.image_size, arch.image_size)
     if len(shape) != 2:
@@ -264,30 +271,32 @@ def predict(
 
 
 def _check(arch: Arch, initializer: Variances, in_channels: int, num_classes: int) -> None:
-    """Raise an error that names an argument of `predict` that cannot be."""
+    """Raise an error that names the first invalid argument."""
     if not isinstance(arch, Arch):
-        raise TypeError(f"predict: arch is {arch!r}, expected an Arch, such as pj.arch.SMALL_30.")
+        raise TypeError(f"arch is {arch!r}, expected an Arch, such as pj.arch.SMALL_30.")
     if not (isinstance(initializer, Mapping) or hasattr(initializer, "variance")):
         raise TypeError(
-            f"predict: initializer is {initializer!r}, expected one of pj.initializers, such as "
+            f"initializer is {initializer!r}, expected one of pj.initializers, such as "
             "he_normal('fan_out'), or a dict from layers to variances."
         )
     for name, count in (("in_channels", in_channels), ("num_classes", num_classes)):
         if not isinstance(count, int | np.integer) or count < 1:
-            raise ValueError(f"predict: {name} is {count!r}, expected a whole number above 0.")
+            raise ValueError(f"{name} is {count!r}, expected a whole number above 0.")
 
 
-def _check_range(name: str, value: ArrayLike, low: float, high: float) -> None:
+def _check_range(
+    name: str, value: ArrayLike, low: float, high: float, *, may_be_map: bool = False
+) -> None:
     """Raise a ValueError unless all numbers are finite and from ``low`` to ``high``."""
     try:
         numbers = np.asarray(value, np.float64)
     except (TypeError, ValueError):
         numbers = np.array(math.nan)
     in_range = np.isfinite(numbers) & (low <= numbers) & (numbers <= high)
-    if in_range.all() and (name == "input_second_moment" or not numbers.ndim):
+    if in_range.all() and (may_be_map or not numbers.ndim):
         return
     span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-    raise ValueError(f"predict: {name} is {value!r}, expected a finite number, {span}.")
+    raise ValueError(f"{name} is {value!r}, expected a finite number, {span}.")
 
 
 def _records(

@@ -90,6 +90,14 @@ def test_a_narrower_network_keeps_its_shape_and_the_variance_of_its_sums():
             assert layer.stddev**2 / 16 == pytest.approx(of.stddev**2)
     assert arch.with_width(net, 1) == net
     assert arch.with_width(net, 1e-9).layers[0].features == 1
+    for factor in (1 / 7, 1e-9):  # widths that are rounded, and those of one feature
+        changed = arch.with_width(net, factor).layers
+        inputs = 1.0  # new over old
+        for layer, old in zip(changed, net.layers, strict=True):
+            if isinstance(layer, Dense | Logits):
+                assert inputs * layer.stddev**2 == pytest.approx(old.stddev**2)
+            if isinstance(layer, Conv | Dense):
+                inputs = layer.features / old.features
     for factor in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match="expected a number above 0"):
             arch.with_width(net, factor)

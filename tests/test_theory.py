@@ -437,8 +437,12 @@ def test_the_papers_formula_fails_where_borders_lose_the_signal_and_the_maps_hol
 )
 def test_what_cannot_be_predicted_is_refused(argument, value, error, expected):
     arguments = {"initializer": initializers.he_normal("fan_out"), argument: value}
-    with pytest.raises(error, match=f"predict: {argument} is .*, expected .*{expected}"):
+    message = f"{argument} is .*, expected .*{expected}"
+    with pytest.raises(error, match=message):
         theory.predict(arch.SMALL_14_REDUCED, **arguments)
+    if argument != "input_cosine":
+        with pytest.raises(error, match=message):
+            theory.paper_formulas(arch.SMALL_14_REDUCED, **arguments)
 
 
 def test_an_arch_by_its_name_is_refused():

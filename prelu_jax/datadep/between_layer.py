@@ -196,9 +196,7 @@ def run(session: Session, method: BetweenLayer) -> tuple[Session, BetweenStage]:
                 held=name in fixed,
             )
     ordered = tuple(rows[place] for place in sorted(rows))
-    return session, BetweenStage(
-        method, ordered, session.plan.skipped, len(removable) - 2, tuple(removable[1:])
-    )
+    return session, BetweenStage(method, ordered, len(removable) - 2, tuple(removable[1:]))
 
 
 def _symmetries(session: Session, factors: _Factors) -> RescalingSymmetries:

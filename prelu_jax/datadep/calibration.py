@@ -43,16 +43,16 @@ def resolve(method: str | Method | Sequence[str | Method]) -> tuple[Method, ...]
     )
     if isinstance(method, str):
         method = [name.strip() for name in method.split(",")]
-    given = method if isinstance(method, Sequence) else [method]
-    if not given:
+    entries = method if isinstance(method, Sequence) else [method]
+    if not entries:
         raise ValueError(f"method is {method!r}, {expected}")
-    for each in given:
-        if isinstance(each, str):
-            names.check("method", each, REGISTRY)
-        elif not isinstance(each, Method):
+    for entry in entries:
+        if isinstance(entry, str):
+            names.check("method", entry, REGISTRY)
+        elif not isinstance(entry, Method):
             raise TypeError(f"method is {method!r}, {expected}")
-    methods = [REGISTRY[each]() if isinstance(each, str) else each for each in given]
-    return tuple(each for each in methods if each is not None)
+    methods = [REGISTRY[entry]() if isinstance(entry, str) else entry for entry in entries]
+    return tuple(entry for entry in methods if entry is not None)
 
 
 def calibrate(
@@ -130,18 +130,18 @@ def calibrate(
         batch, batch_size = batches.joined(batch, batch_size)
     batch = batches.carried(batch)
     part = batch if axis_name is None else jax.tree.map(_part, batch)
-    own = nnx.state(model) if isinstance(model, nnx.Module) else None
-    _check_not_traced(variables, own, batch, key, rngs)
+    function, state = models.of(model, variables)
+    _check_not_traced(state, batch, key, rngs)
     planned = plan.make(
         model, variables, part, only, except_, rngs, call_kwargs, axis_name, batch_size
     )
     _check_finite(batch)
-    function, state = models.of(model, variables)
     key = jax.random.key(0) if key is None else key
     session = Session(planned, state, batch, part, key, rngs, compiler(compiled))
     session, stages = _apply(methods, session)
     prepared, name = planned.model, getattr(model, "__name__", type(model).__name__)
-    report = CalibrationReport(name, stages, prepared.coverage, prepared.examples)
+    skipped = planned.skipped if stages else ()
+    report = CalibrationReport(name, stages, skipped, prepared.coverage, prepared.examples)
     if isinstance(model, nnx.Module):
         nnx.update(model, session.variables)
         return report

@@ -28,10 +28,9 @@ class Control(NamedTuple):
     """The instruction of a pass for a layer.
 
     Attributes:
-        measured: whether the layer gets new weights, if the method draws some, and the correction
-            that follows from its own moments.
-        given: the correction if it is not measured, in the shape of `Layer.shape`; the weights
-            then stay.
+        measured: True to correct the layer by its own moments, and to redraw its weights if the
+            method does; False to apply ``given`` and keep the weights.
+        given: a correction in the shape of `Layer.shape`.
     """
 
     measured: jax.Array | np.ndarray
@@ -43,8 +42,10 @@ class Outcome(NamedTuple):
 
     Attributes:
         before: the moments of its output before the correction, over all its calls.
-        correction: as it was applied; at the first call, if each call was measured.
-        enough: whether the patches that it is drawn from were enough.
+        correction: the one applied to its output; where each call has its own, that of the first
+            call that ran.
+        enough: whether there were enough patches and directions for its filters; True where none
+            are drawn.
         ran: whether it was called: a branch may not run.
     """
 

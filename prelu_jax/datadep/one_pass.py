@@ -151,7 +151,7 @@ class _Attempt:
         layers = self.session.plan.layers
         rows = {place: row for layer in layers for place, row in self._rows(layer)}
         ordered = tuple(rows[place] for place in sorted(rows))
-        return OnePassStage(self.method, ordered, self.session.plan.skipped, self.passes)
+        return OnePassStage(self.method, ordered, self.passes)
 
     def _pass(
         self,

@@ -34,7 +34,7 @@ class LayerRow:
         shift: the number added to its output: the root mean square over channels.
         mean_before, std_before: of its whole output, given corrected layers before it.
         mean_after, std_after: the same, measured by a separate pass at the end.
-        error: how far the farthest channel then is from its target (`OnePass.error`).
+        error: the distance of its output from the method's target at the end (`OnePass.error`).
         constant: the channels, counted over all their axes, that do not vary on the batch.
         notes: for the reader.
     """
@@ -94,12 +94,12 @@ def _notes(
     if resists:
         yield f"{layer.obstacle or 'it does not follow its kernel and bias'}: left as it was"
     if not outcome.enough:
-        yield "too few patches or directions for its filters, or no such layer: the rest are random"
+        yield "neither dense nor conv, or too few patches or directions: random filters fill up"
     if not layer.has_bias:
         yield "no bias: the mean is free"
     if constant:
         shown = ", ".join(map(str, constant[:8])) + (", …" if len(constant) > 8 else "")
-        yield f"constant on the batch, left as they were: {len(constant)} channels ({shown})"
+        yield f"constant on the batch: {len(constant)} channels ({shown})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +109,11 @@ class OnePassStage:
     Attributes:
         method: the method with its options.
         layers: a row for every layer, in the order of execution.
-        skipped: the weights left as they are, and why.
-        passes: how many passes it took; one where no layer is shared.
+        passes: the correcting passes of the last attempt; one where no layer is shared.
     """
 
     method: Any
     layers: tuple[LayerRow, ...]
-    skipped: tuple[Skipped, ...]
     passes: int
 
     def table(self) -> Table:
@@ -160,7 +158,7 @@ class BetweenRow:
         parameter: the path of its kernel.
         factor: on its kernel.
         rate_before, rate_after: its rate of change C̃; nan for none.
-        held: whether no factor but 1 leaves the function as it is.
+        held: whether its factor must be 1: any other would change the model's function.
     """
 
     layer: str
@@ -178,25 +176,24 @@ class BetweenStage:
     Attributes:
         method: the method with its options.
         layers: a row for every layer, in the order of execution.
-        skipped: the weights left as they are, and why.
         iterations: how many times the kernels were rescaled.
-        removable: the spread of log C̃ that a rescaling can remove, before each and at the end.
+        removable: the part of the spread of log C̃ that a rescaling could remove, before each
+            iteration and at the end.
     """
 
     method: Any
     layers: tuple[BetweenRow, ...]
-    skipped: tuple[Skipped, ...]
     iterations: int
     removable: tuple[float, ...]
 
     @property
     def spread_before(self) -> float:
-        """The standard deviation of log C̃ over layers."""
+        """The standard deviation of log C̃ over layers before the first rescaling."""
         return _spread([row.rate_before for row in self.layers])
 
     @property
     def spread_after(self) -> float:
-        """The same at the end."""
+        """The standard deviation of log C̃ over layers after the last rescaling."""
         return _spread([row.rate_after for row in self.layers])
 
     def table(self) -> Table:
@@ -235,19 +232,16 @@ class CalibrationReport:
     Attributes:
         model: its name.
         stages: the records of the methods, in turn.
+        skipped: the weights left as they are, and why; none where no method was asked for.
         coverage: which of the model's weights a calibration sees.
         examples: the number of examples in the batch, and how it was found.
     """
 
     model: str
     stages: tuple[Stage, ...]
+    skipped: tuple[Skipped, ...] = ()
     coverage: Coverage = dataclasses.field(default_factory=Coverage)
     examples: Examples | None = None
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """The weights left as they are, and why."""
-        return self.stages[0].skipped if self.stages else ()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield every layer of every stage as a dict; 'method' names the stage."""

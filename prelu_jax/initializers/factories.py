@@ -71,8 +71,9 @@ def he(
         activation: any elementwise function before the layer, such as `jax.nn.gelu`, instead of a
             rectifier. The variance is then ``1 / (E[f²] n)`` or ``1 / (E[f'²] n)`` with moments
             under N(0, 1) (`prelu_jax.activations`).
-        keeps: which of the two: 'forward' E[f²], or 'backward' E[f'²]. They differ, so that no
-            variance keeps both. By default 'backward' for 'fan_out', else 'forward'.
+        keeps: the moment that the weights keep after an ``activation``: 'forward' E[f²], or
+            'backward' E[f'²]. They differ, so no variance keeps both. By default 'backward' for
+            'fan_out', else 'forward'.
         input_scale: scale of inputs that are not normalised, e.g. 128 for pixels in [-128, 128].
             Each of ``num_layers`` layers' standard deviation is multiplied by
             ``(1 / input_scale)^(1 / num_layers)``, so that together they undo the scale (§2.2).
@@ -296,8 +297,6 @@ def get(name: str, **given: Any) -> Initializer:
     valid = options(name)
     for option in given:
         if option not in valid:
-            raise TypeError(
-                f"Initializer {name!r} has no option {option!r}; expected some of "
-                f"{', '.join(valid)}."
-            )
+            expected = f"expected some of {', '.join(valid)}" if valid else "it has none"
+            raise TypeError(f"Initializer {name!r} has no option {option!r}; {expected}.")
     return REGISTRY[name](**given)

@@ -59,14 +59,16 @@ class VarianceScaling:
     ) -> jax.Array:
         shape = tuple(shape)
 
-        def draw(key: jax.Array, drawn: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
-            # JAX's fans ignore groups and strides. Of outputs alone its fan_in is 1, so that its
-            # scale is the variance.
-            outputs = tuple(range(len(drawn)))
+        def draw(
+            key: jax.Array, drawn_shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+        ) -> jax.Array:
+            # JAX's fans ignore groups and strides. With all axes as outputs its fan_in is 1, so
+            # the scale is the variance itself.
+            outputs = tuple(range(len(drawn_shape)))
             rule = jax.nn.initializers.variance_scaling(
                 self.variance(shape), "fan_in", self.distribution, in_axis=(), out_axis=outputs
             )
-            return rule(key, drawn, dtype)
+            return rule(key, drawn_shape, dtype)
 
         return draws.flat(draw, key, shape, _draw_dtype(dtype)).astype(dtype)
 
@@ -162,13 +164,10 @@ class Orthogonal:
         matrices = (math.sqrt(self.gain) * matrices).astype(dtype)
         if not self.only_centre:
             return from_matrices(matrices, shape, self.layout)
-        batch, inputs, outputs, window = self.layout.axes(shape)
-        centre = tuple(slice((shape[i] - 1) // 2, (shape[i] - 1) // 2 + 1) for i in window)
-        order = [*window, *batch, *sorted(inputs), *outputs]
-        kernel = jnp.zeros([shape[i] for i in order], dtype)
-        matrices = jnp.moveaxis(matrices, len(batch), -2)
-        kernel = kernel.at[centre].set(matrices.reshape([shape[i] for i in order[len(window) :]]))
-        return jnp.transpose(kernel, [order.index(i) for i in range(len(shape))])
+        window = self.layout.axes(shape)[3]
+        centre = [1 if i in window else size for i, size in enumerate(shape)]
+        around = [((n - 1) // 2, n // 2) if i in window else (0, 0) for i, n in enumerate(shape)]
+        return jnp.pad(from_matrices(matrices, centre, self.layout), around)
 
     def variance(self, shape: Sequence[int]) -> float:
         _, rows, columns = self._sizes(shape)
@@ -223,7 +222,7 @@ def _with_note(words: str, note: str) -> str:
 def _orthonormal(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
     """Return uniformly distributed orthonormal columns, or rows where there are fewer rows.
 
-    They are `jax.random.orthogonal`'s, from the draw of `draws.flat`.
+    The same numbers as `jax.random.orthogonal`, from a draw by `draws.flat`.
     """
     *stack, rows, columns = shape
     tall = (*stack, max(rows, columns), min(rows, columns))

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Sequence
 
 from prelu_jax import cosines
-from prelu_jax.signal import drift, verdict
+from prelu_jax.signal import drift, split, verdict
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.steps import NOTHING, Step, Steps
 from prelu_jax.signal.steps import blocks as blocks_of
@@ -58,11 +58,11 @@ _ADVICE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kernels:
-    """Kernels of another scale, for one direction.
+class _RescaleKernels:
+    """Advice to change the scale of all kernels, for one direction.
 
     Attributes:
-        kept: the factor of kernels and rectifiers in a layer.
+        kept: the factor of a layer's kernel and rectifier together.
         between: the factor of the rectifiers alone.
         slope: of the rectifiers.
         mode: the fan that keeps the moment of this direction.
@@ -93,21 +93,18 @@ class _Kernels:
         return f"{start}for a factor of 1 {self.remedy}"
 
 
-def advise_all(
+def grouped_advice(
     findings: Sequence[Finding], measurement: Measurement
 ) -> list[tuple[list[Finding], str]]:
-    """Return groups of findings with one line of advice for each group; see `advices`."""
+    """Return groups of findings with one line of advice for each group; see `advice_lines`."""
     groups: dict[str, list[Finding]] = {}
-    for finding, line in zip(findings, advices(findings, measurement), strict=True):
+    for finding, line in zip(findings, advice_lines(findings, measurement), strict=True):
         groups.setdefault(line, []).append(finding)
     return [(group, line) for line, group in groups.items()]
 
 
-def keep_apart(measurement: Measurement) -> str | None:
-    """Return a note where a plain net of rectifiers makes examples alike, though none is a fault.
-
-    None where something else than rectifiers keeps them apart or can: shortcuts, normalisation.
-    """
+def note_on_similar_examples(measurement: Measurement) -> str | None:
+    """Return a note if rectifiers make examples nearly equal; None with shortcuts or norms."""
     measured = [row.cosine for row in measurement.layers if row.cosine is not None]
     every = steps_of(measurement.layers, forward=True)
     depth = sum(kinds.RECTIFIER in step.kinds for step in every) + 1  # the first layer's too
@@ -125,26 +122,26 @@ def keep_apart(measurement: Measurement) -> str | None:
     )
 
 
-def advices(findings: Sequence[Finding], measurement: Measurement) -> list[str]:
+def advice_lines(findings: Sequence[Finding], measurement: Measurement) -> list[str]:
     """Return one line of advice for each finding, in their order.
 
     Findings with the same remedy share a line. Where the forward and the backward signal ask for
     two scales of the same kernels, either will do (He et al. 2015, §2.2), and the line names both.
     """
     causes = [_cause(finding, measurement) for finding in findings]
-    kernels = [cause for cause in causes if isinstance(cause, _Kernels)]
+    kernels = [cause for cause in causes if isinstance(cause, _RescaleKernels)]
     both = {cause.mode: cause for cause in kernels}
     same_kind = len({cause.rectified for cause in kernels}) == 1
     merged = len(both) == 2 and same_kind
     return [
         _either(both["fan_in"], both["fan_out"])
-        if merged and isinstance(cause, _Kernels)
+        if merged and isinstance(cause, _RescaleKernels)
         else str(cause)
         for cause in causes
     ]
 
 
-def _either(forward: _Kernels, backward: _Kernels) -> str:
+def _either(forward: _RescaleKernels, backward: _RescaleKernels) -> str:
     """Return the advice for two directions at once; the gradient's comes first, as in the paper."""
     return (
         f"kernels and rectifiers multiply a second moment by {forward.kept:.2f} a layer forward "
@@ -154,7 +151,7 @@ def _either(forward: _Kernels, backward: _Kernels) -> str:
     )
 
 
-Cause = str | _Kernels
+Cause = str | _RescaleKernels
 
 
 def _cause(finding: Finding, measurement: Measurement) -> Cause:
@@ -193,18 +190,17 @@ def _one_layer(finding: Finding, measurement: Measurement, steps: Steps) -> Caus
     if len(steps) <= 2 or not largest > max(math.log(10), total / 2):
         return None
     step = max(block, key=lambda step: sign * step.total)
-    times = _factor(step.total)
-    if sign * step.between > sign * (step.total - step.between):
-        times = _factor(step.between)
+    of_layer = step.total - step.between
+    if sign * step.between > sign * of_layer:
         return (
-            f"one place does most of it: {step.where} the second moment is multiplied by {times}; "
-            f"{_remedy(step)}"
+            f"one place does most of it: {step.where} the second moment is multiplied by "
+            f"{_factor(step.between)}; {_remedy(step)}"
         )
     row = step.layer
     return (
         f"one layer does most of it: {row.name} multiplies the second moment by "
-        f"{times}; its kernel of shape {row.kernel_shape} has an "
-        f"rms of {row.kernel_rms:.2g}, see pj.initializers.table(...) for its rule and fans"
+        f"{_factor(of_layer)}; its kernel of shape {row.kernel_shape} has an rms of "
+        f"{row.kernel_rms:.2g}, see pj.initializers.table(...) for its rule and fans"
     )
 
 
@@ -276,16 +272,16 @@ def _kernel_scale(finding: Finding, measurement: Measurement, steps: Steps) -> C
     if not sign * kept > max(_NOTICEABLE, sign * _border(steps)):
         return None
     mode = "fan_in" if finding.direction == "forward" else "fan_out"
-    return _Kernels(math.exp(kept), math.exp(between), _slope(measurement.layers), mode)
+    return _RescaleKernels(math.exp(kept), math.exp(between), _slope(measurement.layers), mode)
 
 
 def _slope(layers: Sequence[LayerStatistics]) -> float:
     """Return the negative slope of a leaky rectifier between two layers: min f(y) = a min y."""
-    pairs = itertools.pairwise(layers)
     slopes = [
         row.input_minimum / before.minimum
-        for before, row in pairs
+        for before, row in itertools.pairwise(split.path(layers))
         if before.shape == row.input_shape and before.minimum < 0 and row.input_minimum is not None
+        if kinds.RESIDUAL not in row.between
     ]
     return statistics.median(slopes) if slopes else 0.0
 

@@ -9,7 +9,7 @@ them are computed again.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -94,21 +94,22 @@ class Probe:
         noise_key = jax.random.key(0) if key is None else key
         operations = program.operations
         used = {name for operation in operations for name in operation.parameters}
-        kernels = {  # those that have a gradient: no integers, no arrays beside the parameters
+        kernels = {  # only float parameters have a gradient
             name: parameters[name]
             for name in sorted(used & set(parameters))
             if checks.is_float(parameters[name])
         }
         sinks = {operation.number: taps.sinks(operation) for operation in operations}
 
-        observe = functools.partial(self._observe, keep_outputs_alone=not program.has_effects)
+        recompute = not program.has_effects  # they would be repeated
+        observe = functools.partial(self._observe, name_output=recompute)
 
         def objective(kernels: Any, sinks: Any) -> tuple[jax.Array, Any]:
             exchanged = {**parameters, **kernels}
             outputs, forward = program.run(exchanged, others, batch, observe, sinks)
             return self._objective(outputs, noise_key), forward
 
-        if not program.has_effects:  # which would happen twice
+        if recompute:
             objective = jax.checkpoint(objective, policy=_POLICY)
         (value, forward), (gradients, at_outputs) = jax.value_and_grad(
             objective, argnums=(0, 1), has_aux=True
@@ -118,19 +119,17 @@ class Probe:
         def weights(kernels: Any) -> Any:
             return program.weights({**parameters, **kernels}, others, batch)
 
-        # How W changes when its parameters follow their gradients; a view of them if W is one.
+        # The change of W when its parameters follow their gradients. Where W is a view of the
+        # parameters, this is the same view of the gradients.
         _, changes = jax.jvp(weights, (kernels,), (gradients,))
-        every = {operation.number: operation for operation in operations}
         return {
             "forward": forward,
-            "backward": _each(every, self._of_gradient, at_outputs),
-            "changes": _each(every, reductions.scaled, changes),
+            "backward": _each(operations, self._of_gradient, at_outputs),
+            "changes": _each(operations, reductions.scaled, changes),
             "objective": value,
         }
 
-    def _observe(
-        self, visit: Visit, *, keep_outputs_alone: bool
-    ) -> tuple[jax.Array, dict[str, Any]]:
+    def _observe(self, visit: Visit, *, name_output: bool) -> tuple[jax.Array, dict[str, Any]]:
         x, weight, y = jax.lax.stop_gradient((visit.x, visit.weight, visit.y))
         channel_axes = visit.operation.channel_axes
         # A look-up's input is the number of a row: there is nothing to measure in it.
@@ -148,7 +147,7 @@ class Probe:
             "has_operand_gradient": jnp.array(taps.has_operand_gradient(visit)),
             "ran": jnp.array(True),  # zeros, and so False, in a branch that does not run
         }
-        name = functools.partial(checkpoint_name, name=_OUTPUT) if keep_outputs_alone else None
+        name = functools.partial(checkpoint_name, name=_OUTPUT) if name_output else None
         return taps.observed(visit, name), record
 
     def _of_gradient(self, of_one_step: taps.Sinks) -> taps.Sinks:
@@ -175,15 +174,15 @@ class Probe:
 
 
 def _each(
-    operations: Mapping[int, Operation], function: Callable[[Any], Any], values: Mapping[int, Any]
+    operations: Sequence[Operation], function: Callable[[Any], Any], values: Mapping[int, Any]
 ) -> dict[int, Any]:
-    """Return a function of each operation's value at every step, by the operation's number."""
+    """Apply a function to each operation's value, at every step of the scans around it."""
     results = {}
-    for number, operation in operations.items():
+    for operation in operations:
         of_steps = function
         for _ in operation.steps:
             of_steps = jax.vmap(of_steps)
-        results[number] = of_steps(values[number])
+        results[operation.number] = of_steps(values[operation.number])
     return results
 
 
@@ -260,8 +259,8 @@ def measure(
         loss: from the model's outputs to a scalar. Without it the objective is ⟨η, outputs⟩ with
             independent standard normal η for every example, so that the cotangent of the outputs,
             any pytree of float arrays, is η (Krähenbühl et al. 2015: no labels needed).
-        weight_decay: coefficient λ of the term λ W that the optimiser adds to ∂loss/∂W. It takes
-            a loss.
+        weight_decay: coefficient λ of the term λ W that the optimiser adds to ∂loss/∂W. It
+            requires a loss.
         key: draws η; `jax.random.key(0)` by default.
         rngs: keys of the model's random streams, e.g. {'dropout': key}. An NNX model's own streams
             are used where these do not name them.

@@ -119,8 +119,9 @@ def of_channels(
         batch_size: the number of examples on this device.
         axis_name: the axis of devices under `pmap`.
         by_axis: weights along axes, whose product is the weight of an entry.
-        stored: whether the values stay in memory for the backward pass. They are then flattened for
-            the cosine, which is faster; others XLA would store for it instead of recomputing them.
+        stored: whether the values stay in memory for the backward pass anyway. They are then
+            flattened for the cosine, which is faster; XLA would store other values if they were
+            flattened, instead of recomputing them.
 
     Returns:
         float32. ``scale``, the largest absolute value; of every channel the ``lowest`` and the
@@ -151,14 +152,13 @@ def of_channels(
         var = pmean(var + jnp.square(local - mean), axis_name)
     squares = spread + 2 * local * at_place - jnp.square(local)  # E[(x / scale)²] at each place
     weighted = pmean(jnp.mean(_weighted(squares, by_axis)), axis_name)
+    vectors = unit.reshape(len(unit), -1) if stored and unit.ndim > 1 else unit
     of_each = {"lowest": lowest, "highest": highest, "mean": mean, "var": var}
     return {
         "scale": scale,
         **{name: value.ravel() for name, value in of_each.items()},
         "weighted": weighted,
-        **_of_vectors(
-            unit.reshape(len(unit), -1) if stored and unit.ndim > 1 else unit, batch_size, axis_name
-        ),
+        **_of_vectors(vectors, batch_size, axis_name),
     }
 
 
@@ -198,10 +198,10 @@ def gaussian_like(
 def noise_objective(
     outputs: Any, key: jax.Array, batch_size: int, axis_name: str | None
 ) -> jax.Array:
-    """Return ⟨η, outputs⟩ of `gaussian_like` noise η: the gradient at the outputs is η itself.
+    """Return this device's part of ⟨η, outputs⟩; the sum over devices is the whole.
 
-    It is this device's part: the sum over devices is the whole. Outputs other than floats are left
-    out (Krähenbühl et al. 2015).
+    Its gradient at the outputs is the noise η of `gaussian_like` (Krähenbühl et al. 2015). Outputs
+    that are not floats are left out.
     """
     floats = [
         jnp.asarray(y, jnp.float32)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from prelu_jax import extras, printing
 from prelu_jax.signal import drift, verdict
-from prelu_jax.signal.advice import advices, advise_all, keep_apart
+from prelu_jax.signal.advice import advice_lines, grouped_advice, note_on_similar_examples
 from prelu_jax.signal.drift import Accepted, Prediction, Predictions
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
 from prelu_jax.signal.split import Factors
@@ -84,7 +84,7 @@ class Report:
     def summary(self) -> str:
         """The verdict in sentences: for every finding the first layer at fault, and the advice."""
         lines = []
-        for findings, advice in advise_all(self.findings, self.measurement):
+        for findings, advice in grouped_advice(self.findings, self.measurement):
             for finding in findings:
                 direction = f" ({finding.direction})" if finding.direction else ""
                 start = f"{finding.verdict}{direction} from {finding.layer} on"
@@ -145,7 +145,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything in plain Python: numbers may be nan or inf, None means not defined."""
-        advised = zip(self.findings, advices(self.findings, self.measurement), strict=True)
+        advised = zip(self.findings, advice_lines(self.findings, self.measurement), strict=True)
         findings = [{**dataclasses.asdict(finding), "advice": line} for finding, line in advised]
         return {
             "model": self.model,
@@ -222,7 +222,7 @@ class Report:
 
     def _notes(self) -> Iterator[str]:
         """Yield the lines about what is not measured or judged, or may be better though healthy."""
-        if not self.findings and (line := keep_apart(self.measurement)):
+        if not self.findings and (line := note_on_similar_examples(self.measurement)):
             yield line
         yield from self.measurement.coverage.notes()
         if reason := self.measurement.collapse_not_judged:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from prelu_jax import tracing
-from prelu_jax.signal import checks, reductions, split
+from prelu_jax.signal import checks, reductions
 from prelu_jax.signal.measurement import LayerCall, LayerStatistics
 from prelu_jax.signal.reductions import SecondMoments
+from prelu_jax.signal.split import ratio
 from prelu_jax.signal.taps import Sinks
 from prelu_jax.tracing import Program
 
@@ -38,7 +39,7 @@ class Row:
         input_has_examples: the same for the input; False for that of a look-up, which is no signal.
         has_counts: whether the moments for independent weights are known (`tracing.counts`).
         sources: the names of the layers that feed its input, in execution order.
-        between: the kinds of operations between the two.
+        between: the kinds of operations between those layers and its input.
     """
 
     call: LayerCall
@@ -52,28 +53,28 @@ class Row:
     between: tuple[str, ...]
 
     def records(self, statistics: Mapping[str, Any]) -> list[Any]:
-        """Return its forward, backward and weights' records in the results of a probe."""
+        """Return its records of `Probe.statistics`: forward, backward, change of the weights."""
         parts = ("forward", "backward", "changes")
         return [tracing.at(statistics[part][self.number], self.index) for part in parts]
 
     def read(
-        self, statistics: Mapping[str, Any], weight_decay: float | None, ran: Collection[str]
+        self, statistics: Mapping[str, Any], weight_decay: float, ran: Collection[str]
     ) -> LayerStatistics:
         """Return the row in Python floats.
 
         Args:
             statistics: as `probe.Probe.statistics` returns them, on the host.
-            weight_decay: None where a gradient is not to be compared with it.
+            weight_decay: the coefficient λ; 0 for none.
             ran: the names of the calls that ran: of a `cond`, those of one branch.
         """
         forward, backward, change = self.records(statistics)
         kernel = gradient = rate = None
         if self.call.kernel_shape is not None:
             kernel, gradient = (math.sqrt(_square(pair)) for pair in (forward["kernel"], change))
-            rate = _ratio(gradient, kernel)
+            rate = ratio(gradient, kernel)
         of_y, of_x = (_moments(forward[name]) for name in "yx")
         inputs: dict[str, Any] = {f"input_{name}": value for name, value in of_x.items()}
-        inputs["input_zero_fraction"] = _fraction(_zero(forward["x"]), of_x)
+        inputs["input_zero_fraction"] = _fraction(_always_zero(forward["x"]), of_x)
         inputs["input_cosine"] = _cosine(forward["x"]) if self.input_has_examples else None
         if self.call.kind == KINDS["look-up"]:
             inputs = dict.fromkeys(inputs)
@@ -113,20 +114,17 @@ class Row:
         is_look_up = self.call.kind == KINDS["look-up"]
         has_gradient = bool(forward["has_operand_gradient"])
         return {
-            "kernel_factor": None if is_look_up else _ratio(y, x),
+            "kernel_factor": None if is_look_up else ratio(y, x),
             "expected_kernel_factor": (
-                _ratio(expected_y + _square(forward["bias"]), x) if self.has_counts else None
+                ratio(expected_y + _square(forward["bias"]), x) if self.has_counts else None
             ),
-            "gradient_kernel_factor": _ratio(of_x, of_y) if has_gradient else None,
+            "gradient_kernel_factor": ratio(of_x, of_y) if has_gradient else None,
             "expected_gradient_kernel_factor": (
-                _ratio(variance * of_x_for_unit_variance, of_y)
+                ratio(variance * of_x_for_unit_variance, of_y)
                 if has_gradient and self.has_counts
                 else None
             ),
         }
-
-
-_ratio = split.ratio
 
 
 def _square(moments: SecondMoments) -> float:
@@ -152,10 +150,11 @@ def _moments(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _channel_spread(squares: np.ndarray) -> float:
-    """Return the unbiased variance over channels of their second moments, over their squared mean.
+    """Return the unbiased variance of the channels' second moments, divided by their squared mean.
 
-    Channels of a layer with independent weights are independent given its input, so this over
-    their number is the relative variance of the layer's second moment. 0 for zeros and one channel.
+    Channels of a layer with independent weights are independent given its input, so this divided
+    by their number is the relative variance of the layer's second moment. 0 for zeros and for one
+    channel.
     """
     mean = float(squares.mean())
     if squares.size == 1 or mean == 0:
@@ -169,7 +168,7 @@ def _cosine(record: Mapping[str, Any]) -> float:
     return (resultant - n) / (n * (n - 1)) if n > 1 else math.nan
 
 
-def _zero(record: Mapping[str, Any]) -> Any:
+def _always_zero(record: Mapping[str, Any]) -> Any:
     """Return which channels are 0 for every example and position."""
     return (record["lowest"] == 0) & (record["highest"] == 0)
 

@@ -137,6 +137,13 @@ def test_calibrate_says_that_it_cannot_be_traced(model):
 
 
 @pytest.mark.compiled("what is inside jit or scan is not traced")
+def test_calibrate_says_that_a_callable_pytree_is_traced():
+    model = jax.tree_util.Partial(lambda kernel, x: x @ kernel, jnp.ones((4, 3)))
+    with pytest.raises(TypeError, match="calibrate was called inside jit"):
+        jax.jit(lambda model: datadep.calibrate(model, X)[0])(model)
+
+
+@pytest.mark.compiled("what is inside jit or scan is not traced")
 def test_calibrate_says_that_an_nnx_model_is_traced():
     with pytest.raises(TypeError, match="calibrate was called inside jit"):
         nnx.jit(lambda model: datadep.calibrate(model, X))(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))

@@ -48,7 +48,8 @@ def test_decided_rules_are_right(size, gain, distribution):
             if result.decided:
                 decided += 1
                 assert is_right(result, gain, fan, distribution, shape), (fan, result)
-    assert decided / total > {64: -1, 1024: 0.3, 2**14: 0.9, 2**20: 0.99}[size]
+    if size > 64:  # with 64 weights few are decided
+        assert decided / total > {1024: 0.3, 2**14: 0.9, 2**20: 0.99}[size]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_small_kernels_are_drawn_flat_and_large_ones_not_to_the_same_bits(name, 
 
     small = initializer(key, shape)
     assert "shape=(8192,)" in drawn_shape()
-    monkeypatch.setattr(draws, "_FLAT", 0)
+    monkeypatch.setattr(draws, "_LARGEST_FLAT", 0)
     assert "shape=(8192,)" not in drawn_shape()
     np.testing.assert_array_equal(small, initializer(key, shape))
 

@@ -87,7 +87,9 @@ def test_one_layer_that_does_it_alone_is_named():
         ("vanishing", "forward", "dense_7"),
         ("vanishing", "backward", "dense_6"),
     ]
-    assert found.summary.count("one layer does most of it: dense_7 multiplies") == 2
+    # In both directions its kernel has the same factor, 128 · 1e-8, so that one advice will do.
+    assert found.summary.count("one layer does most of it: dense_7 multiplies") == 1
+    assert re.search(r"multiplies the second moment by 1\.[123]e-06", found.summary)
 
 
 def test_padding_that_loses_the_signal_is_named():
@@ -132,7 +134,7 @@ def test_padding_that_loses_the_signal_is_named():
     ],
 )
 def test_other_findings_have_a_line(name, start):
-    (line,) = advice.advices([Finding(name, None, "b", None, "")], measurement())
+    (line,) = advice.advice_lines([Finding(name, None, "b", None, "")], measurement())
     assert line.startswith(start)
 
 
