@@ -1,4 +1,4 @@
-"""He et al. 2015, Figure 2: a 22-layer network converges with both, earlier with He.
+"""He et al. 2015, Figure 2: 22 layers train with both initialisations, earlier with He's.
 
     python -m experiments.convergence_22 --scale=laptop
 

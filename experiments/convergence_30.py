@@ -22,7 +22,7 @@ class Config(convergence.ConvergenceConfig):
 
     Attributes:
         converged: claim: He's final error is at most this.
-        stalled: claim: Xavier's error is never below this; chance on digits is 0.90.
+        stalled: claim: Xavier's error is never below this; a little below 1 - 1 / classes, chance.
         times: claim, with stop_error: Xavier is at chance for this many times He's steps.
     """
 
@@ -89,7 +89,7 @@ def judge(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> list[
 
 def _stall(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> Claim:
     """Judge whether Xavier's runs are at chance for many times the steps in which He's train."""
-    needed = max(curve.steps_to(config.stop_error) for curve in he)
+    needed = max(convergence.steps_to_stop(config, curve) for curve in he)
     seen = min((curve.steps[-1] for curve in xavier if len(curve.steps)), default=0)
     return Claim(
         f"Xavier is at chance for at least {config.times:g} times the steps that He needs to reach "
@@ -100,8 +100,8 @@ def _stall(config: Config, he: Sequence[Curve], xavier: Sequence[Curve]) -> Clai
 
 
 TITLE = "30 layers, after He et al. 2015, Figure 3"
-FRACTIONS = ("converged", "stalled", "stop_error")
-EXPERIMENT = convergence.experiment("convergence_30", SCALES, judge, TITLE, FRACTIONS)
+TRAINED, STALLED = ("converged", "stop_error"), ("stalled",)
+EXPERIMENT = convergence.experiment("convergence_30", SCALES, judge, TITLE, TRAINED, STALLED)
 
 if __name__ == "__main__":
     cli.main(EXPERIMENT)

@@ -1,8 +1,8 @@
-"""Krähenbühl et al. 2015 and Mishkin & Matas 2015 from scratch: which start trains a deep net?
+"""Krähenbühl et al. 2015, Mishkin & Matas 2015: which initialisation trains a deep net?
 
     python -m experiments.data_dependent --scale=laptop
 
-Random initialisations against those that look at a batch, which start from He's. Each is measured
+Random initialisations against those computed from a batch, which begin with He's. Each is measured
 by its error over training, the spread of the change rates C̃ over layers at step 0, the seconds it
 takes, and the highest learning rate of a ladder at which a short run learns. The whole grid:
 
@@ -121,7 +121,7 @@ Grid = Mapping[Condition, Mapping[str, Sequence[Trial]]]  # method -> its runs, 
 def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Iterator[Report]:
     """Train every method in every condition; yield the report after each seed."""
     configs.check_unset(config, OF_ARM, "config.archs, config.rectifiers, config.paddings")
-    configs.check_fractions(config, "reached", "stalled")
+    configs.check_limits(config, ["reached"], ["stalled"])
     for method in config.methods:
         names.check("method", method, METHODS)
     if missing := set(JUDGED) - set(config.methods):
@@ -135,8 +135,11 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Iterator[Repo
         for method in config.methods
     ]
     parallel = short_runs.check([run for _, _, run in runs])
-    if config.ladder_steps > config.num_steps:
-        raise ValueError(f"config.ladder_steps is over config.num_steps, {config.num_steps}.")
+    if not short_runs.LAST < config.ladder_steps <= config.num_steps:
+        raise ValueError(
+            f"config.ladder_steps is {config.ladder_steps}, expected {short_runs.LAST + 1} to "
+            f"config.num_steps, {config.num_steps}."
+        )
     grid: dict[Condition, dict[str, list[Trial]]] = {
         condition: {method: [] for method in config.methods} for condition in conditions
     }
@@ -155,7 +158,7 @@ def of_run(config: Config, condition: Condition, method: str, seed: int) -> Trai
 
 
 def _trial(config: Config, start: short_runs.Start, method: str) -> Trial:
-    """Return the result of a method: of its start, of short runs and of the whole run."""
+    """Return the result of a method: at step 0, of short runs and of the whole run."""
     rates = sorted(config.ladder, reverse=True)
     learned = (rate for rate in rates if start.learns(rate, config.ladder_steps))
     stages = [stage for calibration in start.reports for stage in calibration.stages]
@@ -172,10 +175,10 @@ def _trial(config: Config, start: short_runs.Start, method: str) -> Trial:
 
 
 def _report(config: Config, grid: Grid) -> Report:
-    seeds = len(grid[next(iter(grid))][HE])
+    seeds = [trial.curve.seed for trial in grid[next(iter(grid))][HE]]
     caption = (
         f"{config.dataset}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
-        f"{config.batch_size}; seeds from {config.seed} on, n = {seeds}"
+        f"{config.batch_size}; {intervals.seeds(seeds)}"
     )
     curves = {
         str(condition): {m: [trial.curve for trial in trials] for m, trials in by.items()}
@@ -215,7 +218,7 @@ def judge(config: Config, grid: Grid) -> list[Claim]:
             f"at most {max(left):.2g} in {len(left)} runs",
         ),
         Claim(
-            f"[{BOTH}] has the smallest spread of all methods under a loss drawn anew",
+            f"[{BOTH}] has the smallest spread of all methods under a new random loss",
             all(min(by, key=by.__getitem__) == BOTH for by in spreads),
             "; ".join(
                 f"{by[BOTH]:.2g}, the next {min(v for m, v in by.items() if m != BOTH):.2g}"

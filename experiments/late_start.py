@@ -1,11 +1,11 @@
-"""Xavier's 30-layer net taken further, with one thing changed at a time.
+"""Why Xavier's 30-layer net trains late: longer runs, each with one or two settings changed.
 
     python -m experiments.late_start --scale=laptop
 
-The runs of `convergence_30` with Xavier's start, taken further. A run ends at the first test error
-below 50 %, or untrained at its last step. The figure shows gradients and kernels by layer, of one
-seed: where training starts, and whether the decay of the weights or their gradient is larger
-before.
+The runs of `convergence_30` with Xavier's initialisation, taken further. A run ends at the first
+test error below 50 %, or untrained at its last step. The figure shows the rms of gradients and
+kernels by layer for the first seed: in which layers training starts, and whether the weight decay
+or the gradient is larger before that.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
     """Return the runs of every variant."""
     configs.check_unset(config, ["initializer", "frozen"])
     for variant in config.variants:
-        names.check("config.variants", variant, VARIANTS)
+        names.check("variant", variant, VARIANTS)
     return until_trained.plan(config, workdir, seeds, _cases(config))
 
 
@@ -88,12 +88,12 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
         judge(needed),
         markdown(config, curves),
         until_trained.tables(config, curves),
-        {"figure": draw(config, folders)},
+        {"figure": draw(config, folders)} if folders else {},
     )
 
 
 def judge(needed: Mapping[str, Sequence[float]]) -> list[Claim]:
-    """Judge whether biases let the net out, and whether the decay of the weights holds it."""
+    """Judge whether frozen biases prevent training, and whether the weight decay is the reason."""
     if not {NO_BIASES, NEITHER} <= set(needed):
         return []
     return [

@@ -30,8 +30,9 @@ from prelu_jax.theory import LayerMoments
 HE_IN, HE_OUT, XAVIER, GAUSSIAN = "He, fan_in", "He, fan_out", "Xavier", "Gaussian 0.01"
 ARMS = (HE_IN, HE_OUT, XAVIER, GAUSSIAN)
 CHANNELS, CLASSES = 3, 10
-LEVEL = 0.999  # of the intervals that the theory has to lie in: there are 24 of them
-OF_LAYERS = 0.99  # of those in the table: end to end, the theory is no more than nearly exact
+LEVEL = 0.999  # of each interval for the factor per layer; the default nets give 24 intervals
+OF_LAYERS = 0.99  # of the table's intervals; over a whole net the theory is only approximate
+WIDEST = 25  # half-width, in % of the factor, of an interval that can confirm the theory
 
 
 @dataclasses.dataclass
@@ -214,7 +215,7 @@ def judge(nets: Sequence[Arch], measured: Sequence[Initialised]) -> list[Claim]:
         ),
         Claim(
             f"The theory's factor per layer lies in the {LEVEL:.1%} interval of the measured one",
-            not missed,
+            False if missed else max(widths) <= WIDEST or None,
             f"{'; '.join(missed) or f'all {len(factors)} of them'}; half-widths of the intervals: "
             f"median {np.median(widths):.2g} %, largest {max(widths):.2g} % of the factor",
         ),

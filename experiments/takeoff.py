@@ -1,4 +1,4 @@
-"""Steps until a net trains, against its depth, with He's start and with Xavier's.
+"""Steps until a net trains, against its depth, with He's initialisation and with Xavier's.
 
     python -m experiments.takeoff --scale=laptop
 
@@ -69,7 +69,7 @@ SCALES = {
 
 
 def plan(config: Config, workdir: Path, seeds: Sequence[int]) -> Plan:
-    """Return the runs of every depth from both starts."""
+    """Return the runs of every depth with both initialisations."""
     configs.check_unset(config, ["initializer", "arch"], "config.depths")
     return until_trained.plan(config, workdir, seeds, _cases(config))
 
@@ -139,8 +139,13 @@ class Growth:
     depths: tuple[int, ...]  # at which every seed trained
 
     def holds_theory(self) -> bool | None:
-        """Return whether the theory's factor lies in the interval; None if there is none."""
-        return None if math.isnan(self.low) else self.low <= self.theory <= self.high
+        """Return whether the theory's factor lies in the interval.
+
+        None if there is no interval, or one so wide that it contains 1, no growth at all.
+        """
+        if math.isnan(self.low) or self.low <= min(1.0, self.theory) <= self.theory <= self.high:
+            return None
+        return self.low <= self.theory <= self.high
 
     def __str__(self) -> str:
         if math.isnan(self.factor):
@@ -166,9 +171,10 @@ def growth(measured: Mapping[int, Sequence[float]]) -> Growth:
 
 
 def judge(config: Config, points: Points) -> list[Claim]:
-    """Judge the cost of depth with each start."""
+    """Judge the cost of depth with each initialisation."""
     he, xavier = points[HE], points[XAVIER]
     pairs = [pair for depth in he for pair in zip(he[depth], xavier[depth], strict=True)]
+    ratios = [other / mine for mine, other in pairs if math.isfinite(mine)]
     of_he, of_xavier = growth(he), growth(xavier)
     return [
         Claim(
@@ -180,7 +186,7 @@ def judge(config: Config, points: Points) -> list[Claim]:
         Claim(
             "Xavier needs more steps than He at every depth in every seed",
             all(mine < other for mine, other in pairs),
-            f"the least ratio: {min(other / mine for mine, other in pairs):.3g}",
+            f"the least ratio: {min(ratios):.3g}" if ratios else "He trains in no run",
         ),
         Claim(
             f"He's steps hardly depend on the depth: a factor below {config.flat:g} a layer",

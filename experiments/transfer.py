@@ -43,7 +43,7 @@ class Config(TrainConfig):
     Attributes:
         pretrain_classes: labels of the pre-training run.
         pretrain_steps: steps of the pre-training run.
-        reinit: parameters that every fine-tuning run draws anew: all fully connected layers.
+        reinit: parameters that every fine-tuning run initialises again: all fully connected layers.
         frozen: parameters that the arms with a frozen trunk do not train.
         reached: steps are counted to this error.
     """
@@ -212,7 +212,7 @@ def _titles(config: Config, seeds: Sequence[int]) -> tuple[str, str]:
         f"{config.examples_per_class} examples of each of {config.classes}",
         f"{config.arch}, {config.rectifier}; {config.pretrain_steps} steps, then "
         f"{config.num_steps}; SGD {config.learning_rate:g}, momentum {config.momentum:g}, batch "
-        f"{config.batch_size};\ndrawn anew: {config.reinit}; seeds {seeds[0]} to {seeds[-1]}; "
+        f"{config.batch_size};\ninitialised again: {config.reinit}; {intervals.seeds(seeds)}; "
         "small: each seed, large: mean and 95 % interval",
     )
 

@@ -53,7 +53,7 @@ hypothesis.settings.load_profile("project")
 _OF_RUNS = {"experiments", "faults", "integration", "launch"}
 _OF_RUNS |= {"test_benchmarks", "test_input_benchmark", "test_notebooks", "test_readme"}
 _OF_RUNS |= {"test_full_size", "test_trainer", "test_loggers", "test_pretrained", "test_processes"}
-_OF_RUNS |= {"test_batches", "test_scaling", "test_stack", "test_step", "test_wheel_alone"}
+_OF_RUNS |= {"test_batches", "test_scaling", "test_step", "test_wheel_alone"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from prelu_jax import entry
 from tests.experiments.conftest import ROOT, environment
+from tests.waiting import PATIENCE
 
 # A command with two flags whose argument decides how it ends, and that prints non-ASCII text.
 COMMAND = """
@@ -59,7 +60,7 @@ def shell(script, arguments, redirection="", **variables):
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

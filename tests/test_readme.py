@@ -86,9 +86,9 @@ def test_the_two_commands_come_first():
 
 def test_the_commands_of_the_table_of_results_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\|.*?\| `(\w+) --scale=(\w+)( --seeds=\d+)?` \|", text, re.MULTILINE)
-    assert len(rows) >= 7
-    for name, scale, _ in rows:
+    rows = re.findall(r"`(\w+) --scale=(\w+)(?: --seeds=\d+)?`", text)
+    assert len(rows) >= 8
+    for name, scale in rows:
         assert scale in importlib.import_module(f"experiments.{name}").EXPERIMENT.scales
 
 
@@ -112,7 +112,9 @@ def test_every_command_is_of_a_kind_that_is_run_here():
 
 @pytest.mark.parametrize("line", commands("make "))
 def test_make_knows_the_target(line):
-    subprocess.run(["make", "-n", *shlex.split(line)[1:]], cwd=ROOT, check=True)
+    # `make -n docs` would pass without a rule: there is a folder of that name.
+    rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert {word for word in shlex.split(line)[1:] if "=" not in word} <= set(rules)
 
 
 def test_make_reproduce_is_the_laptop_comparison():
@@ -178,6 +180,7 @@ def test_experiments_run(line, tmp_path):
         arguments += ["--config.min_side=32", "--config.max_side=32"]
     done = run_module(module, *arguments)
     assert "Claims:" in done.stdout, done.stderr
+    assert done.returncode in (0, 1), done.stderr
     assert (tmp_path / "figure.png").exists()
 
 

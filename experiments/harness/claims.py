@@ -51,10 +51,12 @@ def converged(subject: str, curves: Sequence[Curve], limit: float) -> Claim:
 def stalled(subject: str, curves: Sequence[Curve], limit: float) -> Claim:
     """Claim that no run has an error below a limit at any time."""
     errors = [curve.lowest_error() for curve in curves]
+    lost = sum(curve.status == "diverged" for curve in curves)
     return Claim(
         f"{subject}: error never below {limit:.0%} in any seed",
         all_above(curves, limit),
-        f"lowest error of each run: {intervals.summary(errors, ' %', 100)}",
+        f"lowest error of each run: {intervals.summary(errors, ' %', 100)}"
+        + (f"; {lost} diverged" if lost else ""),
     )
 
 

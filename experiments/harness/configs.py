@@ -77,6 +77,28 @@ def check_unset(config: Any, fields: Sequence[str], instead: str = "") -> None:
             raise ValueError(f"config.{field} is set for each run; leave it as it is.{see}")
 
 
+def check_limits(config: TrainConfig, trained: Sequence[str], stalled: Sequence[str] = ()) -> None:
+    """Raise a ValueError unless limits in claims fit the error of a guess among the classes.
+
+    Args:
+        config: an experiment's.
+        trained: fields of errors at which a run counts as trained: below that of a guess.
+        stalled: fields of errors that a run at chance keeps above: at most a fifth below a guess's.
+    """
+    from prelu_jax.training import recipe  # imports JAX, which a report does without
+
+    check_fractions(config, *trained, *stalled)
+    classes = len(recipe.splits(train_config(config))[0].class_names)
+    chance = 1 - 1 / classes
+    for field in (*trained, *stalled):
+        least = 0.8 * chance if field in stalled else 0.0
+        if not least <= getattr(config, field) < chance:
+            raise ValueError(
+                f"config.{field} is {getattr(config, field):g}, expected a number from {least:.2g} "
+                f"to below {chance:.3g}, the error of a guess among the {classes} classes."
+            )
+
+
 def check_fractions(config: Any, *fields: str) -> None:
     """Raise a ValueError if an error that claims compare with is not from 0 to 1."""
     for field in fields:

@@ -1,11 +1,12 @@
 """He against Xavier on one network: the common part of Figures 2 and 3 of He et al. 2015."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import configs, figures, plans, results
+from experiments.harness import configs, figures, intervals, plans, results
 from experiments.harness.claims import Claim
 from experiments.harness.configs import NEVER
 from experiments.harness.experiment import Experiment, Report
@@ -20,7 +21,7 @@ Judge = Callable[[Any, Sequence[Curve], Sequence[Curve]], list[Claim]]
 
 @dataclasses.dataclass
 class ConvergenceConfig(TrainConfig):
-    """A `TrainConfig` whose initialiser is that of the arm.
+    """A `TrainConfig` in which each arm sets the initialiser.
 
     Attributes:
         he_initializer: initialiser of the arm "He": variance 2 / fan_out (Eq. 14).
@@ -43,8 +44,18 @@ def arms(config: ConvergenceConfig) -> tuple[Arm, Arm]:
     )
 
 
+def steps_to_stop(config: ConvergenceConfig, curve: Curve) -> float:
+    """Return the first evaluated step below ``stop_error``, where training stops, at least 1."""
+    return max(1.0, curve.steps_to(math.nextafter(config.stop_error, 0)))
+
+
 def experiment(
-    name: str, scales: Mapping[str, Any], judge: Judge, title: str, fractions: Sequence[str]
+    name: str,
+    scales: Mapping[str, Any],
+    judge: Judge,
+    title: str,
+    trained: Sequence[str],
+    stalled: Sequence[str] = (),
 ) -> Experiment:
     """Return the experiment that trains both arms over the seeds.
 
@@ -53,11 +64,11 @@ def experiment(
         scales: name -> `ConvergenceConfig`.
         judge: returns the claims from the configuration, He's curves and Xavier's.
         title: of the figure.
-        fractions: fields of the configuration that are errors.
+        trained, stalled: fields of the configuration, as in `configs.check_limits`.
     """
 
     def plan(config: ConvergenceConfig, workdir: Path, seeds: Sequence[int]) -> Plan:
-        configs.check_fractions(config, *fractions)
+        configs.check_limits(config, trained, stalled)
         instead = "config.he_initializer, config.xavier_initializer"
         configs.check_unset(config, ["initializer"], instead)
         return plans.of_arms(config, workdir, seeds, arms(config))
@@ -79,6 +90,6 @@ def _caption(config: ConvergenceConfig, seeds: Sequence[int]) -> str:
     return (
         f"{config.arch}, {config.rectifier}, {config.dataset}; SGD {config.learning_rate:g}, "
         f"momentum {config.momentum:g}, batch {config.batch_size}; {config.he_initializer} against "
-        f"{config.xavier_initializer}, {config.mode};\npadding {config.padding}{frozen}; seeds "
-        f"{seeds[0]} to {seeds[-1]}; thin: each seed, bold: median"
+        f"{config.xavier_initializer}, {config.mode};\npadding {config.padding}{frozen}; "
+        f"{intervals.seeds(seeds)}; thin: each seed, bold: median"
     )

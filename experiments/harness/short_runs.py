@@ -27,7 +27,7 @@ from prelu_jax.training.recipe import Recipe, resolve
 from prelu_jax.training.state import TrainState, stream
 from prelu_jax.training.step import Metrics
 
-_LAST = 5  # steps whose mean loss is that of the end
+LAST = 5  # steps whose mean loss is that of the end
 _FALLEN = 0.99  # of the first loss: less than learning how frequent the classes are
 
 
@@ -109,7 +109,7 @@ class Start:
             losses.append(float(metrics["loss"]))
             if not math.isfinite(losses[-1]):
                 return False
-        return float(np.mean(losses[-_LAST:])) < _FALLEN * losses[0]
+        return float(np.mean(losses[-LAST:])) < _FALLEN * losses[0]
 
 
 def check(configs: Sequence[TrainConfig]) -> Parallel:

@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.harness import configs, plans, results
 from experiments.harness.configs import DIGITS
-from experiments.harness.convergence import ConvergenceConfig
+from experiments.harness.convergence import ConvergenceConfig, steps_to_stop
 from experiments.harness.experiment import Rows
 from experiments.harness.plans import Arm, Plan
 from experiments.harness.results import Curve
@@ -32,11 +32,11 @@ def plan(config: ConvergenceConfig, workdir: Path, seeds: Sequence[int], cases: 
     Raises:
         ValueError: no error ends a run.
     """
-    configs.check_fractions(config, "stop_error")
     if not config.stop_error:
         raise ValueError(
             "config.stop_error is 0, expected the error below which a run has trained."
         )
+    configs.check_limits(config, trained=["stop_error"])
     return plans.of_arms(config, workdir, seeds, [_arm(case, cases[case]) for case in cases])
 
 
@@ -59,8 +59,7 @@ def read(workdir: Path, seeds: Sequence[int], cases: Cases) -> dict[Case, list[C
 def steps(config: ConvergenceConfig, curves: Sequence[Curve]) -> list[float]:
     """Return the steps that each run needs; inf for one that does not train."""
     return [
-        curve.steps_to(config.stop_error) if curve.status == "done" else math.inf
-        for curve in curves
+        steps_to_stop(config, curve) if curve.status == "done" else math.inf for curve in curves
     ]
 
 

@@ -135,7 +135,7 @@ def errors(**multi):
     """Errors of every test, 0.3 but for the multi-scale ones given by model."""
     short = {"a_relu": A_RELU, "a": A, "b": B, "c": C}
     n = len(next(iter(multi.values())))
-    tests = (TEN_VIEW, "s = 40", "s = 48", MULTI_SCALE)
+    tests = (TEN_VIEW, "s = 40", "s = 44", "s = 48", MULTI_SCALE)
     by_model = {model: {test: pairs(*[0.3] * n) for test in tests} for model in MODELS}
     for key, values in multi.items():
         by_model[short[key]][MULTI_SCALE] = pairs(*values)

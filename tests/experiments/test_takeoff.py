@@ -65,6 +65,12 @@ def test_the_prediction_has_the_slope_of_theory_and_the_level_of_the_runs():
     assert math.exp(math.log(2) / 2 - 1 / 12) < found.theory < math.sqrt(2)
 
 
+def test_an_interval_that_contains_no_growth_confirms_no_theory():
+    assert takeoff.Growth(1.3, 0.9, 1.9, 1.35, (14, 22)).holds_theory() is None
+    assert takeoff.Growth(1.3, 1.2, 1.4, 1.35, (14, 22)).holds_theory() is True
+    assert takeoff.Growth(1.3, 0.9, 1.4, 1.5, (14, 22)).holds_theory() is False
+
+
 @pytest.mark.slow
 def test_from_a_flag_to_a_picture(tmp_path):
     short = ("--config.num_steps=2", "--config.log_every=1", "--config.eval_every=1")

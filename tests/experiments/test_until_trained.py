@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import late_start, rates
-from experiments.harness import drawing, until_trained
+from experiments.harness import configs, drawing, until_trained
 from experiments.harness.convergence import HE, XAVIER
 from experiments.harness.results import Curve
-from prelu_jax import arch
-from prelu_jax.data import sources
+from prelu_jax.training import recipe
 from tests.experiments.conftest import run
 
 NEVER = math.inf
@@ -48,13 +47,28 @@ def test_a_run_without_an_end_is_refused(tmp_path):
         ([[100, NEVER], [80, NEVER]], [[900, NEVER], [950, NEVER]], [False, True]),
         ([[100, 300], [80, 90]], [[900, 85], [950, NEVER]], [False, False]),  # one run of Xavier
         ([[NEVER, NEVER]] * 2, [[NEVER, NEVER]] * 2, [False, True]),
+        # Runs at the highest rate end after 1,000 steps: what comes later is not known of all.
+        ([[1500, 1600], [NEVER] * 2], [[2000, NEVER], [NEVER] * 2], [None, True]),
     ],
 )
 def test_rates_are_judged_by_the_slowest_seed_and_the_first_run(he, xavier, passed):
     needed = {}
     for i, rate in enumerate(("rate 0.001", "rate 0.01")):
         needed[HE, rate], needed[XAVIER, rate] = he[i], xavier[i]
-    assert [claim.passed for claim in rates.judge(needed)] == passed
+    assert [claim.passed for claim in rates.judge(rates.EXPERIMENT.config(), needed)] == passed
+
+
+def test_rates_are_above_0(tmp_path):
+    config = rates.EXPERIMENT.config("laptop", rates=(0.01, 0.0))
+    with pytest.raises(ValueError, match="config.rates is .*expected rates above 0"):
+        rates.EXPERIMENT.plan(config, tmp_path, [0])
+
+
+def test_a_run_that_is_below_the_limit_at_once_needs_one_step():
+    config = rates.EXPERIMENT.config()
+    assert until_trained.steps(config, [curve([0.4, 0.3])]) == [1]
+    # As the run itself, which ends below the limit, not at it.
+    assert until_trained.steps(config, [curve([0.9, 0.5, 0.4])]) == [100]
 
 
 def test_variants_are_judged_by_every_seed():
@@ -114,9 +128,8 @@ def test_every_variant_can_be_trained(variant):
     """Its net is built, and the digits have the examples that it asks for."""
     fields = late_start.VARIANTS[variant]
     config = late_start.EXPERIMENT.config("laptop", **fields)
-    assert arch.get(config.arch).name == config.arch
-    few = sources.subset(sources.load("digits", "train"), "", config.examples_per_class)
-    assert len(few) >= 10 * max(1, config.examples_per_class)
+    resolved = recipe.resolve(configs.train_config(config, initializer=config.xavier_initializer))
+    assert len(resolved.train) >= resolved.config.batch_size
 
 
 @pytest.mark.slow

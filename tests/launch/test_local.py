@@ -79,7 +79,7 @@ def test_a_single_process_that_crashes_starts_again_until_it_is_refused(tmp_path
         env=environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)])),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert done.returncode == 78, done.stderr
     assert done.stderr.count("a process ended with status 70; restart") == 2

@@ -11,7 +11,7 @@ from tests.experiments.conftest import Forked
 from tests.runs import worker
 from tests.runs.test_trainer import records
 from tests.training.conftest import tiny_config
-from tests.waiting import PATIENCE, free_address, text_so_far, wait_until
+from tests.waiting import PATIENCE, free_address
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_arch")]
 
@@ -95,17 +95,7 @@ def interrupt_at(stop):
 def test_a_signal_to_one_process_stops_all_at_one_step_and_nothing_is_lost(tmp_path):
     often = {"num_steps": 300, "log_every": 20, "eval_every": 100, "checkpoint_every": 100}
     run(2, "train", folder=tmp_path / "whole", rectifier="relu", **often)
-    started = start(2, "preempted", folder=tmp_path / "stopped", **often)
-    metrics = tmp_path / "stopped/metrics.jsonl"
-
-    def have_ended():
-        return any(process.poll() is not None for process in started)
-
-    wait_until(lambda: '"step": 40' in text_so_far(metrics) or have_ended())
-    assert not have_ended(), [process.communicate() for process in started]
-    started[1].send_signal(signal.SIGTERM)
-    ended = [process.communicate(timeout=PATIENCE) for process in started]
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in ended)
+    first, second = run(2, "preempted", folder=tmp_path / "stopped", at=40, **often)
     assert first == second
     assert first.startswith("at step ")
     run(2, "preempted", folder=tmp_path / "stopped", **often)

@@ -9,16 +9,17 @@ import pytest
 
 from prelu_jax.runs import rendezvous
 from tests.experiments.conftest import ROOT, environment
-from tests.waiting import free_address
+from tests.waiting import PATIENCE, free_address, wait_until
 
 
 def meet(address, *processes):
-    """How each of some (count, index) ends: None, or its error."""
-    ends = [None] * len(processes)
+    """Return how each (count, index) ends: None, or its error."""
+    ends = ["has not ended"] * len(processes)
 
     def one(place, count, index):
         try:
             rendezvous.meet(address, count, index)
+            ends[place] = None
         except (ValueError, OSError) as error:
             ends[place] = error
 
@@ -26,7 +27,7 @@ def meet(address, *processes):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     return ends
 
 
@@ -57,8 +58,8 @@ def test_another_number_of_processes_is_refused():
 
 
 def test_who_is_missing_is_said_and_the_wait_ends(monkeypatch, capsys):
-    monkeypatch.setattr(rendezvous, "_TIMEOUT", 1.5)
-    monkeypatch.setattr(rendezvous, "_PATIENCE", 0.5)
+    monkeypatch.setattr(rendezvous, "_TIMEOUT", 5.0)
+    monkeypatch.setattr(rendezvous, "_PATIENCE", 1.0)
     ends = meet(free_address(), (4, 0), (4, 2))
     for error in ends:
         assert isinstance(error, TimeoutError)
@@ -72,16 +73,18 @@ def test_a_process_that_was_started_again_is_not_taken_for_two():
     ends = []
     first = threading.Thread(target=lambda: ends.append(meet(address, (3, 0))))
     first.start()
-    told = b'{"process_id": 1, "num_processes": 3}\n'
-    for _ in range(100):
+
+    def dead_has_come():
         try:
             with socket.create_connection((host, int(port))) as dead:
-                dead.sendall(told)
-            break
+                dead.sendall(b'{"process_id": 1, "num_processes": 3}\n')
         except OSError:
-            threading.Event().wait(0.05)
+            return False
+        return True
+
+    wait_until(dead_has_come)
     assert meet(address, (3, 1), (3, 2)) == [None, None]
-    first.join(30)
+    first.join(PATIENCE)
     assert ends == [[None]]
 
 
@@ -98,7 +101,7 @@ def test_a_port_that_somebody_else_has_passes(monkeypatch):
         thread = threading.Thread(target=answer)
         thread.start()
         (error,) = meet(address, (2, 0))
-        thread.join(30)
+        thread.join(PATIENCE)
     assert isinstance(error, OSError)  # no ValueError: a launcher starts again, on another port
     assert "is the port taken" in str(error)
 
@@ -113,14 +116,10 @@ def test_an_address_has_a_host_and_a_port(address):
 def test_the_command_refuses_two_processes_with_one_number(tmp_path):
     command = [sys.executable, "-m", "experiments.convergence_30", f"--workdir={tmp_path / 'w'}"]
     command += [f"--coordinator_address={free_address()}", "--num_processes=2", "--process_id=1"]
-    started = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=-3, text=True
-        )
-        for _ in range(2)
-    ]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes) for _ in range(2)]
     for process in started:
-        _, said = process.communicate(timeout=100)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 78, said
         assert "Two processes have --process_id=1" in said
         assert "Traceback" not in said

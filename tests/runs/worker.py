@@ -46,11 +46,16 @@ def logged(folder):
     return counts
 
 
-def preempted(folder, **fields):
-    """Where a run was stopped that the scheduler wants to end."""
+def preempted(folder, at=0, **fields):
+    """Train until the scheduler asks the second process to stop, at a step; return the step."""
+
+    def progress(step, error):
+        if step == at and jax.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     with processes.preemption() as asked:
         try:
-            return trainer.train(tiny_config(**fields), Path(folder), stop=asked)
+            return trainer.train(tiny_config(**fields), Path(folder), progress, stop=asked)
         except recorder.StoppedError as stopped:
             return str(stopped)
 

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from experiments.harness import configs
 from prelu_jax.training import config as config_lib
 from prelu_jax.training.config import TrainConfig
 from prelu_jax.training.recipe import resolve
+from tests.experiments.conftest import ROOT
 
 BAD = {float: (math.nan, math.inf, -math.inf, -1.0, 1e39), int: (-1, 10**20, -(10**20))}
 CASES = [
@@ -55,10 +58,23 @@ def test_errors_that_claims_compare_with_are_fractions(value):
     configs.check_fractions(learning.Config(learned=(0.0, 1.0)), "learned")
 
 
-EXPERIMENTS = (
-    *("borders", "convergence_22", "convergence_30", "data_dependent", "depth", "ensemble"),
-    *("large_models", "late_start", "learning", "rates", "rectifiers", "signal_profile"),
-    *("takeoff", "transfer"),
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"classes": "0-2"}, "config.stalled is 0.8, expected a number from 0.53 to below 0.667"),
+        ({"stalled": 0.5}, "config.stalled is 0.5, expected a number from 0.72 to below 0.9"),
+        ({"stop_error": 0.95}, "config.stop_error is 0.95, expected a number from 0 to below 0.9"),
+        ({"converged": 2.0}, "config.converged is 2.0, expected fractions"),
+    ],
+)
+def test_limits_in_claims_fit_the_number_of_classes(fields, expected):
+    config = convergence_30.EXPERIMENT.config("laptop", **fields)
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        convergence_30.EXPERIMENT.plan(config, Path("w"), [0])
+
+
+EXPERIMENTS = sorted(
+    {file.stem for file in (ROOT / "experiments").glob("*.py")} - {"__init__", "report"}
 )
 
 
