@@ -1,4 +1,4 @@
-"""The dense test of He et al. 2015 (§3) beside crops of the same windows, with models A.
+"""Dense test of He et al. 2015 (§3) against crops of the same windows, for model A.
 
     python -m experiments.borders --scale=laptop --config.runs=runs/large_models_laptop
 

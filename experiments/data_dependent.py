@@ -109,7 +109,7 @@ class Trial:
     curve: Curve  # of the training
     change_rates: np.ndarray  # C̃ of every layer at step 0 ``[L]``, under a random loss of its own
     spread: float  # the standard deviation of their logarithms
-    left: float  # the same after between-layer, under the loss it works with; nan without it
+    spread_after: float  # the same after between-layer, under its own loss; nan without it
     seconds: float  # of the calibration, see `short_runs.Start`
     first_call_seconds: float  # of the calibration, see `short_runs.Start`
     highest_rate: float  # of the ladder, at which a short run learns; 0 for none
@@ -167,7 +167,7 @@ def _trial(config: Config, start: short_runs.Start, method: str) -> Trial:
         curve=start.train(method),
         change_rates=start.change_rates,
         spread=start.spread,
-        left=next(evened, math.nan),
+        spread_after=next(evened, math.nan),
         seconds=start.seconds,
         first_call_seconds=start.first_call_seconds,
         highest_rate=next(learned, 0.0),
@@ -205,7 +205,7 @@ def judge(config: Config, grid: Grid) -> list[Claim]:
     That is with the last arch and the first rectifier. With 'same' the borders lose signal in
     every layer, which He's derivation leaves out.
     """
-    left = [trial.left for by in grid.values() for trial in by[BOTH]]
+    after = [trial.spread_after for by in grid.values() for trial in by[BOTH]]
     spreads = [
         {method: float(np.mean([trial.spread for trial in runs])) for method, runs in by.items()}
         for by in grid.values()
@@ -214,8 +214,8 @@ def judge(config: Config, grid: Grid) -> list[Claim]:
         Claim(
             f"[{BOTH}] leaves a spread of log C̃ of at most {config.equal} under the loss it works "
             "with",
-            all(value <= config.equal for value in left),  # False for nan
-            f"at most {max(left):.2g} in {len(left)} runs",
+            all(value <= config.equal for value in after),  # False for nan
+            f"at most {max(after):.2g} in {len(after)} runs",
         ),
         Claim(
             f"[{BOTH}] has the smallest spread of all methods under a new random loss",
@@ -265,7 +265,7 @@ def markdown(config: Config, grid: Grid) -> str:
 
 def rows(grid: Grid) -> list[list[Any]]:
     """Return a table with a row for each run; change rates in one cell, in the order of layers."""
-    own = ("spread", "left", "seconds", "first_call_seconds", "highest_rate")
+    own = ("spread", "spread_after", "seconds", "first_call_seconds", "highest_rate")
     known = ["arch", "rectifier", "padding", "method", "seed", "status"]
     table: list[list[Any]] = [[*known, "steps", "errors", *own, "change_rates"]]
     for condition, by_method in grid.items():

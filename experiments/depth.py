@@ -1,8 +1,8 @@
-"""How deep a plain net can be trained, from which start and with which rectifier.
+"""How deep a plain net can be trained, by initialisation and rectifier.
 
     python -m experiments.depth --scale=laptop
 
-Plain nets of several depths, without normalisation or shortcuts, from five starts and with four
+Plain nets of several depths, without normalisation or shortcuts, with five initialisations and four
 rectifiers. Each takes the learning rate of a ladder with the lowest error on held-out training
 examples, averaged over the seeds. Measured: the test error after a fixed number of steps, the
 highest depth that trains, and the cosine between examples at the last hidden layer.
@@ -34,11 +34,11 @@ from experiments.harness import (
 from experiments.harness.claims import Claim
 from experiments.harness.depth_cells import (
     HE,
+    INITIALIZERS,
     ORTHOGONAL,
     PRELU,
     RECTIFIERS,
     RELU,
-    STARTS,
     TAILORED,
     XAVIER,
     Cell,
@@ -57,7 +57,7 @@ class Config(CellConfig):
     Attributes:
         data_dir: folder of TFDS; empty for its default.
         depths: numbers of weighted layers.
-        starts: names of the starts.
+        initializers: names of the initialisations.
         rectifiers: names of the rectifiers.
         seed: the first seed.
         trained: claims: a net trains if the test error of every seed is below this.
@@ -69,7 +69,7 @@ class Config(CellConfig):
 
     data_dir: str = ""
     depths: tuple[int, ...] = (14, 30, 60, 100, 200)
-    starts: tuple[str, ...] = tuple(STARTS)
+    initializers: tuple[str, ...] = tuple(INITIALIZERS)
     rectifiers: tuple[str, ...] = tuple(RECTIFIERS)
     seed: int = 0
     # The claims were set before the first run of three seeds; one seed of each depth, with another
@@ -141,7 +141,7 @@ def check(config: Config) -> list[Cell]:
         ValueError: a field has an unknown name or a number out of range.
     """
     for kind, chosen, known in (
-        ("start", config.starts, STARTS),
+        ("initialisation", config.initializers, INITIALIZERS),
         ("rectifier", config.rectifiers, RECTIFIERS),
     ):
         for name in chosen:
@@ -159,8 +159,8 @@ def check(config: Config) -> list[Cell]:
     if not config.momentum < 1:
         raise ValueError(f"config.momentum is {config.momentum}, expected a number below 1.")
     configs.check_fractions(config, "trained")
-    product = itertools.product(config.depths, config.rectifiers, config.starts)
-    cells = [Cell(depth, start, rectifier) for depth, rectifier, start in product]
+    product = itertools.product(config.depths, config.rectifiers, config.initializers)
+    cells = [Cell(depth, initializer, rectifier) for depth, rectifier, initializer in product]
     for cell in cells:
         depth_cells.initial_slope(cell)  # raises where the net is too shallow
     return cells
@@ -172,7 +172,7 @@ def judge(config: Config, grid: Grid) -> list[Claim]:
         claim
         for claim in (
             _relu_between(config, grid),
-            *(_deeper(config, grid, start) for start in (HE, ORTHOGONAL)),
+            *(_deeper(config, grid, initializer) for initializer in (HE, ORTHOGONAL)),
             _prelu(config, grid),
             _xavier(config, grid),
         )
@@ -197,25 +197,25 @@ def _relu_between(config: Config, grid: Grid) -> Claim | None:
     )
 
 
-def deepest(config: Config, grid: Grid, start: str, rectifier: str) -> int | None:
+def deepest(config: Config, grid: Grid, initializer: str, rectifier: str) -> int | None:
     """Return the highest depth that trains, 0 for none; None if none was tried."""
     runs = {
         cell.depth: runs
         for cell, runs in grid.items()
-        if (cell.start, cell.rectifier) == (start, rectifier)
+        if (cell.initializer, cell.rectifier) == (initializer, rectifier)
     }
     trained = [depth for depth, of_depth in runs.items() if of_depth.trains(config.trained)]
     return max(trained, default=0) if runs else None
 
 
-def _deeper(config: Config, grid: Grid, start: str) -> Claim | None:
-    relu, tailored = (deepest(config, grid, start, name) for name in (RELU, TAILORED))
+def _deeper(config: Config, grid: Grid, initializer: str) -> Claim | None:
+    relu, tailored = (deepest(config, grid, initializer, name) for name in (RELU, TAILORED))
     if relu is None or tailored is None:
         return None
     times = f"{config.times_deeper:g} times"
     tried = ", ".join(map(str, config.depths))
     return Claim(
-        f"{start}: the tailored slope trains at least {times} as deep as ReLU",
+        f"{initializer}: the tailored slope trains at least {times} as deep as ReLU",
         tailored > 0 and tailored >= config.times_deeper * relu,
         f"tailored up to {tailored} layers, ReLU up to {relu}, of {tried}",
     )
@@ -223,15 +223,17 @@ def _deeper(config: Config, grid: Grid, start: str) -> Claim | None:
 
 def _prelu(config: Config, grid: Grid) -> Claim | None:
     pairs = {}
-    for start in config.starts:
-        prelu, relu = (deepest(config, grid, start, name) for name in (PRELU, RELU))
+    for initializer in config.initializers:
+        prelu, relu = (deepest(config, grid, initializer, name) for name in (PRELU, RELU))
         if prelu is None or relu is None:
             return None
-        pairs[start] = (prelu, relu)
+        pairs[initializer] = (prelu, relu)
     return Claim(
-        "From every start PReLU with slopes of 0.25 trains at least as deep as ReLU",
+        "With every initialisation PReLU with slopes of 0.25 trains at least as deep as ReLU",
         all(prelu >= relu for prelu, relu in pairs.values()),
-        "; ".join(f"{start}: {prelu} and {relu}" for start, (prelu, relu) in pairs.items()),
+        "; ".join(
+            f"{initializer}: {prelu} and {relu}" for initializer, (prelu, relu) in pairs.items()
+        ),
     )
 
 
@@ -249,13 +251,16 @@ def _xavier(config: Config, grid: Grid) -> Claim | None:
 
 def markdown(config: Config, grid: Grid, seeds: Sequence[int]) -> str:
     """Return the test errors, the deepest nets that train, and the cosines."""
-    nets = list(itertools.product(config.starts, config.rectifiers))
+    nets = list(itertools.product(config.initializers, config.rectifiers))
 
     def table(content: Callable[[Cell], str]) -> str:
-        heads = ("start, rectifier", *(f"{depth} layers" for depth in config.depths))
+        heads = ("initialisation, rectifier", *(f"{depth} layers" for depth in config.depths))
         lines = [
-            [f"{start}, {rectifier}", *(content(Cell(d, start, rectifier)) for d in config.depths)]
-            for start, rectifier in nets
+            [
+                f"{initializer}, {rectifier}",
+                *(content(Cell(d, initializer, rectifier)) for d in config.depths),
+            ]
+            for initializer, rectifier in nets
         ]
         return tables.markdown(heads, lines)
 
@@ -271,11 +276,18 @@ def markdown(config: Config, grid: Grid, seeds: Sequence[int]) -> str:
         return f"{before:.3f}, {after:.3f}" if math.isfinite(after) else f"{before:.3f}, ×"
 
     deepest_rows = [
-        [rectifier, *(str(deepest(config, grid, start, rectifier)) for start in config.starts)]
+        [
+            rectifier,
+            *(
+                str(deepest(config, grid, initializer, rectifier))
+                for initializer in config.initializers
+            ),
+        ]
         for rectifier in config.rectifiers
     ]
     one = (
-        f'`--config.depths={config.depths[-1]} --config.starts="{(config.starts[-1],)}" '
+        f"`--config.depths={config.depths[-1]} "
+        f'--config.initializers="{(config.initializers[-1],)}" '
         f'--config.rectifiers="{(config.rectifiers[-1],)}"`'
     )
     return tables.document(
@@ -283,7 +295,7 @@ def markdown(config: Config, grid: Grid, seeds: Sequence[int]) -> str:
         "examples chose. A run that diverged counts 100 %.",
         table(error),
         f"Highest depth at which every seed ends below {config.trained:.0%}, 0 for none:",
-        tables.markdown(("", *config.starts), deepest_rows),
+        tables.markdown(("", *config.initializers), deepest_rows),
         "Mean cosine between different test images at the last hidden layer, before and after "
         "training; × where a run diverged:",
         table(cosines),
@@ -293,7 +305,7 @@ def markdown(config: Config, grid: Grid, seeds: Sequence[int]) -> str:
 
 def rows(grid: Grid, seeds: Sequence[int]) -> Iterator[Sequence[Any]]:
     """Yield a row for each run, with every rate; ``chosen`` is 1 for the cell's rate."""
-    yield ("depth", "start", "rectifier", "rate", "chosen", "seed", *Outcome._fields)
+    yield ("depth", "initialisation", "rectifier", "rate", "chosen", "seed", *Outcome._fields)
     for cell, runs in grid.items():
         for i, rate in enumerate(runs.rates):
             for j, seed in enumerate(seeds):

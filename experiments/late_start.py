@@ -118,7 +118,7 @@ def markdown(config: Config, curves: until_trained.Curves) -> str:
     """Return the table: a row for each variant, with every seed."""
     rows = [(v, until_trained.cell(config, curves[XAVIER, v])) for v in config.variants]
     table = tables.markdown(("changed", "steps"), rows)
-    return tables.document(until_trained.explain(config), table)
+    return tables.document(until_trained.explain(config, f"{config.num_steps:,} steps"), table)
 
 
 def draw(config: Config, folders: Mapping[str, Path]) -> Any:

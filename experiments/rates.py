@@ -117,7 +117,7 @@ def markdown(config: Config, curves: until_trained.Curves) -> str:
         cells = (until_trained.cell(config, curves[a, f"rate {rate:g}"]) for a in (HE, XAVIER))
         rows.append([f"{rate:g}", *cells, f"{last_step(config, rate):,}"])
     return tables.document(
-        f"{until_trained.explain(config)} At high rates a run ends earlier, in the last column.",
+        until_trained.explain(config, "the last step of its rate, in the last column"),
         tables.markdown(("rate", HE, XAVIER, "last step"), rows),
     )
 

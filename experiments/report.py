@@ -140,7 +140,7 @@ def _facts(done: record.Record) -> Iterator[str]:
     here = re.compile(rf"(?<![\w/.-]){re.escape(str(Path.cwd()))}/")
     seeds = f"n = {done.seeds} seed{'s' if done.seeds > 1 else ''}"
     several = f" in {done.commands} commands" if done.commands > 1 else ""
-    more = ", and what a stopped command took before," if done.resumed else ""
+    more = " (without the time of a stopped command)" if done.resumed else ""
     ran = f"{_duration(done.seconds)}{several}{more} on {done.hardware}"
     claims = [
         f"| {escape_markdown(c.statement)} | {escape_markdown(c.measured)} | {c.outcome} |"

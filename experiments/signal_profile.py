@@ -1,4 +1,4 @@
-"""Where the signal goes before the first step: He et al. 2015, Eq. 9 to 14, in pictures.
+"""Second moments by layer before training, predicted and measured: He et al. 2015, Eq. 9 to 14.
 
     python -m experiments.signal_profile --scale=laptop
 

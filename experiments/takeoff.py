@@ -216,7 +216,9 @@ def markdown(config: Config, curves: until_trained.Curves, points: Points) -> st
         cells = (until_trained.cell(config, curves[a, f"layers {depth}"]) for a in (HE, XAVIER))
         rows.append([str(depth), *cells, f"{ratio:.3g}" if math.isfinite(ratio) else "–"])
     heads = ("layers", HE, XAVIER, "median Xavier / median He")
-    return tables.document(until_trained.explain(config), tables.markdown(heads, rows))
+    return tables.document(
+        until_trained.explain(config, f"{config.num_steps:,} steps"), tables.markdown(heads, rows)
+    )
 
 
 def _caption(config: Config, seeds: Sequence[int]) -> str:

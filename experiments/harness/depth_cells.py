@@ -1,4 +1,4 @@
-"""Cells of `experiments.depth`: one plain net with one start, its runs, and their folder."""
+"""Cells of `experiments.depth`: a plain net with one initialisation, its runs, and their folder."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from prelu_jax.training.state import stream
 
 XAVIER, HE, ORTHOGONAL = "Xavier", "He", "orthogonal"
 LSUV, BOTH = "LSUV", "within + between"
-STARTS = {  # -> methods of `pj.calibrate`; 'lsuv' replaces He's kernels by orthogonal ones
+INITIALIZERS = {  # -> methods of `pj.calibrate`; 'lsuv' replaces He's kernels by orthogonal ones
     **dict.fromkeys((XAVIER, HE, ORTHOGONAL), ""),
     LSUV: "lsuv",
     BOTH: "within_layer,between_layer",
@@ -70,27 +70,27 @@ class CellConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One net with one start: its runs differ in seed and learning rate.
+    """One net with one initialisation: its runs differ in seed and learning rate.
 
     Attributes:
         depth: number of weighted layers.
-        start, rectifier: one of `STARTS`, and one of `RECTIFIERS`.
+        initializer, rectifier: one of `INITIALIZERS`, and one of `RECTIFIERS`.
     """
 
     depth: int
-    start: str
+    initializer: str
     rectifier: str
 
     def __str__(self) -> str:
-        return f"{self.depth} layers, {self.start}, {self.rectifier}"
+        return f"{self.depth} layers, {self.initializer}, {self.rectifier}"
 
     def folder(self, workdir: Path) -> Path:
         """Return the folder of its runs."""
-        start, rectifier = (
+        initializer, rectifier = (
             name.lower().replace(" + ", "_").replace(" ", "_")
-            for name in (self.start, self.rectifier)
+            for name in (self.initializer, self.rectifier)
         )
-        return workdir / f"{self.depth}_layers" / start / rectifier
+        return workdir / f"{self.depth}_layers" / initializer / rectifier
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def initial_slope(cell: Cell) -> float:
 
 
 def build(cell: Cell, config: CellConfig, num_classes: int) -> PlainNet:
-    """Return the net of a cell, with the initialiser of its start."""
+    """Return the net of a cell, with its initialiser."""
     slope = initial_slope(cell)
     return PlainNet(
         cell.depth,
@@ -158,9 +158,9 @@ def build(cell: Cell, config: CellConfig, num_classes: int) -> PlainNet:
 
 
 def _initializer(cell: Cell, config: CellConfig, slope: float) -> Initializer:
-    if cell.start == XAVIER:
+    if cell.initializer == XAVIER:
         return pj.initializers.xavier_normal()
-    if cell.start == ORTHOGONAL:
+    if cell.initializer == ORTHOGONAL:
         is_dense = config.kernel_size == 0
         rule = pj.initializers.orthogonal if is_dense else pj.initializers.delta_orthogonal
         return rule(slope)
@@ -170,12 +170,12 @@ def _initializer(cell: Cell, config: CellConfig, slope: float) -> Initializer:
 def train(cell: Cell, config: CellConfig, seeds: Sequence[int], data: Data) -> Runs:
     """Train a cell at every rate and from every seed, side by side."""
     net = build(cell, config, int(data.train.labels.max()) + 1)
-    params = start(net, cell, config, seeds, data)
+    params = initial_params(net, cell, config, seeds, data)
     rates = np.repeat(config.rates, len(seeds))
     of_seed = np.tile(np.arange(len(seeds)), len(config.rates))
     keys = jnp.stack([stream(seed, "batches") for seed in seeds])
     outcome = plain_nets.train(
-        net.clone(initializer=pj.initializers.zeros()),  # one program for all starts
+        net.clone(initializer=pj.initializers.zeros()),  # one program for all initialisations
         Training(config.num_steps, config.batch_size, config.momentum),
         jax.tree.map(lambda part: part[of_seed], params),
         rates,
@@ -186,11 +186,13 @@ def train(cell: Cell, config: CellConfig, seeds: Sequence[int], data: Data) -> R
     return Runs(config.rates, Outcome(*(part.reshape(shape) for part in outcome)))
 
 
-def start(net: PlainNet, cell: Cell, config: CellConfig, seeds: Sequence[int], data: Data) -> Any:
+def initial_params(
+    net: PlainNet, cell: Cell, config: CellConfig, seeds: Sequence[int], data: Data
+) -> Any:
     """Return the parameters before training, stacked over seeds."""
     batch = jnp.asarray(data.train.images[: config.calibration_examples])
     params = [_draw(net, stream(seed, "params"), batch[:1]) for seed in seeds]
-    if method := STARTS[cell.start]:
+    if method := INITIALIZERS[cell.initializer]:
         params = [
             pj.calibrate(net, {"params": one}, batch, method=method)[0]["params"] for one in params
         ]

@@ -29,7 +29,7 @@ class Record:
         command: that ran it.
         finished: the day, ISO 8601.
         seconds: wall-clock, compilation included, of all commands that finished in the folder.
-        resumed: a command before did not finish: the time is not all of it.
+        resumed: an earlier command did not finish; its time is not included.
         hardware, versions: of the machine, and of Python and its packages.
         claims: with the outcome of each.
         commands: how many finished in the folder.

@@ -75,12 +75,12 @@ def cell(config: ConvergenceConfig, curves: Sequence[Curve]) -> str:
     )
 
 
-def explain(config: ConvergenceConfig) -> str:
-    """Return the sentences above a table of such cells."""
+def explain(config: ConvergenceConfig, limit: str) -> str:
+    """Return the sentences above a table of such cells; ``limit``: when an untrained run ends."""
     return (
         f"Steps until the test error is below {config.stop_error:.0%}, evaluated every "
-        f"{config.eval_every}: every seed, fewest first. '–': not within {config.num_steps:,} "
-        "steps; '×': the loss is no longer finite."
+        f"{config.eval_every}: every seed, fewest first. '–': not within {limit}; '×': the "
+        "loss is no longer finite."
     )
 
 

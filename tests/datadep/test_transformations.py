@@ -1,5 +1,7 @@
 """A stack of layers is calibrated as if it had been written out, whatever it is written with."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 
 import prelu_jax as pj
 from prelu_jax import datadep
+from tests.signal.nets import drawn
 from tests.tracing import test_frameworks as frameworks
 from tests.tracing import test_program as stacks
 
@@ -27,12 +30,16 @@ def assert_close(found, expected, rtol=RTOL):
     jax.tree.map(check, found, expected)
 
 
+@functools.cache
+def of_the_unrolled_stack(method):
+    return datadep.calibrate(stacks.unrolled, stacks.stack(), X, method=method, key=KEY)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", stacks.WAYS, ids=lambda way: way.__name__)
 def test_every_way_to_write_a_stack_is_calibrated_like_the_unrolled_one(way, method):
-    options = {"method": method, "key": KEY}
-    expected, unrolled = datadep.calibrate(stacks.unrolled, stacks.stack(), X, **options)
-    found, report = datadep.calibrate(way, stacks.stack(), X, **options)
+    expected, unrolled = of_the_unrolled_stack(method)
+    found, report = datadep.calibrate(way, stacks.stack(), X, method=method, key=KEY)
     assert_close(found, expected)
     for row, other in zip(report.stages[0].layers, unrolled.stages[0].layers, strict=True):
         assert row.scale == pytest.approx(other.scale, rel=RTOL)
@@ -112,22 +119,30 @@ def test_layers_have_names_with_their_steps():
         assert [row.layer for row in report.stages[0].layers] == [*expected, "head"]
 
 
+TOKENS = jax.random.normal(KEY, (16, 4, stacks.WIDTH))
+
+
+@functools.cache
+def of_the_plain_transformer(method):
+    """Return its variables, and the calibrated ones."""
+    plain = stacks.Transformer(stacks.Block)
+    variables = drawn(plain, TOKENS)
+    return variables, datadep.calibrate(plain, variables, TOKENS, method=method, key=KEY)[0]
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_scanned_and_rematerialised_transformer(method, axis):
-    x = jax.random.normal(KEY, (16, 4, stacks.WIDTH))
-    plain = stacks.Transformer(stacks.Block)
     scanned = stacks.Transformer(nn.remat(stacks.Block), axis)
-    variables = plain.init(KEY, x)
+    variables, expected = of_the_plain_transformer(method)
 
     def stacked(params):
         blocks = [params[f"block_{i}"] for i in range(3)]
         joined = jax.tree.map(lambda *leaves: jnp.stack(leaves, min(axis, leaves[0].ndim)), *blocks)
         return {"params": {"head": params["head"], "blocks": joined}}
 
-    expected, _ = datadep.calibrate(plain, variables, x, method=method, key=KEY)
     found, report = datadep.calibrate(
-        scanned, stacked(variables["params"]), x, method=method, key=KEY
+        scanned, stacked(variables["params"]), TOKENS, method=method, key=KEY
     )
     # A signal passes 18 layers, each divided by a std of its own.
     assert_close(found, stacked(expected["params"]), 1e-4)
@@ -182,7 +197,7 @@ class ScannedPreluStack(nn.Module):
 @pytest.mark.parametrize("method", [*METHODS, "zca", "kmeans"])
 def test_convolutions_with_slopes(method):
     x = jax.random.normal(KEY, (24, 5, 5, 2))
-    variables = PreluStack().init(KEY, x)
+    variables = drawn(PreluStack(), x)
 
     def stacked(params):
         names = [("conv", f"conv_{i}", "prelu", f"prelu_{i}") for i in range(3)]
@@ -203,7 +218,7 @@ def test_convolutions_with_slopes(method):
 def test_a_recurrent_cell_is_calibrated_over_all_its_steps(cell):
     x = jax.random.normal(KEY, (16, 6, 3))
     model = nn.RNN(cell(4))
-    variables = model.init(KEY, x)
+    variables = drawn(model, x)
     after, report = datadep.calibrate(model, variables, x)
     assert {row.calls for row in report.stages[0].layers} == {6}
     assert max(row.error for row in report.stages[0].layers) < 1e-3
@@ -220,7 +235,7 @@ def test_a_recurrent_cell_is_calibrated_over_all_its_steps(cell):
 def test_an_lstm_is_calibrated_as_if_it_had_been_written_out(method):
     x = jax.random.normal(KEY, (16, 6, 3))
     written_out = stacks.WrittenOut(nn.LSTMCell(4))
-    variables = written_out.init(KEY, x)
+    variables = drawn(written_out, x)
     options = {"method": method, "key": KEY}
     expected, _ = datadep.calibrate(written_out, variables, x, **options)
     for cell in (nn.LSTMCell, nn.remat(nn.LSTMCell)):
@@ -267,18 +282,26 @@ def test_weights_of_other_channels_in_two_places_are_left_alone():
     assert [row.parameter for row in report.skipped] == ["w"]
 
 
+SIXES = jax.random.normal(KEY, (32, 6))
+
+
+@functools.cache
+def of_the_plain_function(method):
+    options = {"method": method, "key": KEY}
+    after, _ = datadep.calibrate(frameworks.plain, frameworks.PARAMS, SIXES, **options)
+    return frameworks.plain(after, SIXES)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", frameworks.WAYS, ids=lambda way: way.__name__)
 def test_every_library_gets_the_weights_of_the_plain_function(way, method):
-    x = jax.random.normal(KEY, (32, 6))
-    expected, _ = datadep.calibrate(frameworks.plain, frameworks.PARAMS, x, method=method, key=KEY)
     model, variables = way()
     given = [variables] if variables is not None else []
-    after = datadep.calibrate(model, *given, x, method=method, key=KEY)
+    after = datadep.calibrate(model, *given, SIXES, method=method, key=KEY)
     if not isinstance(model, nnx.Module):
         after, _ = after
-    applied = outputs(model, after, x)
-    np.testing.assert_allclose(applied, frameworks.plain(expected, x), rtol=1e-4, atol=1e-4)
+    applied = outputs(model, after, SIXES)
+    np.testing.assert_allclose(applied, of_the_plain_function(method), rtol=1e-4, atol=1e-4)
 
 
 def outputs(model, after, x):

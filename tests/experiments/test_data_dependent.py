@@ -39,7 +39,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
     assert list(rows) == list(data_dependent.JUDGED)
     assert float(rows[HE]["seconds"]) == 0 < float(rows[WITHIN]["seconds"])
     assert float(rows[WITHIN]["first_call_seconds"]) > 0
-    assert float(rows[BOTH]["left"]) < 0.05
+    assert float(rows[BOTH]["spread_after"]) < 0.05
     assert float(rows[BOTH]["spread"]) < float(rows[WITHIN]["spread"])
     assert len(rows[HE]["change_rates"].split()) == 4
     assert rows[HE]["steps"] == "0 4 6"

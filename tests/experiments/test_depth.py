@@ -51,7 +51,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
         f"--workdir={tmp_path}",
         "--config.depths=14,15",
         "--config.num_steps=2",
-        "--config.starts='He','within + between'",
+        "--config.initializers='He','within + between'",
         "--config.rectifiers='tailored PReLU'",
     )
     done = run("depth", "--scale=laptop", *flags)
@@ -67,7 +67,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
     # The command that the table gives computes a cell alone, to the same numbers.
     one = (tmp_path / "table.md").read_text().rpartition("the command with `")[2].partition("`")[0]
     assert one == (
-        "--config.depths=15 --config.starts=\"('within + between',)\" "
+        "--config.depths=15 --config.initializers=\"('within + between',)\" "
         "--config.rectifiers=\"('tailored PReLU',)\""
     )
     alone = tmp_path / "alone"
@@ -159,25 +159,25 @@ def test_the_data_have_no_mean_and_unit_moment():
 
 
 @pytest.mark.parametrize("rectifier", [RELU, TAILORED])
-@pytest.mark.parametrize(("start", "kept"), [(XAVIER, 0.5), (HE, 1), (ORTHOGONAL, 1)])
-def test_every_start_has_the_rule_of_its_name(data, start, kept, rectifier):
+@pytest.mark.parametrize(("initializer", "kept"), [(XAVIER, 0.5), (HE, 1), (ORTHOGONAL, 1)])
+def test_every_initialisation_has_the_rule_of_its_name(data, initializer, kept, rectifier):
     config = dataclasses.replace(SMALL, width=128)
-    cell = Cell(14, start, rectifier)
+    cell = Cell(14, initializer, rectifier)
     net = depth_cells.build(cell, config, 10)
     slope = pj.tailored_slope(13) if rectifier == TAILORED else 0.0
     assert net.slope == slope
-    params = depth_cells.start(net, cell, config, range(8), data)
+    params = depth_cells.initial_params(net, cell, config, range(8), data)
     assert params["hidden"]["layer"]["kernel"].shape == (8, 12, 128, 128)
     second = np.square(params["hidden"]["layer"]["kernel"]).mean() * 128
-    gain = 1 if start == XAVIER else 2 / (1 + slope**2)
+    gain = 1 if initializer == XAVIER else 2 / (1 + slope**2)
     np.testing.assert_allclose(second, gain, rtol=0.01)
 
 
-@pytest.mark.parametrize(("start", "mean"), [("LSUV", None), ("within + between", 0)])
-def test_calibrated_starts_have_unit_outputs(data, start, mean):
-    cell = Cell(14, start, PRELU)
+@pytest.mark.parametrize(("initializer", "mean"), [("LSUV", None), ("within + between", 0)])
+def test_calibrated_nets_have_unit_outputs(data, initializer, mean):
+    cell = Cell(14, initializer, PRELU)
     net = depth_cells.build(cell, SMALL, 10)
-    params = depth_cells.start(net, cell, SMALL, [0], data)
+    params = depth_cells.initial_params(net, cell, SMALL, [0], data)
     batch = data.train.images[:16]
     outputs = plain_nets.last_hidden(net, jax.tree.map(lambda part: part[0], params), batch)
     if mean == 0:
@@ -216,7 +216,7 @@ def test_a_finished_cell_is_read_and_another_configuration_refused(tmp_path, dat
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"starts": ("Hee",)}, "Unknown start 'Hee'"),
+        ({"initializers": ("Hee",)}, "Unknown initialisation 'Hee'"),
         ({"rectifiers": ("GELU",)}, "Unknown rectifier 'GELU'"),
         ({"depths": (2,), "rectifiers": (RELU,)}, "depths holds 2, expected at least 3"),
         ({"depths": (5,)}, "depths holds 5, too few layers for a tailored rectifier"),
@@ -270,20 +270,20 @@ def test_a_run_that_diverged_is_a_cross_and_not_a_point(tmp_path):
 def test_the_claims():
     config = depth.Config()
     grid = {
-        Cell(depth_, start, rectifier): runs_of([0.9, 0.8])
+        Cell(depth_, initializer, rectifier): runs_of([0.9, 0.8])
         for depth_ in config.depths
-        for start in config.starts
+        for initializer in config.initializers
         for rectifier in config.rectifiers
     }
     outcomes = [claim.passed for claim in depth.judge(config, grid)]
     assert outcomes == [False, False, False, True, True]
-    for depth_, start, rectifier in (
+    for depth_, initializer, rectifier in (
         *((d, HE, RELU) for d in (14, 30)),
         *((d, HE, TAILORED) for d in (14, 30, 60)),
         *((d, ORTHOGONAL, TAILORED) for d in (14, 30, 60, 100)),
         *((d, HE, PRELU) for d in (14, 30)),
     ):
-        grid[Cell(depth_, start, rectifier)] = runs_of([0.2, 0.3])
+        grid[Cell(depth_, initializer, rectifier)] = runs_of([0.2, 0.3])
     assert [claim.passed for claim in depth.judge(config, grid)] == [True] * 5
     assert depth.deepest(config, grid, ORTHOGONAL, TAILORED) == 100
     grid[Cell(100, HE, RELU)] = runs_of([0.2, 0.8])  # one seed is enough to refute
@@ -292,8 +292,8 @@ def test_the_claims():
     assert [claim.passed for claim in depth.judge(config, grid)] == [
         *(False, True, False, False, False)
     ]
-    few = {cell: runs for cell, runs in grid.items() if cell.depth == 14 and cell.start == HE}
-    config = dataclasses.replace(config, depths=(14,), starts=(HE,))
+    few = {cell: runs for cell, runs in grid.items() if cell.depth == 14 and cell.initializer == HE}
+    config = dataclasses.replace(config, depths=(14,), initializers=(HE,))
     assert [claim.statement.partition(" ")[0] for claim in depth.judge(config, few)] == [
-        *("He:", "From")
+        *("He:", "With")
     ]

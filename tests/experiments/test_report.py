@@ -302,8 +302,11 @@ def test_durations(seconds, shown):
     [
         ({}, "1 min on 2 cores"),
         ({"commands": 2}, "1 min in 2 commands on 2 cores"),
-        ({"resumed": True}, "1 min, and what a stopped command took before, on 2 cores"),
-        ({"resumed": True, "commands": 2}, "1 min in 2 commands, and what a stopped command took"),
+        ({"resumed": True}, "1 min (without the time of a stopped command) on 2 cores"),
+        (
+            {"resumed": True, "commands": 2},
+            "1 min in 2 commands (without the time of a stopped command)",
+        ),
     ],
 )
 def test_the_time_says_of_which_commands_it_is(tmp_path, out, fields, shown):
