@@ -126,11 +126,11 @@ def _own(net: _Net, repeats: int) -> Result:
     programs[_CALL] = net.calibrate
     rows = milliseconds(net.where, samples(programs, repeats) | {_FIRST: [first]})
     rows[-2:] = [dataclasses.replace(row, figures=net.farthest(calibrated)) for row in rows[-2:]]
-    taken = {row.what: row.median for row in rows}
+    taken = {row.what: row.values for row in rows}
     return Result(
         rows,
         [
-            Ratio(f"time: {name} / a {_FORWARD}", net.where, taken[name] / taken[_FORWARD], 1.5)
+            Ratio.of(f"time: {name} / a {_FORWARD}", net.where, taken[name], taken[_FORWARD], 1.5)
             for name in _PASSES
         ],
     )
@@ -180,8 +180,8 @@ def _beside(net: _Net, name: str, peer: _Peer, repeats: int) -> Result:
     row = dataclasses.replace(rows[name], figures=figures)
     if net.where != f"{_RATIO_AT} layers":
         return Result([row], [])
-    value = rows[_CALL].median / row.median
-    return Result([row], [Ratio(f"time: {_CALL} / {name}", net.where, value, 0.1)])
+    what = f"time: {_CALL} / {name}"
+    return Result([row], [Ratio.of(what, net.where, rows[_CALL].values, row.values, 0.1)])
 
 
 def _torch(net: _Net) -> _Peer:

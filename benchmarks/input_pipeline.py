@@ -69,8 +69,8 @@ def run(
         if peers:
             best = min(peers, key=lambda row: row.median)
             where = f"{ours.where}, {best.what}"
-            value = ours.median / best.median
-            ratios.append(Ratio(f"time per image: ours / {what}", where, value, 1 / GOAL))
+            what = f"time per image: ours / {what}"
+            ratios.append(Ratio.of(what, where, ours.values, best.values, 1 / GOAL))
     return Result([*rows, *of_a_run], ratios, notes)
 
 

@@ -7,6 +7,7 @@ these bytes at the rate of a copy.
 
 import dataclasses
 import functools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,29 +92,31 @@ def _of_shape(where: str, shape: tuple[int, ...], dtype: str, repeats: int) -> R
         rate = x.nbytes * (3 if row.what.endswith("backward") else 2) / row.median
         figures = {"GB/s": rate / 1e6, "of a copy": rate / copied}
         rows[row.what] = dataclasses.replace(row, figures=figures)
+    at_copy = [1.5 * copy for copy in measured[0].values]  # three arrays instead of two
     ratios = [
-        Ratio(
+        Ratio.of(
             f"time: {form} backward / x, g and dx at the rate of a copy",
             where,
-            1 / rows[f"{form}, backward"].figures["of a copy"],
+            rows[f"{form}, backward"].values,
+            at_copy,
             _LIMIT_OF_COPY,
         )
         for form in FORMS
     ]
     for form in FORMS:
-        ours = rows[f"{form}, backward"].median
+        ours = rows[f"{form}, backward"].values
         peers = {
-            name: rows[f"{name}, backward"].median
+            name: rows[f"{name}, backward"].values
             for name in (f"torch, {form}", f"torch.compile, {form}", "flax.linen.PReLU")
             if f"{name}, backward" in rows and (form == "shared" or name.endswith(form))
         }
         if f"torch, {form}" in peers:
             what = f"time: {form} backward / PyTorch's, eager"
-            ratios.append(Ratio(what, where, ours / peers[f"torch, {form}"], _LIMIT_OF_TORCH))
+            ratios.append(Ratio.of(what, where, ours, peers[f"torch, {form}"], _LIMIT_OF_TORCH))
         if peers:
-            best = min(peers, key=lambda name: peers[name])
+            best = min(peers, key=lambda name: statistics.median(peers[name]))
             what = f"time: {form} backward / the fastest peer ({best.partition(',')[0]})"
-            ratios.append(Ratio(what, where, ours / peers[best], 1.0))
+            ratios.append(Ratio.of(what, where, ours, peers[best], 1.0))
     return Result(list(rows.values()), ratios, list(dict.fromkeys(notes)))
 
 
@@ -211,9 +214,6 @@ def measure_step(net: arch.Arch, batch_size: int, repeats: int, backend: str) ->
         program = case.program_on_every_device() if backend == "cpu" else case.program()
         programs[f"step, {rectifier}"] = program
     rows = milliseconds(where, samples(programs, repeats, _STEPS_IN_A_ROW))
-    relu_step, prelu_step = rows
-    value = prelu_step.median / relu_step.median
-    return Result(
-        rows,
-        [Ratio("time: a step with PReLU / with ReLU", where, value, _LIMIT_OF_STEP)],
-    )
+    relu, prelu = (row.values for row in rows)
+    what = "time: a step with PReLU / with ReLU"
+    return Result(rows, [Ratio.of(what, where, prelu, relu, _LIMIT_OF_STEP)])

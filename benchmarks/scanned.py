@@ -102,12 +102,12 @@ def _of_net(
             20,
         ),
     )
-    a_pass, calibrating = (row.median for row in rows)
+    a_pass, calibrating = (row.values for row in rows)
     times = {"planning": planning} | {f"compiling: {what}": s for what, s in seconds.items()}
     rows += [Row(where, what, "s", [value]) for what, value in times.items()]
     ratios = [
         Ratio("time: planning / a second", where, planning / _SECONDS, 1.0),
-        Ratio("time: calibrating pass / forward pass", where, calibrating / a_pass, 1.5),
+        Ratio.of("time: calibrating pass / forward pass", where, calibrating, a_pass, 1.5),
     ]
     return Result(rows, ratios), seconds
 

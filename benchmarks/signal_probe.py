@@ -48,17 +48,17 @@ def _of_net(net: arch.Arch, batch_size: int, repeats: int) -> Result:
             repeats,
         ),
     )
-    taken = {row.what: row.median for row in rows}
+    taken = {row.what: row.values for row in rows}
+    with_log = [step + log / 100 for step, log in zip(taken["step"], taken["log"], strict=True)]
     return Result(
         rows,
         [
-            Ratio("time: probe / forward and backward", where, taken["probe"] / taken["pass"], 1.3),
+            Ratio.of(
+                "time: probe / forward and backward", where, taken["probe"], taken["pass"], 1.3
+            ),
             Ratio("memory: probe / training step", where, memory(a_probe) / memory(a_step), 0.75),
-            Ratio(
-                "time: steps with signal_every=100 / without",
-                where,
-                1 + taken["log"] / taken["step"] / 100,
-                1.02,
+            Ratio.of(
+                "time: steps with signal_every=100 / without", where, with_log, taken["step"], 1.02
             ),
         ],
     )

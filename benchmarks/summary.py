@@ -57,7 +57,7 @@ def _of_device(folder: Path) -> Iterator[str]:
         yield "|---|---|---|---|---|---|"
     for name, result in results.items():
         for ratio in (Ratio(**fields) for fields in result["ratios"]):
-            mark = "missed" if ratio.is_over() else "met"
+            mark = "missed" if ratio.is_missed() else "met"
             cells = (name, ratio.what, ratio.where, f"{ratio.value:.3g}", f"{ratio.limit:.3g}")
             yield f"| {' | '.join((*cells, mark))} |"
     yield ""

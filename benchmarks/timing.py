@@ -18,21 +18,44 @@ class Ratio:
         what: the two quantities that are compared, 'a / b'.
         where: the case, e.g. the network.
         value: a over b.
-        limit: the largest value allowed.
+        limit: the largest value that meets the goal.
+        spread: half the distance between the quartiles of the value over the turns; 0 if a or b was
+            measured once.
     """
 
     what: str
     where: str
     value: float
     limit: float
+    spread: float = 0.0
 
-    def is_over(self) -> bool:
-        """Return whether the value misses the limit."""
+    @classmethod
+    def of(
+        cls, what: str, where: str, over: Sequence[float], under: Sequence[float], limit: float
+    ) -> "Ratio":
+        """Return the ratio of two medians, of programs that took turns."""
+        turns = [a / b for a, b in zip(over, under, strict=True)]
+        low, high = _quartiles(turns)
+        value = statistics.median(over) / statistics.median(under)
+        return cls(what, where, value, limit, (high - low) / 2)
+
+    def is_missed(self) -> bool:
+        """Return whether the value is over the limit."""
         return not self.value <= self.limit
 
+    def is_lost(self, before: "Ratio | None") -> bool:
+        """Return whether a goal that was met before is missed by more than the spread."""
+        if before is None or not before.value <= self.limit:
+            return False
+        return not self.value - self.spread <= self.limit
+
     def __str__(self) -> str:
-        mark = "OVER" if self.is_over() else "ok  "
-        return f"{mark}  {self.value:6.3f}  (at most {self.limit:g})  {self.what}  [{self.where}]"
+        mark = "missed" if self.is_missed() else "met   "
+        spread = f" ± {self.spread:.3f}" if self.spread else ""
+        return (
+            f"{mark}  {self.value:6.3f}{spread}  (at most {self.limit:g})  {self.what}  "
+            f"[{self.where}]"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

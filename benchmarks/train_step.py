@@ -120,7 +120,7 @@ def _of_case(case: Case, repeats: int, device: str, rate: float) -> Result:
         best = min(rows, key=lambda what: rows[what].median)
         what = f"time: prelu_jax / the fastest of PyTorch ({best})"
         limit = _LIMIT_OF_TORCH[device]
-        ratios.append(Ratio(what, where, one.median / rows[best].median, limit))
+        ratios.append(Ratio.of(what, where, one.values, rows[best].values, limit))
     if device == "gpu" and case.net.name in _UTILISED:
         what = "half of the product rate / what is used"
         ratios.append(

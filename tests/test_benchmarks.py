@@ -266,12 +266,46 @@ def fake(monkeypatch, name, actual):
     monkeypatch.setitem(sys.modules, f"benchmarks.{name}", types.SimpleNamespace(run=actual))
 
 
-def test_the_exit_status_is_1_if_a_ratio_is_over_its_limit(monkeypatch, capsys, tmp_path):
-    for value, status in ((1.9, 0), (2.1, 1), (float("nan"), 1)):
-        ratio = Ratio("a / b", "here", value, 2.0)
-        fake(monkeypatch, "fake", lambda ratio=ratio: Result([], [ratio]))
-        assert run.main(["fake"]) == status
-    assert "OVER   2.100  (at most 2)  a / b  [here]" in capsys.readouterr().out
+def record_of(folder, name, ratio):
+    """Write the record of a benchmark on a CPU."""
+    (folder / "cpu").mkdir(exist_ok=True)
+    record = {"ratios": [dataclasses.asdict(ratio)]}
+    (folder / f"cpu/{name}.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "spread", "status"),
+    [
+        (1.9, 1.9, 0.0, 0),
+        (1.9, 2.1, 0.05, 1),
+        (1.9, 2.1, 0.2, 0),  # within its spread
+        (2.2, 2.3, 0.0, 0),  # missed before, too
+        (None, 2.1, 0.0, 0),  # never measured
+        (1.9, float("nan"), 0.0, 1),
+    ],
+)
+def test_the_exit_status_is_1_if_a_goal_is_lost(
+    before, value, spread, status, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    ratio = Ratio("a / b", "here", value, 2.0, spread)
+    if before:
+        record_of(tmp_path, "fake", dataclasses.replace(ratio, value=before, limit=5.0))
+    fake(monkeypatch, "fake", lambda: Result([], [ratio]))
+    assert run.main(["fake"]) == status
+    out = capsys.readouterr().out
+    assert ("missed" if not value <= 2 else "met") in out
+    assert ("now missed by more than the spread: a / b [here]" in out) == (status == 1)
+
+
+def test_the_spread_of_a_ratio_is_that_of_its_turns():
+    ratio = Ratio.of("a / b", "here", [2.0, 4.0, 9.0], [1.0, 2.0, 3.0], 2.0)
+    assert ratio == Ratio("a / b", "here", 2.0, 2.0, 0.25)  # turns of 2, 2 and 3
+    assert f"{ratio}" == "met      2.000 ± 0.250  (at most 2)  a / b  [here]"
+
+
+def test_what_cannot_be_written_or_is_unknown_is_named(monkeypatch, capsys, tmp_path):
+    fake(monkeypatch, "fake", lambda: Result([], []))
     taken = tmp_path / "taken"
     taken.write_text("")
     with pytest.raises(ValueError, match="--out=.*taken cannot be created"):
@@ -299,7 +333,8 @@ def test_results_are_written_even_if_another_benchmark_fails(monkeypatch, capsys
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["works.json"]
     actual = json.loads((tmp_path / "new/works.json").read_text())
     assert actual["rows"][0]["values"] == [1.0, 3.0, 2.0, 10.0, 4.0]
-    assert actual["ratios"] == [{"what": "a / b", "where": "net", "value": 1.5, "limit": 2.0}]
+    ratio = {"what": "a / b", "where": "net", "value": 1.5, "limit": 2.0, "spread": 0.0}
+    assert actual["ratios"] == [ratio]
     assert {"device", "cores", "python", "jax", "flax"} <= set(actual["machine"])
     assert datetime.date.fromisoformat(actual["date"]) <= datetime.date.today()
     assert actual["load before"] >= 0

@@ -36,8 +36,8 @@ def test_the_best_peer_is_listed_with_and_without_readers_that_omit_the_filter(m
     monkeypatch.setattr(input_pipeline.input_scaling, "write", lambda *arguments: 100)
     cost, antialiased, best = input_pipeline.run().ratios
     assert cost.value == 1
-    assert not cost.is_over()
-    assert (antialiased.value, antialiased.is_over()) == (pytest.approx(0.8), True)
+    assert not cost.is_missed()
+    assert (antialiased.value, antialiased.is_missed()) == (pytest.approx(0.8), True)
     assert (best.value, best.where.split(", ", 1)[1]) == (2, "tf.data, aliased")
 
 
