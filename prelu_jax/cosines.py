@@ -107,8 +107,8 @@ def _tailored_slope(depth: int, cosine: float) -> float:
     largest = cosine_at_depth(0.0, depth)
     if not 0 <= cosine <= largest:
         raise ValueError(
-            f"tailored_slope: cosine is {cosine!r}, expected one that a slope in [0, 1] reaches "
-            f"in {depth} layers: from 0 (slope 1) to {largest:.4g} (slope 0)."
+            f"tailored_slope: with depth={depth} no slope gives the cosine {cosine!r}: slopes from "
+            f"1 to 0 give 0 to {largest:.4g}. Give such a cosine, or more layers."
         )
     if cosine == largest:
         return 0.0

@@ -87,6 +87,11 @@ def test_kmeans_needs_scikit_learn_before_anything_is_computed(monkeypatch):
         ("cv2", "import prelu_jax.data.idx", "prelu_jax.data.idx needs cv2, .*[train]"),
         ("grain", "import prelu_jax.data.pipeline", "needs grain, .*[train]"),
         ("tensorboardX", "import prelu_jax.runs.trainer", "needs tensorboardX, .*[train]"),
+        (
+            "ml_collections",
+            "from experiments import convergence_30",
+            "the package experiments needs ml_collections, .*[train]",
+        ),
         ("tqdm", "import prelu_jax.data.folder", "prelu_jax.data.folder needs tqdm, .*[data]"),
         (
             "sklearn",

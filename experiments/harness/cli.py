@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from experiments.harness import configs, machine, record, schedule
 from experiments.harness.claims import Claim
 from experiments.harness.experiment import Experiment
-from prelu_jax import entry, files, names
+from prelu_jax import entry, extras, files, names
 from prelu_jax.entry import Status
 from prelu_jax.runs import processes
 from prelu_jax.runs.recorder import StoppedError
 from prelu_jax.training import config as config_lib
+
+with extras.needed("the package experiments", "train"):
+    from ml_collections import config_flags
 
 _PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
 _FLAGS = (
