@@ -2,15 +2,10 @@ import numpy as np
 import pytest
 
 from experiments.harness import drawing, figures, intervals, slope_figures, takeoff_figures
-from experiments.harness.results import Curve
 from experiments.harness.slopes import Slopes
+from tests.experiments.curves import curve
 
 CONVERGES, STALLS = [0.9, 0.4, 0.05], [0.9, 0.9, 0.9]
-
-
-def curve(errors, arm="He", seed=0, status="done"):
-    steps = np.arange(len(errors)) * 10
-    return Curve(arm, seed, status, steps, steps / 20, np.array(errors, float))
 
 
 def lost(errors=(), arm="He"):

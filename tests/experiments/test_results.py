@@ -2,18 +2,12 @@ import csv
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from experiments import convergence_22, convergence_30, transfer
 from experiments.harness import figures, results
 from experiments.harness.experiment import Report
-from experiments.harness.results import Curve
-
-
-def curve(errors, arm="He", seed=0, status="done"):
-    steps = np.arange(len(errors)) * 10
-    return Curve(arm, seed, status, steps, steps / 20, np.array(errors, float))
+from tests.experiments.curves import curve
 
 
 def test_a_curve_is_read_from_its_run_folder(tmp_path):

@@ -1,36 +1,34 @@
 """Runs that end when they train: rates and variants, judged on made-up steps; one real command."""
 
 import csv
+import functools
 import math
 
-import numpy as np
 import pytest
 
 from experiments import late_start, rates
 from experiments.harness import configs, drawing, until_trained
 from experiments.harness.convergence import HE, XAVIER
-from experiments.harness.results import Curve
 from prelu_jax.training import recipe
 from tests.experiments.conftest import run
+from tests.experiments.curves import curve as curve_of
 
 NEVER = math.inf
 
 
-def curve(errors, status="done"):
-    steps = np.arange(len(errors)) * 50
-    return Curve("He", 0, status, steps, steps / 20, np.array(errors, float))
+curve = functools.partial(curve_of, every=50)
 
 
 def test_a_cell_has_every_seed_and_what_became_of_it():
     config = rates.EXPERIMENT.config()
-    curves = [
+    given = [
         curve([0.9, 0.9]),
         curve([0.9, 0.9, 0.4]),
-        curve([0.9, 0.3], "diverged"),  # below the limit once, and lost
+        curve([0.9, 0.3], status="diverged"),  # below the limit once, and lost
         curve([0.9, 0.45]),
     ]
-    assert until_trained.steps(config, curves) == [NEVER, 100, NEVER, 50]
-    assert until_trained.cell(config, curves) == "50, 100, –, ×"
+    assert until_trained.steps(config, given) == [NEVER, 100, NEVER, 50]
+    assert until_trained.cell(config, given) == "50, 100, –, ×"
 
 
 def test_a_run_without_an_end_is_refused(tmp_path):

@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 
-import jax
 import pytest
 
 from prelu_jax import arch
@@ -13,12 +12,10 @@ from prelu_jax.runs import finished as finished_lib
 from prelu_jax.runs import trainer
 from prelu_jax.runs.checkpoint import Checkpoints
 from prelu_jax.runs.recorder import StoppedError
-from prelu_jax.training.parallel import Parallel
-from tests.training.conftest import TINY, tiny_config
+from tests.training.conftest import TINY, one_device, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
 
-one = Parallel(jax.local_devices()[:1])
 DAMAGES = {
     "empty": lambda content: b"",
     "cut": lambda content: content[: len(content) // 2],
@@ -41,7 +38,7 @@ def damage(file, kind):
 def stop_at(step, config, folder):
     answers = iter([False] * (step - 1) + [True])
     with pytest.raises(StoppedError):
-        trainer.train(config, folder, parallel=one, stop=lambda: next(answers))
+        trainer.train(config, folder, parallel=one_device(), stop=lambda: next(answers))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +47,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damage")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)
-        trainer.train(CONFIG, folder / "done", parallel=one)
+        trainer.train(CONFIG, folder / "done", parallel=one_device())
         stop_at(11, CONFIG, folder / "stopped")
     return folder
 
@@ -72,7 +69,7 @@ def test_a_stopped_run_continues_to_the_same_end(name, kind, runs, tmp_path, cap
     folder = copy(runs, "stopped", tmp_path)
     damage(folder / name, kind)
     with caplog.at_level(logging.WARNING):
-        trainer.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one_device())
     assert_same_end(runs, folder)
     assert name in caplog.text or name == "init_report.json"
 
@@ -87,12 +84,12 @@ def test_a_finished_run_gets_its_file_back(name, kind, runs, tmp_path, caplog):
         damage(folder / name, kind)
     if name == "config.json" and kind == "object":
         with pytest.raises(ValueError, match=r"config.json is unknown here|config.json \(seed"):
-            trainer.train(CONFIG, folder, parallel=one)
+            trainer.train(CONFIG, folder, parallel=one_device())
         return
     if name == "init_report.json" and kind in ("list", "missing"):
         pytest.skip("a list is what it holds")
     with caplog.at_level(logging.WARNING):
-        trainer.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one_device())
     assert_same_end(runs, folder)
     assert name in caplog.text or (name, kind) == ("status.json", "missing")
 
@@ -106,7 +103,7 @@ def test_records_that_a_checkpoint_is_old_enough_for_are_taken_again(runs, tmp_p
         (folder / "metrics.jsonl").write_bytes(whole[:end] + rest)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            trainer.train(CONFIG, folder, parallel=one)
+            trainer.train(CONFIG, folder, parallel=one_device())
         assert_same_end(runs, folder)
         assert "metrics.jsonl: damaged or missing" in caplog.text
         assert "the one of step 8" in caplog.text
@@ -123,7 +120,7 @@ def test_records_that_no_checkpoint_is_old_enough_for_are_a_loss_that_is_logged(
     else:
         damage(folder / "metrics.jsonl", kind)
     with caplog.at_level(logging.WARNING):
-        status = trainer.train(CONFIG, folder, parallel=one)
+        status = trainer.train(CONFIG, folder, parallel=one_device())
     assert status == json.loads((runs / "done/status.json").read_text())
     assert "metrics.jsonl lacks records of" in caplog.text
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -138,7 +135,7 @@ def test_a_directory_where_a_file_belongs_is_named(name, runs, tmp_path):
     (folder / name).unlink()
     (folder / name).mkdir()
     with pytest.raises(ValueError, match=rf"{name} is a directory, expected a file"):
-        trainer.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one_device())
 
 
 @pytest.mark.parametrize("fields", [{"learning_rate": 0.5}, {"seed": 3}, {"initializer": "zeros"}])
@@ -149,7 +146,7 @@ def test_a_run_without_its_configuration_is_no_other_run(run, fields, runs, tmp_
     fields = fields if "initializer" not in fields else {"initializer": "orthogonal"}
     (field,) = fields
     with pytest.raises(ValueError, match=rf"by its checkpoint \({field}: "):
-        trainer.train(tiny_config(rectifier="prelu", **fields), folder, parallel=one)
+        trainer.train(tiny_config(rectifier="prelu", **fields), folder, parallel=one_device())
     assert not (folder / "config.json").exists()
 
 
@@ -158,7 +155,7 @@ def test_a_checkpoint_beside_the_configuration_of_another_run_is_refused(runs, t
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**fields, "seed": 3}))
     with pytest.raises(ValueError, match=r"by its checkpoint \(seed: 0 there, 3 asked"):
-        trainer.train(tiny_config(rectifier="prelu", seed=3), folder, parallel=one)
+        trainer.train(tiny_config(rectifier="prelu", seed=3), folder, parallel=one_device())
 
 
 def without_notes(folder):
@@ -176,7 +173,7 @@ def test_a_run_of_an_earlier_version_continues(runs, tmp_path):
     interval = json.loads(step.read_text())["custom_metadata"]["interval"]
     (folder / "intervals.json").write_text(json.dumps({"11": interval}))
     without_notes(folder)
-    trainer.train(CONFIG, folder, parallel=one)
+    trainer.train(CONFIG, folder, parallel=one_device())
     assert_same_end(runs, folder)
 
 
@@ -185,7 +182,7 @@ def test_without_a_configuration_a_run_of_an_earlier_version_is_refused(runs, tm
     without_notes(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config.json is missing. Nothing else holds the"):
-        trainer.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one_device())
 
 
 def test_a_field_of_a_later_version_is_at_its_default_in_a_checkpoint(runs, tmp_path):
@@ -194,7 +191,7 @@ def test_a_field_of_a_later_version_is_at_its_default_in_a_checkpoint(runs, tmp_
         content = json.loads(file.read_text())
         del content["custom_metadata"]["config"]["width"]
         file.write_text(json.dumps(content))
-    trainer.train(CONFIG, folder, parallel=one)
+    trainer.train(CONFIG, folder, parallel=one_device())
     assert_same_end(runs, folder)
 
 
@@ -203,7 +200,7 @@ def test_the_notes_of_a_checkpoint_are_a_small_file_too(kind, runs, tmp_path, ca
     folder = copy(runs, "stopped", tmp_path)
     damage(folder / "checkpoints/11/_CHECKPOINT_METADATA", kind)
     with caplog.at_level(logging.WARNING):
-        trainer.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one_device())
     assert_same_end(runs, folder)
 
 
@@ -223,7 +220,7 @@ def test_other_data_under_the_same_name_are_refused(run, facts, message, runs, t
         content["custom_metadata"]["data"].update(facts)
         file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"other data .*{message}"):
-        trainer.train(CONFIG, folder, parallel=one)
+        trainer.train(CONFIG, folder, parallel=one_device())
 
 
 @pytest.mark.parametrize("kind", ["empty", "NUL", "list", "missing"])
@@ -274,31 +271,33 @@ def test_what_is_pretrained_may_be_reached_by_another_path(way, runs, tmp_path, 
         (folder / "config.json").write_text(json.dumps({**fields, "pretrained": "work/first"}))
     again = tiny_config(rectifier="prelu", pretrained=str(source), **TUNED)
     for _ in range(2):  # the second time, it is finished
-        assert trainer.train(again, folder, parallel=one)["status"] == "done"
+        assert trainer.train(again, folder, parallel=one_device())["status"] == "done"
     if way != "run moved alone":  # its path from the run no longer leads there
         assert os.path.samefile(finished_lib.config(folder).pretrained, source)
     other = shutil.copytree(source, tmp_path / "other")
     with pytest.raises(ValueError, match="pretrained: "):
         trainer.train(
-            tiny_config(rectifier="prelu", pretrained=str(other), **TUNED), folder, parallel=one
+            tiny_config(rectifier="prelu", pretrained=str(other), **TUNED),
+            folder,
+            parallel=one_device(),
         )
 
 
 def test_a_bucket_is_no_folder_of_a_run(tmp_path):
     for folder in ("gs://bucket/run", "s3://bucket"):
         with pytest.raises(ValueError, match=r"expected a folder of an ordinary .*clusters.md"):
-            trainer.train(CONFIG, type(tmp_path)(folder), parallel=one)
+            trainer.train(CONFIG, type(tmp_path)(folder), parallel=one_device())
     with pytest.raises(ValueError, match="config.pretrained is gs://x"):
-        trainer.train(tiny_config(pretrained="gs://x/run"), tmp_path / "run", parallel=one)
+        trainer.train(tiny_config(pretrained="gs://x/run"), tmp_path / "run", parallel=one_device())
 
 
 def test_a_diverged_run_gets_its_files_back(tmp_path):
     config = tiny_config(learning_rate=1e36, num_steps=1, log_every=1, eval_every=1)
-    status = trainer.train(config, tmp_path, parallel=one)
+    status = trainer.train(config, tmp_path, parallel=one_device())
     assert status["status"] == "diverged"
     before = (tmp_path / "metrics.jsonl").read_bytes()
     for name in ("status.json", "metrics.jsonl"):
         damage(tmp_path / name, "cut")
-        assert trainer.train(config, tmp_path, parallel=one) == status
+        assert trainer.train(config, tmp_path, parallel=one_device()) == status
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert Checkpoints(tmp_path / "checkpoints").steps() == []

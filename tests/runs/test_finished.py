@@ -1,14 +1,12 @@
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 
 from prelu_jax import arch, models
 from prelu_jax.runs import finished, trainer
-from prelu_jax.training.parallel import Parallel
-from tests.training.conftest import TINY, assert_trees_equal, tiny_config
+from tests.training.conftest import TINY, assert_trees_equal, one_device, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
 
@@ -21,7 +19,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)
-        trainer.train(tiny_config(**SHORT), folder, parallel=Parallel(jax.local_devices()[:1]))
+        trainer.train(tiny_config(**SHORT), folder, parallel=one_device())
     return folder
 
 

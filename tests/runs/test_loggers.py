@@ -7,18 +7,15 @@ import textwrap
 from types import SimpleNamespace
 from unittest.mock import Mock
 
-import jax
 import pytest
 
 from prelu_jax.runs import loggers, trainer
 from prelu_jax.runs.folder import RunFolder
-from prelu_jax.training.parallel import Parallel
 from tests.runs.test_trainer import events, records
-from tests.training.conftest import tiny_config
+from tests.training.conftest import one_device, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
 
-one = Parallel(jax.local_devices()[:1])
 CONFIG = tiny_config(signal_every=3)
 
 
@@ -66,7 +63,7 @@ def warnings(monkeypatch):
 
 def test_a_logger_gets_every_record_with_its_step_and_is_closed(tmp_path):
     memory = Memory()
-    trainer.train(CONFIG, tmp_path, parallel=one, loggers=[memory])
+    trainer.train(CONFIG, tmp_path, parallel=one_device(), loggers=[memory])
     assert memory.without_clock() == [flat(record) for record in records(tmp_path)]
     assert {type(value) for _, metrics in memory.written for value in metrics.values()} <= {
         *(float, int)
@@ -75,7 +72,7 @@ def test_a_logger_gets_every_record_with_its_step_and_is_closed(tmp_path):
     assert sum("signal_cosine/conv2" in metrics for _, metrics in memory.written) == 4
     assert memory.closed == 1
     again = Memory()  # the run is done
-    trainer.train(CONFIG, tmp_path, parallel=one, loggers=[again])
+    trainer.train(CONFIG, tmp_path, parallel=one_device(), loggers=[again])
     assert (again.written, again.closed) == ([], 1)
 
 
@@ -93,9 +90,9 @@ def test_a_resumed_run_repeats_no_record(step, metric, tmp_path):
     memory = Memory()
     dying = Memory({(step, metric): KeyboardInterrupt})
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(CONFIG, tmp_path, parallel=one, loggers=[memory, dying])
+        trainer.train(CONFIG, tmp_path, parallel=one_device(), loggers=[memory, dying])
     assert (memory.closed, dying.closed) == (1, 1)
-    trainer.train(CONFIG, tmp_path, parallel=one, loggers=[memory])
+    trainer.train(CONFIG, tmp_path, parallel=one_device(), loggers=[memory])
     assert memory.without_clock() == [flat(record) for record in records(tmp_path)]
 
 
@@ -108,7 +105,7 @@ def test_a_logger_that_raises_is_a_warning_and_the_others_get_all(tmp_path, warn
             raise ValueError("already closed")
 
     memory = Memory()
-    status = trainer.train(CONFIG, tmp_path, parallel=one, loggers=[Broken(), memory])
+    status = trainer.train(CONFIG, tmp_path, parallel=one_device(), loggers=[Broken(), memory])
     assert status["status"] == "done"
     assert len(memory.written) == len(records(tmp_path)) == 14
     assert warnings == [
@@ -203,11 +200,13 @@ def test_a_process_that_does_not_write_gives_nothing_to_its_loggers_and_closes_t
 def test_a_run_that_is_refused_closes_nothing_and_one_that_fails_closes_its_loggers(tmp_path):
     memory = Memory()
     with pytest.raises(ValueError, match="config.learning_rate is 0.0"):
-        trainer.train(tiny_config(learning_rate=0.0), tmp_path, parallel=one, loggers=[memory])
+        trainer.train(
+            tiny_config(learning_rate=0.0), tmp_path, parallel=one_device(), loggers=[memory]
+        )
     assert memory.closed == 0
     RunFolder(tmp_path).claim(tiny_config(seed=1))
     with pytest.raises(ValueError, match="seed: 1 there, 0 asked"):
-        trainer.train(CONFIG, tmp_path, parallel=one, loggers=[memory])
+        trainer.train(CONFIG, tmp_path, parallel=one_device(), loggers=[memory])
     assert memory.closed == 1
 
 
@@ -257,7 +256,7 @@ def test_the_example_for_weights_and_biases(tmp_path, monkeypatch):
     _, *blocks = inspect.getdoc(loggers.Logger).split("::\n\n")
     code = [block.partition("\n\n")[0] for block in blocks]
     assert len(code[0].splitlines()) == 8
-    train = functools.partial(trainer.train, parallel=one)
+    train = functools.partial(trainer.train, parallel=one_device())
     names = {"trainer": SimpleNamespace(train=train), "config": CONFIG, "folder": tmp_path}
     for block in code:
         exec(textwrap.dedent(block), names)

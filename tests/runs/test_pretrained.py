@@ -11,12 +11,10 @@ from prelu_jax.data import sources
 from prelu_jax.runs import trainer
 from prelu_jax.runs.checkpoint import Checkpoints
 from prelu_jax.training import optimizer
-from prelu_jax.training.parallel import Parallel
-from tests.training.conftest import TINY, assert_trees_equal, tiny_config
+from tests.training.conftest import TINY, assert_trees_equal, interrupt_at, one_device, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
 
-one = Parallel(jax.local_devices()[:1])
 SHORT = {"num_steps": 4, "log_every": 2, "eval_every": 4, "checkpoint_every": 2}
 
 
@@ -39,7 +37,7 @@ def first(tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)
-        trainer.train(tiny_config(classes="0-4", **SHORT), folder, parallel=one)
+        trainer.train(tiny_config(classes="0-4", **SHORT), folder, parallel=one_device())
     return folder
 
 
@@ -60,7 +58,7 @@ def partly_frozen(first, tmp_path_factory):
     folder = tmp_path_factory.mktemp("partly_frozen")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)
-        trainer.train(tuned(first, **PARTLY_FROZEN), folder, parallel=one)
+        trainer.train(tuned(first, **PARTLY_FROZEN), folder, parallel=one_device())
     return folder
 
 
@@ -84,8 +82,10 @@ def test_what_is_frozen_stays_bit_for_bit_while_the_rest_moves(first, partly_fro
 
 
 def test_parameters_and_mean_image_are_taken_over_but_for_the_fresh(first, tmp_path):
-    trainer.train(tuned(first, **STILL), tmp_path / "tuned", parallel=one)
-    trainer.train(tiny_config(classes="5-7", **SHORT, **STILL), tmp_path / "drawn", parallel=one)
+    trainer.train(tuned(first, **STILL), tmp_path / "tuned", parallel=one_device())
+    trainer.train(
+        tiny_config(classes="5-7", **SHORT, **STILL), tmp_path / "drawn", parallel=one_device()
+    )
     source, new, drawn = (end(f) for f in (first, tmp_path / "tuned", tmp_path / "drawn"))
     is_close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-25)
     for layer in ("conv1", "conv2"):
@@ -109,14 +109,10 @@ def test_parameters_and_mean_image_are_taken_over_but_for_the_fresh(first, tmp_p
 def test_a_run_that_was_interrupted_ends_with_the_same_bytes(first, partly_frozen, tmp_path):
     config = tuned(first, **PARTLY_FROZEN)
 
-    def interrupt(step, error):
-        if step == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(config, tmp_path, interrupt, one)
+        trainer.train(config, tmp_path, interrupt_at(2), one_device())
     seen = []
-    trainer.train(config, tmp_path, lambda step, error: seen.append(step), one)
+    trainer.train(config, tmp_path, lambda step, error: seen.append(step), one_device())
     assert seen == [4]
     for name in ("metrics.jsonl", "init_report.json", "status.json"):
         assert (tmp_path / name).read_bytes() == (partly_frozen / name).read_bytes(), name
@@ -127,9 +123,9 @@ def test_a_finished_run_needs_its_source_no_more(first, tmp_path):
     source = tmp_path / "source"
     source.symlink_to(first)
     config = tuned(source, **STILL)
-    status = trainer.train(config, tmp_path / "run", parallel=one)
+    status = trainer.train(config, tmp_path / "run", parallel=one_device())
     source.unlink()
-    assert trainer.train(config, tmp_path / "run", parallel=one) == status
+    assert trainer.train(config, tmp_path / "run", parallel=one_device()) == status
 
 
 @pytest.mark.parametrize(
@@ -151,14 +147,14 @@ def test_a_finished_run_needs_its_source_no_more(first, tmp_path):
 )
 def test_what_does_not_fit_is_refused_before_the_folder_is_made(fields, message, first, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
-        trainer.train(tuned(first, **fields), tmp_path / "run", parallel=one)
+        trainer.train(tuned(first, **fields), tmp_path / "run", parallel=one_device())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_not_finished_is_no_source(tmp_path):
     (tmp_path / "status.json").write_text('{"status": "diverged", "step": 3}')
     with pytest.raises(ValueError, match="a finished run, found one that is 'diverged'"):
-        trainer.train(tuned(tmp_path), tmp_path / "run", parallel=one)
+        trainer.train(tuned(tmp_path), tmp_path / "run", parallel=one_device())
 
 
 def test_a_path_matches_where_the_regex_is_found_and_never_an_empty_one():

@@ -10,7 +10,7 @@ from prelu_jax.training.parallel import Parallel
 from tests.experiments.conftest import Forked
 from tests.runs import worker
 from tests.runs.test_trainer import records
-from tests.training.conftest import tiny_config
+from tests.training.conftest import interrupt_at, one_device, tiny_config
 from tests.waiting import PATIENCE, free_address
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_arch")]
@@ -71,25 +71,16 @@ def test_the_first_process_alone_gives_records_to_its_loggers(tmp_path):
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes(alone, tmp_path):
-    one = Parallel(jax.local_devices()[:1])
     often = {"checkpoint_every": 2}
     config = tiny_config(rectifier="prelu", **often)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(config, tmp_path, interrupt_at(4), one)
+        trainer.train(config, tmp_path, interrupt_at(4), one_device())
     assert run(2, "train", folder=tmp_path, stop=6, **often) == [None, None]
     assert run(4, "train", folder=tmp_path, stop=10, **often) == [None] * 4
     rest = []
-    assert trainer.train(config, tmp_path, lambda step, error: rest.append(step), one)
+    assert trainer.train(config, tmp_path, lambda step, error: rest.append(step), one_device())
     assert rest == [12]
     assert_same_curve(tmp_path, alone)
-
-
-def interrupt_at(stop):
-    def progress(step, error):
-        if step == stop:
-            raise KeyboardInterrupt
-
-    return progress
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step_and_nothing_is_lost(tmp_path):

@@ -19,12 +19,10 @@ from prelu_jax.training.config import RENAMED
 from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.recipe import resolve
 from prelu_jax.training.state import stream
-from tests.training.conftest import TINY, make_state, tiny_config
+from tests.training.conftest import TINY, interrupt_at, make_state, one_device, tiny_config
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
-
-one = Parallel(jax.local_devices()[:1])
 
 
 def records(folder):
@@ -44,7 +42,7 @@ def events(folder):
 def undisturbed(folder, **fields):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(arch.REGISTRY, "tiny", TINY)  # `tiny_arch` lasts for one test
-        trainer.train(tiny_config(rectifier="prelu", **fields), folder, parallel=one)
+        trainer.train(tiny_config(rectifier="prelu", **fields), folder, parallel=one_device())
         return folder
 
 
@@ -110,13 +108,13 @@ def test_an_interrupted_run_continues_to_the_same_bytes(stop, measured, tmp_path
 
     config = tiny_config(rectifier="prelu", signal_every=3)
     with pytest.raises(InterruptionError):
-        trainer.train(config, tmp_path, interrupt, one)
+        trainer.train(config, tmp_path, interrupt, one_device())
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "train_lo')  # a line that a crash cut short
     if stop == 12:  # as if stopped between the last checkpoint and its status
         (tmp_path / "status.json").unlink()
     seen = []
-    trainer.train(config, tmp_path, lambda step, error: seen.append(step), one)
+    trainer.train(config, tmp_path, lambda step, error: seen.append(step), one_device())
     assert seen == (list(range(stop // 4 * 4 + 2, 13, 2)) or [12])
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
         assert (tmp_path / name).read_text() == (measured / name).read_text(), name
@@ -127,16 +125,16 @@ def test_a_run_that_is_asked_to_stop_loses_no_step(stop, measured, tmp_path):
     config = tiny_config(rectifier="prelu", signal_every=3)
     answers = iter([False] * (stop - 1) + [True])
     with pytest.raises(recorder.StoppedError, match=f"at step {stop}$"):
-        trainer.train(config, tmp_path, parallel=one, stop=lambda: next(answers))
+        trainer.train(config, tmp_path, parallel=one_device(), stop=lambda: next(answers))
     assert max(map(int, os.listdir(tmp_path / "checkpoints"))) == stop
     asked = []
-    trainer.train(config, tmp_path, parallel=one, stop=lambda: bool(asked.append(0)))
+    trainer.train(config, tmp_path, parallel=one_device(), stop=lambda: bool(asked.append(0)))
     assert len(asked) == 12 - stop - 1  # not after the last, where the run is done anyway
     if stop == 11:  # the last checkpoint is damaged: back to where the run was stopped
         (tmp_path / "status.json").unlink()
         shutil.rmtree(tmp_path / "checkpoints/12")
         (tmp_path / "checkpoints/12").mkdir()
-        trainer.train(config, tmp_path, parallel=one)
+        trainer.train(config, tmp_path, parallel=one_device())
     for name in ("metrics.jsonl", "status.json", "init_report.json"):
         assert (tmp_path / name).read_text() == (measured / name).read_text(), name
 
@@ -173,7 +171,7 @@ def test_a_disk_that_refuses_for_a_while_costs_nothing(until, measured, tmp_path
     monkeypatch.setattr(
         recorder.logging, "warning", lambda text, *values: refused.append(text % values)
     )
-    trainer.train(config, tmp_path, progress, one)
+    trainer.train(config, tmp_path, progress, one_device())
     logged = "\n".join(refused)
     assert "metrics from step 8 on are not yet written" in logged
     assert "Step 8 is not saved" in logged
@@ -205,7 +203,7 @@ def test_a_run_whose_end_cannot_be_saved_says_so_and_is_not_done(tmp_path, monke
             (tmp_path / "checkpoints").write_text("no folder")
 
     with pytest.raises(OSError, match="step, 12, cannot be saved .* Make room there"):
-        trainer.train(tiny_config(), tmp_path, progress, one)
+        trainer.train(tiny_config(), tmp_path, progress, one_device())
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
 
 
@@ -214,14 +212,14 @@ def test_a_run_of_a_newer_version_is_refused_by_name(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "rotate": True}))
     with pytest.raises(ValueError, match="newer version of prelu_jax: rotate in its config"):
-        trainer.train(tiny_config(), tmp_path, parallel=one)
+        trainer.train(tiny_config(), tmp_path, parallel=one_device())
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
     config, holder = tiny_config(), RunFolder(tmp_path)
     holder.claim(config)
     with pytest.raises(ValueError, match=rf"is being trained by process {os.getpid()} on "):
-        trainer.train(config, tmp_path, parallel=one)
+        trainer.train(config, tmp_path, parallel=one_device())
     holder.close()
     RunFolder(tmp_path).claim(config)
 
@@ -260,20 +258,16 @@ def test_the_rate_drops_on_a_plateau_across_an_interruption_too(tmp_path):
     # At such a rate nothing is learned: every evaluation after the first is a plateau of one.
     config = tiny_config(learning_rate=1e-8, min_learning_rate=1e-12, plateau_patience=1)
 
-    def interrupt(step, error):
-        if step == 6:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(config, tmp_path, interrupt, one)
-    trainer.train(config, tmp_path, parallel=one)
+        trainer.train(config, tmp_path, interrupt_at(6), one_device())
+    trainer.train(config, tmp_path, parallel=one_device())
     rates = [r["learning_rate"] for r in records(tmp_path) if "learning_rate" in r]
     assert rates == pytest.approx([1e-8, 1e-9, 1e-10, 1e-11])
 
 
 def test_the_rate_drops_at_given_epochs(tmp_path):
     config = tiny_config(drop_epochs="0.05,0.1")  # 1,500 images in batches of 16: steps 5 and 9
-    trainer.train(config, tmp_path, parallel=one)
+    trainer.train(config, tmp_path, parallel=one_device())
     rates = [r["learning_rate"] for r in records(tmp_path) if "learning_rate" in r]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
 
@@ -281,24 +275,24 @@ def test_the_rate_drops_at_given_epochs(tmp_path):
 @pytest.mark.parametrize("epochs", ["0.001", "0.05,0.051"])
 def test_rates_that_would_drop_at_once_are_refused(epochs, tmp_path):
     with pytest.raises(ValueError, match=rf"drop_epochs is {epochs}, after steps .* 93.75 in an"):
-        trainer.train(tiny_config(drop_epochs=epochs), tmp_path, parallel=one)
+        trainer.train(tiny_config(drop_epochs=epochs), tmp_path, parallel=one_device())
     assert not (tmp_path / "config.json").exists()
 
 
 def test_a_run_ends_at_the_first_test_error_below_stop_error(tmp_path):
     often = {"num_steps": 60, "learning_rate": 0.01, "log_every": 5, "eval_every": 5}
     config = tiny_config(checkpoint_every=10, stop_error=0.8, **often)
-    whole = trainer.train(config, tmp_path / "whole", parallel=one)
+    whole = trainer.train(config, tmp_path / "whole", parallel=one_device())
     errors = {r["step"]: r["test_error"] for r in records(tmp_path / "whole") if "test_error" in r}
     *before, last = errors
     assert 0 < last < 60
     assert errors[last] < 0.8 <= min(errors[step] for step in before)
     assert (whole["status"], whole["step"], whole["test_error"]) == ("done", last, errors[last])
-    assert trainer.train(config, tmp_path / "whole", parallel=one) == whole
+    assert trainer.train(config, tmp_path / "whole", parallel=one_device()) == whole
     # Killed after its last checkpoint, before its status: no further step is taken.
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     RunFolder(tmp_path / "killed").write_status("running", last - 5)
-    assert trainer.train(config, tmp_path / "killed", parallel=one) == whole
+    assert trainer.train(config, tmp_path / "killed", parallel=one_device()) == whole
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
 
 
@@ -306,7 +300,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     def fail(step, error):
         raise AssertionError(step)
 
-    status = trainer.train(tiny_config(rectifier="prelu"), finished, fail, one)
+    status = trainer.train(tiny_config(rectifier="prelu"), finished, fail, one_device())
     assert status == json.loads((finished / "status.json").read_text())
 
 
@@ -354,7 +348,9 @@ def test_a_run_that_diverges_says_where_and_keeps_the_last_good_checkpoint(tmp_p
         in " ".join(caplog.text.split())
     )
     assert status == {"status": "diverged", "step": 7, "last_good_checkpoint": 6}
-    assert trainer.train(config, tmp_path, parallel=one) == status  # a result, not to be repeated
+    assert (
+        trainer.train(config, tmp_path, parallel=one_device()) == status
+    )  # a result, not to be repeated
     kept = Checkpoints(tmp_path / "checkpoints").restore(make_state("relu"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -381,7 +377,7 @@ class Bomb(Parallel):
 def test_a_state_whose_test_loss_is_not_finite_is_not_saved(tmp_path):
     # One step at this rate leaves finite parameters with which nothing finite can be computed.
     config = tiny_config(learning_rate=1e36, num_steps=1, log_every=1, eval_every=1)
-    status = trainer.train(config, tmp_path, parallel=one)
+    status = trainer.train(config, tmp_path, parallel=one_device())
     assert status == {"status": "diverged", "step": 1, "last_good_checkpoint": None}
 
 

@@ -13,19 +13,14 @@ from prelu_jax.runs import processes, recorder, trainer
 from prelu_jax.runs.folder import RunFolder
 from prelu_jax.training import step
 from prelu_jax.training.parallel import Parallel
-from tests.training.conftest import TINY, make_batch, make_state, tiny_config
+from tests.training.conftest import TINY, interrupt_at, make_batch, make_state, tiny_config
 
 
 def train(folder, stop=0, **fields):
     """The status at the end of a run, or None if it was stopped at a step."""
-
-    def progress(at, error):
-        if at == stop:
-            raise KeyboardInterrupt
-
     try:
         config = tiny_config(**{"rectifier": "prelu", **fields})
-        return trainer.train(config, Path(folder), progress)
+        return trainer.train(config, Path(folder), interrupt_at(stop))
     except KeyboardInterrupt:
         return None
 

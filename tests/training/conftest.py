@@ -1,5 +1,7 @@
 """A small run that training tests share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
 from prelu_jax.data.augment import PixelStatistics
 from prelu_jax.training import optimizer, state
 from prelu_jax.training.config import TrainConfig
+from prelu_jax.training.parallel import Parallel
 
 TINY = Arch(
     "tiny",
@@ -23,6 +26,22 @@ TINY = Arch(
         Logits("fc2", stddev=0.1),
     ),
 )
+
+
+@functools.cache
+def one_device() -> Parallel:
+    """Return one device; no constant, since processes meet before JAX looks for devices."""
+    return Parallel(jax.local_devices()[:1])
+
+
+def interrupt_at(stop):
+    """Return a function for ``progress`` of `trainer.train` that ends the run, as Ctrl-C does."""
+
+    def progress(step, error):
+        if step == stop:
+            raise KeyboardInterrupt
+
+    return progress
 
 
 @pytest.fixture

@@ -8,14 +8,12 @@ from prelu_jax.data import class_folders, folder, pipeline, statistics
 from prelu_jax.runs import trainer
 from prelu_jax.training import batches, recipe
 from prelu_jax.training.batches import Batches
-from prelu_jax.training.parallel import Parallel
 from prelu_jax.training.recipe import resolve
 from tests.conftest import write_images
-from tests.training.conftest import tiny_config
+from tests.training.conftest import interrupt_at, one_device, tiny_config
 
 pytestmark = pytest.mark.usefixtures("tiny_arch")
 
-one = Parallel(jax.local_devices()[:1])
 SHORT = {"num_steps": 4, "log_every": 2, "eval_every": 2, "checkpoint_every": 2, "batch_size": 4}
 
 
@@ -61,7 +59,7 @@ def test_a_large_set_without_its_statistics_is_told_the_command(prepared, monkey
         "prelu_jax.data.statistics --dataset=photos --size=32 --side=40 '--data_dir=.*a space'`"
     )
     with pytest.raises(ValueError, match=message):
-        trainer.train(of_photos(prepared, min_side=40), tmp_path / "run", parallel=one)
+        trainer.train(of_photos(prepared, min_side=40), tmp_path / "run", parallel=one_device())
     assert not (tmp_path / "run").exists()
     few = of_photos(prepared, examples_per_class=2)  # a few are measured at the start
     Batches(resolve(few)).pixel_statistics()
@@ -87,7 +85,7 @@ def damaged(tmp_path_factory):
 
 def test_a_damaged_record_fails_the_run_by_its_name(damaged, tmp_path):
     with pytest.raises(ValueError, match=r"Record 'b/3.jpg' holds 20 bytes that do not decode"):
-        trainer.train(of_photos(damaged, **SHORT), tmp_path, parallel=one)
+        trainer.train(of_photos(damaged, **SHORT), tmp_path, parallel=one_device())
 
 
 @pytest.mark.parametrize("on_bad_image", ["fail", "skip"])
@@ -105,21 +103,17 @@ def test_an_image_of_too_many_pixels_is_not_decoded_in_training(prepared, on_bad
 
 def test_damaged_records_are_left_out_and_counted_by_a_flag(damaged, tmp_path, monkeypatch):
     config = of_photos(damaged, on_bad_image="skip", **SHORT)
-    status = trainer.train(config, tmp_path / "whole", parallel=one)
+    status = trainer.train(config, tmp_path / "whole", parallel=one_device())
     assert status["status"] == "done"
     assert (status["left_out"], status["enlarged"]) == (2, 1)
 
-    def stop(step, error):
-        if step == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(config, tmp_path / "stopped", stop, one)
+        trainer.train(config, tmp_path / "stopped", interrupt_at(2), one_device())
     met = tmp_path / "stopped/odd_images.json"
     before = json.loads(met.read_text())
     met.write_text(json.dumps({**before, "enlarged": ["met before the stop"]}))
     monkeypatch.setattr(batches.moments, "measure", None)  # the checkpoint has the mean image
-    assert trainer.train(config, tmp_path / "stopped", parallel=one)["enlarged"] == 2
+    assert trainer.train(config, tmp_path / "stopped", parallel=one_device())["enlarged"] == 2
     tmp_path = tmp_path / "whole"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {line["test_examples"] for line in lines if "test_examples" in line} == {5}

@@ -7,9 +7,8 @@ import pytest
 from prelu_jax.data import augment
 from prelu_jax.training import step
 from prelu_jax.training.parallel import AXIS, Parallel
-from tests.training.conftest import assert_trees_equal, make_batch, make_state
+from tests.training.conftest import assert_trees_equal, make_batch, make_state, one_device
 
-one = Parallel(jax.local_devices()[:1])
 four = Parallel(jax.local_devices()[:4])
 
 
@@ -48,7 +47,7 @@ def take(parallel, steps, seed=0):
 
 
 def test_four_devices_compute_what_one_does():
-    alone, losses_alone = take(one, 20)
+    alone, losses_alone = take(one_device(), 20)
     shared, losses_shared = take(four, 20)
     np.testing.assert_allclose(losses_shared, losses_alone, rtol=1e-4)
     jax.tree.map(
@@ -72,7 +71,7 @@ def test_replicas_stay_identical():
         assert_trees_equal(jax.tree.map(lambda a, r=replica: a[r], state), first)
 
 
-@pytest.mark.parametrize("parallel", [one, four], ids=["one device", "four devices"])
+@pytest.mark.parametrize("parallel", [one_device(), four], ids=["one device", "four devices"])
 def test_the_step_compiles_once_for_runs_that_differ_in_seed_alone(parallel):
     take(parallel, 1)
     compiled = []
@@ -85,7 +84,7 @@ def test_the_step_compiles_once_for_runs_that_differ_in_seed_alone(parallel):
     assert not [event for event in compiled if "backend_compile" in event]
 
 
-@pytest.mark.parametrize("parallel", [one, four], ids=["one device", "four devices"])
+@pytest.mark.parametrize("parallel", [one_device(), four], ids=["one device", "four devices"])
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole(parallel):
     """With flips, colours and dropout: an example meets its own in any part."""
     batch = make_batch()
