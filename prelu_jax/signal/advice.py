@@ -293,11 +293,7 @@ def _border(steps: Steps) -> float:
 
 def _borders(finding: Finding, measurement: Measurement, steps: Steps) -> Cause | None:
     """Return the advice where padded borders cause the drift."""
-    maps = [
-        (row.kernel_shape[:-2], row.shape[1:-1])
-        for row in measurement.layers
-        if row.kernel_shape and "Conv" in row.kind
-    ]
+    maps = [(row.window, row.positions) for row in measurement.layers if row.window]
     border = _border(steps)
     if not maps or finding.verdict == verdict.EXPLODING or border >= -_NOTICEABLE:
         return None

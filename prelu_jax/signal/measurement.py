@@ -21,8 +21,11 @@ class LayerCall:
         call: which call of this layer: 0, or more where it is shared.
         kind: the kind of operation: Dense, Conv, ConvTranspose, GroupedDense or Embed.
         input_shape: the shape of the input x, on one device.
+        input_channels: the number of x's channels, over all axes that count them.
         shape: that of the output y.
         channels: the number of output channels, over all axes that count them.
+        window: the sizes of a convolution's window; () for other layers.
+        positions: the sizes of the axes of y other than the first and those of channels.
         kernel_shape: the shape of its kernel, or an embedding's table. None where it is not among
             the model's parameters.
     """
@@ -31,8 +34,11 @@ class LayerCall:
     call: int
     kind: str
     input_shape: tuple[int, ...]
+    input_channels: int
     shape: tuple[int, ...]
     channels: int
+    window: tuple[int, ...]
+    positions: tuple[int, ...]
     kernel_shape: tuple[int, ...] | None
 
     @property

@@ -131,11 +131,11 @@ class Probe:
 
     def _observe(self, visit: Visit, *, name_output: bool) -> tuple[jax.Array, dict[str, Any]]:
         x, weight, y = jax.lax.stop_gradient((visit.x, visit.weight, visit.y))
-        channel_axes = visit.operation.channel_axes
+        channel_axes, of_input = visit.operation.channel_axes, visit.operation.input_channel_axes
         # A look-up's input is the number of a row: there is nothing to measure in it.
         x = jnp.full((1, 1), jnp.nan) if visit.operation.kind == "look-up" else x
         weights = expected.reader_weights(visit)
-        of_x = reductions.of_channels(x, (-1,), self.batch_size, self.axis_name, weights)
+        of_x = reductions.of_channels(x, of_input, self.batch_size, self.axis_name, weights)
         record = {
             "x": of_x,
             "y": reductions.of_channels(

@@ -198,8 +198,11 @@ def of(program: Program, parameters: Mapping[str, Any], examples: int) -> tuple[
             call=calls[name],
             kind=KINDS[operation.kind],
             input_shape=operation.input_shape,
+            input_channels=operation.input_channels,
             shape=shape,
             channels=math.prod(operation.channels),
+            window=operation.window,
+            positions=operation.positions,
             kernel_shape=operation.weight_shape if any(map(checks.is_float, held)) else None,
         )
         calls[name] += 1

@@ -149,8 +149,10 @@ def _dead(layers: Sequence[LayerStatistics]) -> Finding | None:
     feeds, such as the initial state of a recurrent cell, has no units.
     """
     for before, row in itertools.pairwise(layers):
-        fraction, channels = row.input_zero_fraction, row.input_shape[-1]
-        if fraction is None or row.previous is None or math.prod(row.input_shape[:-1]) < FEW:
+        fraction, channels = row.input_zero_fraction, row.input_channels
+        if fraction is None or row.previous is None:
+            continue
+        if math.prod(row.input_shape) < FEW * channels:
             continue
         if fraction == 1 or fraction > 0.5 + SIGMAS * 0.5 / math.sqrt(channels):
             what = f"{fraction:.0%} of the {channels} channels that {row.name} reads are always 0"

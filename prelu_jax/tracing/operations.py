@@ -28,6 +28,8 @@ class Layout:
         weight_axes: the same axes of W, in the same order.
         input_axes: the axes of W that count input features, which one output sums over. The other
             axes are those of a convolution's window.
+        feature_axes: the axes of the data that count input features: those that the product sums
+            over or pairs with stacked axes of W, without a convolution's positions.
         operand_axes: the axes of the data that the product neither sums over nor pairs with axes of
             W: of examples and positions.
         stacked_axes: those of the channel axes of W that number parts, each with inputs of its own.
@@ -42,6 +44,7 @@ class Layout:
     weight_axes: Axes
     input_axes: Axes
     stacked_axes: Axes
+    feature_axes: Axes
     operand_axes: Axes
     fan_in: int
     fan_out: int
@@ -65,6 +68,7 @@ class Operation:
             along their axes from left to right; None where they are in one order.
         weight_shape: the shape of W.
         input_shape: the shape of x.
+        input_channel_axes: the axes of x that count channels, from the end; none for a look-up.
         shape: the shape of y.
         dtype: the name of the type of y.
         steps: the lengths of the scans around it, outermost first.
@@ -84,6 +88,7 @@ class Operation:
     channel_order: tuple[int, ...] | None
     weight_shape: tuple[int, ...]
     input_shape: tuple[int, ...]
+    input_channel_axes: Axes
     shape: tuple[int, ...]
     dtype: str
     steps: tuple[int, ...] = ()
@@ -101,6 +106,26 @@ class Operation:
     def channels(self) -> tuple[int, ...]:
         """The shape of the channels of y, from left to right."""
         return tuple(self.shape[axis] for axis in sorted(self.channel_axes))
+
+    @property
+    def input_channels(self) -> int:
+        """The number of channels of x."""
+        return math.prod(self.input_shape[axis] for axis in self.input_channel_axes)
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """The sizes of a convolution's window; () for other operations."""
+        rank = len(self.weight_shape)
+        known = {*self.layout.weight_axes, *self.layout.input_axes, *self.layout.stacked_axes}
+        return tuple(self.weight_shape[axis] for axis in range(rank) if axis not in known)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The sizes of the axes of y other than the first and those that count channels."""
+        rank = len(self.shape)
+        return tuple(
+            self.shape[axis] for axis in range(1, rank) if axis - rank not in self.channel_axes
+        )
 
     def of_own_scans(self, values: Sequence[int]) -> tuple[int, ...]:
         """Return the entries, one per scan, of the scans whose steps have weights of their own."""
@@ -199,6 +224,7 @@ def _dot(equation: JaxprEqn, operand: int) -> Layout:
         (*batched[operand], *free),
         tuple(contracted[operand]),
         tuple(batched[operand]),
+        (*batched[other], *contracted[other]),
         tuple(i for i in range(len(shape_of(equation.invars[other]))) if i not in paired),
         fan_in=_size(shape, contracted[operand]),
         fan_out=_size(shape, free),
@@ -218,6 +244,7 @@ def _conv(equation: JaxprEqn) -> Layout:
         (features,),
         (inputs,),
         (),
+        (numbers.lhs_spec[1],),
         (numbers.lhs_spec[0],),
         fan_in=_size(shape, (inputs, *window)),
         fan_out=_size(shape, (features, *window)) // groups,
@@ -240,6 +267,7 @@ def _ragged(equation: JaxprEqn) -> Layout:
         free,
         tuple(contracted[1]),
         group,
+        tuple(contracted[0]),
         (),
         fan_in=_size(shape, contracted[1]),
         fan_out=_size(shape, free),
@@ -258,6 +286,7 @@ def _look_up(equation: JaxprEqn) -> Layout:
         tuple(numbers.offset_dims),
         kept,
         tuple(sorted(rows)),
+        (),
         (),
         (),
         fan_in=_size(shape, rows),

@@ -211,6 +211,9 @@ class Products:
         names = self.facts.names
         added = look(bias).made_of if bias is not None else 0
         rank = len(shape_of(y))
+        feature_axes = [axis - len(shape_of(padded)) for axis in layout.feature_axes]
+        if len(shape_of(x)) != len(shape_of(padded)):  # patches of x, with features last
+            feature_axes = [-1]
         operation = Operation(
             number=0,
             kind=layout.kind,
@@ -222,6 +225,7 @@ class Products:
             channel_order=None if order == tuple(range(len(order))) else order,
             weight_shape=shape_of(weight),
             input_shape=shape_of(x),
+            input_channel_axes=tuple(feature_axes),
             shape=shape_of(y),
             dtype=values.aval(y).dtype.name,
             steps=self.place.steps,

@@ -54,6 +54,9 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         pairs = itertools.permutations(array.reshape(len(array), -1), 2)
         return np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
 
+    is_conv = kernel.ndim == 4
+    input_axes = 1 if is_conv else kernel.ndim - feature_axes
+    inputs = x.reshape(-1, int(np.prod(x.shape[-input_axes:]))).T
     channels = y.reshape(-1, int(np.prod(y.shape[-feature_axes:]))).T
     rms = np.sqrt(np.mean(kernel**2)), np.sqrt(np.mean(kernel_gradient**2))
     numbers = {
@@ -66,8 +69,8 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         "input_var": x.var(),
         "input_second_moment": np.mean(x**2),
         "input_minimum": x.min(),
-        "input_channel_spread": spread(x, 1),
-        "input_zero_fraction": np.mean([not c.any() for c in x.reshape(-1, x.shape[-1]).T]),
+        "input_channel_spread": spread(x, input_axes),
+        "input_zero_fraction": np.mean([not channel.any() for channel in inputs]),
         "gradient_second_moment": np.mean(gradient**2),
         "gradient_channel_spread": spread(gradient, feature_axes),
         "kernel_rms": rms[0],
@@ -78,5 +81,6 @@ def expected(name, x, y, gradient, params, params_gradient, feature_axes):
         "input_cosine": cosine(x),
     }
     known = {"path": name, "input_shape": x.shape, "shape": y.shape, "kernel_shape": kernel.shape}
-    known["channels"] = len(channels)
+    known |= {"channels": len(channels), "input_channels": len(inputs)}
+    known["window"] = kernel.shape[:2] if is_conv else ()
     return known | {field: float(value) for field, value in numbers.items()}

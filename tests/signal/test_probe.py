@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+import prelu_jax as pj
 from prelu_jax import signal
 from tests.signal import reference
 from tests.signal.nets import NETS, LinenCnn, NnxCnn, drawn, flat, images
@@ -464,3 +465,48 @@ def test_the_side_effects_of_a_model_happen_once():
     signal.measure(net, jnp.eye(4), jnp.ones((3, 4)))
     jax.effects_barrier()
     assert seen == [12.0]
+
+
+def channels_last(params, x):
+    x = jax.nn.relu(_conv(x, params["a"], params["b"], "NHWC"))
+    x = jax.nn.relu(_conv(x, params["c"], params["d"], "NHWC", groups=2))
+    return x.mean((1, 2)) @ params["head"]
+
+
+def channels_first(params, x):
+    x = jax.nn.relu(_conv(x, params["a"].transpose(3, 2, 0, 1), params["b"][:, None, None], "NCHW"))
+    kernel = params["c"].transpose(3, 2, 0, 1)
+    x = jax.nn.relu(_conv(x, kernel, params["d"][:, None, None], "NCHW", groups=2))
+    return x.mean((2, 3)) @ params["head"]
+
+
+def _conv(x, kernel, bias, layout, groups=1):
+    numbers = (layout, "HWIO" if layout == "NHWC" else "OIHW", layout)
+    y = jax.lax.conv_general_dilated(
+        *(x, kernel, (1, 1), "SAME"), dimension_numbers=numbers, feature_group_count=groups
+    )
+    return y + bias
+
+
+def test_channels_first_is_measured_as_channels_last():
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 3, 2, 64), "b": (64,), "c": (3, 3, 32, 6), "d": (6,), "head": (6, 3)}
+    params = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    params["c"] /= 20
+    params["b"][:56] = -100  # units that are shut off
+    x = rng.standard_normal((8, 5, 6, 2), np.float32)
+    last = pj.diagnose(channels_last, params, x)
+    first = pj.diagnose(channels_first, params, x.transpose(0, 3, 1, 2))
+    assert "dead units" in {finding.verdict for finding in first.findings}
+    assert first.summary == last.summary
+    assert first.layers[1].input_zero_fraction == pytest.approx(7 / 8)
+    for a, b in zip(first.layers, last.layers, strict=True):
+        assert (a.window, a.positions, a.input_channels) == (
+            b.window,
+            b.positions,
+            b.input_channels,
+        )
+        for field in dataclasses.fields(a):
+            one, other = getattr(a, field.name), getattr(b, field.name)
+            if isinstance(one, float) and not field.name.startswith("gradient"):
+                assert one == pytest.approx(other, rel=1e-4, abs=1e-5), (a.name, field.name)

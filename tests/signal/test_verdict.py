@@ -177,9 +177,15 @@ def test_chance_is_no_finding_but_a_prediction_has_none():
     [
         ({"input_zero_fraction": 0.72}, []),  # half ± 4.5 standard deviations of 100 channels
         ({"input_zero_fraction": 0.73}, [("dead units", "forward", "b")]),
-        ({"input_zero_fraction": 0.73, "input_shape": (4, 100)}, []),  # of four examples
-        ({"input_zero_fraction": 0.73, "input_shape": (16, 16)}, []),
-        ({"input_zero_fraction": 1.0, "input_shape": (16, 16)}, [("dead units", "forward", "b")]),
+        (
+            {"input_zero_fraction": 0.73, "input_shape": (4, 100), "input_channels": 100},
+            [],
+        ),  # of four examples
+        ({"input_zero_fraction": 0.73, "input_shape": (16, 16), "input_channels": 16}, []),
+        (
+            {"input_zero_fraction": 1.0, "input_shape": (16, 16), "input_channels": 16},
+            [("dead units", "forward", "b")],
+        ),
         ({"input_zero_fraction": 1.0, "previous": None}, []),  # no layer feeds it
     ],
 )
