@@ -256,7 +256,7 @@ def test_missed_limits_and_missing_measurements_are_listed(tmp_path):
     assert "device one, jax 1." in text
     assert "| growth | a / b | net | 3 | 2 | missed |" in text
     assert "- growth: a note" in text
-    assert "Not measured: rectifiers, train_step, growth, start_up." in text  # GPU
+    assert "Not measured: train_step, rectifiers, growth, start_up." in text  # GPU
     assert "Not measured: signal_probe" in text
 
 
