@@ -1,6 +1,6 @@
 """Compilation of programs that run once or a few times."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ import jax
 _ON_CPU = {"xla_backend_optimization_level": 0}
 
 
-def for_few_calls(function: Callable[..., Any], static_argnums: int | None = None) -> Any:
+def for_few_calls(
+    function: Callable[..., Any], static_argnums: int | Sequence[int] | None = None
+) -> Any:
     """Return `jax.jit` of a function; on a CPU without optimisations that take more than they save.
 
     The default backend decides.

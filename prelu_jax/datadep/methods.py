@@ -7,7 +7,6 @@ Within-layer initialisation (Krähenbühl et al. 2015, Algorithm 1) and layer-se
 import dataclasses
 import math
 import numbers
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from prelu_jax import initializers
 from prelu_jax.datadep.channels import Correction, Moments
 from prelu_jax.datadep.layers import Layer
+from prelu_jax.initializers import Initializer, Layout
 from prelu_jax.tracing import Visit
 
 _WORDS = {bool: "True or False", numbers.Integral: "an integer", numbers.Real: "a number"}
@@ -51,9 +51,9 @@ class Redrawn(NamedTuple):
 class OnePass:
     """A method with one forward pass. Methods are frozen dataclasses of their options."""
 
-    def draw(self, layer: Layer, shape: Sequence[int], key: jax.Array) -> jax.Array | None:
-        """Return a new W, drawn before the pass, with a bias of 0; None to keep both."""
-        del layer, shape, key
+    def initializer(self, layout: Layout) -> Initializer | None:
+        """Return what draws W before the pass, with a bias of 0; None to keep both."""
+        del layout
         return None
 
     @property
@@ -141,11 +141,9 @@ class Lsuv(OnePass):
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"lsuv: tolerance is {self.tolerance}, expected 0 (none) to below 1.")
 
-    def draw(self, layer: Layer, shape: Sequence[int], key: jax.Array) -> jax.Array | None:
-        """Return orthonormal weights in the layer's own layout."""
-        if not self.orthonormal:
-            return None
-        return initializers.orthogonal(layout=layer.layout)(key, shape, jnp.float32)
+    def initializer(self, layout: Layout) -> Initializer | None:
+        """Return that of orthonormal weights, in the layer's own layout."""
+        return initializers.orthogonal(layout=layout) if self.orthonormal else None
 
     def correction(self, moments: Moments, has_bias: bool) -> Correction:
         """Return the same scale for every channel, 1 if nothing varies, and no shift."""
@@ -156,15 +154,20 @@ class Lsuv(OnePass):
 
     def error(self, moments: Moments, has_bias: bool) -> float:
         """Return the distance of the variance from its target; 0 within the tolerance."""
-        off = abs(float(_std(moments)) ** 2 - 1)
+        off = abs(float(_std(moments, np)) ** 2 - 1)  # NumPy: nothing to compile
         return off if off >= self.tolerance and moments.varies.any() else 0.0
 
 
-def _std(moments: Moments) -> jax.Array:
+def _std(moments: Moments, numpy: Any = jnp) -> Any:
     """Return the std of the whole output, within channels and between their means.
 
     It is computed in units of the largest moment, whose square fits in float32.
+
+    Args:
+        moments: of every channel.
+        numpy: the module that computes, `jax.numpy` or `numpy`.
     """
-    largest = jnp.maximum(jnp.abs(moments.mean), moments.std).max()
-    unit = jnp.where(largest == 0, 1, largest)
-    return jnp.sqrt(jnp.square(moments.std / unit).mean() + (moments.mean / unit).var()) * largest
+    largest = numpy.maximum(numpy.abs(moments.mean), moments.std).max()
+    unit = numpy.where(largest == 0, 1, largest)
+    square = numpy.square(moments.std / unit).mean() + (moments.mean / unit).var()
+    return numpy.sqrt(square) * largest

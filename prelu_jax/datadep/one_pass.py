@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prelu_jax import compiling
 from prelu_jax.datadep import places
 from prelu_jax.datadep.calibration_pass import CalibrationPass, Control, Outcome
 from prelu_jax.datadep.channels import Correction, Moments
@@ -23,6 +24,7 @@ from prelu_jax.datadep.layers import Layer
 from prelu_jax.datadep.methods import OnePass
 from prelu_jax.datadep.report import LayerRow, OnePassStage
 from prelu_jax.datadep.session import Session
+from prelu_jax.initializers import Initializer
 
 _CLOSE = 3e-5  # of a shared layer's moments to their targets: ends its passes
 _RESISTS = 0.1  # an error that rounding cannot explain, not even bfloat16's
@@ -205,18 +207,50 @@ class _Attempt:
 
 def _drawn(session: Session, method: OnePass, layers: Collection[Layer]) -> dict[str, jax.Array]:
     """Return the parameters of the layers that a method draws before the pass."""
-    parameters = session.parameters
+    draw = compiling.for_few_calls(_draw, static_argnums=(0, 1, 2))
     changed: dict[str, jax.Array] = {}
     for layer in layers:
-        shape = layer.first.weight_shape
-        keys = [jax.random.fold_in(session.key, place) for place in layer.order]
-        drawn = [method.draw(layer, shape, key) for key in keys]
-        weights = [weight for weight in drawn if weight is not None]
-        if weights:
-            known = {**parameters, **changed}
-            stacked = jnp.stack(weights).reshape(*layer.own, *shape)
-            changed |= places.drawn(known, session.plan.places[layer.number], stacked)
+        initializer = method.initializer(layer.layout)
+        if initializer is None:
+            continue
+        known, at = {**session.parameters, **changed}, session.plan.places[layer.number]
+        # Numbers in place of names, so that layers of one shape share a program.
+        number = {name: str(i) for i, name in enumerate([*at.weights, *at.bias])}
+        weights = {number[name]: flat for name, flat in at.weights.items()}
+        bias = {number[name]: channel for name, channel in at.bias.items()}
+        after = draw(
+            *(initializer, tuple(layer.own), tuple(layer.first.weight_shape)),
+            *(session.key, np.array(layer.order)),
+            {number[name]: known[name] for name in number},
+            places.Places(weights, {}, bias, {}),
+        )
+        changed |= {name: after[number[name]] for name in number}
     return changed
+
+
+def _draw(
+    initializer: Initializer,
+    own: tuple[int, ...],
+    shape: tuple[int, ...],
+    key: jax.Array,
+    order: jax.Array,
+    before: Mapping[str, jax.Array],
+    at: places.Places,
+) -> dict[str, jax.Array]:
+    """Return the parameters of a layer, or of a stack of layers, drawn.
+
+    Args:
+        initializer: of one layer.
+        own: the shape of the stack.
+        shape: of the weights of one layer.
+        key: of the calibration.
+        order: the place of each layer in the order of execution.
+        before: the parameters that hold the weights and the biases.
+        at: the places of these.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, order)
+    weights = jax.vmap(lambda key: initializer(key, shape, jnp.float32))(keys)
+    return places.drawn(before, at, weights.reshape(*own, *shape))
 
 
 def _of_stack(layer: Layer, tree: Any) -> list[Any]:
