@@ -50,7 +50,7 @@ ALLOWED = {  # package or module -> other parts of prelu_jax that it may import
         "rectifiers",
     },
     "prelu_jax.data": {"entry", "extras", "files", "names", "streams"},
-    "prelu_jax.tracing": set(),
+    "prelu_jax.tracing": {"compiling"},
     "prelu_jax.signal": {
         *("axes", "compiling", "cosines", "extras", "flax_layers", "printing", "tracing"),
     },
