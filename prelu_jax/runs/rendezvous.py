@@ -76,7 +76,7 @@ class _Meeting:
         """Answer the others when all have come, or why the run cannot be."""
         reported = False
         with contextlib.ExitStack() as opened:
-            while missing := sorted({*range(self._count)} - {self._index, *self._others}):
+            while missing := self._missing():
                 waited = time.monotonic() - began
                 if waited > _TIMEOUT:
                     self._end("late", self._late(missing))
@@ -89,6 +89,11 @@ class _Meeting:
                     self._welcome(opened.enter_context(self._listener.accept()[0]))
             self._listener.close()  # the port is process 0's from here on
             self._answer({"met": True})
+
+    def _missing(self) -> list[int]:
+        """Return the numbers of the processes that have not come, or have ended since."""
+        here = {index for index, other in self._others.items() if not _is_gone(other)}
+        return sorted({*range(self._count)} - {self._index, *here})
 
     def _welcome(self, new: socket.socket) -> None:
         message = _read(new, seconds=5)

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -67,7 +68,8 @@ def test_who_is_missing_is_said_and_the_wait_ends(monkeypatch, capsys):
     assert "Waiting for processes 1, 3 of 4" in capsys.readouterr().err
 
 
-def test_a_process_that_was_started_again_is_not_taken_for_two():
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_process_that_ended_is_awaited_until_it_is_started_again(order):
     address = free_address()
     host, port = address.split(":")
     ends = []
@@ -83,7 +85,16 @@ def test_a_process_that_was_started_again_is_not_taken_for_two():
         return True
 
     wait_until(dead_has_come)
-    assert meet(address, (3, 1), (3, 2)) == [None, None]
+    ended = []
+    others = [
+        threading.Thread(target=lambda i=i: ended.extend(meet(address, (3, i)))) for i in order
+    ]
+    for other in others:  # one after the other
+        other.start()
+        time.sleep(0.5)
+    for other in others:
+        other.join(PATIENCE)
+    assert ended == [None, None]
     first.join(PATIENCE)
     assert ends == [[None]]
 
