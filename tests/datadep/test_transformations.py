@@ -240,7 +240,7 @@ def test_an_lstm_is_calibrated_as_if_it_had_been_written_out(method):
     expected, _ = datadep.calibrate(written_out, variables, x, **options)
     for cell in (nn.LSTMCell, nn.remat(nn.LSTMCell)):
         found, _ = datadep.calibrate(nn.RNN(cell(4)), variables, x, **options)
-        assert_close(found, expected)
+        assert_close(found, expected, 1e-4)  # the passes of a shared layer end at 3e-5
 
 
 def test_a_branch_that_does_not_run_is_left_as_it_was():
