@@ -177,7 +177,9 @@ def test_experiments_run(line, tmp_path):
     if "--scale=laptop" not in line and "--scale=stall" not in line:
         arguments += DATA
     if "--scale=imagenet" in line:
-        arguments += ["--config.min_side=32", "--config.max_side=32"]
+        arguments += ["--config.min_side=32", "--config.max_side=32", "--config.converged=0.5"]
+        stays = {"experiments.convergence_30": "stalled=0.8"}.get(module, "threshold=0.5")
+        arguments.append(f"--config.{stays}")  # for ten classes
     done = run_module(module, *arguments)
     assert "Claims:" in done.stdout, done.stderr
     assert done.returncode in (0, 1), done.stderr

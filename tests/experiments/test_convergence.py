@@ -209,8 +209,14 @@ def test_a_killed_run_resumes_to_the_bytes_of_an_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["convergence_30", "convergence_22"])
-def test_the_papers_own_setting_runs_on_prepared_photos(experiment, tmp_path):
+@pytest.mark.parametrize(
+    ("experiment", "limits"),  # for two classes
+    [
+        ("convergence_30", {"converged": 0.3, "stalled": 0.45}),
+        ("convergence_22", {"converged": 0.3, "threshold": 0.4}),
+    ],
+)
+def test_the_papers_own_setting_runs_on_prepared_photos(experiment, limits, tmp_path):
     counts = {"train": {"a": 3, "b": 3}, "validation": {"a": 2, "b": 1}}
     images = write_images(tmp_path / "images", counts, side=260)
     folder.prepare(images, "photos", str(tmp_path / "tfds"))
@@ -220,6 +226,7 @@ def test_the_papers_own_setting_runs_on_prepared_photos(experiment, tmp_path):
         "data_dir": tmp_path / "tfds",
         "batch_size": 2,
         "width": 1 / 32,
+        **limits,
     }
     steps = dict.fromkeys(("num_steps", "log_every", "eval_every", "checkpoint_every"), 1)
     done = run(
