@@ -78,7 +78,7 @@ def module(name: str) -> str:
 
 
 def recorded(name: str, device: str) -> dict[tuple[str, str], Ratio]:
-    """Return the recorded ratios of a benchmark, by what they compare and where."""
+    """Return the recorded ratios of a benchmark, by quantities and case."""
     try:
         text = (RESULTS / device / f"{name}.json").read_text(encoding="utf-8")
     except FileNotFoundError:
