@@ -237,14 +237,16 @@ def _single_test(by_model: ByTest, test: str, paper: Mapping[str, Pair]) -> str:
 
 def _dense_rows(by_model: ByTest) -> Iterator[Sequence[str]]:
     dense = [test for test in by_model[A] if test != TEN_VIEW]
-    known = len(dense) == len(_PAPER_TABLE_4[A])  # its scales, in its order, and all together
+    as_many = len(dense) == len(_PAPER_TABLE_4[A])  # its scales, in its order, and multi-scale
     for place, test in enumerate(dense):
         relu, prelu = (by_model[model][test] for model in (A_RELU, A))
         differences = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(prelu, relu, strict=True)]
         cells = [test.removeprefix("s = ")]
         for model in (A_RELU, A):
-            paper = _paper(_PAPER_TABLE_4[model][place]) if known else "–"
-            cells += [paper, cell(by_model[model][test])]
+            paper = _PAPER_TABLE_4[model]
+            known = test == MULTI_SCALE or as_many
+            cells += [_paper(paper[place if as_many else -1]) if known else "–"]
+            cells += [cell(by_model[model][test])]
         yield [*cells, cell(differences)]
 
 

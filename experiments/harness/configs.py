@@ -91,10 +91,10 @@ def check_limits(config: TrainConfig, trained: Sequence[str], stalled: Sequence[
     classes = len(recipe.splits(train_config(config))[0].class_names)
     chance = 1 - 1 / classes
     for field in (*trained, *stalled):
-        least = 0.8 * chance if field in stalled else 0.0
+        least = round(0.8 * chance, 3) if field in stalled else 0.0
         if not least <= getattr(config, field) < chance:
             raise ValueError(
-                f"config.{field} is {getattr(config, field):g}, expected a number from {least:.2g} "
+                f"config.{field} is {getattr(config, field):g}, expected a number from {least:.3g} "
                 f"to below {chance:.3g}, the error of a guess among the {classes} classes."
             )
 
