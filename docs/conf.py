@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -23,7 +24,10 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build"]
 highlight_language = "text"  # of blocks that name none
+default_role = "code"  # of text in single backticks in docstrings
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 smartquotes = False  # texts hold values in quotes
 html_title = f"prelu_jax {release}"
 
@@ -37,6 +41,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True
 napoleon_use_ivar = True
+napoleon_use_rtype = False  # "Returns: the status: done or diverged" names no type
 
 EXPERIMENTS = sorted(
     file.stem
@@ -87,7 +92,31 @@ def _table(config: type, without: dict[str, str]) -> list[str]:
     return rows
 
 
+def mark_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Mark the indented examples of a docstring as code, in place: they name no language."""
+    marked: list[str] = []
+    margin, inside = 0, False  # of the text around an example; whether this line is in one
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if line and indent <= margin:
+            inside = False
+        elif line and not inside and marked and not marked[-1]:
+            inside = True
+            marked += [f"{' ' * margin}.. code-block:: python", ""]
+        if line and not inside:
+            margin = indent
+        marked.append(line)
+    lines[:] = marked
+
+
+def escape_names(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Escape the last underscore of a parameter's name, in place: `except_` is no reference."""
+    lines[:] = [re.sub(r"^(:param \w+)_:", r"\1\\_:", line) for line in lines]
+
+
 def setup(app: Any) -> None:
-    """Write the pages that are made of code before Sphinx reads any."""
+    """Write the pages that are made of code before Sphinx reads any; correct docstrings."""
+    app.connect("autodoc-process-docstring", mark_code, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", escape_names, priority=600)  # after it
     copy_notebooks()
     (DOCS / "configuration.md").write_text(configuration_page(), encoding="utf-8")

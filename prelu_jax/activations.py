@@ -73,7 +73,7 @@ class Moments:
 
     @property
     def ratio(self) -> float:
-        """Return backward / forward, C'(1): 1 for the rectifiers, where one gain keeps both."""
+        """Return backward / forward, C'(1), which is 1 for rectifiers: one gain keeps both."""
         return self.backward / self.forward
 
 

@@ -43,7 +43,7 @@ class LayerCall:
 
     @property
     def name(self) -> str:
-        """The path, with the number of the call where it is not the first: 'block/conv[1]'."""
+        """The path, with the number of the call after the first, as in 'block/conv[1]'."""
         path = self.path or self.kind
         return f"{path}[{self.call}]" if self.call else path
 

@@ -82,7 +82,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """The verdict in sentences: for every finding the first layer at fault, and the advice."""
+        """The verdict in sentences, with the first layer of every fault and the advice."""
         lines = []
         for findings, advice in grouped_advice(self.findings, self.measurement):
             for finding in findings:
