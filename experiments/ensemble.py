@@ -31,7 +31,6 @@ ENSEMBLE = "ensemble"
 # others.
 _AGAIN = (A, B)
 _OTHER_SEED = 1000  # of the fifth and the sixth member: ensembles of several seeds share none
-_CLAIMS = 1 + large_models.CLAIMS  # that intervals decide on the runs of these models
 _MEMBERS = "members.txt"  # in the work folder: names the members of its ensemble
 _MODELS = "the models in "
 _PAPER_TOP_5 = {C: "5.71 (validation)", ENSEMBLE: "4.94 (test)"}
@@ -192,7 +191,7 @@ def judge(members: Errors) -> list[Claim]:
     ensemble = top_1.pop(ENSEMBLE)
     best = min(top_1.values(), key=sum)
     statement = "Table 7: the ensemble has a lower top-1 error than its best member"
-    return [claims.lower_error_claim(statement, ensemble, best, _CLAIMS)]
+    return [claims.lower_error_claim(statement, ensemble, best, large_models.CLAIMS)]
 
 
 def drawn(ensembles: Ensembles, members: Errors) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ The small net with more or fewer layers in its last stage, everything else equal
 first test error below 50 %, or untrained at its last step. Xavier halves both second moments in
 every layer, so that the gradients of a net of L layers shrink as 2^(-L/2). If they alone hold it
 back, the steps until it trains grow as 2^(L/2) / (L - 2) (docs/findings/late-starts.md, "How late
-Xavier starts: theory"); He's do not depend on the depth.
+Xavier starts: theory"), and He's do not depend on the depth.
 """
 
 import dataclasses
@@ -189,7 +189,7 @@ def judge(config: Config, points: Points) -> list[Claim]:
             f"the least ratio: {min(ratios):.3g}" if ratios else "He trains in no run",
         ),
         Claim(
-            f"He's steps hardly depend on the depth: a factor below {config.flat:g} a layer",
+            f"He's steps grow by a factor below {config.flat:g} a layer",
             claims.is_below(config.flat, of_he.low, of_he.high),
             f"{of_he}",
         ),

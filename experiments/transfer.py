@@ -6,9 +6,8 @@ A net is trained on some classes, then fine-tuned on a few examples of each of t
 connected layers are drawn again and left so (plain), or rescaled on data (within: Algorithm 1), or
 that and then all layers brought to one change rate (within + between: Algorithm 2). Its
 convolutions are trained further or frozen. Two arms have no pre-training and see the few examples
-alone: one from He's random weights, one with all layers calibrated on data by both algorithms,
-which shows how much pre-training adds to the calibration. All arms of a seed share the pre-trained
-net, the examples and their order.
+alone: one from He's random weights, one with all layers calibrated on data by both algorithms.
+All arms of a seed share the pre-trained net, the examples and their order.
 """
 
 import dataclasses
@@ -151,7 +150,8 @@ def judge(config: Config, curves: Curves) -> list[Claim]:
     """Return the paper's statements on pre-trained nets, as differences between arms of a seed.
 
     A claim passes if the whole interval of the difference lies below 0, and fails if none of it
-    does. The last one asks what pre-training adds where calibrations are the same.
+    does. The last one compares calibrated nets: from scratch all layers are calibrated, on a
+    pre-trained trunk within-layer is of the new layers alone.
     """
     plain, both = (f"trained: {init}" for init in (PLAIN, BOTH))
     return [
