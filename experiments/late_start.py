@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import cli, configs, convergence, drawing, results, tables, until_trained
+from experiments.harness import (
+    cli,
+    configs,
+    convergence,
+    drawing,
+    intervals,
+    results,
+    tables,
+    until_trained,
+)
 from experiments.harness.claims import Claim
 from experiments.harness.configs import every
 from experiments.harness.convergence import XAVIER
@@ -124,7 +133,7 @@ def markdown(config: Config, curves: until_trained.Curves) -> str:
 def draw(config: Config, folders: Mapping[str, Path]) -> Any:
     """Draw root mean squares of gradients and kernels by layer over the steps of one run each."""
     size = (4.0 * len(folders), 7.0)
-    figure, grid = drawing.subplots(2, len(folders), size, sharey="row", sharex="col")
+    figure, grid = drawing.subplots(2, len(folders), size, sharey="row", sharex=True)
     for column, (variant, folder) in zip(grid.T, folders.items(), strict=True):
         records = [r for r in results.read_metrics(folder) if "grad_rms" in r]
         for axes, quantity in zip(column, ("grad_rms", "param_rms"), strict=True):
@@ -135,7 +144,7 @@ def draw(config: Config, folders: Mapping[str, Path]) -> Any:
     grid[1, 0].set_ylabel("Kernel, rms", fontsize=14)
     caption = (
         f"{config.dataset}, {config.arch}, {config.xavier_initializer}; SGD "
-        f"{config.learning_rate:g}; seed {config.seed}; dark: first layers, light: last"
+        f"{config.learning_rate:g}; {intervals.seeds([config.seed])}; dark: first layers, light: last"
     )
     figure.supxlabel(caption, fontsize=11, color="0.35")
     return figure

@@ -33,6 +33,9 @@ _NEUTRAL = (
     Style("tab:green", "dashdot", "P"),
     Style("tab:purple", (0, (1, 1)), "<"),
 )
+_OTHERS = tuple(
+    "tab:orange tab:green tab:purple tab:brown tab:pink 0.35 tab:olive tab:cyan".split()
+)
 _TOUCHING = 0.01  # lines nearer than this at most evaluations lie on each other
 # No other mark of a figure is a cross.
 _CROSS = {"marker": "x", "ms": 10, "mew": 2.5, "ls": "none", "clip_on": False, "zorder": 4}
@@ -42,6 +45,12 @@ def styles(arms: Iterable[str]) -> dict[str, Style]:
     """Return the style of every arm: the paper's of He and Xavier, neutral ones of others."""
     others = itertools.cycle(_NEUTRAL)
     return {arm: _PAPER.get(arm) or next(others) for arm in dict.fromkeys(arms)}
+
+
+def colours(arms: Iterable[str]) -> dict[str, str]:
+    """Return the colour of every arm, of up to eight besides He and Xavier."""
+    others = itertools.cycle(_OTHERS)
+    return {arm: _PAPER[arm].colour if arm in _PAPER else next(others) for arm in arms}
 
 
 def overlaid(n: int) -> list[tuple[float, _Dashes]]:
@@ -71,17 +80,10 @@ def finished(curves: Iterable[Curve]) -> list[Curve]:
     return [curve for curve in curves if curve.status != "diverged"]
 
 
-def median(curves: Sequence[Curve], n: int) -> np.ndarray:
-    """Return the median error ``[n]`` of runs that share their evaluations.
-
-    A run that ended before, since it had trained, keeps its last error.
-    """
-    errors = np.full((len(curves), n), np.nan)
-    for row, curve in zip(errors, curves, strict=True):
-        row[: len(curve.errors)] = curve.errors
-        if len(curve.errors):
-            row[len(curve.errors) :] = curve.errors[-1]
-    return np.asarray(np.nanmedian(errors, axis=0))
+def median(curves: Sequence[Curve]) -> np.ndarray:
+    """Return the median error ``[n]`` at the evaluations that all runs have."""
+    n = min(len(curve.errors) for curve in curves)
+    return np.asarray(np.median([curve.errors[:n] for curve in curves], axis=0))
 
 
 def cross(axes: Any, x: float, y: float, colour: Any, **transform: Any) -> None:

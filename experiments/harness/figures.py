@@ -16,9 +16,10 @@ _OUTSIDE = 1.03  # of the axes: a cross that has no place on the scale
 
 
 def error_curves(curves: Sequence[Curve], title: str, caption: str) -> Any:
-    """Draw error against epochs, every seed thin and the median bold.
+    """Draw error against epochs, every seed thin and the median bold, up to the first run's end.
 
-    A run that diverged ends in a cross at its last evaluation, and is not in the median.
+    A run that diverged ends in a cross at its last evaluation, and is not in the median. The scale
+    is logarithmic if the longest run is more than ten times as long as the shortest one.
 
     Args:
         curves: of one or more arms; the seeds of an arm share their epochs.
@@ -33,9 +34,8 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str) -> Any:
         for curve in of_arm:
             axes.plot(curve.epochs, curve.errors, color=colour, ls=dashes, lw=0.8, alpha=0.5)
         if done:
-            epochs = max((curve.epochs for curve in done), key=len)
-            bold = drawing.median(done, len(epochs))
-            axes.plot(epochs, bold, color=colour, ls=dashes, lw=2.5)
+            bold = drawing.median(done)
+            axes.plot(done[0].epochs[: len(bold)], bold, color=colour, ls=dashes, lw=2.5)
         drawing.crosses(axes, of_arm, curves, "epochs", colour)
         label = f"{arm}, {drawing.count('median', len(of_arm), len(of_arm) - len(done))}"
         handles.append(Line2D([], [], color=colour, ls=dashes, lw=2.5, label=label))
@@ -45,7 +45,14 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str) -> Any:
     axes.set_ylabel("Test error (%)", fontsize=14)
     drawing.percent(axes.yaxis)
     axes.set_ylim(0, 1)
-    axes.set_xlim(left=0)
+    longer = [curve.epochs for curve in drawing.finished(curves) if len(curve.epochs) > 1]
+    ends = [epochs[-1] for epochs in longer]
+    if ends and max(ends) > 10 * min(ends):
+        axes.set_xscale("log")
+        axes.set_xlim(left=min(epochs[1] for epochs in longer))
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_xlim(left=0)
     axes.tick_params(labelsize=12)
     axes.grid(alpha=0.25)
     axes.set_title(title, fontsize=14)
@@ -66,7 +73,7 @@ def method_errors(curves: Mapping[str, Mapping[str, Sequence[Curve]]], caption: 
     from matplotlib.lines import Line2D
 
     figure, panels = drawing.panels(curves, height=4.6)
-    colours = {method: f"C{i}" for i, method in enumerate(next(iter(curves.values())))}
+    colours = drawing.colours(next(iter(curves.values())))
     markers = dict(zip(colours, itertools.cycle("osD^vP*<>")))
     handles = [
         Line2D([], [], color=colours[method], marker=markers[method], ms=7, lw=2, label=method)
@@ -108,7 +115,7 @@ def _draw_medians(
     done = {method: drawing.finished(of_method) for method, of_method in by_method.items()}
     # All runs share their evaluations, unless they diverged.
     steps = max((c.steps for of_method in by_method.values() for c in of_method), key=len)
-    medians = {m: drawing.median(curves, len(steps)) for m, curves in done.items() if curves}
+    medians = {m: drawing.median(curves) for m, curves in done.items() if curves}
     for group in drawing.touching(medians):
         lines = zip(group, drawing.overlaid(len(group)), strict=True)
         for i, (method, (width, dashes)) in enumerate(lines):

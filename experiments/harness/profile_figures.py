@@ -9,7 +9,7 @@ from experiments.harness import drawing
 from experiments.harness.profiles import Profile
 
 _DECADES = (-15, 3)  # the rest of a profile is out of the picture
-_PROFILE_COLOURS = ("tab:red", "tab:orange", "tab:blue", "tab:green")
+_PROFILE_COLOURS = ("tab:orange", "red", "blue", "tab:green")  # He fan_in, fan_out, Xavier, 0.01
 
 
 def signal_profiles(profiles: Sequence[Profile], caption: str) -> Any:

@@ -111,9 +111,25 @@ def test_seeds_in_a_caption():
     assert intervals.seeds([3]) == "seed 3, n = 1"
 
 
-def test_a_run_that_ended_since_it_had_trained_keeps_its_last_error_in_the_median():
+def test_the_median_ends_with_the_first_run_that_has_trained():
     runs = [curve([0.9, 0.1]), curve([0.9, 0.8, 0.2]), curve([0.9, 0.05])]
-    assert drawing.median(runs, 3).tolist() == [0.9, 0.1, 0.1]
+    assert drawing.median(runs).tolist() == [0.9, 0.1]
+
+
+def test_runs_of_very_different_lengths_are_on_a_logarithmic_scale():
+    he, stalled = curve([0.9, 0.4, 0.1]), [0.9] * 22
+    for longer, scale in ((stalled, "log"), (stalled[:21], "linear")):
+        figure = figures.error_curves([he, curve(longer, arm="Xavier")], "a title", "a caption")
+        (axes,) = figure.axes
+        assert axes.get_xscale() == scale
+        assert len(axes.lines[1].get_xdata()) == len(he.errors)  # the median, bold
+
+
+def test_he_and_xavier_have_the_papers_colours_in_every_figure_and_no_other_arm_has():
+    arms = ["Gaussian", "He", *"abcdefg", "Xavier"]
+    colours = drawing.colours(arms)
+    assert (colours["He"], colours["Xavier"]) == ("red", "blue")
+    assert len(set(colours.values())) == len(arms)
 
 
 def test_a_run_that_diverged_is_a_cross_and_not_in_the_median():
