@@ -144,7 +144,8 @@ def draw(config: Config, folders: Mapping[str, Path]) -> Any:
     grid[1, 0].set_ylabel("Kernel, rms", fontsize=14)
     caption = (
         f"{config.dataset}, {config.arch}, {config.xavier_initializer}; SGD "
-        f"{config.learning_rate:g}; {intervals.seeds([config.seed])}; dark: first layers, light: last"
+        f"{config.learning_rate:g}; {intervals.seeds([config.seed])}; "
+        "dark: first layers, light: last"
     )
     figure.supxlabel(caption, fontsize=11, color="0.35")
     return figure
