@@ -133,7 +133,7 @@ class CalibrationPass:
             product = visit.product(visit.operand, redrawn.weight.astype(visit.weight.dtype))
             again = visit.after(product, without_bias=True)
             y = jnp.where(control.measured, again, y)
-        axes = sorted(visit.operation.channel_axes)
+        axes = tuple(sorted(visit.operation.channel_axes))
         moments = channels.of_channels(y, axes, axis_name)
         correction = jax.tree.map(
             lambda own, given: jnp.where(control.measured, own, given),

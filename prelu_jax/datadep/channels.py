@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prelu_jax.compiling import share_trace
 from prelu_jax.signal.reductions import pmax, pmean
 
 # A channel whose std is less than this of its largest value is constant: the rest is rounding.
@@ -47,7 +48,10 @@ class Correction(NamedTuple):
         return affine(y, self.scale.reshape(shape), self.shift.reshape(shape))
 
 
-def of_channels(y: jax.Array, channel_axes: Sequence[int], axis_name: str | None = None) -> Moments:
+@share_trace("channel_axes", "axis_name")
+def of_channels(
+    y: jax.Array, channel_axes: tuple[int, ...], axis_name: str | None = None
+) -> Moments:
     """Return the moments of an output's channels.
 
     Where a channel does not vary clearly, or squares may not fit in float32, as of 1e-25, all are
@@ -77,6 +81,7 @@ def of_channels(y: jax.Array, channel_axes: Sequence[int], axis_name: str | None
     return Moments(*(jnp.squeeze(value, others) for value in result))
 
 
+@share_trace()
 def pooled(moments: Moments, weights: jax.Array) -> Moments:
     """Return the moments of several outputs of one layer together.
 
@@ -100,6 +105,7 @@ def pooled(moments: Moments, weights: jax.Array) -> Moments:
     return Moments(mean * largest, std * largest, varies)
 
 
+@share_trace()
 def affine(values: jax.Array, scale: Any, shift: Any) -> jax.Array:
     """Return scale · values + shift in the values' own type."""
     precise = wide(values)

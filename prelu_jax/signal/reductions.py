@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prelu_jax.compiling import share_trace
 from prelu_jax.tracing.counts import ByAxis
 
 Axes = tuple[int, ...]  # from the end
@@ -32,6 +33,7 @@ class SecondMoments(NamedTuple):
     means: jax.Array
 
 
+@share_trace("channel_axes")
 def scaled(values: jax.Array, channel_axes: Axes = ()) -> SecondMoments:
     """Return one device's second moments, in units of the largest absolute value.
 
@@ -43,6 +45,7 @@ def scaled(values: jax.Array, channel_axes: Axes = ()) -> SecondMoments:
     return SecondMoments(scale, means.ravel())
 
 
+@share_trace()
 def in_units(values: jax.Array, scale: jax.Array) -> SecondMoments:
     """Return the second moment of all values, as of one channel, in one pass.
 
@@ -54,6 +57,7 @@ def in_units(values: jax.Array, scale: jax.Array) -> SecondMoments:
     return SecondMoments(scale, square[None])
 
 
+@share_trace("channel_axis", "by_axis")
 def scaled_and_weighted(
     values: jax.Array, scale: jax.Array, channel_axis: int, by_axis: ByAxis
 ) -> tuple[SecondMoments, SecondMoments]:
@@ -101,6 +105,7 @@ def second_moment(scale: Any, square: Any) -> float:
     return float(scale) * float(scale) * float(square)
 
 
+@share_trace("channel_axes", "batch_size", "axis_name", "by_axis", "stored")
 def of_channels(
     values: jax.Array,
     channel_axes: Axes,
