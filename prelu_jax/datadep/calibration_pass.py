@@ -98,8 +98,14 @@ class CalibrationPass:
         program = self.model.program(state, batch, rngs)
         before = self.model.model.parameters(state)
         owner = {operation.number: layer for layer in self.layers for operation in layer.operations}
+        # A key for every layer of every stack, from its place in the order of execution.
+        last = max((place for layer in self.layers for place in layer.order), default=0)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(replicated["key"], jnp.arange(last + 1))
+        control: Mapping[int, Control] = replicated["control"]
         given = {
-            operation.number: _at_every_step(operation, layer, replicated)
+            operation.number: _at_every_step(
+                operation, layer, control[layer.number], keys[np.array(layer.order)]
+            )
             for layer in self.layers
             for operation in layer.operations
         }
@@ -147,17 +153,18 @@ class CalibrationPass:
 
 
 def _at_every_step(
-    operation: Operation, layer: Layer, replicated: Mapping[str, Any]
+    operation: Operation, layer: Layer, control: Control, keys: jax.Array
 ) -> tuple[Control, jax.Array]:
-    """Return the control and a key for every step of the scans around a call.
+    """Return the control and the key of a layer for every step of the scans around a call.
 
-    Every layer of a stack has a key of its own, from its place in the order of execution.
+    Args:
+        operation: the call.
+        layer: that is called.
+        control: of the layer.
+        keys: of every layer of the stack.
     """
-    control: Control = replicated["control"][layer.number]
     measured = jnp.broadcast_to(jnp.asarray(control.measured), layer.own)
-    key = replicated["key"]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(layer.order))
-    keys = keys.reshape(*layer.own, *key.shape)
+    keys = keys.reshape(*layer.own, *keys.shape[1:])
 
     def spread(leaf: Any) -> Any:
         leaf = jnp.asarray(leaf)

@@ -36,8 +36,9 @@ def sample(key: jax.Array, patches: jax.Array, count: int) -> jax.Array:
     if n <= count:
         return patches
     edges = np.array([i * n // count for i in range(count + 1)], np.int32)
-    index = jax.random.randint(key, (count,), edges[:-1], edges[1:], jnp.int32)
-    return patches[:, index]
+    # Compiles in a third of the time of jax.random.randint, which draws twice.
+    place = jax.random.uniform(key, (count,), jnp.float32) * np.float32(np.diff(edges))
+    return patches[:, edges[:-1] + place.astype(jnp.int32)]
 
 
 def too_few(patches: jax.Array, count: int, axis_name: str | None = None) -> bool:
@@ -81,8 +82,8 @@ def filters(
     """
     _check(kind, patches, count)
     groups, n, rows = patches.shape
-    keys = jax.random.split(key, groups + 1)
-    gaussian = draws.flat(jax.random.normal, keys[-1], (groups, rows, count), jnp.float32)
+    of_gaussian, of_groups = jax.random.split(key)
+    gaussian = draws.flat(jax.random.normal, of_gaussian, (groups, rows, count), jnp.float32)
     if too_few(patches, count, axis_name):
         return gaussian, jnp.array(False)
     everywhere: Callable[[jax.Array], jax.Array] = lambda x: x  # noqa: E731
@@ -98,7 +99,8 @@ def filters(
         centred = lax.all_gather(centred, axis_name, axis=1, tiled=True)
     make = functools.partial(_group, kind, count, first)
     rounding = (_CONSTANT * jnp.abs(mean).max((1, 2))) ** 2
-    matrix, rank = jax.vmap(make)(centred, covariance, rounding, keys[:-1])
+    keys = jax.random.split(of_groups, groups)
+    matrix, rank = jax.vmap(make)(centred, covariance, rounding, gaussian, keys)
     if axis_name is not None:  # one LAPACK, called from several threads, may differ in last bits
         matrix, rank = lax.psum((jnp.where(first, matrix, 0), jnp.where(first, rank, 0)), axis_name)
     matrix = jnp.where((rank > 0)[:, None, None], matrix, gaussian)
@@ -124,6 +126,7 @@ def _group(
     centred: jax.Array,
     covariance: jax.Array,
     rounding: jax.Array,
+    gaussian: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Return filters ``[rows, count]`` of one group, and the rank of its patches."""
@@ -135,14 +138,11 @@ def _group(
     if kind == "kmeans":
         whitening = whitening[:, :count]
         return _dot(whitening, _centroids(_dot(centred, whitening), count, first, key).T), rank
-    fill_key, order_key = jax.random.split(key)
-    fill = draws.flat(jax.random.normal, fill_key, (len(v), count), jnp.float32)
-    fill = jnp.where(usable[:, None], fill, 0)
-    fill = _dot(whitening, _unit(fill, axis=0))
+    fill = _dot(whitening, _unit(jnp.where(usable[:, None], gaussian, 0), axis=0))
     found, available = whitening, rank
     if kind == "zca":
         alive = covariance.diagonal() > epsilon
-        places = jax.random.uniform(order_key, alive.shape, jnp.float32)
+        places = jax.random.uniform(key, alive.shape, jnp.float32)
         order = jnp.argsort(jnp.where(alive, places, 2))
         found, available = _dot(whitening, v.T)[:, order], alive.sum()
     missing = max(0, count - len(v))

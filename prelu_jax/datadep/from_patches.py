@@ -76,13 +76,14 @@ def patches(
     rows, groups = layout.fan_in, layout.groups
     if axis_name is not None:  # every device draws its own
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    of_examples, of_patches = jax.random.split(key)
     operand, first = visit.operand, _first_axis(visit)
     positions = math.prod(visit.operation.shape) // math.prod(layer.channels)
     if first is not None:
         examples = operand.shape[first]
         enough = min(examples, math.ceil(_EXAMPLES * most * examples / max(positions, 1)))
-        operand = jax.random.choice(of_examples, operand, (enough,), replace=False, axis=first)
+        if enough < examples:
+            key, of_examples = jax.random.split(key)
+            operand = jax.random.choice(of_examples, operand, (enough,), replace=False, axis=first)
     for axis, size in zip(layout.weight_axes, (groups * rows, *[1] * len(shape)), strict=False):
         shape[axis] = size
     identity = jnp.broadcast_to(jnp.eye(rows, dtype=visit.weight.dtype), (groups, rows, rows))
@@ -90,7 +91,7 @@ def patches(
     seen = visit.product(operand, weight).astype(jnp.float32)
     seen = jnp.moveaxis(seen, layout.channel_axes, range(-len(layout.channel_axes), 0))
     seen = jnp.moveaxis(seen.reshape(-1, groups, rows), 1, 0)
-    return filters.sample(of_patches, seen, most)
+    return filters.sample(key, seen, most)
 
 
 def _first_axis(visit: Visit) -> int | None:
