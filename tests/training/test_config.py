@@ -61,7 +61,7 @@ def test_errors_that_claims_compare_with_are_fractions(value):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"classes": "0-2"}, "config.stalled is 0.8, expected a number from 0.53 to below 0.667"),
+        ({"classes": "0-2"}, "config.stalled is 0.8, expected a number from 0.533 to below 0.667"),
         ({"stalled": 0.5}, "config.stalled is 0.5, expected a number from 0.72 to below 0.9"),
         ({"stop_error": 0.95}, "config.stop_error is 0.95, expected a number from 0 to below 0.9"),
         ({"converged": 2.0}, "config.converged is 2.0, expected fractions"),
