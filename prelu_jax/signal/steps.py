@@ -82,17 +82,17 @@ def _step(before: LayerStatistics, row: LayerStatistics, forward: bool) -> Step 
     between = row.between_factor
     total = _log(row.input_second_moment) - _log(before.input_second_moment)
     if not forward:
-        fan = weights / layer.input_channels if "Conv" in layer.kind else layer.channels
+        fan = weights / layer.input_channels if layer.window else layer.channels
         expected, between = layer.expected_gradient_kernel_factor, row.gradient_between_factor
         total = _log(before.gradient_second_moment) - _log(row.gradient_second_moment)
     kernel = _log(fan * layer.kernel_rms**2)
     border = 0.0 if expected is None else _log(expected) - kernel
-    if not forward and "Conv" in layer.kind:  # strides, which spread the gradient
+    if not forward and layer.window:  # strides, which spread the gradient
         border += math.log(math.prod(layer.input_shape) / layer.input_channels)
         border -= math.log(math.prod(layer.shape) / layer.channels)
     return Step(
         *(layer, before.name, row.name, total, kernel),
-        border=border if "Conv" in layer.kind else 0.0,
+        border=border if layer.window else 0.0,
         between=total - kernel if between is None else _log(between),
         kinds=row.between,
         plain=before.shape == row.input_shape and _PLAIN.issuperset(row.between),
