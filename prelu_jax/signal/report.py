@@ -167,11 +167,10 @@ class Report:
     def to_markdown(self) -> str:
         """Return the printed table as Markdown of GitHub, and a list of the lines below it.
 
-        The list begins with the verdict, its findings and the advice. The explanations of the
+        The list begins with the verdict's findings and the advice. The explanations of the
         columns are left out.
         """
-        lines = [f"Verdict: {self.verdict}", *self.summary.splitlines()]
-        lines += [*self._facts(), *self._notes()]
+        lines = [*self.summary.splitlines(), *self._facts(), *self._notes()]
         return f"{printing.markdown_table(self._table())}\n{printing.markdown_list(lines)}"
 
     def factors(self) -> Factors:

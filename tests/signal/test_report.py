@@ -53,9 +53,9 @@ def test_the_markdown_has_the_printed_rows_and_every_line_below_them():
     assert list(zip(*table[1:], strict=True)) == [
         tuple(map(str, column.cells)) for column in printed.columns
     ]
-    assert items[0] == f"Verdict: {report.verdict}"
+    assert items[0].startswith(report.verdict)
     shown = " ".join(str(report).split())
-    assert all(" ".join(item.split()) in shown for item in items[1:])
+    assert all(" ".join(item.split()) in shown for item in items)
     assert [item for item in items if item.startswith("Advice: ")]
     assert items[-2:] == ["Examples: 16, as asked.", "Weights not seen, inside scan: cell/kernel"]
 
