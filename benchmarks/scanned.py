@@ -1,14 +1,19 @@
-"""Time to read, measure and calibrate a deep net, with its layers scanned and unrolled."""
+"""Time to read, measure and calibrate a deep net, with its layers scanned and unrolled.
+
+What comes before XLA, planning and tracing, is also measured as it grows with depth. XLA's own time
+grows faster than unrolled layers (docs/findings/compilation.md).
+"""
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.growth import exponent, exponent_row
 from benchmarks.timing import Ratio, Result, Row, milliseconds, samples
 from prelu_jax import signal
 from prelu_jax.datadep import WithinLayer, plan
@@ -17,6 +22,8 @@ from prelu_jax.datadep.channels import Correction
 from prelu_jax.tracing import models
 
 _SECONDS = 1.0  # limit for planning
+_Net = tuple[Callable[..., Any], Any]  # a function, and its layers
+_LINEAR = 1.1  # limit of the exponent of time in the number of unrolled layers
 
 
 def _block(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
@@ -36,7 +43,13 @@ def _unrolled(layers: Any, x: jax.Array) -> jax.Array:
 
 
 @jax.default_matmul_precision("highest")
-def run(depth: int = 100, width: int = 32, size: int = 8, batch_size: int = 64) -> Result:
+def run(
+    depth: int = 100,
+    width: int = 32,
+    size: int = 8,
+    batch_size: int = 64,
+    depths: Sequence[int] = (30, 100, 300),
+) -> Result:
     """Measure planning, compiling and a calibrating pass of a residual net of rectifiers.
 
     Args:
@@ -44,14 +57,10 @@ def run(depth: int = 100, width: int = 32, size: int = 8, batch_size: int = 64) 
         width: channels of each layer.
         size: side of the maps.
         batch_size: images of the measurement and the calibration.
+        depths: numbers of layers for the growth of planning and tracing.
     """
-    rng = np.random.default_rng(0)
-    kernels = rng.standard_normal((depth, 3, 3, width, width), np.float32) / (3 * width**0.5)
-    stacked = {"w": jnp.asarray(kernels), "b": jnp.zeros((depth, width))}
-    listed = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)]
-    x = jnp.asarray(rng.standard_normal((batch_size, size, size, width), np.float32))
-    ways = {"scanned": (_scanned, stacked), "unrolled": (_unrolled, listed)}
     results, compiled = [], {}
+    ways, x = _ways(depth, width, size, batch_size)
     for way, (net, layers) in ways.items():
         result, compiled[way] = _of_net(net, layers, x, f"{depth} layers, {way}")
         results.append(result)
@@ -60,7 +69,47 @@ def run(depth: int = 100, width: int = 32, size: int = 8, batch_size: int = 64) 
         for what, ours in compiled["scanned"].items()
         for theirs in (compiled["unrolled"][what],)
     ]
-    return Result.joined([*results, Result([], ratios)])
+    grown = _growth({n: _ways(n, width, size, batch_size) for n in depths})
+    return Result.joined([*results, Result([], ratios), grown])
+
+
+def _ways(depth: int, width: int, size: int, batch_size: int) -> tuple[Mapping[str, _Net], Any]:
+    """Return the net with its layers scanned and unrolled, and a batch."""
+    rng = np.random.default_rng(0)
+    kernels = rng.standard_normal((depth, 3, 3, width, width), np.float32) / (3 * width**0.5)
+    stacked = {"w": jnp.asarray(kernels), "b": jnp.zeros((depth, width))}
+    listed = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)]
+    x = jnp.asarray(rng.standard_normal((batch_size, size, size, width), np.float32))
+    return {"scanned": (_scanned, stacked), "unrolled": (_unrolled, listed)}, x
+
+
+def _growth(nets: Mapping[int, tuple[Mapping[str, _Net], Any]]) -> Result:
+    """Measure how the processor time of planning and of tracing grows with the number of layers."""
+    depths, rows, ratios = list(nets), [], []
+    for way in ("scanned", "unrolled"):
+        seconds: dict[str, list[float]] = {}
+        for ways, x in nets.values():
+            for what, value in _before_xla(*ways[way], x).items():
+                seconds.setdefault(what, []).append(value)
+        for what, values in seconds.items():
+            of_depths = zip(depths, values, strict=True)
+            rows += [Row(f"{n} layers, {way}", what, "s", [value]) for n, value in of_depths]
+            rows.append(exponent_row(way, what, depths, values))
+            slope, _ = exponent(depths, values)
+            ratios.append(Ratio(f"growth: exponent of {what}", way, slope, _LINEAR))
+    return Result(rows, ratios)
+
+
+def _before_xla(net: Callable[..., Any], layers: Any, x: jax.Array) -> dict[str, float]:
+    """Return processor seconds of planning, and of tracing and lowering each program."""
+    start = time.process_time()
+    planned = plan.make(net, layers, x)
+    seconds = {"planning": time.process_time() - start}
+    for what, lower in _programs(planned, net, layers, x)[1].items():
+        start = time.process_time()
+        lower()
+        seconds[f"tracing: {what}"] = time.process_time() - start
+    return seconds
 
 
 def _of_net(
@@ -68,25 +117,7 @@ def _of_net(
 ) -> tuple[Result, dict[str, float]]:
     """Measure one net; return its rows and its compile times by program."""
     planned, planning = _timed(lambda: plan.make(net, layers, x))
-    _, state = models.of(net, layers)
-    calibration = CalibrationPass(planned.model, planned.layers, WithinLayer())
-    probe = signal.prepare(net, layers, x)
-    replicated = {
-        "variables": state,
-        "key": jax.random.key(0),
-        "rngs": None,
-        "places": planned.places,
-        "control": {
-            layer.number: Control(
-                jnp.array(True), Correction(jnp.ones(layer.shape), jnp.zeros(layer.shape))
-            )
-            for layer in planned.layers
-        },
-    }
-    lowered = {
-        "calibrating pass": functools.partial(jax.jit(calibration.__call__).lower, replicated, x),
-        "probe": functools.partial(jax.jit(probe.statistics).lower, state, x),
-    }
+    replicated, lowered = _programs(planned, net, layers, x)
     seconds = {}
     programs = {}
     for what, lower in lowered.items():
@@ -110,6 +141,32 @@ def _of_net(
         Ratio.of("time: calibrating pass / forward pass", where, calibrating, a_pass, 1.5),
     ]
     return Result(rows, ratios), seconds
+
+
+def _programs(
+    planned: plan.Plan, net: Callable[..., Any], layers: Any, x: jax.Array
+) -> tuple[dict[str, Any], dict[str, Callable[[], Any]]]:
+    """Return the first argument of a calibrating pass, and functions that lower each program."""
+    _, state = models.of(net, layers)
+    calibration = CalibrationPass(planned.model, planned.layers, WithinLayer())
+    probe = signal.prepare(net, layers, x)
+    replicated = {
+        "variables": state,
+        "key": jax.random.key(0),
+        "rngs": None,
+        "places": planned.places,
+        "control": {
+            layer.number: Control(
+                jnp.array(True), Correction(jnp.ones(layer.shape), jnp.zeros(layer.shape))
+            )
+            for layer in planned.layers
+        },
+    }
+    lowered: dict[str, Callable[[], Any]] = {
+        "calibrating pass": functools.partial(jax.jit(calibration.__call__).lower, replicated, x),
+        "probe": functools.partial(jax.jit(probe.statistics).lower, state, x),
+    }
+    return replicated, lowered
 
 
 def _compiled(lower: Callable[[], Any]) -> Any:
