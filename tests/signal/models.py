@@ -100,7 +100,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, tokens):
         x = nn.Embed(VOCABULARY, WIDTH)(tokens)
-        both = nn.Bidirectional(nn.RNN(nn.LSTMCell(WIDTH)), nn.RNN(nn.LSTMCell(WIDTH)))
+        both = nn.Bidirectional(nn.RNN(nn.SimpleCell(WIDTH)), nn.RNN(nn.SimpleCell(WIDTH)))
         return nn.Dense(3, name="head")(both(x)[:, -1])
 
 
