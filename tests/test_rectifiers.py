@@ -5,7 +5,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -93,7 +92,8 @@ def test_relu_in_bfloat16_goes_to_accelerators_without_float32(platform):
 AWAY_FROM_ZERO = st.floats(0.125, 4, width=32).flatmap(lambda m: st.sampled_from([m, -m]))
 
 
-@given(data=st.data(), shape=hnp.array_shapes(min_dims=1, max_dims=4, max_side=4))
+# Few shapes, because each compiles dozens of programs.
+@given(data=st.data(), shape=st.sampled_from([(3,), (2, 4), (3, 1, 2), (2, 3, 1, 4)]))
 def test_every_derivative_is_that_of_finite_differences_away_from_zero(data, shape):
     x = jnp.asarray(data.draw(hnp.arrays(np.float32, shape, elements=AWAY_FROM_ZERO)))
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
@@ -184,29 +184,17 @@ def test_the_slope_gradient_is_summed_in_float32_whatever_the_types(x_type, slop
     np.testing.assert_array_equal(dslope, [-(64.0**3)])
 
 
-def slope_gradient_errors(shape):
-    """Return relative errors of the slope's gradient in bfloat16: ours, Flax's."""
+def test_the_slope_gradient_of_a_large_bfloat16_layer_is_that_of_float64():
+    """Over 64 images of 56×56, 200,000 products a channel; fewer channels than a net would have."""
     rng = np.random.default_rng(0)
+    shape = (64, 56, 56, 8)
     x = jnp.asarray(rng.standard_normal(shape, np.float32), jnp.bfloat16)
     g = jnp.asarray(rng.standard_normal(shape, np.float32) + 0.5, jnp.bfloat16)
     x64, g64 = np.asarray(x, np.float64), np.asarray(g, np.float64)
     by_channel = np.sum(np.where(x64 > 0, 0, x64 * g64), axis=(0, 1, 2))
-    ours = jax.jit(lambda a: jax.vjp(lambda a: prelu(x, a), a)[1](g)[0])(jnp.full(shape[-1:], 0.25))
-    module = nn.PReLU(negative_slope_init=0.25)
-    params = module.init(jax.random.key(0), x)
-    theirs = jax.jit(lambda p: jax.vjp(lambda p: module.apply(p, x), p)[1](g)[0])(params)
-    theirs = theirs["params"]["negative_slope"]
-    return (
-        np.max(np.abs(np.asarray(ours, np.float64) / by_channel - 1)),
-        abs(float(theirs) / by_channel.sum() - 1),
-    )
-
-
-@pytest.mark.slow
-def test_the_slope_gradient_of_a_large_bfloat16_layer_is_that_of_float64():
-    ours, flax_linen = slope_gradient_errors((64, 56, 56, 64))
-    print(f"ours {ours:.2e}, flax.linen.PReLU {flax_linen:.2e}")
-    assert ours < 1e-3
+    pull = jax.jit(lambda x, a, g: jax.vjp(lambda a: prelu(x, a), a)[1](g)[0])
+    gradient = pull(x, jnp.full(shape[-1:], 0.25), g)
+    np.testing.assert_allclose(np.asarray(gradient, np.float64), by_channel, rtol=1e-3)
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.25, 1.0, np.array([0.0, 0.5, -0.5])])
