@@ -30,13 +30,33 @@ from benchmarks import (
 )
 from benchmarks.timing import Ratio, Result, Row
 from benchmarks.training import Case
-from prelu_jax.arch import REGISTRY, SMALL_30_REDUCED
+from prelu_jax.arch import (
+    REGISTRY,
+    SMALL_30_REDUCED,
+    Arch,
+    Conv,
+    Logits,
+    MaxPool,
+    SpatialPyramid,
+)
 from tests.experiments.conftest import ROOT
 from tests.training.conftest import TINY
 
+# Two layers, and parameters so few that a step's memory is that of its images.
+LEAST = Arch(
+    "tiny",
+    16,
+    (
+        Conv("conv", 4, 3, padding=(1, 1)),
+        MaxPool("pool", 4),
+        SpatialPyramid("spp", (1,)),
+        Logits("scores", stddev=0.1),
+    ),
+)
+
 
 def test_the_cost_of_a_measurement_is_compared(monkeypatch):
-    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    monkeypatch.setitem(REGISTRY, "tiny", LEAST)
     ratios = signal_probe.run(nets=("tiny",), batch_size=8, repeats=2).ratios
     assert [ratio.what.partition(":")[0] for ratio in ratios] == ["time", "memory", "time"]
     assert all(ratio.value > 0 for ratio in ratios)
@@ -58,7 +78,7 @@ OURS = ["within_layer's pass", "lsuv's pass", "calibrate", "calibrate, the first
 
 
 def test_the_cost_of_a_calibration_is_compared(monkeypatch):
-    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    monkeypatch.setitem(REGISTRY, "tiny", LEAST)
     monkeypatch.setattr(calibration, "absent", lambda name, *modules: "all of it")
     precisions = []
 
@@ -69,7 +89,7 @@ def test_the_cost_of_a_calibration_is_compared(monkeypatch):
     for name in ("_compiled_pass", "farthest"):  # replace compilation and measurement
         spy = functools.partial(spied, getattr(calibration, name))
         monkeypatch.setattr(calibration, name, spy)
-    result = calibration.run("tiny", depths=(4, 5), batch_size=8, repeats=2)
+    result = calibration.run("tiny", depths=(2, 3), batch_size=8, repeats=2)
     assert set(precisions) == {"highest"}
     assert jax.config.jax_default_matmul_precision is None
     assert [ratio.what for ratio in result.ratios] == [
@@ -77,7 +97,7 @@ def test_the_cost_of_a_calibration_is_compared(monkeypatch):
         *(f"exponent in depth: {name}" for name in OURS),
     ]
     assert [(row.where, row.what) for row in result.rows[:5]] == [
-        ("4 layers", name) for name in ("forward pass", *OURS)
+        ("2 layers", name) for name in ("forward pass", *OURS)
     ]
     assert result.rows[4].figures["farthest std from 1"] < 1e-5
     assert len(result.notes) == 2
@@ -135,8 +155,8 @@ def test_an_exponent_is_the_slope_of_the_logs():
 
 
 def test_growth_is_measured_one_factor_at_a_time(monkeypatch):
-    monkeypatch.setitem(REGISTRY, "tiny", TINY)
-    sizes = growth.Sizes("tiny", 4, "float32", (4, 5), (1, 2), (2, 4), (16, 32), ())
+    monkeypatch.setitem(REGISTRY, "tiny", LEAST)
+    sizes = growth.Sizes("tiny", 4, "float32", (2, 3), (1, 2), (2, 4), (16, 32), ())
     result = growth.run(sizes, repeats=2)
     factors = ["depth", "width", "batch", "image side"]
     assert [ratio.where for ratio in result.ratios] == factors
@@ -151,7 +171,7 @@ def test_growth_is_measured_one_factor_at_a_time(monkeypatch):
 
 
 def test_growth_with_devices_is_measured_on_all_of_them():
-    case = growth.Case(TINY, 2 * jax.device_count())
+    case = growth.Case(LEAST, 2 * jax.device_count())
     seconds, of_each = growth.on_all_devices(case, repeats=2)
     assert len(seconds) == 2
     larger = dataclasses.replace(case, batch_size=2 * case.batch_size)
@@ -173,8 +193,8 @@ def test_a_start_that_fails_reports_the_reason(tmp_path):
 
 def test_a_first_step_needs_no_input_pipeline(tmp_path):
     code = (
-        "import sys; from benchmarks import first_step; from prelu_jax import arch;"
-        "first_step.main(arch.SMALL_14_REDUCED, 2); print(*sys.modules)"
+        "import sys; from benchmarks import first_step; from prelu_jax.arch import Arch, Logits;"
+        "first_step.main(Arch('tiny', 8, (Logits('scores', 0.1),)), 2); print(*sys.modules)"
     )
     output = subprocess.run(
         [sys.executable, "-c", code],
@@ -201,7 +221,7 @@ def test_benchmarks_of_a_gpu_need_neither_readers_nor_flags():
 
 
 def test_rectifiers_are_compared_with_a_copy_and_with_a_step(monkeypatch):
-    monkeypatch.setitem(REGISTRY, "tiny", TINY)
+    monkeypatch.setitem(REGISTRY, "tiny", LEAST)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = rectifiers.run({"small": (4, 4, 8)}, repeats=2, net="tiny", batch_size=4)
     programs = {row.what for row in result.rows if "float32" in row.where}
@@ -239,8 +259,8 @@ def test_a_training_step_is_compared_with_pytorch(monkeypatch):
 
 
 def test_a_measured_step_trains(monkeypatch):
-    monkeypatch.setitem(REGISTRY, "tiny", TINY)
-    program = Case(TINY, 8).program()
+    monkeypatch.setitem(REGISTRY, "tiny", LEAST)
+    program = Case(LEAST, 8).program()
     losses = [float(program()) for _ in range(3)]
     assert len(set(losses)) == 3
 
