@@ -70,7 +70,8 @@ def check(found, rows):
     assert found.first_nonfinite is None
 
 
-@pytest.mark.parametrize("name", NETS)
+# What the noise depends on is the shape of the outputs; both nets are measured with a loss too.
+@pytest.mark.parametrize("name", ["shared", "transformer"])
 def test_every_number_is_that_of_a_pass_written_by_hand(name):
     rows, variables, x, _ = expected(name, noise)
     check(signal.measure(NETS[name].linen, variables, x), rows)
