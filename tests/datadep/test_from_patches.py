@@ -96,9 +96,7 @@ def test_a_sample_is_bounded_and_comes_from_many_examples():
     assert len(np.unique(found)) == 7  # ⌈4 · 100 / 64⌉ examples
 
 
-@pytest.mark.parametrize(
-    ("net", "kind"), [*((net, "pca") for net in sorted(LINEN)), ("cnn", "zca")]
-)
+@pytest.mark.parametrize(("net", "kind"), [("cnn", "pca"), ("inception", "pca"), ("cnn", "zca")])
 def test_filters_are_those_of_the_reference(net, kind):
     x = images(24, *SHAPE[1:])
     model = LINEN[net]
