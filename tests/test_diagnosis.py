@@ -96,7 +96,7 @@ def test_any_model_is_predicted_to_keep_the_cosines_of_its_layers_inputs():
             return nn.Dense(256)(x.reshape(len(x), -1))
 
     x = jax.random.normal(jax.random.key(0), (8, 4, 4, 64)) + 0.3
-    report = pj.diagnose(Net(), Net().init(jax.random.key(1), x), x)
+    report = pj.diagnose(Net(), jax.jit(Net().init)(jax.random.key(1), x), x)
     assert report.predicted == {}
     rows = list(report.rows())
     assert [row["predicted_cosine"] for row in rows] == [row.input_cosine for row in report.layers]
@@ -148,29 +148,28 @@ def test_a_network_that_the_theory_cannot_do_is_reported_without_it():
     )
     model = pj.models.build(pools, 3, "relu")
     x = images(4, 8, 8, 2)
-    report = pj.diagnose(model, model.init(jax.random.key(0), x), x)
+    report = pj.diagnose(model, drawn(model, x), x)
     assert [row.name for row in report.layers] == ["conv", "fc"]
     assert report.predicted == {}
 
 
 def test_collapse_dead_units_and_a_stall_are_found_in_real_nets():
     class Net(nn.Module):
-        bias: float = 0.0
-
         @nn.compact
         def __call__(self, x):
             for i in range(3):
-                start = nn.initializers.constant(self.bias)
-                x = nn.relu(nn.Dense(64, name=f"dense_{i}", bias_init=start)(x))
+                x = nn.relu(nn.Dense(64, name=f"dense_{i}")(x))
             return nn.Dense(10, name="head")(x)
 
     x = images(32, 64)
+    variables = jax.jit(Net().init)(jax.random.key(0), x)
     for bias, expected in ((1e3, "collapsing"), (-1e3, "dead units")):
-        model = Net(bias)
-        variables = model.init(jax.random.key(0), x)
-        verdicts = [f.verdict for f in pj.diagnose(model, variables, x).findings]
+        biased = {
+            name: {**layer, "bias": layer["bias"] + np.float32(bias * name.startswith("dense"))}
+            for name, layer in variables["params"].items()
+        }
+        verdicts = [f.verdict for f in pj.diagnose(Net(), {"params": biased}, x).findings]
         assert expected in verdicts, (bias, verdicts)
-    variables = Net().init(jax.random.key(0), x)
     report = pj.diagnose(
         Net(), variables, x, loss=lambda y: jnp.mean(jnp.square(y)), weight_decay=100.0
     )
@@ -269,9 +268,8 @@ def test_a_maximum_that_jax_does_not_know_for_one_is_named():
 
 
 def test_a_batch_with_one_image_that_is_not_zero_is_diagnosed():
-    model = pj.models.build(pj.arch.SMALL_14_REDUCED, num_classes=10)
-    batch = jnp.zeros((4, 32, 32, 3)).at[0].set(1.0)
-    variables = model.init(jax.random.key(0), batch)
+    model, variables, x = example()
+    batch = jnp.zeros(x.shape).at[0].set(1.0)
     report = pj.diagnose(model, variables, batch)
     assert math.isnan(report.layers[0].input_cosine)
     assert next(report.rows())["predicted_cosine"] == pytest.approx(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from prelu_jax import activations, arch, initializers, models
+from prelu_jax import activations, arch, compiling, initializers, models
 from prelu_jax.decay import decay_mask
 
 
@@ -101,7 +101,7 @@ def second_moments(padding, initializer, keys=6):
     model = models.build(net, 10, "relu", initializer)
     x = jax.random.normal(jax.random.key(7), (8, 32, 32, 3))
 
-    @jax.jit
+    @compiling.for_few_calls
     def of_key(key):
         _, state = model.init_with_output(key, x, capture_intermediates=True)
         outputs = state["intermediates"]
@@ -176,7 +176,7 @@ def test_a_tailored_rectifier_has_the_slope_of_its_depth(learned):
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     assert ("conv1_prelu" in shapes) == learned
     small = models.build(arch.with_width(net, 0.25), 10, rectifier)
-    params = small.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    params = jax.jit(small.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     for value in small.slopes(params).values():
         np.testing.assert_allclose(value, slope, rtol=1e-6)
 

@@ -31,7 +31,7 @@ def scores_and_gradient(dtype):
         scores = net.apply({"params": params}, x)
         return step.mean_loss(scores, jnp.arange(4)), scores
 
-    (_, scores), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    (_, scores), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     return scores, gradient
 
 

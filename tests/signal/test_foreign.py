@@ -109,9 +109,11 @@ class Tokens(nn.Module):
         return nn.Dense(2)(x)
 
 
+TOKENS = jnp.arange(128).reshape(32, 4) * 7 % 9
+
+
 def test_a_recurrent_cell_has_a_row_for_every_product_and_step():
-    tokens = jnp.arange(12).reshape(3, 4) % 9
-    found = signal.measure(Tokens(), drawn(Tokens(), tokens), tokens)
+    found = signal.measure(Tokens(), drawn(Tokens(), TOKENS), TOKENS)
     names = [row.name for row in found.layers]
     assert (names[0], names[-1], len(names)) == ("Embed_0", "Dense_0", 2 + 4 * 8)
     cell = names[1].rpartition("/")[0]
@@ -120,8 +122,7 @@ def test_a_recurrent_cell_has_a_row_for_every_product_and_step():
 
 
 def test_the_initial_state_of_a_recurrent_cell_is_no_dead_unit():
-    tokens = jnp.arange(128).reshape(32, 4) * 7 % 9
-    report = diagnose(Tokens(), drawn(Tokens(), tokens), tokens)
+    report = diagnose(Tokens(), drawn(Tokens(), TOKENS), TOKENS)
     first = next(row for row in report.measurement.layers if row.name.endswith("/hf"))
     assert (first.input_zero_fraction, first.previous) == (1.0, None)
     assert report.verdict == "healthy"
@@ -171,7 +172,7 @@ class Fourier(nn.Module):
 
 def test_layers_of_complex_numbers_pass_unmeasured():
     x = images(4, 5)
-    variables = Fourier().init(jax.random.key(0), x)
+    variables = jax.jit(Fourier().init)(jax.random.key(0), x)
     assert [row.path for row in signal.measure(Fourier(), variables, x).layers] == ["real"]
 
 
@@ -186,7 +187,7 @@ class ByKeyword(nn.Module):
 def test_a_model_that_takes_keywords_only_is_given_them_in_their_order():
     x, scale = images(3, 4), jnp.arange(3.0)
     kwargs = {"train": True}
-    variables = ByKeyword().init(jax.random.key(0), inputs=x, scale=scale, **kwargs)
+    variables = drawn(ByKeyword(), inputs=x, scale=scale, **kwargs)
     (row,) = signal.measure(ByKeyword(), variables, (x, scale), call_kwargs=kwargs).layers
     assert row.input_second_moment == pytest.approx(
         float(jnp.mean((x * scale[:, None]) ** 2)), rel=1e-5
