@@ -120,7 +120,7 @@ def test_a_killed_process_takes_no_step_with_it(tmp_path):
 
     def launch(folder):
         arguments = [*shlex.split(line)[1:], f"--workdir={folder}", *SHORT_14]
-        arguments += ["--config.num_steps=60", "--config.checkpoint_every=20"]
+        arguments += ["--config.num_steps=30", "--config.checkpoint_every=10"]
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
@@ -135,7 +135,7 @@ def test_a_killed_process_takes_no_step_with_it(tmp_path):
     assert "restart" not in output
     killed = launch(tmp_path / "killed")
     metrics = tmp_path / "killed/he/seed_0/metrics.jsonl"
-    wait_until(lambda: '"step": 32,' in text_so_far(metrics) or killed.poll() is not None)
+    wait_until(lambda: '"step": 16,' in text_so_far(metrics) or killed.poll() is not None)
     assert killed.poll() is None, killed.communicate()
     children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
