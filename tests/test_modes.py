@@ -12,6 +12,7 @@ import pytest
 from benchmarks.training import Case
 from experiments.harness import machine
 from prelu_jax import models
+from prelu_jax.arch import Arch, Conv, Dense, Logits, MaxPool, SpatialPyramid
 from prelu_jax.datadep.filters import KINDS, filters
 from prelu_jax.datadep.symmetries import find
 from prelu_jax.training import step
@@ -70,7 +71,14 @@ def test_with_64_bit_types_filters_are_the_same(kind):
 
 @pytest.mark.parametrize("rectifier", ["relu", "prelu"])
 def test_a_step_without_compilation_is_the_compiled_one(rectifier):
-    case = Case(TINY, 4, rectifier)
+    layers = (
+        Conv("conv1", 4, 3, padding=(1, 1)),
+        MaxPool("pool1", 2),
+        SpatialPyramid("spp", (1,)),
+        Dense("fc1", 16, stddev=0.2),
+        Logits("fc2", stddev=0.1),
+    )
+    case = Case(Arch("net", 8, layers), 4, rectifier)
     state, batch = case.state(), case.batch()
     compiled = jax.jit(step.train_step)(state, batch)
     with jax.disable_jit():
