@@ -81,7 +81,7 @@ def test_from_a_flag_to_a_picture(tmp_path):
 
 def test_a_scanned_net_computes_what_its_layers_do_one_after_another(data):
     net, images = net_of(), jnp.asarray(data.test.images)
-    params = net.init(jax.random.key(0), images)["params"]
+    params = jax.jit(net.init)(jax.random.key(0), images)["params"]
     x = images.reshape(len(images), -1)
     x = x @ params["first"]["kernel"] + params["first"]["bias"]
     for i in range(3):
@@ -99,7 +99,8 @@ def test_a_scanned_net_computes_what_its_layers_do_one_after_another(data):
 @pytest.mark.parametrize("kernel_size", [0, 3])
 def test_runs_side_by_side_are_those_that_train_alone(data, kernel_size):
     net, training = net_of(kernel_size=kernel_size), Training(3, 8, 0.9)
-    drawn = [net.init(jax.random.key(i), data.test.images)["params"] for i in range(3)]
+    init = jax.jit(net.init)
+    drawn = [init(jax.random.key(i), data.test.images)["params"] for i in range(3)]
     keys, rates = jax.random.split(jax.random.key(9), 3), np.array([0.01, 0.02, 0.03])
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *drawn)
     together = plain_nets.train(net, training, stacked, rates, keys, data)
@@ -110,16 +111,15 @@ def test_runs_side_by_side_are_those_that_train_alone(data, kernel_size):
     for one, of_all in zip(alone, together, strict=True):
         np.testing.assert_allclose(one[0], of_all[2], rtol=1e-4)
 
+    def loss(params, images, labels):
+        logs = jax.nn.log_softmax(net.apply({"params": params}, images))
+        return -jnp.mean(logs[jnp.arange(8), labels])
+
+    gradient_of = jax.jit(jax.grad(loss))
     params, velocity = drawn[2], jax.tree.map(jnp.zeros_like, drawn[2])
     for step in range(3):
         chosen = jax.random.randint(jax.random.fold_in(keys[2], step), (8,), 0, 40)
-
-        def loss(params, chosen=chosen):
-            scores = net.apply({"params": params}, data.train.images[chosen])
-            logs = jax.nn.log_softmax(scores)
-            return -jnp.mean(logs[jnp.arange(8), data.train.labels[chosen]])
-
-        gradients = jax.grad(loss)(params)
+        gradients = gradient_of(params, data.train.images[chosen], data.train.labels[chosen])
         velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradients)
         params = jax.tree.map(lambda p, v: p - 0.03 * v, params, velocity)
     after = plain_nets.mean_cosine(plain_nets.last_hidden(net, params, data.test.images))
@@ -128,9 +128,8 @@ def test_runs_side_by_side_are_those_that_train_alone(data, kernel_size):
 
 def test_a_run_that_diverges_counts_as_a_whole_error(data):
     net = net_of()
-    params = jax.tree.map(
-        lambda part: part[None], net.init(jax.random.key(0), data.test.images)["params"]
-    )
+    params = jax.jit(net.init)(jax.random.key(0), data.test.images)["params"]
+    params = jax.tree.map(lambda part: part[None], params)
     key = jax.random.split(jax.random.key(0), 1)
     outcome = plain_nets.train(net, Training(20, 8, 0.9), params, np.array([1e9]), key, data)
     assert not outcome.finite[0]
