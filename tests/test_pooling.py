@@ -8,6 +8,10 @@ from jax.test_util import check_grads
 
 from prelu_jax import pooling
 
+# One program for each shape; step by step, every operation of every bin would be one.
+spatial_pyramid = jax.jit(pooling.spatial_pyramid, static_argnums=1)
+sliding_pyramid = jax.jit(pooling.sliding_pyramid, static_argnums=(1, 2))
+
 
 @pytest.mark.parametrize("window", [2, 3])
 def test_max_pool_is_reduce_window(window):
@@ -35,7 +39,7 @@ def test_the_bins_where_spp_nets_two_rules_differ():
 @pytest.mark.parametrize(("h", "w"), [(14, 14), (13, 18), (6, 40), (2, 3)])
 def test_spatial_pyramid_is_the_maximum_of_every_bin(h, w):
     x = np.random.default_rng(h).normal(size=(2, h, w, 3)).astype(np.float32) - 5
-    pooled = pooling.spatial_pyramid(jnp.asarray(x), (7, 3, 2, 1))
+    pooled = spatial_pyramid(jnp.asarray(x), (7, 3, 2, 1))
     expected = [
         x[:, top:bottom, left:right].max(axis=(1, 2))
         for n in (7, 3, 2, 1)
@@ -96,8 +100,9 @@ def test_the_papers_pyramids_and_their_gradients_pixel_by_pixel_after_a_prelu(h,
 def test_gradients_pass_negative_activations():
     values = -0.5 * jax.random.permutation(jax.random.key(0), jnp.arange(1.0, 71.0))
     x = values.reshape(1, 5, 7, 2)  # distances are larger than the step of the finite differences
-    check_grads(lambda x: pooling.spatial_pyramid(x, (3, 2, 1)), (x,), order=1, eps=1e-2, rtol=1e-2)
-    check_grads(lambda x: pooling.max_pool(x, 2), (x,), order=1, eps=1e-2, rtol=1e-2)
+    max_pool = jax.jit(pooling.max_pool, static_argnums=1)
+    check_grads(lambda x: spatial_pyramid(x, (3, 2, 1)), (x,), order=1, eps=1e-2, rtol=1e-2)
+    check_grads(lambda x: max_pool(x, 2), (x,), order=1, eps=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("window", [8, 14])  # at 8, bins of one level are 3, 4 and 3 long
@@ -105,12 +110,13 @@ def test_gradients_pass_negative_activations():
 def test_sliding_pyramid_is_the_pyramid_of_every_window(window, dtype):
     h, w, levels = window + 2, window + 3, (7, 3, 2, 1)
     x = (jax.random.normal(jax.random.key(0), (2, h, w, 3)) - 5).astype(dtype)
-    measured = pooling.sliding_pyramid(x, levels, window)
+    measured = sliding_pyramid(x, levels, window)
     assert (measured.shape, measured.dtype) == ((2, 3, 4, 63, 3), dtype)
+    x = np.asarray(x)
     for top in range(3):
         for left in range(4):
             part = x[:, top : top + window, left : left + window]
-            expected = pooling.spatial_pyramid(part, levels)
+            expected = spatial_pyramid(part, levels)
             np.testing.assert_array_equal(measured[:, top, left], expected)
 
 
@@ -131,10 +137,10 @@ def test_bad_input_is_named():
 
 def test_equal_maxima_share_the_gradient():
     x = jnp.array([[3.0, 1.0], [3.0, 3.0]]).reshape(1, 2, 2, 1)
-    given = jax.grad(lambda x: pooling.max_pool(x, 2).sum())(x)
+    given = jax.jit(jax.grad(lambda x: pooling.max_pool(x, 2).sum()))(x)
     np.testing.assert_array_equal(given.reshape(2, 2), [[0.25, 0], [0.25, 0.5]])
     distinct = jnp.arange(36.0).reshape(1, 6, 6, 1)
-    given = jax.grad(lambda x: pooling.max_pool(x, 3).sum())(distinct)
+    given = jax.jit(jax.grad(lambda x: pooling.max_pool(x, 3).sum()))(distinct)
     expected = np.zeros((6, 6))
     expected[2::3, 2::3] = 1
     np.testing.assert_array_equal(given.reshape(6, 6), expected)
