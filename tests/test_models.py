@@ -176,7 +176,7 @@ def test_a_tailored_rectifier_has_the_slope_of_its_depth(learned):
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     assert ("conv1_prelu" in shapes) == learned
     small = models.build(arch.with_width(net, 0.25), 10, rectifier)
-    params = jax.jit(small.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    params = small.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     for value in small.slopes(params).values():
         np.testing.assert_allclose(value, slope, rtol=1e-6)
 
