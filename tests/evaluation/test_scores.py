@@ -114,16 +114,19 @@ def test_at_the_crops_size_ten_views_are_the_plain_test_of_the_image_and_its_mir
 
 
 @pytest.mark.compiled("counts compilations")
-def test_each_shape_compiles_once():
+@pytest.mark.parametrize("size", [1, 2])
+def test_each_shape_compiles_once(size):
     traced = []
 
     @jax.jit
     def step(batch):
         traced.append(batch["image"].shape)
-        return jnp.zeros((len(batch["image"]), 10))
+        return batch["image"].mean(axis=(1, 2))
 
-    evaluation.predict(step, images_of_many_shapes(), 2)
-    assert sorted(traced) == [(2, 40, 40, 3), (2, 40, 56, 3), (2, 48, 40, 3)]
+    scores, _ = evaluation.predict(step, images_of_many_shapes(), size)
+    assert sorted(traced) == [(size, 40, 40, 3), (size, 40, 56, 3), (size, 48, 40, 3)]
+    means = [example["image"].mean(axis=(0, 1)) for example in images_of_many_shapes()]
+    np.testing.assert_allclose(scores, means, rtol=1e-5)
 
 
 def test_an_average_over_scales_and_models_is_that_of_their_scores():
