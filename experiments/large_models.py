@@ -32,7 +32,7 @@ from prelu_jax import files
 A_RELU, A, B, C = "A, ReLU", "A, PReLU", "B, PReLU", "C, PReLU"
 MODELS = {A_RELU: (0, "relu"), A: (0, "prelu"), B: (1, "prelu"), C: (2, "prelu")}  # arch, rectifier
 
-# That intervals decide on the runs of these models: here 5, in `borders` 6, in `ensemble` 1.
+# Claims on the runs of these models that intervals decide: 5 here, 6 in `borders`, 1 in `ensemble`.
 CLAIMS = 12
 
 # The paper's tables, top-1 and top-5 error in %.
@@ -239,15 +239,14 @@ def _single_test(by_model: ByTest, test: str, paper: Mapping[str, Pair]) -> str:
 def _dense_rows(by_model: ByTest) -> Iterator[Sequence[str]]:
     dense = [test for test in by_model[A] if test != TEN_VIEW]
     as_many = len(dense) == len(_PAPER_TABLE_4[A])  # its scales, in its order, and multi-scale
-    for place, test in enumerate(dense):
+    places = {test: i for i, test in enumerate(dense)} if as_many else {MULTI_SCALE: -1}
+    for test in dense:
         relu, prelu = (by_model[model][test] for model in (A_RELU, A))
         differences = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(prelu, relu, strict=True)]
         cells = [test.removeprefix("s = ")]
         for model in (A_RELU, A):
-            paper = _PAPER_TABLE_4[model]
-            known = test == MULTI_SCALE or as_many
-            cells += [_paper(paper[place if as_many else -1]) if known else "–"]
-            cells += [cell(by_model[model][test])]
+            paper = _paper(_PAPER_TABLE_4[model][places[test]]) if test in places else "–"
+            cells += [paper, cell(by_model[model][test])]
         yield [*cells, cell(differences)]
 
 
