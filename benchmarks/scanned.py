@@ -1,7 +1,7 @@
 """Time to read, measure and calibrate a deep net, with its layers scanned and unrolled.
 
-What comes before XLA, planning and tracing, is also measured as it grows with depth. XLA's own time
-grows faster than unrolled layers (docs/findings/compilation.md).
+The growth of what comes before XLA, planning and tracing, is measured too. XLA's own time grows
+faster than the number of unrolled layers (docs/findings/compilation.md).
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.growth import exponent, exponent_row
+from benchmarks.growth import exponent_row
 from benchmarks.timing import Ratio, Result, Row, milliseconds, samples
 from prelu_jax import signal
 from prelu_jax.datadep import WithinLayer, plan
@@ -23,7 +23,7 @@ from prelu_jax.tracing import models
 
 _SECONDS = 1.0  # limit for planning
 _Net = tuple[Callable[..., Any], Any]  # a function, and its layers
-_LINEAR = 1.1  # limit of the exponent of time in the number of unrolled layers
+_LINEAR = 1.1  # limit of the exponent of time in the number of layers
 
 
 def _block(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
@@ -50,7 +50,7 @@ def run(
     batch_size: int = 64,
     depths: Sequence[int] = (30, 100, 300),
 ) -> Result:
-    """Measure planning, compiling and a calibrating pass of a residual net of rectifiers.
+    """Measure planning, tracing, compiling and a calibrating pass of a residual net of rectifiers.
 
     Args:
         depth: number of layers.
@@ -94,21 +94,18 @@ def _growth(nets: Mapping[int, tuple[Mapping[str, _Net], Any]]) -> Result:
         for what, values in seconds.items():
             of_depths = zip(depths, values, strict=True)
             rows += [Row(f"{n} layers, {way}", what, "s", [value]) for n, value in of_depths]
-            rows.append(exponent_row(way, what, depths, values))
-            slope, _ = exponent(depths, values)
-            ratios.append(Ratio(f"growth: exponent of {what}", way, slope, _LINEAR))
+            row = exponent_row(way, what, depths, values)
+            rows.append(row)
+            ratios.append(Ratio(f"growth: exponent of {what}", way, row.median, _LINEAR))
     return Result(rows, ratios)
 
 
 def _before_xla(net: Callable[..., Any], layers: Any, x: jax.Array) -> dict[str, float]:
     """Return processor seconds of planning, and of tracing and lowering each program."""
-    start = time.process_time()
-    planned = plan.make(net, layers, x)
-    seconds = {"planning": time.process_time() - start}
+    planned, planning = _timed(lambda: plan.make(net, layers, x), time.process_time)
+    seconds = {"planning, processor time": planning}
     for what, lower in _programs(planned, net, layers, x)[1].items():
-        start = time.process_time()
-        lower()
-        seconds[f"tracing: {what}"] = time.process_time() - start
+        _, seconds[f"tracing and lowering: {what}"] = _timed(lower, time.process_time)
     return seconds
 
 
@@ -173,7 +170,9 @@ def _compiled(lower: Callable[[], Any]) -> Any:
     return lower().compile()
 
 
-def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
+def _timed(
+    function: Callable[[], Any], clock: Callable[[], float] = time.perf_counter
+) -> tuple[Any, float]:
+    start = clock()
     value = function()
-    return value, time.perf_counter() - start
+    return value, clock() - start

@@ -74,7 +74,7 @@ def judge(config: Config, by_model: ByTest) -> list[Claim]:
             " points",
             100,
             f"difference less {100 * config.apart:g} points",
-            claims=large_models.CLAIMS,
+            claims=large_models.number_of_claims(config.scales),
         )
         for model in by_model
         for side in config.scales

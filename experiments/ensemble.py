@@ -119,7 +119,7 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
     rows = errors.rows({name: {MULTI_SCALE: pairs} for name, pairs in members.items()}, labels)
     top_1 = {MULTI_SCALE: drawn(ensembles, members)}
     return Report(
-        [] if config.members else judge(members),
+        [] if config.members else judge(config, members),
         markdown(members),
         {"errors.csv": rows},
         {"figure": figures.errors_by_test(top_1, caption, "Model")},
@@ -185,13 +185,14 @@ def _together(members: Mapping[str, Scores | None]) -> Scores | None:
     return Scores(labels, {MULTI_SCALE: average})
 
 
-def judge(members: Errors) -> list[Claim]:
+def judge(config: Config, members: Errors) -> list[Claim]:
     """Return Table 7's statement, as a difference within seeds whose interval decides."""
     top_1 = {name: [one for one, _ in pairs] for name, pairs in members.items()}
     ensemble = top_1.pop(ENSEMBLE)
     best = min(top_1.values(), key=sum)
     statement = "Table 7: the ensemble has a lower top-1 error than its best member"
-    return [claims.lower_error_claim(statement, ensemble, best, large_models.CLAIMS)]
+    number = large_models.number_of_claims(config.scales)
+    return [claims.lower_error_claim(statement, ensemble, best, number)]
 
 
 def drawn(ensembles: Ensembles, members: Errors) -> dict[str, list[float]]:

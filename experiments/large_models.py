@@ -32,9 +32,6 @@ from prelu_jax import files
 A_RELU, A, B, C = "A, ReLU", "A, PReLU", "B, PReLU", "C, PReLU"
 MODELS = {A_RELU: (0, "relu"), A: (0, "prelu"), B: (1, "prelu"), C: (2, "prelu")}  # arch, rectifier
 
-# Claims on the runs of these models that intervals decide: 5 here, 6 in `borders`, 1 in `ensemble`.
-CLAIMS = 12
-
 # The paper's tables, top-1 and top-5 error in %.
 _PAPER_10_VIEW = {A_RELU: (26.48, 8.59), A: (25.59, 8.23), B: (25.53, 8.13), C: (24.27, 7.38)}
 _PAPER_MULTI_SCALE = {A_RELU: (24.02, 6.51), A: (22.97, 6.28), B: (22.85, 6.27), C: (21.59, 5.71)}
@@ -190,6 +187,14 @@ def caption(config: Config, seeds: Sequence[int]) -> str:
     )
 
 
+def number_of_claims(scales: Sequence[int]) -> int:
+    """Return the number of claims on the runs of these models that intervals decide.
+
+    Five here, one in `ensemble`, and in `borders` two for every scale.
+    """
+    return 5 + 1 + 2 * len(scales)
+
+
 def judge(config: Config, by_model: ByTest) -> list[Claim]:
     """Return the tables' statements, each as a difference within seeds whose interval decides."""
     top_1 = {
@@ -201,18 +206,20 @@ def judge(config: Config, by_model: ByTest) -> list[Claim]:
     singles = [one for test, one in top_1[A].items() if test not in (TEN_VIEW, MULTI_SCALE)]
     best = min(singles, key=sum)
     tens = {model: by_test[TEN_VIEW] for model, by_test in top_1.items()}
+    number = number_of_claims(config.scales)
+
+    def lower(one: str, own: Sequence[float], other: str, others: Sequence[float]) -> Claim:
+        statement = f"{one} has a lower error than {other}"
+        return claims.lower_error_claim(statement, own, others, number)
+
     return [
         errors.learned(tens, config.learned, config),
-        _lower("Table 4: model A, multi-scale: PReLU", multi[A], "ReLU", multi[A_RELU]),
-        _lower("Table 4: model A, PReLU: multi-scale", multi[A], "the best scale", best),
-        _lower("Tables 5, 6: model A, PReLU: multi-scale", multi[A], views, tens[A]),
-        _lower("Table 6: PReLU, multi-scale: model C", multi[C], "model B", multi[B]),
-        _lower("Table 6: PReLU, multi-scale: model C", multi[C], "model A", multi[A]),
+        lower("Table 4: model A, multi-scale: PReLU", multi[A], "ReLU", multi[A_RELU]),
+        lower("Table 4: model A, PReLU: multi-scale", multi[A], "the best scale", best),
+        lower("Tables 5, 6: model A, PReLU: multi-scale", multi[A], views, tens[A]),
+        lower("Table 6: PReLU, multi-scale: model C", multi[C], "model B", multi[B]),
+        lower("Table 6: PReLU, multi-scale: model C", multi[C], "model A", multi[A]),
     ]
-
-
-def _lower(one: str, own: Sequence[float], other: str, others: Sequence[float]) -> Claim:
-    return claims.lower_error_claim(f"{one} has a lower error than {other}", own, others, CLAIMS)
 
 
 def markdown(config: Config, by_model: ByTest) -> str:
@@ -238,14 +245,18 @@ def _single_test(by_model: ByTest, test: str, paper: Mapping[str, Pair]) -> str:
 
 def _dense_rows(by_model: ByTest) -> Iterator[Sequence[str]]:
     dense = [test for test in by_model[A] if test != TEN_VIEW]
-    as_many = len(dense) == len(_PAPER_TABLE_4[A])  # its scales, in its order, and multi-scale
-    places = {test: i for i, test in enumerate(dense)} if as_many else {MULTI_SCALE: -1}
+    # The paper's scales, in its order, and all together.
+    as_many = len(dense) == len(_PAPER_TABLE_4[A])
+    papers = {
+        model: dict(zip(dense, row, strict=True)) if as_many else {MULTI_SCALE: row[-1]}
+        for model, row in _PAPER_TABLE_4.items()
+    }
     for test in dense:
         relu, prelu = (by_model[model][test] for model in (A_RELU, A))
         differences = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(prelu, relu, strict=True)]
         cells = [test.removeprefix("s = ")]
         for model in (A_RELU, A):
-            paper = _paper(_PAPER_TABLE_4[model][places[test]]) if test in places else "–"
+            paper = _paper(papers[model][test]) if test in papers[model] else "–"
             cells += [paper, cell(by_model[model][test])]
         yield [*cells, cell(differences)]
 

@@ -62,16 +62,18 @@ def test_the_cost_of_a_measurement_is_compared(monkeypatch):
     assert all(ratio.value > 0 for ratio in ratios)
 
 
-def test_the_cost_of_scanned_layers_is_compared():
+def test_the_cost_of_scanned_layers_and_its_growth_are_compared():
     result = scanned.run(depth=3, width=2, size=3, batch_size=4, depths=(2, 4))
     ratios, grown = result.ratios[:6], result.ratios[6:]
     kinds = ["time: planning / a second", "time: calibrating pass / forward pass"]
     assert [ratio.what for ratio in ratios[:4]] == 2 * kinds
     assert [ratio.what.partition(":")[0] for ratio in ratios[4:]] == ["compile", "compile"]
     assert all(ratio.value > 0 for ratio in ratios)
-    stages = ["planning", "tracing: calibrating pass", "tracing: probe"]
+    programs = [f"tracing and lowering: {name}" for name in ("calibrating pass", "probe")]
+    stages = ["planning, processor time", *programs]
     assert [ratio.what for ratio in grown] == 2 * [f"growth: exponent of {x}" for x in stages]
     assert [ratio.where for ratio in grown] == ["scanned"] * 3 + ["unrolled"] * 3
+    assert np.isfinite([ratio.value for ratio in grown]).all()
 
 
 OURS = ["within_layer's pass", "lsuv's pass", "calibrate", "calibrate, the first call"]

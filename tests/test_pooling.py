@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 
 from prelu_jax import pooling
 
-# One program for each shape; step by step, every operation of every bin would be one.
+# Jitted: otherwise every operation of every bin is a program of its own to compile.
 spatial_pyramid = jax.jit(pooling.spatial_pyramid, static_argnums=1)
 sliding_pyramid = jax.jit(pooling.sliding_pyramid, static_argnums=(1, 2))
 

@@ -33,8 +33,10 @@ _NEUTRAL = (
     Style("tab:green", "dashdot", "P"),
     Style("tab:purple", (0, (1, 1)), "<"),
 )
-_TABLEAU = ("orange", "green", "purple", "brown", "pink", "olive", "cyan")
-_OTHERS = ("0.35", *(f"tab:{name}" for name in _TABLEAU))
+_OTHERS = (
+    *("0.35", "tab:orange", "tab:green", "tab:purple"),
+    *("tab:brown", "tab:pink", "tab:olive", "tab:cyan"),
+)
 _TOUCHING = 0.01  # lines nearer than this at most evaluations lie on each other
 # No other mark of a figure is a cross.
 _CROSS = {"marker": "x", "ms": 10, "mew": 2.5, "ls": "none", "clip_on": False, "zorder": 4}

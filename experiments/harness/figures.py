@@ -16,10 +16,11 @@ _OUTSIDE = 1.03  # of the axes: a cross that has no place on the scale
 
 
 def error_curves(curves: Sequence[Curve], title: str, caption: str) -> Any:
-    """Draw error against epochs, every seed thin and the median bold, up to the first run's end.
+    """Draw error against epochs: every seed thin, the median bold up to the end of the first run.
 
-    A run that diverged ends in a cross at its last evaluation, and is not in the median. The scale
-    is logarithmic if the longest run is more than ten times as long as the shortest one.
+    A run that diverged ends in a cross at its last evaluation, and is not in the median. The axis
+    of epochs is logarithmic, but for the first evaluation, if the longest run is more than ten
+    times as long as the shortest one.
 
     Args:
         curves: of one or more arms; the seeds of an arm share their epochs.
@@ -48,11 +49,9 @@ def error_curves(curves: Sequence[Curve], title: str, caption: str) -> Any:
     longer = [curve.epochs for curve in drawing.finished(curves) if len(curve.epochs) > 1]
     ends = [epochs[-1] for epochs in longer]
     if ends and max(ends) > 10 * min(ends):
-        axes.set_xscale("log")
-        axes.set_xlim(left=min(epochs[1] for epochs in longer))
+        axes.set_xscale("symlog", linthresh=min(epochs[1] for epochs in longer))
         axes.xaxis.set_major_formatter("{x:g}")
-    else:
-        axes.set_xlim(left=0)
+    axes.set_xlim(left=0)
     axes.tick_params(labelsize=12)
     axes.grid(alpha=0.25)
     axes.set_title(title, fontsize=14)

@@ -98,7 +98,7 @@ class CalibrationPass:
         program = self.model.program(state, batch, rngs)
         before = self.model.model.parameters(state)
         owner = {operation.number: layer for layer in self.layers for operation in layer.operations}
-        # A key for every layer of every stack, from its place in the order of execution.
+        # Every layer's key, from its place in the order of execution; one by one compiles longer.
         last = max((place for layer in self.layers for place in layer.order), default=0)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(replicated["key"], jnp.arange(last + 1))
         control: Mapping[int, Control] = replicated["control"]
@@ -124,7 +124,7 @@ class CalibrationPass:
                 continue
             of_layer = replicated["places"][layer.number]
             if weight is not None:
-                measured = replicated["control"][layer.number].measured
+                measured = control[layer.number].measured
                 after |= places.drawn({**before, **after}, of_layer, weight, measured)
             after |= places.corrected({**before, **after}, of_layer, outcome.correction)
         return after, outcomes

@@ -27,7 +27,7 @@ UNPADDED = Arch(
 )
 
 
-# One program for each shape, where step by step every operation would be one.
+# Jitted: otherwise every operation is a program of its own to compile.
 dense_scores = jax.jit(evaluation.dense_scores, static_argnums=0)
 crop_scores = jax.jit(evaluation.crop_scores, static_argnums=0)
 dense_step = jax.jit(evaluation.dense_step, static_argnames="mirror")

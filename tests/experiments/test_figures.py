@@ -118,14 +118,14 @@ def test_the_median_ends_with_the_first_run_that_has_trained():
 
 def test_runs_of_very_different_lengths_are_on_a_logarithmic_scale():
     he, stalled = curve([0.9, 0.4, 0.1]), [0.9] * 22
-    for longer, scale in ((stalled, "log"), (stalled[:21], "linear")):
+    for longer, scale in ((stalled, "symlog"), (stalled[:21], "linear")):
         figure = figures.error_curves([he, curve(longer, arm="Xavier")], "a title", "a caption")
         (axes,) = figure.axes
         assert axes.get_xscale() == scale
         assert len(axes.lines[1].get_xdata()) == len(he.errors)  # the median, bold
 
 
-def test_he_and_xavier_have_the_papers_colours_in_every_figure_and_no_other_arm_has():
+def test_he_and_xavier_have_the_papers_colours_and_no_other_arm_has():
     arms = ["Gaussian", "He", *"abcdefg", "Xavier"]
     colours = drawing.colours(arms)
     assert (colours["He"], colours["Xavier"]) == ("red", "blue")

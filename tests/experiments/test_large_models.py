@@ -278,7 +278,7 @@ def test_an_ensemble_is_judged_by_its_best_member(together, passed):
         "b": [(0.9, 0), (0.9, 0)],
         ENSEMBLE: [(error, 0) for error in together],
     }
-    assert [claim.passed for claim in ensemble.judge(errors)] == [passed]
+    assert [claim.passed for claim in ensemble.judge(at_32(), errors)] == [passed]
 
 
 @pytest.mark.parametrize(

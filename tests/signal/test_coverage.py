@@ -186,9 +186,8 @@ def deep(how, std):
     kernels = flat(drawn(model, DEEP_X))
     for name, kernel in kernels.items():
         in_the_open = name.startswith(("before", "after"))
-        kernel *= (32**-0.5 if in_the_open else std) / kernel.std()
-        if name.endswith("bias"):
-            kernel[...] = 0
+        wanted = 32**-0.5 if in_the_open else std
+        kernel *= 0 if name.endswith("bias") else wanted / kernel.std()
     return model, {"params": flax.traverse_util.unflatten_dict(kernels, sep="/")}
 
 

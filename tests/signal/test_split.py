@@ -334,9 +334,9 @@ class NotNormalised(nn.Module):
 
 def diagnosed(model):
     x = images(32, 64)
-    variables = drawn(model, x)  # with a std of 0.4, where He's rule has 1 / sqrt(32)
+    variables = drawn(model, x)
     for layer in variables["params"].values():
-        layer["kernel"] *= 32**-0.5 / 0.4
+        layer["kernel"] *= 32**-0.5 / layer["kernel"].std()  # He's, of 64 inputs
     return pj.diagnose(model, variables, x)
 
 

@@ -17,7 +17,7 @@ _BATCH = 128
 
 
 @pytest.mark.slow
-# C has the layers of B with more filters, and B those of A and more: it needs the most memory.
+# B has A's layers and more, C has B's with more filters: C needs the most memory.
 @pytest.mark.parametrize(
     ("net", "dtype"),
     [
