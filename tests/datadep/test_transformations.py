@@ -300,7 +300,7 @@ def of_the_plain_function(method):
     return frameworks.plain(after, SIXES)
 
 
-# Libraries differ in where their weights are, which one method shows: within_layer keeps kernels and
+# Libraries differ in where weights are, which one method shows: within_layer keeps kernels and
 # shifts biases. Equinox stores kernels transposed: every method is tried.
 @pytest.mark.parametrize(
     ("way", "method"),
