@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import convergence_30, ensemble, large_models, rectifiers, transfer
+from experiments import borders, convergence_30, ensemble, large_models, rectifiers, transfer
 from experiments.harness import claims, cli, intervals, results
 from experiments.harness.claims import Claim
-from experiments.large_models import MODELS
+from experiments.harness.testing import crops_test_name, dense_test_name
+from experiments.large_models import A_RELU, MODELS, A
 from tests.experiments.test_large_models import errors as errors_of_models
 from tests.experiments.test_rectifiers import LEARNED, errors_of
 from tests.experiments.test_transfer import curves
@@ -97,7 +98,17 @@ def claims_of_large_models():
 
 def claims_of_the_ensemble():
     errors = {name: [(0.1 * i, 0.0) for i in range(3)] for name in (*MODELS, ensemble.ENSEMBLE)}
-    return claims_of_large_models() + ensemble.judge(errors)
+    return ensemble.judge(ensemble.EXPERIMENT.config(), errors)
+
+
+def claims_on_borders():
+    config, of_seeds = borders.EXPERIMENT.config(), [(0.1 * i, 0.0) for i in range(3)]
+    tests = [name(n) for n in config.scales for name in (dense_test_name, crops_test_name)]
+    return borders.judge(config, {model: dict.fromkeys(tests, of_seeds) for model in (A_RELU, A)})
+
+
+def claims_on_the_runs_of_the_models():
+    return [*claims_of_large_models(), *claims_on_borders(), *claims_of_the_ensemble()]
 
 
 @pytest.mark.parametrize(
@@ -110,18 +121,16 @@ def claims_of_the_ensemble():
             ),
             5,
         ),
-        (claims_of_large_models, 5),
-        (claims_of_the_ensemble, 6),
+        (claims_on_the_runs_of_the_models, 12),
     ],
 )
 def test_experiments_correct_for_all_the_intervals_that_they_judge(judged, of_one):
     measured = [claim.measured for claim in judged() if "interval" in claim.measured]
     assert len(measured) == of_one
     level = f"{100 * (1 - 0.05 / of_one):.4g} % interval"
-    assert level in measured[-1]
-    assert measured[-1].endswith(f"{of_one} claims are judged on these runs") or (
-        f"{of_one} claims are judged on these runs; " in measured[-1]
-    )
+    for text in measured:
+        assert level in text
+        assert f"{of_one} claims are judged on these runs" in text
 
 
 def test_fewer_than_five_seeds_are_shown_one_by_one():
