@@ -1,6 +1,6 @@
 """Time to read, measure and calibrate a deep net, with its layers scanned and unrolled.
 
-The growth of what comes before XLA, planning and tracing, is measured too. XLA's own time grows
+The growth of planning and tracing with the number of layers is measured too. XLA's own time grows
 faster than the number of unrolled layers (docs/findings/compilation.md).
 """
 

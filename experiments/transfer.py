@@ -150,8 +150,8 @@ def judge(config: Config, curves: Curves) -> list[Claim]:
     """Return the paper's statements on pre-trained nets, as differences between arms of a seed.
 
     A claim passes if the whole interval of the difference lies below 0, and fails if none of it
-    does. The last one compares calibrated nets: from scratch all layers are calibrated, on a
-    pre-trained trunk within-layer is of the new layers alone.
+    does. The last one compares calibrated nets: within-layer calibrates all layers of a net from
+    scratch, and only the new layers on a pre-trained trunk.
     """
     plain, both = (f"trained: {init}" for init in (PLAIN, BOTH))
     return [
