@@ -111,8 +111,17 @@ def _arrays(batch: Any) -> list[Any]:
     return [leaf for leaf in leaves if not _is_carried(leaf)]
 
 
+def _is_of_jax(dtype: Any) -> bool:
+    """Return whether JAX has arrays of a type: numbers, booleans and keys."""
+    kinds = (np.number, np.bool_, jax.dtypes.extended)
+    try:
+        return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    except TypeError:  # a type of another library
+        return False
+
+
 def check(batch: Any) -> None:
-    """Check that a batch holds arrays only, none of them empty, and one with an axis.
+    """Check that a batch holds arrays of numbers only, none of them empty, and one with an axis.
 
     Raises:
         TypeError: the batch holds something else.
@@ -124,6 +133,12 @@ def check(batch: Any) -> None:
             raise TypeError(
                 f"the batch holds {leaf!r}, a {type(leaf).__name__}; expected arrays only. Give "
                 "flags as call_kwargs={'train': True}."
+            )
+        if not _is_of_jax(leaf.dtype):
+            raise TypeError(
+                f"the batch holds a {type(leaf).__name__} of type {leaf.dtype}, expected a type "
+                "of JAX. A tensor of PyTorch? Give its .numpy(). Rows of different lengths? Pad "
+                "them to one length."
             )
     if not any(leaf.ndim for leaf in arrays):
         raise ValueError(

@@ -1,7 +1,8 @@
 """A model that is read once, before a measurement or a calibration computes anything."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -116,13 +117,16 @@ def prepare(
     parameters = function.parameters(state)
     call = ModelCall(function, tuple(sorted(kwargs.items())), without_rules)
     examples = batches.examples(batch, given=batch_size)
-    kinds = modules.check(model, state, batch, call.call_kwargs, rngs, examples.number, axis_name)
 
     def read(names: tuple[str, ...]) -> tuple[Program, tuple[str, ...]]:
         bound = names if axis_name is None else (axis_name,)
         return call.program(state, batch, rngs, bound), names
 
-    program, bound = checks.with_axes(read, axis_name)
+    with _naming(batch):
+        kinds = modules.check(
+            model, state, batch, call.call_kwargs, rngs, examples.number, axis_name
+        )
+        program, bound = checks.with_axes(read, axis_name)
     checks.check_objective(program.shapes, loss, axis_name, bound)
     named = {name: leaf for name, leaf in call.others(state) if name}
     given = batches.parameters([*batches.positional(batch), kwargs])
@@ -138,3 +142,13 @@ def prepare(
         bound_axes=bound,
     )
     return prepared, program, state
+
+
+@contextlib.contextmanager
+def _naming(batch: Any) -> Iterator[None]:
+    """Add the model's input to an error raised in its call, as a note."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"The model was called with {batches.described(batch)}.")
+        raise

@@ -398,6 +398,7 @@ NORM = {"params": {"LayerNorm_0": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}}
         (nnx.Conv(2, 2, 3, rngs=nnx.Rngs(0)), None, X, {}, ValueError, "at least 3 axes"),
         (Returns(), PARAMS, X[:0], {}, ValueError, "the batch is empty: float32[0, 2]"),
         (Returns(), PARAMS, (X, True), {}, TypeError, "the batch holds True, a bool"),
+        (Returns(), PARAMS, np.array([[1], "a"], object), {}, TypeError, "ndarray of type object"),
         (Returns(), PARAMS, X.astype(jnp.uint8), {}, ValueError, "'Dense_0' was given uint8"),
         (Returns("integers"), PARAMS, X, {}, ValueError, "returned int32[3], expected an array of"),
         (Returns("nothing"), PARAMS, X, {}, ValueError, "returned None, expected an array of"),
@@ -424,6 +425,15 @@ def test_bad_input_is_refused_before_anything_is_compiled(
     with pytest.raises(error) as raised:
         signal.measure(model, variables, batch, **options)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "variables"), [(Returns(), PARAMS), (lambda w, x: x @ w, jnp.ones((2, 2)))]
+)
+def test_an_error_of_the_model_notes_with_what_it_was_called(model, variables):
+    with pytest.raises((flax.errors.ScopeParamShapeError, TypeError)) as raised:
+        signal.measure(model, variables, jnp.ones((3, 5)))
+    assert "The model was called with float32[3, 5]." in raised.value.__notes__
 
 
 def test_missing_parameters_are_not_drawn_anew():
