@@ -12,6 +12,7 @@ distribution: after random weights at any width, after a residual sum in the wid
 (`residual_forward`). "Wide" means many channels, in every group if there are groups.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -38,14 +39,22 @@ def taps(size: int, conv: Conv) -> Map:
             f"{conv.name}: {size} positions, padded by {conv.padding}, are fewer than the "
             f"{conv.kernel_size} of its kernel; give a larger input."
         )
+    return _reads(size, outputs, conv.kernel_size, conv.stride, before, conv.circular)
+
+
+@functools.lru_cache(maxsize=1024)
+def _reads(
+    size: int, outputs: int, kernel_size: int, stride: int, before: int, circular: bool
+) -> Map:
     reads = np.zeros((outputs, size))
-    for tap in range(conv.kernel_size):
+    for tap in range(kernel_size):
         i = np.arange(outputs)
-        j = i * conv.stride - before + tap
-        if conv.circular:
+        j = i * stride - before + tap
+        if circular:
             j %= size
         inside = (j >= 0) & (j < size)  # zeros of the padding add nothing
         np.add.at(reads, (i[inside], j[inside]), 1.0)
+    reads.flags.writeable = False  # the cache gives it to every caller
     return reads
 
 

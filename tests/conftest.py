@@ -11,6 +11,8 @@ import sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "16"  # threads; see experiments.harness.machine.use_every_core
+# Threads of LAPACK wait in a loop, which takes ten times the processor time of a small QR.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,9 @@ import pytest
 from experiments.harness import machine
 
 machine.cache_compilations()  # most of the suite's time is compilation
+if folder := jax.config.jax_compilation_cache_dir:  # for notebooks and other programs of tests too
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 if not jax.config.jax_enable_x64:  # with 64-bit defaults, tests mix them with 32-bit parameters
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -264,7 +264,7 @@ def measured(padding, slope, rule, keys=KEYS, widened=1):
         if name.endswith("/bias"):
             return np.zeros(shape, np.float32)
         std = stds.get(name.removesuffix("/kernel")) or math.sqrt(rule.variance(shape))
-        return (std * rng.normal(size=shape)).astype(np.float32)
+        return np.float32(std) * rng.standard_normal(shape, np.float32)
 
     draws = []
     for seed in range(keys):

@@ -84,27 +84,37 @@ def images(rng, net, channels, cosine, correlation):
     return math.sqrt(cosine) * noise[:1] + math.sqrt(1 - cosine) * noise[1:]
 
 
+@functools.lru_cache(maxsize=1)
+def normals_of(shapes):
+    """Draw arrays of these names and shapes, by key; the same for every slope and padding."""
+    generators = [np.random.default_rng([SEED, seed]) for seed in range(KEYS)]
+    return [
+        {name: rng.standard_normal(shape, np.float32) for name, shape in shapes}
+        for rng in generators
+    ]
+
+
 def measured(net, slope, what=mean_cosine, *, channels=3, cosine=0.0, correlation=0.0):
     """Return ``what`` by layer, ``[KEYS, ...]``, for fresh weights and images by key."""
     shapes, run = compiled(net, channels, what)
     stds = {layer.name: layer.stddev for layer in net.layers if hasattr(layer, "stddev")}
     of_rectifiers = slopes(net, slope)
 
-    def draw(rng, name, shape):
+    def scaled(name, normals):
         if name.endswith("_prelu/negative_slope"):
             of_layer = of_rectifiers[name.removesuffix("_prelu/negative_slope")]
-            return np.broadcast_to(of_layer, shape).astype(np.float32)
+            return np.broadcast_to(of_layer, normals.shape).astype(np.float32)
         if name.endswith("/bias"):
-            return np.zeros(shape, np.float32)
-        std = stds.get(name.removesuffix("/kernel")) or math.sqrt(HE.variance(shape))
-        return np.float32(std) * rng.standard_normal(shape, np.float32)
+            return np.zeros_like(normals)
+        std = stds.get(name.removesuffix("/kernel")) or math.sqrt(HE.variance(normals.shape))
+        return np.float32(std) * normals
 
     draws = []
-    for seed in range(KEYS):
-        rng = np.random.default_rng([SEED, seed])
-        params = {name: draw(rng, name, leaf.shape) for name, leaf in shapes.items()}
+    drawn = normals_of(tuple((name, leaf.shape) for name, leaf in shapes.items()))
+    for seed, normals in enumerate(drawn):
+        params = {name: scaled(name, of_name) for name, of_name in normals.items()}
         params = traverse_util.unflatten_dict(params, sep="/")
-        x = images(rng, net, channels, cosine, correlation)
+        x = images(np.random.default_rng([SEED, seed, 1]), net, channels, cosine, correlation)
         draws.append(jax.device_get(run(params, jnp.asarray(x, jnp.float32))))
     return jax.tree.map(lambda *values: np.stack(values).astype(np.float64), *draws)
 
