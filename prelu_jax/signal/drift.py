@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from prelu_jax.signal.measurement import LayerStatistics, Measurement
+from prelu_jax.tracing import kinds
 
 TOLERANCE = math.log(100)  # of a second moment from end to end: a factor of 10 in the signal
 SIGMAS = 4.5
@@ -63,6 +64,7 @@ class Curve(NamedTuple):
         noise: the standard deviation of each log over fresh weights.
         predicted: second moments, one for each layer, or fewer where nothing is predicted.
         after_first: whether it begins at the first layer's output (`_after_first`).
+        has_means: whether the last log leaves out what means over positions divide by.
     """
 
     names: list[str]
@@ -70,6 +72,7 @@ class Curve(NamedTuple):
     noise: list[float]
     predicted: list[float]
     after_first: bool = False
+    has_means: bool = False
 
     def limits(self) -> list[tuple[float, float]]:
         """Return the least and the greatest log that is accepted, for every layer."""
@@ -169,19 +172,43 @@ def forward(measurement: Measurement, predicted: Predictions) -> Curve:
 
 
 def reading(layers: Sequence[LayerStatistics]) -> list[int]:
-    """Return the layers after the first that read a signal, not the numbers of rows."""
-    return [i for i, row in enumerate(layers) if i and row.input_second_moment is not None]
+    """Return the layers after the first that read a signal, not the numbers of rows.
+
+    Those that read the batch do not count, unless all do: a recurrent cell reads it at every step.
+    """
+    read = [i for i, row in enumerate(layers) if i and row.input_second_moment is not None]
+    return [i for i in read if layers[i].previous is not None] or read
 
 
 def _hidden(layers: Sequence[LayerStatistics], predicted: Predictions) -> Curve:
     """Return the curve of the inputs of layers, each with the name of the layer before."""
     read = reading(layers)
-    logs = _from_first([layers[i].input_second_moment or 0.0 for i in read])
+    means = _means(layers)
+    moments = _from_first([layers[i].input_second_moment or 0.0 for i in read])
+    logs = [log + means[i] - means[read[0]] for log, i in zip(moments, read, strict=True)]
     variances = _variances_of_inputs(layers)
     noise = [math.sqrt(variances[i] - variances[read[0]]) for i in read]
     names = [layers[i - 1].name for i in read]
     expected = [predicted[name].forward for name in names if name in predicted]
-    return Curve(names, logs, noise, expected)
+    has_means = bool(read) and means[read[-1]] > means[read[0]]
+    return Curve(names, logs, noise, expected, has_means=has_means)
+
+
+def _means(layers: Sequence[LayerStatistics]) -> list[float]:
+    """Return the log of what means over positions have divided each layer's E[x²] by.
+
+    A mean over P positions divides by up to P, which is no fault: a ReLU's outputs have a positive
+    mean, which is kept, and those of tanh have none.
+    """
+    divided: dict[str | None, float] = {}
+    for row in layers:
+        own = 0.0
+        if row.between_factor and kinds.MEANS & set(row.between):
+            before = next(other for other in layers if other.name == row.previous)
+            positions = math.prod(before.shape) / math.prod(row.input_shape)
+            own = max(0.0, min(math.log(positions), -math.log(row.between_factor)))
+        divided[row.name] = divided.get(row.previous, 0.0) + own
+    return [divided[row.name] for row in layers]
 
 
 def _after_first(measurement: Measurement) -> Curve | None:

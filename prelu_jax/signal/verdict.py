@@ -65,7 +65,8 @@ def judge(measurement: Measurement, predicted: Predictions | None = None) -> tup
       second; backward, the output gradient's of the first layer over that of the last but one.
       The first layer reads the data's scale and the last often has a small one by design: neither
       counts. Where weights are not measured, or only two layers are, forward also begins at the
-      first layer's output, and a moment between that and 1 is no drift. Backward both the moment
+      first layer's output, and a moment between that and 1 is no drift. Forward a mean over P
+      positions may divide by P. Backward both the moment
       and its sum over positions have to leave the band: strides and pooling keep the sum, a
       flattening before a dense layer keeps the moment. In a model that normalises, so has the
       product of either with the output's moment, since a norm makes of an output twice as large a
@@ -138,6 +139,8 @@ def _drift(direction: str, curve: Curve) -> Finding | None:
     symbol = "E[x²]" if direction == "forward" else "E[Δy²]"
     factors = f"by {power_of_ten(end)} over {steps} layers, by {factor:.3g} a layer"
     what = f"{symbol} is multiplied {factors}"
+    if curve.has_means:
+        what = f"{what}, without the means over positions"
     verdict = EXPLODING if end > 0 else VANISHING
     return Finding(verdict, direction, curve.names[first], factor, what)
 

@@ -31,6 +31,7 @@ _UNARY = {
     "abs": "absolute value",
 }
 ACTIVATIONS = {RECTIFIER, "tanh", "sigmoid", "erf", _EXP, _POWER, "logarithm", "sine"}
+MEANS = {_MEAN, _POOL}
 SUMS = ("add", "add_any", "sub")
 _INDEXED = ("gather", "dynamic_slice")
 _PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from prelu_jax import signal
+from prelu_jax import diagnosis, signal
 from prelu_jax.signal import NotMeasured, Report, drift, verdict
 from tests.signal.rows import each, measurement, moments
 
@@ -81,6 +81,54 @@ def test_a_fall_behind_the_first_row_counts_where_weights_are_unseen():
     assert judged(changes) == []  # what hidden layers read stays as it is
     unseen = (NotMeasured("cell/kernel", 300, ("scan",)),)
     assert judged(changes, unseen=unseen) == [("vanishing", "forward", "a")]
+
+
+def test_layers_that_read_the_batch_do_not_count_forward():
+    changes = each("input_second_moment", [1, 1, 1e-3, 1e-3, 1e-3])
+    assert judged(changes) == [("vanishing", "forward", "b")]
+    changes["b"]["previous"] = None  # as a recurrent cell reads it again
+    assert judged(changes) == []
+
+
+@pytest.mark.parametrize(
+    ("between", "factor", "last", "expected"),
+    [
+        (("mean",), 1 / 400, 1e-3, []),
+        (("tanh", "average pool"), 1 / 500, 1e-3, []),
+        (("mean",), 0.5, 1e-3, [("vanishing", "forward", "d")]),  # a small kernel, not the mean
+        (("mean",), 1 / 400, 1e-5, [("vanishing", "forward", "d")]),
+        (("tanh",), 1 / 400, 1e-3, [("vanishing", "forward", "d")]),
+    ],
+)
+def test_a_mean_over_positions_may_divide_by_their_number(between, factor, last, expected):
+    changes = each("input_second_moment", [9, 1, 1, 1, last])
+    changes["d"] = {"shape": (16, 20, 20, 10), **changes["d"]}
+    changes["e"] = {"input_shape": (16, 10), "between": between, **changes["e"]}
+    of = measurement(changes)
+    *rest, head = of.layers
+    of = dataclasses.replace(of, layers=(*rest, dataclasses.replace(head, between_factor=factor)))
+    findings = verdict.judge(of)
+    assert [(f.verdict, f.direction, f.layer) for f in findings] == expected
+    if expected and "mean" in between:
+        assert findings[0].what.endswith("without the means over positions")
+
+
+class Pooled(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        if x.ndim == 3:
+            return nn.Dense(5)(nn.RNN(nn.OptimizedLSTMCell(32))(x).mean(1))
+        for _ in range(3):
+            x = nn.tanh(nn.Conv(16, (2, 2), padding="CIRCULAR")(x))
+        return nn.Dense(5)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(8, 20, 12), (8, 24, 24, 3)])
+def test_a_mean_over_the_outputs_of_a_healthy_net_is_healthy(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    variables = jax.jit(Pooled().init)(jax.random.key(1), x)
+    report = diagnosis.diagnose(Pooled(), variables, x)
+    assert report.verdict == "healthy"
 
 
 def test_a_batch_of_zeros_is_named_for_what_it_is():
