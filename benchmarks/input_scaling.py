@@ -61,7 +61,7 @@ def photo(rng: np.random.Generator, shape: tuple[int, int] = SHAPE) -> np.ndarra
 
 def write(root: Path, count: int) -> float:
     """Write photos as a dataset under a folder; return the mean kilobytes of a photo."""
-    # Imported here, because it needs TFDS and defines flags.
+    # Imported here, because it needs TFDS.
     import tensorflow_datasets as tfds
 
     from prelu_jax.data import folder

@@ -102,6 +102,18 @@ def _run(name: str, device: str, on: dict[str, str], out: Path | None) -> int:
         traceback.print_exc()
         return 1
     seconds = time.monotonic() - began
+    if out:
+        today = datetime.date.today().isoformat()
+        facts = {"benchmark": name, "date": today, "machine": on, "load before": round(load, 1)}
+        facts["seconds"] = round(seconds, 1)
+        text = json.dumps(facts | dataclasses.asdict(result), indent=1, ensure_ascii=False)
+        try:
+            (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            print(
+                f"error: {out / name}.json cannot be written ({error.strerror}).", file=sys.stderr
+            )
+            return 1
     for lines in (
         markdown(result.rows) if result.rows else (),
         map(str, result.ratios),
@@ -115,18 +127,6 @@ def _run(name: str, device: str, on: dict[str, str], out: Path | None) -> int:
     for ratio in lost:
         print(f"\nMet on record, now missed by more than the spread: {ratio.what} [{ratio.where}]")
     print(f"\n{name} took {seconds:.0f} s.", flush=True)
-    if out:
-        today = datetime.date.today().isoformat()
-        facts = {"benchmark": name, "date": today, "machine": on, "load before": round(load, 1)}
-        facts["seconds"] = round(seconds, 1)
-        text = json.dumps(facts | dataclasses.asdict(result), indent=1, ensure_ascii=False)
-        try:
-            (out / f"{name}.json").write_text(text + "\n")
-        except OSError as error:
-            print(
-                f"error: {out / name}.json cannot be written ({error.strerror}).", file=sys.stderr
-            )
-            return 1
     return int(bool(lost))
 
 

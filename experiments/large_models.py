@@ -128,7 +128,7 @@ def arms(config: Config) -> list[Arm]:
 
 
 def check(config: Config) -> None:
-    """Raise a ValueError if a field cannot be as it is."""
+    """Raise a ValueError if a field has an impossible value."""
     configs.check_unset(config, ["arch", "rectifier"], "config.archs")
     configs.check_fractions(config, "learned")
 
@@ -147,7 +147,7 @@ def folder_of_runs(runs: str, workdir: Path) -> Path:
     """Return the work folder of `large_models` that ``config.runs`` names; without one ``workdir``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not the work folder of a finished `large_models`.
     """
     folder = files.local_path(runs, "config.runs") if runs else workdir
     if runs and not (folder / "a_prelu").is_dir():

@@ -147,7 +147,7 @@ def draw(config: Config, folders: Mapping[str, Path]) -> Any:
         f"{config.learning_rate:g}; {intervals.seeds([config.seed])}; "
         "dark: first layers, light: last"
     )
-    figure.supxlabel(caption, fontsize=11, color="0.35")
+    drawing.caption(figure, caption)
     return figure
 
 

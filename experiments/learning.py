@@ -113,10 +113,10 @@ def report(config: Config, workdir: Path, seeds: Sequence[int]) -> Report:
         for name in config.archs
     }
     all_curves = [curve for of_net in curves.values() for curve in of_net]
+    drops = f", × {config.drop_factor:g} after {config.drop_epochs} epochs"
     caption = (
-        f"{config.dataset}; SGD {config.learning_rate:g}, a tenth after {config.drop_epochs} "
-        f"epochs, batch {config.batch_size};\n{intervals.seeds(seeds)}; thin: each "
-        "seed, bold: median"
+        f"{config.dataset}; SGD {config.learning_rate:g}{drops if config.drop_epochs else ''}, "
+        f"batch {config.batch_size};\n{intervals.seeds(seeds)}; thin: each seed, bold: median"
     )
     return Report(
         judge(config, by_net),

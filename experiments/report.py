@@ -9,15 +9,16 @@ there: it comes from another machine. OUT/results.html shows the whole file. Exi
 
 import ast
 import dataclasses
+import io
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from absl import app, flags
+from PIL.PngImagePlugin import PngImageFile
 
 from experiments.harness import page, record, results
 from experiments.harness.claims import OUTCOMES
@@ -181,20 +182,14 @@ def _harmless(table: str) -> str:
 
 def _check_png(file: Path) -> None:
     """Raise a ValueError if a figure is cut short or otherwise damaged."""
-    content, place, kind = files.read_bytes(file), 8, b""
-    while content[:8] == b"\x89PNG\r\n\x1a\n" and kind != b"IEND":
-        length = int.from_bytes(content[place : place + 4], "big")
-        kind, end = content[place + 4 : place + 8], place + 8 + length
-        if not kind or zlib.crc32(content[place + 4 : end]) != int.from_bytes(
-            content[end : end + 4], "big"
-        ):
-            break
-        place = end + 4
-    if kind != b"IEND":
+    content = files.read_bytes(file)
+    try:
+        PngImageFile(io.BytesIO(content)).verify()
+    except (OSError, SyntaxError) as error:
         raise files.DamagedFileError(
             f"{file} is damaged: it is no whole PNG. Give the experiment's command again: it draws "
             "the figure again."
-        )
+        ) from error
 
 
 def _unicode(name: str) -> str:

@@ -105,6 +105,8 @@ def launch(experiment: Sequence[str], num_processes: int, max_restarts: int) -> 
     signal.signal(signal.SIGTERM, pass_on)
     for restarts in range(max_restarts + 1):
         attempt = Attempt(commands(experiment, num_processes, f"127.0.0.1:{_free_port()}"))
+        if stopped:  # a SIGTERM while the processes were started
+            attempt.end(stopped[0])
         status = attempt.status()
         if status in FINAL or stopped:
             return status

@@ -6,7 +6,8 @@ r"""Command that submits an experiment to SLURM, requeued after a preemption or 
 The experiment and its flags follow `--`; several tasks are several processes of one run. At SIGTERM
 they save and end with status 75, and the job is requeued. SLURM sends SIGTERM when it preempts a
 job and, as requested here, before the time limit; `scancel --signal=TERM JOB` does the same. After
-a crash the job is requeued, too, up to --max_restarts times. It continues from its last checkpoint.
+a crash the job is requeued, too, unless it was requeued --max_restarts times before. It continues
+from its last checkpoint.
 A failed claim and an invalid flag, dataset or folder end it.
 
 `--array=N` trains the runs of the experiment in N concurrent tasks of an array. One more job waits
@@ -47,7 +48,10 @@ _SBATCH = flags.DEFINE_multi_string("sbatch", [], "Any other option, NAME=VALUE;
 _SETUP = flags.DEFINE_multi_string("setup", [], "A line of shell before the tasks; repeatable.")
 _ARRAY = flags.DEFINE_integer("array", None, "Number of concurrent parts.", lower_bound=2)
 _RESTARTS = flags.DEFINE_integer(
-    "max_restarts", 10, "Most restarts of a job after crashes.", lower_bound=0
+    "max_restarts",
+    10,
+    "A crash ends a job that was requeued this often, preemptions included.",
+    lower_bound=0,
 )
 _LOGS = flags.DEFINE_string("logs", "runs/slurm", "Folder of scripts and output.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print scripts and commands; submit nothing.")

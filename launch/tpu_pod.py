@@ -207,7 +207,7 @@ class Launcher:
         while failures < _PATIENCE:
             begun = time.monotonic()
             status = subprocess.call(command, cwd=ROOT)
-            if status not in _OF_GCLOUD:
+            if command[0] != "gcloud" or status not in _OF_GCLOUD:
                 self._reached = self._reached or command[0] == "gcloud"
                 return status
             if (state := self._state()) != _ACTIVE:

@@ -67,7 +67,7 @@ class Experiment:
         report: returns the result, when the runs are trained; or an iterator over reports, each
             with the results of further seeds.
         plan: returns the runs to train; None for an experiment in one process without run folders.
-            It raises a ValueError if the configuration cannot be.
+            It raises a ValueError if the configuration is impossible.
         default_seeds: the number of seeds where none is given.
     """
 
@@ -106,7 +106,7 @@ class Experiment:
             None if there is nothing to report: with a part, and in all processes but the first.
 
         Raises:
-            ValueError: the configuration cannot be, or a file is damaged.
+            ValueError: the configuration is impossible, or a file is damaged.
         """
         config = configs.checked(config)
         first = getattr(config, "seed", 0)

@@ -34,12 +34,11 @@ def line(x: np.ndarray, y: np.ndarray, level: float = LEVEL) -> tuple[float, flo
         x, y: coordinates ``[n]``, n of 3 or more.
         level: of the interval, Student's with n - 2 degrees of freedom.
     """
-    centred = x - x.mean()
-    spread = (centred**2).sum()
-    slope = (centred * y).sum() / spread
-    residuals = y - y.mean() - slope * centred
-    error = np.sqrt((residuals**2).sum() / (len(x) - 2) / spread)
-    return float(slope), float(special.stdtrit(len(x) - 2, (1 + level) / 2) * error)
+    from scipy import stats  # slow to import
+
+    fit = stats.linregress(x, y)
+    quantile = special.stdtrit(len(x) - 2, (1 + level) / 2)
+    return float(fit.slope), float(quantile * fit.stderr)
 
 
 def short(values: Sequence[float], scale: float = 1.0, digits: int = 1, form: str = "f") -> str:

@@ -116,7 +116,8 @@ def check(configs: Sequence[TrainConfig]) -> Parallel:
     """Check runs of one batch size and return their devices.
 
     Raises:
-        ValueError: a configuration cannot be, or short runs could not have their own learning rate.
+        ValueError: a configuration is impossible, or short runs could not have their own
+            learning rate.
     """
     for config in configs:
         if config.drop_epochs:

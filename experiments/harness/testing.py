@@ -1,6 +1,6 @@
 """The tests of the paper's tables on finished runs, kept in the run's folder (He et al. 2015, §3).
 
-Images are mirrored too if they were in training: ten views, or else five. The files have one name.
+Images are mirrored if training did that: ten views, otherwise five. The file has the same name.
 
 scores/labels.npy          of every test example, in order
 scores/ten_view_<s>.npy    softmax scores ``[n, classes]`` of images with a shorter side of s

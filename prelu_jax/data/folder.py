@@ -20,25 +20,6 @@ from prelu_jax.data import MAX_PIXELS, class_folders, sources
 from prelu_jax.data.class_folders import Files, find_images, ignored, shown
 from prelu_jax.files import local_path
 
-_IMAGES = flags.DEFINE_string(
-    "images", None, "Folder that holds train/<class>/*.jpg.", required=True
-)
-_NAME = flags.DEFINE_string("name", None, "Name of the dataset to write.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's folder; by default its own default.")
-_ON_BAD_IMAGE = flags.DEFINE_enum(
-    "on_bad_image",
-    "fail",
-    ["fail", "skip"],
-    "Fail on a file that does not decode, or leave it out.",
-)
-_MAX_PIXELS = flags.DEFINE_integer(
-    "max_pixels",
-    MAX_PIXELS,
-    "An image with more pixels is not decoded and counts as bad. Training has its own limit, "
-    "--config.max_pixels.",
-    lower_bound=1,
-)
-
 if __name__ == "__main__":
     entry.answer_help()  # before the slow import of TFDS
     extras.check_command("prelu_jax.data.folder", "data", "tensorflow_datasets")
@@ -219,28 +200,30 @@ def main(argv: list[str]) -> None:
     """Run the command; see the module."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-    skip = _ON_BAD_IMAGE.value == "skip"
+    given = flags.FLAGS
     try:
-        images = local_path(_IMAGES.value, "--images")
-        builder = prepare(images, _NAME.value, _DATA_DIR.value, skip, _MAX_PIXELS.value)
+        images = local_path(given.images, "--images")
+        skip = given.on_bad_image == "skip"
+        builder = prepare(images, given.name, given.data_dir, skip, given.max_pixels)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     for split, info in builder.info.splits.items():
-        print(f"{_NAME.value}/{split}: {info.num_examples} images")
+        print(f"{given.name}/{split}: {info.num_examples} images")
     for suffix, count in ignored(images).items():
         print(f"left out, named {suffix or 'without a suffix'}: {count}")
     print(f"left out, not decodable: {len(builder.bad_images)}")
     for path, reason in builder.bad_images.items():
         print(f"  {shown(path)} {reason}")
     print(f"written to {shown(builder.data_path)}")
-    print(f"flags of an experiment that uses it: {_flags(builder.info.splits)}")
+    of_experiment = _flags(given.name, given.data_dir, builder.info.splits)
+    print(f"flags of an experiment that uses it: {of_experiment}")
 
 
-def _flags(splits: Iterable[str]) -> str:
-    """Return the flags with which an experiment trains and tests on the dataset."""
-    flags_ = [f"--config.dataset={_NAME.value}"]
-    if _DATA_DIR.value:
-        flags_.append(f"--config.data_dir={shlex.quote(_DATA_DIR.value)}")
+def _flags(name: str, data_dir: str, splits: Iterable[str]) -> str:
+    """Return the flags with which an experiment trains and tests on a dataset."""
+    flags_ = [f"--config.dataset={name}"]
+    if data_dir:
+        flags_.append(f"--config.data_dir={shlex.quote(data_dir)}")
     others = [split for split in splits if split != "train"]
     if not others:
         flags_ += ["--config.train_split='train[:80%]'", "--config.test_split='train[80%:]'"]
@@ -250,5 +233,21 @@ def _flags(splits: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("images", None, "Folder that holds train/<class>/*.jpg.", required=True)
+    flags.DEFINE_string("name", None, "Name of the dataset to write.", required=True)
+    flags.DEFINE_string("data_dir", "", "TFDS's folder; by default its own default.")
+    flags.DEFINE_enum(
+        "on_bad_image",
+        "fail",
+        ["fail", "skip"],
+        "Fail on a file that does not decode, or leave it out.",
+    )
+    flags.DEFINE_integer(
+        "max_pixels",
+        MAX_PIXELS,
+        "An image with more pixels is not decoded and counts as bad. Training has its own limit, "
+        "--config.max_pixels.",
+        lower_bound=1,
+    )
     with entry.command():
         main(entry.parse_flags())

@@ -197,9 +197,7 @@ def eval_batches(
     crop: Crop,
     batch_size: int,
     examples: int = 0,
-    seed: int = 0,
     issues: ImageIssues | None = None,
-    threads: int = THREADS,
     share: Share = ALL,
 ) -> Iterator[Batch]:
     """Yield every example of the split once, in centre crops; the last batch is padded.
@@ -208,10 +206,8 @@ def eval_batches(
         split: the source of the images.
         crop: the size of the crops and of the images.
         batch_size: examples per batch.
-        examples: number of examples to draw without replacement; 0 for all.
-        seed: determines the examples if not all are read.
+        examples: number of examples to draw without replacement, the same in every call; 0 for all.
         issues: records bad images and decides whether they are left out; those left out are masked.
-        threads: number of threads that read ahead; it does not change the batches.
         share: the part of every batch to read; its count divides the batch size.
 
     Yields:
@@ -229,7 +225,7 @@ def eval_batches(
     }
     chosen = grain.MapDataset.range(len(split))
     if 0 < examples < len(split):
-        chosen = chosen.seed(seed).shuffle().slice(slice(0, examples))
+        chosen = chosen.seed(0).shuffle().slice(slice(0, examples))
 
     def example(i: int) -> sources.Record:
         place = share.place(i, batch_size)
@@ -243,7 +239,7 @@ def eval_batches(
 
     part = batch_size // share.count
     places = grain.MapDataset.range(-(-len(chosen) // batch_size) * part)
-    yield from places.map(example).batch(part).to_iter_dataset(_read_options(threads))
+    yield from places.map(example).batch(part).to_iter_dataset(_read_options(THREADS))
 
 
 def whole_images(

@@ -92,11 +92,6 @@ class Checkpoints:
         """Return the steps of all checkpoints, also of one that is being written."""
         return sorted(self._manager.all_steps())
 
-    def best(self) -> int | None:
-        """Return the step of the lowest test error; None if no checkpoint has one."""
-        step: int | None = self._manager.best_step()
-        return step
-
     def save(
         self,
         state: TrainState,

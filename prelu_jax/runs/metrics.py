@@ -122,7 +122,7 @@ class MetricsLog:
         try:
             self.flush()
             self._last_write_failed = False
-            self._tensorboard.write(step, scalars)  # it hides what a stopped run wrote
+            self._tensorboard.write(step, scalars)  # from this step on it hides a stopped run's
         except OSError as error:
             if not self._last_write_failed:
                 text = "The metrics from step %d on are not yet written (%s); training continues."

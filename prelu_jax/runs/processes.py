@@ -56,7 +56,7 @@ def join(
     """
     if coordinator_address and num_processes is not None and process_id is not None:
         rendezvous.meet(coordinator_address, num_processes, process_id)
-    # On CPUs; others have their own.
+    # Collectives between CPU devices; other backends have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         coordinator_address,

@@ -172,7 +172,7 @@ class Recorder:
     def diverge(self, step: int) -> None:
         """Mark the run as diverged at a step; the last checkpoint stays."""
         logging.warning(
-            "The loss of step %d is not finite: the run has diverged. Try a lower "
+            "The loss or a gradient of step %d is not finite: the run has diverged. Try a lower "
             "config.learning_rate (now %g), or set config.pixel_rms, which scales the inputs (now "
             "%g; 0 leaves pixels in 0..255). pj.diagnose shows where a signal explodes.",
             *(step, self._config.learning_rate, self._config.pixel_rms),

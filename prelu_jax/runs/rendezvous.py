@@ -73,7 +73,7 @@ class _Meeting:
         self._others: dict[int, socket.socket] = {}
 
     def wait(self, began: float) -> None:
-        """Answer the others when all have come, or why the run cannot be."""
+        """Wait for the others; then tell all that they may start, or why the run is refused."""
         reported = False
         with contextlib.ExitStack() as opened:
             while missing := self._missing():

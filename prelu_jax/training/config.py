@@ -127,7 +127,7 @@ class TrainConfig:
 
 
 def field_texts(cls: type) -> dict[str, str]:
-    """Return what the docstrings of a dataclass and its bases say of each field.
+    """Return the description of each field from the docstrings of a dataclass and its bases.
 
     A class's own text comes before those of its bases.
     """
@@ -182,13 +182,18 @@ def check_values(config: Any) -> None:
     """Raise a ValueError that names the first field of a dataclass whose value is impossible.
 
     No field may be negative, infinite, not a number, or larger than devices compute with. Only a
-    tuple that is empty by default may be empty.
+    tuple that is empty by default may be empty; the values of others have the types of the default.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value == () != field.default:
             require(config, field.name, False, "at least one")
+        default: Any = field.default if isinstance(field.default, tuple) else ()
+        types = {type(item) for item in default}
+        types |= {int} if float in types else set()
         for number in value if isinstance(value, tuple) else (value,):
+            is_alike = not types or type(number) in types
+            require(config, field.name, is_alike, f"values such as those of {default}")
             if isinstance(number, int):
                 require(config, field.name, 0 <= number < 2**31, "in [0, 2³¹)")
             elif isinstance(number, float):

@@ -16,14 +16,14 @@ from prelu_jax.training.step import Metrics
 
 
 class DivergedError(Exception):
-    """The loss or a gradient of a step is not finite.
+    """The training loss, the test loss or a gradient at a step is not finite.
 
     Attributes:
         step: that step.
     """
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"The loss of step {step} is not finite.")
+        super().__init__(f"The loss or a gradient of step {step} is not finite.")
         self.step = step
 
 

@@ -42,7 +42,6 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         again.save(state, error)
     assert again.wait() is None
     assert sorted(int(folder.name) for folder in tmp_path.iterdir()) == [2, 5, 6]
-    assert again.best() == 2
     assert int(again.restore(make_state()).step) == 6
 
 

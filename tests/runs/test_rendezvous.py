@@ -47,7 +47,17 @@ def test_two_processes_with_one_number_are_refused(index):
         assert f"Two processes have --process_id={index}: expected each of 0 to 1" in str(error)
 
 
-def test_others_are_told_of_two_with_one_number():
+def test_others_are_told_of_two_with_one_number(monkeypatch):
+    listens, listen = threading.Event(), rendezvous._listen
+
+    def after_process_0(host, port, index):  # else the two may meet and end before it comes
+        if index:
+            assert listens.wait(PATIENCE)
+        listener = listen(host, port, index)
+        listens.set()
+        return listener
+
+    monkeypatch.setattr(rendezvous, "_listen", after_process_0)
     ends = meet(free_address(), (4, 0), (4, 1), (4, 1))
     assert {str(error).partition(":")[0] for error in ends} == {"Two processes have --process_id=1"}
 

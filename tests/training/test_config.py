@@ -32,6 +32,7 @@ def test_no_number_is_negative_infinite_or_beyond_32_bits(field, value):
 def test_the_laptop_scale_can_be():
     config = convergence_30.EXPERIMENT.config()
     config_lib.check_values(config)
+    config_lib.check_values(data_dependent.Config(ladder=(1,)))  # an int for a float
     resolve(configs.train_config(config, initializer="he_normal"))
 
 
@@ -43,6 +44,10 @@ def test_the_laptop_scale_can_be():
         (data_dependent.Config, {"ladder_steps": 10**20}),
         (data_dependent.Config, {"archs": ()}),
         (learning.Config, {"scales": (32, -1)}),
+        (learning.Config, {"scales": ("a",)}),
+        (learning.Config, {"scales": (32.5,)}),
+        (data_dependent.Config, {"archs": (3,)}),
+        (data_dependent.Config, {"ladder": (0.1, "b")}),
     ],
 )
 def test_experiments_own_fields_too(config, fields):
