@@ -44,8 +44,8 @@ class BetweenLayer:
 
     Attributes:
         alpha: the damping α, above 0 and below 2.
-        tolerance: the spread that is left, the standard deviation of log C̃_k over layers as far
-            as a rescaling could remove it.
+        tolerance: of the result: the part of the standard deviation of log C̃_k over layers that
+            a further rescaling could remove.
     """
 
     alpha: float = 1.0

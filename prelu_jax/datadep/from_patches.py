@@ -59,7 +59,8 @@ class FromPatches(WithinLayer):
             gaussian = draws.flat(jax.random.normal, of_filters, shape, jnp.float32)
             return Redrawn(gaussian, jnp.array(False))
         devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-        sample = patches(layer, visit, of_sample, self.max_patches // devices, axis_name)
+        most = max(1, self.max_patches // devices)
+        sample = patches(layer, visit, of_sample, most, axis_name)
         count = math.prod(layer.channels) // visit.operation.layout.groups
         found, enough = filters.filters(self.kind, sample, count, of_filters, axis_name)
         return Redrawn(initializers.from_matrices(found, shape, layer.layout), enough)

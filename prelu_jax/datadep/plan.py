@@ -50,7 +50,9 @@ def make(
     axis_name: str | None = None,
     batch_size: int | None = None,
 ) -> Plan:
-    """Find the layers by an abstract pass; run and compile nothing of the model.
+    """Find the layers by an abstract pass.
+
+    The model is not run: only the operations that make weights of its parameters are.
 
     Args:
         model, variables, batch, rngs, call_kwargs, axis_name, batch_size: as `signal.prepare`.

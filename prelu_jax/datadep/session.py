@@ -54,14 +54,14 @@ class Session:
         return dataclasses.replace(self, variables=variables)
 
     def compute(self, function: Function, **more: Any) -> Any:
-        """Return a function of 'variables', 'key', 'rngs', 'places' and more, and of the batch."""
+        """Run a function of 'variables', 'key', 'rngs', 'places' and more, and of the batch."""
         shared = {"variables": self.variables, "key": self.key, "rngs": self.rngs}
         replicated = {**shared, "places": self.plan.places, **more}
         return self.compiled(function)(replicated, self.batch)
 
 
 def compiler(compiled: Callable[[Function], Function] | None) -> Callable[[Function], Function]:
-    """Return ``compiled``, so that it is called once for equal functions.
+    """Return ``compiled`` with a cache: equal functions are compiled once.
 
     By default it is `compiling.for_few_calls`, whose programs stay with the process: calibrating an
     equal model again compiles nothing.

@@ -20,7 +20,7 @@ from prelu_jax.initializers.layers import for_layer
 from prelu_jax.initializers.listing import Row, Table
 from prelu_jax.initializers.parameters import Parameter
 from prelu_jax.initializers.statistics import Statistics
-from prelu_jax.tracing import models
+from prelu_jax.tracing import adapters, models
 
 Values = Callable[[str], Any] | Mapping[str, Any] | Iterable[tuple[str, Any]]
 
@@ -48,8 +48,9 @@ def table(
             arrays or `jax.ShapeDtypeStruct`. For models that hold their variables, the arguments
             alone, or None before them. Without arguments, roles and fans are guessed from names and
             shapes, ``[*window, in_features, out_features]``, and no rules are known.
-        declared: the intended rules, for models other than Linen's, which do not store theirs: a
-            dict from a regular expression for whole paths to an initialiser. The initialiser counts
+        declared: the intended rules: a dict from a regular expression for whole paths to an
+            initialiser. Linen's modules store theirs, which an entry replaces; other models do not.
+            The initialiser counts
             as called with the parameter's whole shape, so give it ``batch_axis=0`` for kernels
             stacked by `jax.vmap`.
         decays: the mask of the weight decay, as for `optax.masked`: a pytree of bools like the
@@ -71,7 +72,7 @@ def table(
     first, *inputs = variables_and_inputs or (None,)
     if own and first is not None:
         first, inputs = None, list(variables_and_inputs)
-    variables = parameters.unboxed(first) if isinstance(model, nn.Module) else first
+    variables = adapters.unboxed(first) if isinstance(model, nn.Module) else first
     if isinstance(model, nn.Module) and not _holds_params(variables):
         raise ValueError(
             "table: the variables hold no parameters; expected the result of model.init, before "

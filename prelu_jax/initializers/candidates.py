@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 
 from prelu_jax.initializers.distributions import NORMAL, TRUNCATED, UNIFORM
-from prelu_jax.initializers.fans import PLAIN
+from prelu_jax.initializers.fans import PLAIN, by_mode
 from prelu_jax.initializers.fit import Candidate
 from prelu_jax.initializers.parameters import Parameter
 
@@ -74,6 +74,7 @@ _BY_MISTAKE = {
     "fan_in": {"He, 2 / fan_in": 2.0, "LeCun, 1 / fan_in": 1.0},
     "fan_out": {},
     "fan_avg": {"Xavier, 1 / fan_avg": 1.0},
+    "fan_geo_avg": {},
 }
 
 
@@ -82,12 +83,7 @@ def fans(parameter: Parameter) -> dict[str, float]:
     fan_in, fan_out = parameter.fan_in, parameter.fan_out
     if fan_in is None or fan_out is None:
         return {}
-    return {
-        "fan_in": fan_in,
-        "fan_out": fan_out,
-        "fan_avg": (fan_in + fan_out) / 2,
-        "fan_geo_avg": math.sqrt(fan_in * fan_out),
-    }
+    return by_mode(fan_in, fan_out)
 
 
 def wrong_fans(parameter: Parameter) -> Iterator[tuple[str, float, str]]:
@@ -116,8 +112,7 @@ def wrong_fans(parameter: Parameter) -> Iterator[tuple[str, float, str]]:
             fault = f"the rule takes {list(shape)} for [*window, in, out]"
         mistakes.append((*PLAIN.fans(shape), fault))
     for fan_in, fan_out, fault in mistakes:
-        values = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
-        for name, value in values.items():
+        for name, value in by_mode(fan_in, fan_out).items():
             if not any(math.isclose(value, other, rel_tol=_SAME) for other in listed[name]):
                 listed[name].append(value)
                 yield name, value, fault

@@ -12,7 +12,8 @@ from flax import linen as nn
 from prelu_jax import axes, flax_layers
 from prelu_jax.initializers import foreign
 from prelu_jax.initializers.layers import for_layer
-from prelu_jax.initializers.parameters import Parameter, unboxed
+from prelu_jax.initializers.parameters import Parameter
+from prelu_jax.tracing import adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def by_modules(
             return model.apply(variables, *inputs, rngs=keys, mutable=True, **call_kwargs)
 
     def trace(names: tuple[str, ...]) -> None:
-        jax.eval_shape(axes.bind(apply, names), unboxed(variables), *inputs)
+        jax.eval_shape(axes.bind(apply, names), adapters.unboxed(variables), *inputs)
 
     axes.trace(trace)
     inside = tuple("/".join((*path, "")) for path in normed)

@@ -23,6 +23,8 @@ def std_after_cut(cut: float) -> float:
 
 _CUT_MASS = math.erf(CUT / math.sqrt(2))
 _CUT_STD = std_after_cut(CUT)
+_CUT_LOST = 1 - _CUT_STD**2  # of the variance
+_CUT_KURTOSIS = (3 - _CUT_LOST * (CUT**2 + 3)) / _CUT_STD**4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ NORMAL = Distribution(
 )
 TRUNCATED = Distribution(
     "truncated normal",
-    2.3684,
+    _CUT_KURTOSIS,
     CUT / _CUT_STD,
     lambda variance, square: (
         -(math.log(2 * math.pi * variance / _CUT_STD**2) + square * _CUT_STD**2 / variance) / 2

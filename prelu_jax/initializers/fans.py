@@ -64,14 +64,7 @@ class Layout:
 
     def fan(self, mode: Mode, shape: Sequence[int]) -> float:
         """Return the fan of a mode: one of the two fans, or their arithmetic or geometric mean."""
-        fan_in, fan_out = self.fans(shape)
-        by_mode = {
-            "fan_in": fan_in,
-            "fan_out": fan_out,
-            "fan_avg": (fan_in + fan_out) / 2,
-            "fan_geo_avg": math.sqrt(fan_in * fan_out),
-        }
-        return by_mode[mode]
+        return by_mode(*self.fans(shape))[mode]
 
     def axes(self, shape: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
         """Return the axes, counted from 0, of the batch, the inputs, the outputs and the window."""
@@ -109,3 +102,13 @@ def fans(shape: Sequence[int], layout: Layout = PLAIN) -> tuple[float, float]:
 
 def _as_tuple(axis: int | tuple[int, ...]) -> tuple[int, ...]:
     return (axis,) if isinstance(axis, int) else tuple(axis)
+
+
+def by_mode(fan_in: float, fan_out: float) -> dict[str, float]:
+    """Return the two fans, and their arithmetic and geometric means."""
+    return {
+        "fan_in": fan_in,
+        "fan_out": fan_out,
+        "fan_avg": (fan_in + fan_out) / 2,
+        "fan_geo_avg": math.sqrt(fan_in * fan_out),
+    }

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import flax
 import jax
-from flax import linen as nn
 from jax.extend.core import Var
 
 from prelu_jax import axes, tracing
@@ -227,20 +226,3 @@ def _role(name: str, reading: tracing.Reading, is_bias: bool) -> Role:
     if "multiply" in effects:
         return "scale"
     return "other" if name in reading.used else "unused"
-
-
-def unboxed(variables: Any) -> Any:
-    """Return a Linen model's variables without the boxes of partitioning metadata.
-
-    Unlike this function, `flax.core.meta.unbox` also applies the sharding, for which it needs the
-    mesh and real arrays.
-    """
-
-    def unbox(leaf: Any) -> Any:
-        return unboxed(leaf.value) if _is_box(leaf) else leaf
-
-    return jax.tree.map(unbox, variables, is_leaf=_is_box)
-
-
-def _is_box(leaf: Any) -> bool:
-    return isinstance(leaf, nn.meta.AxisMetadata) and hasattr(leaf, "value")

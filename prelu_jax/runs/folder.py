@@ -10,6 +10,7 @@ events.*           the same for TensorBoard, with steps per second
 status.json        'running', 'done' or 'diverged', and the step; at the end also the number of
                    images that were left out or enlarged, if any were
 odd_images.json    the keys of such images at the last checkpoint, for people
+intervals.json     in runs of earlier versions; now a checkpoint holds its content
 checkpoints/       see `checkpoint`
 lock               the process that trains the run; held as long as that process lives
 """
@@ -211,17 +212,25 @@ class RunFolder:
             self._write("odd_images.json", keys)
 
     def odd_images(self) -> dict[str, list[str]]:
-        """Return the keys of odd_images.json, for a checkpoint whose notes are damaged."""
-        loss = "Images that the checkpoint lists are counted."
+        """Return the keys of bad images, which checkpoints of earlier versions do not hold."""
+        kept = self._earlier("odd_images.json", "Images that the checkpoint lists are counted.")
+        lists = {k: v for k, v in kept.items() if isinstance(v, list) and k in _ODD}
+        return {kind: [key for key in keys if isinstance(key, str)] for kind, keys in lists.items()}
+
+    def interval(self, step: int) -> list[dict[str, float]]:
+        """Return the metrics since the last logging interval, as earlier versions kept them."""
+        kept = self._earlier("intervals.json", "The interval's mean is of its other steps.")
+        interval = kept.get(str(step), [])
+        return interval if isinstance(interval, list) else []
+
+    def _earlier(self, name: str, loss: str) -> dict[str, Any]:
         try:
-            kept = files.read_json(self.path / "odd_images.json", dict, loss)
+            return dict(files.read_json(self.path / name, dict, loss))
         except FileNotFoundError:
             return {}
         except DamagedFileError as error:
             logging.warning("%s", error)
             return {}
-        lists = {k: v for k, v in kept.items() if isinstance(v, list) and k in _ODD}
-        return {kind: [key for key in keys if isinstance(key, str)] for kind, keys in lists.items()}
 
     def close(self) -> None:
         """Close the loggers and release the lock."""

@@ -96,7 +96,7 @@ def _latest(
     latest = folder.metrics.rewind(records, step)
     for bad_images in (notes.get("odd_images", {}), folder.odd_images()):
         issues.add(bad_images)
-    interval = notes.get("interval", [])
+    interval = notes["interval"] if "interval" in notes else folder.interval(step)
     lost = metrics.missing(config, records, step)
     if len(interval) != step % config.log_every and step != config.num_steps:
         lost.append(step)  # the mean of its interval lacks some steps

@@ -198,7 +198,6 @@ def examples(batch: Any, outputs: Any = None, given: int | None = None) -> Examp
     common = [size for size in returned if size in sizes]
     if common:
         return Examples(max(common, key=rank), "the leading size of the outputs")
-    returned.clear()
     number = max(sizes, key=rank)
     equal = sorted(size for size in sizes if size > 1 and sizes[size] == sizes[number])
     if len(equal) > 1:

@@ -172,9 +172,10 @@ def forward(measurement: Measurement, predicted: Predictions) -> Curve:
 
 
 def reading(layers: Sequence[LayerStatistics]) -> list[int]:
-    """Return the layers after the first that read a signal, not the numbers of rows.
+    """Return the indices of the layers after the first that read a signal.
 
-    Those that read the batch do not count, unless all do: a recurrent cell reads it at every step.
+    Look-ups, which read numbers of rows, do not count. Layers that read the batch count only if all
+    do: a recurrent cell reads it at every step.
     """
     read = [i for i, row in enumerate(layers) if i and row.input_second_moment is not None]
     return [i for i in read if layers[i].previous is not None] or read
@@ -233,7 +234,7 @@ def _after_first(measurement: Measurement) -> Curve | None:
         log = math.log(moment / nearest) if moment else -math.inf
         ratio = math.prod(start.shape) / math.prod(layers[i].input_shape)
         pooled = max(0.0, math.log(ratio))
-        logs.append(_least([log, log + pooled, log - 2 * pooled]))
+        logs.append(_nearest_to_zero([log, log + pooled, log - 2 * pooled]))
     variances = _variances_of_inputs(layers)
     noise = [0.0, *(math.sqrt(variances[i]) for i in read)]
     names = [start.name, *(layers[i - 1].name for i in read)]
@@ -265,13 +266,13 @@ def backward(measurement: Measurement, predicted: Predictions) -> Curve:
         _from_first([row.gradient_second_moment * w for row, w in zip(hidden, ws, strict=True)])
         for ws in weights
     ]
-    logs = [_least(values) for values in zip(*curves, strict=True)]
+    logs = [_nearest_to_zero(values) for values in zip(*curves, strict=True)]
     names = [row.name for row in hidden]
     expected = [predicted[name].backward for name in names if name in predicted]
     return Curve(names, logs, [noise[i] for i in counted], expected)
 
 
-def _least(logs: Sequence[float]) -> float:
+def _nearest_to_zero(logs: Sequence[float]) -> float:
     """Return the one nearest to 0; 0 if some rose and others fell."""
     return min(logs, key=abs) if min(logs) > 0 or max(logs) < 0 else 0.0
 

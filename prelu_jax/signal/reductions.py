@@ -47,7 +47,7 @@ def scaled(values: jax.Array, channel_axes: Axes = ()) -> SecondMoments:
 
 @share_trace()
 def in_units(values: jax.Array, scale: jax.Array) -> SecondMoments:
-    """Return the second moment of all values, as of one channel, in one pass.
+    """Return the mean square of all values, in one pass.
 
     Args:
         values: floats.
@@ -61,7 +61,7 @@ def in_units(values: jax.Array, scale: jax.Array) -> SecondMoments:
 def scaled_and_weighted(
     values: jax.Array, scale: jax.Array, channel_axis: int, by_axis: ByAxis
 ) -> tuple[SecondMoments, SecondMoments]:
-    """Return `scaled`, and the mean of weight · values² as of one channel, in one pass.
+    """Return the mean square of every channel and the weighted one of all values, in one pass.
 
     Args:
         values: floats.

@@ -71,11 +71,11 @@ class Linen(Model):
             )
         if not state["params"]:
             raise ValueError("the variables' 'params' are empty: there is no layer to measure.")
-        params = flax.core.unfreeze(flax.core.meta.unbox(state["params"]))
+        params = flax.core.unfreeze(unboxed(state["params"]))
         return dict(flax.traverse_util.flatten_dict(params))
 
     def others(self, state: Any) -> list[str | None]:
-        leaves = jax.tree_util.tree_leaves_with_path(flax.core.meta.unbox(state))
+        leaves = jax.tree_util.tree_leaves_with_path(unboxed(state))
         names = [_path(path) for path, _ in leaves]
         return [None if name.split("/")[0] in ("params", *_DATA) else name for name in names]
 
@@ -100,7 +100,7 @@ class Linen(Model):
     def bound(self, state: Any, rngs: Any) -> Any:
         # With the parameters mutable too, Flax would draw those that are missing.
         mutable = flax.core.DenyList("params")
-        return self.model.bind(flax.core.meta.unbox(state), rngs=rngs, mutable=mutable)
+        return self.model.bind(unboxed(state), rngs=rngs, mutable=mutable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Haiku(Model):
 
     apply: Callable[..., Any]
     has_state: bool
-    takes_key: bool = True
+    takes_key: bool
 
     def parameters(self, state: Any) -> Parameters:
         return arrays_of(state[0] if self.has_state else state)
@@ -169,7 +169,7 @@ class Haiku(Model):
         return (exchanged, *state[1:]) if self.has_state else exchanged
 
     def call(self, state: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], rngs: Any) -> Any:
-        key = next(iter(rngs.values())) if isinstance(rngs, Mapping) and rngs else rngs or None
+        key = next(iter(rngs.values())) if rngs else None
         keys = [key] if self.takes_key else []
         if self.has_state:
             return self.apply(*state, *keys, *args, **kwargs)[0]
@@ -233,3 +233,20 @@ def outputs_of(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
         return model(*args, **kwargs)
     names = [parameter.name for parameter in parameters if parameter.name not in kwargs]
     return model(*args[len(names) :], **dict(zip(names, args, strict=False)), **kwargs)
+
+
+def unboxed(variables: Any) -> Any:
+    """Return a Linen model's variables without the boxes of partitioning metadata.
+
+    Unlike this function, `flax.core.meta.unbox` also applies the sharding, for which it needs the
+    mesh and real arrays.
+    """
+
+    def unbox(leaf: Any) -> Any:
+        return unboxed(leaf.value) if _is_box(leaf) else leaf
+
+    return jax.tree.map(unbox, variables, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata) and hasattr(leaf, "value")

@@ -73,7 +73,6 @@ class Operation:
         dtype: the name of the type of y.
         steps: the lengths of the scans around it, outermost first.
         own: of each scan, whether every step has weights of its own. Else they are shared.
-        inside: the transformations around it, outermost first.
         counts: how many outputs read an input, and inputs an output reads; None if not known.
         reads_parameters: whether x depends on parameters, not on the batch alone.
     """
@@ -93,7 +92,6 @@ class Operation:
     dtype: str
     steps: tuple[int, ...] = ()
     own: tuple[bool, ...] = ()
-    inside: tuple[str, ...] = ()
     counts: Counts | None = None
     reads_parameters: bool = True
 

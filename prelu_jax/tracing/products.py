@@ -230,7 +230,6 @@ class Products:
             dtype=values.aval(y).dtype.name,
             steps=self.place.steps,
             own=tuple(bool(value.scans >> i & 1) for i in range(len(self.place.steps))),
-            inside=self.place.inside,
             counts=counts.of(equation, layout.operand),
             reads_parameters=look(x).made_of > 0,
         )

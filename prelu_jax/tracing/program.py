@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
 from prelu_jax.tracing import between, evaluation, jaxprs, reading
@@ -219,8 +218,3 @@ def _rows(body: Body, index: tuple[int, ...]) -> Iterator[tuple[Operation, tuple
 def at(records: Any, index: tuple[int, ...]) -> Any:
     """Return the record of one step."""
     return jax.tree.map(lambda leaf: leaf[index], records)
-
-
-def zeros(operation: Operation, shape: Sequence[int]) -> jax.Array:
-    """Return zeros of this shape for every step of an operation."""
-    return jnp.zeros((*operation.steps, *shape), jnp.float32)

@@ -372,16 +372,21 @@ def test_nnx_models_are_updated_in_place():
 
 
 class Boxed(nn.Module):
+    mesh: jax.sharding.Mesh | None = None
+
     @nn.compact
     def __call__(self, x):
-        init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+        init = nn.initializers.lecun_normal()
+        init = nn.with_partitioning(init, (None, "model"), mesh=self.mesh)
         x = nn.relu(nn.Dense(6, kernel_init=init, param_dtype=jnp.bfloat16, dtype=jnp.float32)(x))
         return nn.Dense(3)(x)
 
 
-def test_variables_keep_their_boxes_their_types_and_their_freeze():
+@pytest.mark.parametrize("devices", [0, 2])
+def test_variables_keep_their_boxes_their_types_and_their_freeze(devices):
     x = images(64, 5)
-    model = Boxed()
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("model",)) if devices else None
+    model = Boxed(mesh)
     variables = model.init(KEY, x)
     after, report = datadep.calibrate(model, variables, x)
     kernel = after["params"]["Dense_0"]["kernel"]

@@ -167,6 +167,16 @@ def without_notes(folder):
         file.write_text(json.dumps(content))
 
 
+def test_a_run_of_an_earlier_version_continues(runs, tmp_path):
+    folder = copy(runs, "stopped", tmp_path)
+    step = folder / "checkpoints/11/_CHECKPOINT_METADATA"
+    interval = json.loads(step.read_text())["custom_metadata"]["interval"]
+    (folder / "intervals.json").write_text(json.dumps({"11": interval}))
+    without_notes(folder)
+    trainer.train(CONFIG, folder, parallel=one_device())
+    assert_same_end(runs, folder)
+
+
 def test_without_a_configuration_a_run_of_an_earlier_version_is_refused(runs, tmp_path):
     folder = copy(runs, "stopped", tmp_path)
     without_notes(folder)
