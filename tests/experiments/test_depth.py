@@ -220,7 +220,7 @@ def test_a_finished_cell_is_read_and_another_configuration_refused(tmp_path, dat
         ({"depths": (2,), "rectifiers": (RELU,)}, "depths holds 2, expected at least 3"),
         ({"depths": (5,)}, "depths holds 5, too few layers for a tailored rectifier"),
         ({"rates": (0.0,)}, "rates is .*expected rates above 0"),
-        ({"rates": ("float('nan')",)}, "rates is .*expected rates above 0"),
+        ({"rates": ("float('nan')",)}, "rates is .*expected values such as those"),
         ({"momentum": 1.0}, "momentum is 1.0, expected a number below 1"),
         ({"width": 0}, "width is 0, expected at least 1"),
         ({"trained": 1.5}, "trained is 1.5"),
