@@ -64,7 +64,7 @@ class Curve(NamedTuple):
         noise: the standard deviation of each log over fresh weights.
         predicted: second moments, one for each layer, or fewer where nothing is predicted.
         after_first: whether it begins at the first layer's output (`_after_first`).
-        has_means: whether the last log leaves out what means over positions divide by.
+        has_means: whether the last log leaves out the means over positions.
     """
 
     names: list[str]
@@ -186,17 +186,20 @@ def _hidden(layers: Sequence[LayerStatistics], predicted: Predictions) -> Curve:
     read = reading(layers)
     means = _means(layers)
     moments = _from_first([layers[i].input_second_moment or 0.0 for i in read])
-    logs = [log + means[i] - means[read[0]] for log, i in zip(moments, read, strict=True)]
+    logs = [
+        _nearest_to_zero([log, log + means[i] - means[read[0]]])
+        for log, i in zip(moments, read, strict=True)
+    ]
     variances = _variances_of_inputs(layers)
     noise = [math.sqrt(variances[i] - variances[read[0]]) for i in read]
     names = [layers[i - 1].name for i in read]
     expected = [predicted[name].forward for name in names if name in predicted]
-    has_means = bool(read) and means[read[-1]] > means[read[0]]
+    has_means = bool(read) and logs[-1] != moments[-1]
     return Curve(names, logs, noise, expected, has_means=has_means)
 
 
 def _means(layers: Sequence[LayerStatistics]) -> list[float]:
-    """Return the log of what means over positions have divided each layer's E[x²] by.
+    """Return the log of the most by which means over positions have divided each layer's E[x²].
 
     A mean over P positions divides by up to P, which is no fault: a ReLU's outputs have a positive
     mean, which is kept, and those of tanh have none.

@@ -113,6 +113,17 @@ def test_a_mean_over_positions_may_divide_by_their_number(between, factor, last,
         assert findings[0].what.endswith("without the means over positions")
 
 
+def test_means_that_are_left_out_do_not_explode():
+    changes = each("input_second_moment", [9, 1, 1, 1, 1])  # He makes up for rectifier and mean
+    for name in "bcde":
+        changes[name] |= {"between": ("rectifier", "average pool"), "input_shape": (16, 2, 2, 10)}
+    of = measurement(changes)
+    rows = [
+        dataclasses.replace(row, between_factor=0.05, shape=(16, 8, 8, 10)) for row in of.layers
+    ]
+    assert verdict.judge(dataclasses.replace(of, layers=tuple(rows))) == ()
+
+
 class Pooled(nn.Module):
     @nn.compact
     def __call__(self, x):
