@@ -62,15 +62,14 @@ def judge(measurement: Measurement, predicted: Predictions | None = None) -> tup
 
     * not finite: an input, kernel, output or gradient holds an inf or a nan.
     * exploding, vanishing: forward, the input's second moment of the last layer over that of the
-      second; backward, the output gradient's of the first layer over that of the last but one.
-      The first layer reads the data's scale and the last often has a small one by design: neither
+      second; backward, the output gradient's of the first layer over that of the last but one. The
+      first layer reads the data's scale and the last often has a small one by design: neither
       counts. Where weights are not measured, or only two layers are, forward also begins at the
       first layer's output, and a moment between that and 1 is no drift. Forward a mean over P
-      positions may divide by P. Backward both the moment
-      and its sum over positions have to leave the band: strides and pooling keep the sum, a
-      flattening before a dense layer keeps the moment. In a model that normalises, so has the
-      product of either with the output's moment, since a norm makes of an output twice as large a
-      gradient half as large.
+      positions may divide by P. Backward both the moment and its sum over positions have to leave
+      the band: strides and pooling keep the sum, a flattening before a dense layer keeps the
+      moment. In a model that normalises, so has the product of either with the output's moment,
+      since a norm makes of an output twice as large a gradient half as large.
     * dead units: more channels are shut off for the whole batch than by chance.
     * collapsing: the outputs of different examples point the same way.
     * stalled: most kernels move by their decay more than by their gradient (He et al. 2015,
